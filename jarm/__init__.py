@@ -1,0 +1,1 @@
+"""jarm: active reward modelling in JAX."""

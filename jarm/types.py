@@ -1,0 +1,19 @@
+"""Axis letters and array aliases used in every signature.
+
+P prompts; R responses a prompt; N = P*R responses, prompt-major; d embedding width; F width of a head's last
+hidden layer; K ensemble members; M listed pairs; L capacity of the labelled set; B pairs bought a round; T rounds.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypeAlias
+
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+Params: TypeAlias = Any
+"""A pytree of arrays: the parameters of one reward head, or of K heads with a leading axis."""
+
+PRNGKey: TypeAlias = Key[Array, ""]
+"""A typed key, as `jax.random.key` makes it."""
+
+__all__ = ["Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "Shaped"]
