@@ -1,0 +1,254 @@
+"""Pair spaces: which pairs of responses may be asked about, without ever listing them.
+
+`within`, `cross` and `all` spaces are walked in tiles: a tile is `g` groups of `r` rows by `c` columns of responses,
+and memory for anything computed over a space is that of one tile. A `listed` space is a plain array of pairs.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jarm.base import PairSpace
+from jarm.types import Array, Bool, Float, Int, PRNGKey
+
+KINDS = ("within", "cross", "all")
+TILE = 1 << 19
+"""Pairs in a tile, about: 2 MiB of float32 for each array over a tile."""
+
+
+class Tile(NamedTuple):
+    """Some pairs of a space: responses `rows[g, r]` against `columns[g, c]`, where `mask[g, r, c]`.
+
+    Over all tiles of a space each of its pairs is unmasked exactly once, with its smaller index as the row.
+    """
+
+    rows: Int[Array, "g r"]
+    columns: Int[Array, "g c"]
+    mask: Bool[Array, "g r c"]
+
+
+def pair_space(
+    kind: str,
+    width: int,
+    eligible: Bool[Array, "N"],
+    excluded: Int[Array, "L 2"] | None = None,
+) -> PairSpace:
+    """A space of `within`, `cross` or `all` pairs of the eligible responses.
+
+    Args:
+      kind: `within` one prompt, `cross` prompts, or `all`.
+      width: R, responses a prompt, padding included; response n belongs to prompt n // R.
+      eligible: `[N]` responses that may be in a pair.
+      excluded: `[L, 2]` pairs never to be offered, in any order; rows with an index of N or more are padding.
+
+    Returns:
+      The space.
+
+    Raises:
+      ValueError: unknown kind, or N is not a multiple of R.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"pair space {kind!r} is not one of {', '.join(KINDS)}")
+    size = eligible.shape[0]
+    if size % width:
+        raise ValueError(f"{size} responses do not form whole prompts of {width}")
+    space = PairSpace(kind=kind, width=width, eligible=eligible, excluded=jnp.zeros((0, 2), jnp.int32))
+    return space if excluded is None else exclude(space, excluded)
+
+
+def listed_space(pairs: Int[Array, "M 2"], eligible: Bool[Array, "N"], width: int = 1) -> PairSpace:
+    """A space of the given pairs. Mirrors, repeats, self-pairs and ineligible ends are dropped (made padding).
+
+    Args:
+      pairs: `[M, 2]` response indices in any order; a row with an index of N or more is padding.
+      eligible: `[N]` responses that may be in a pair.
+      width: R, responses a prompt, used only where a result is counted by prompt.
+
+    Returns:
+      The space, its pairs in lexicographic order with padding last.
+    """
+    size = eligible.shape[0]
+    ends = jnp.clip(pairs, 0, size - 1)
+    good = eligible[ends].all(axis=1) & (pairs[:, 0] != pairs[:, 1]) & (pairs < size).all(axis=1)
+    return PairSpace(
+        kind="listed",
+        width=width,
+        eligible=eligible,
+        excluded=jnp.zeros((0, 2), jnp.int32),
+        pairs=_distinct(jnp.where(good[:, None], pairs, size), size),
+    )
+
+
+def exclude(space: PairSpace, pairs: Int[Array, "L 2"]) -> PairSpace:
+    """The space without some pairs (`[L, 2]`, any order; an index of N or more is padding)."""
+    size = space.eligible.shape[0]
+    if space.pairs is not None:
+        gone = contains(_distinct(pairs, size), space.pairs)
+        return _replace(space, pairs=jnp.where(gone[:, None], size, space.pairs))
+    return _replace(space, excluded=_distinct(jnp.concatenate([space.excluded, pairs]), size))
+
+
+def _replace(space: PairSpace, **changes: object) -> PairSpace:
+    fields = {name: getattr(space, name) for name in ("kind", "width", "eligible", "excluded", "pairs")}
+    return PairSpace(**(fields | changes))
+
+
+def _distinct(pairs: Int[Array, "L 2"], size: int) -> Int[Array, "L 2"]:
+    """Each pair once, smaller index first, in lexicographic order; the rest is padding `(size, size)`, last."""
+    low, high = pairs.min(axis=1), pairs.max(axis=1)
+    hole = (high >= size) | (low == high)
+    low, high = jax.lax.sort((jnp.where(hole, size, low), jnp.where(hole, size, high)), num_keys=2)
+    repeated = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
+    repeated = jnp.concatenate([jnp.zeros(1, bool), repeated])[: low.shape[0]]
+    # A second sort moves the holes that repeats leave to the end.
+    low, high = jax.lax.sort((jnp.where(repeated, size, low), jnp.where(repeated, size, high)), num_keys=2)
+    return jnp.stack([low, high], axis=1)
+
+
+def contains(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> Bool[Array, "M"]:
+    """Which of `pairs` (smaller index first) are among `sorted_pairs` (lexicographic): a binary search each."""
+    count = sorted_pairs.shape[0]
+    if count == 0:
+        return jnp.zeros(pairs.shape[0], bool)
+    first, second = pairs[:, 0], pairs[:, 1]
+    position = jnp.zeros(pairs.shape[0], jnp.int32)
+    for step in (1 << bit for bit in reversed(range(count.bit_length()))):
+        probe = sorted_pairs[jnp.minimum(position + step - 1, count - 1)]
+        before = (probe[:, 0] < first) | ((probe[:, 0] == first) & (probe[:, 1] < second))
+        position += step * (before & (position + step <= count)).astype(jnp.int32)
+    found = sorted_pairs[jnp.minimum(position, count - 1)]
+    return (position < count) & (found[:, 0] == first) & (found[:, 1] == second)
+
+
+def tile_count(space: PairSpace, tile: int = TILE) -> int:
+    """How many tiles `get_tile` divides the space into (a Python int)."""
+    size = space.eligible.shape[0]
+    return -(-(size // space.width if space.kind == "within" else size) // _rows(space, tile))
+
+
+def _rows(space: PairSpace, tile: int) -> int:
+    """Prompts (within) or responses (otherwise) in a tile, spread evenly over the tiles."""
+    size, width = space.eligible.shape[0], space.width
+    units, cost = (size // width, width * width) if space.kind == "within" else (size, size)
+    count = -(-units // max(1, tile // cost))
+    return -(-units // count)
+
+
+def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) -> Tile:
+    """Tile number `index` of a `within`, `cross` or `all` space; shapes do not depend on `index`."""
+    size, width = space.eligible.shape[0], space.width
+    count = _rows(space, tile)
+    start = jnp.asarray(index, jnp.int32) * count
+    low, high = space.excluded[:, 0], space.excluded[:, 1]
+    if space.kind == "within":
+        prompts = start + jnp.arange(count, dtype=jnp.int32)
+        rows = columns = prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]
+        struck = (low // width - start, low % width, jnp.where(low // width == high // width, high % width, width))
+    else:
+        rows = start + jnp.arange(count, dtype=jnp.int32)[None, :]
+        columns = jnp.arange(size, dtype=jnp.int32)[None, :]
+        struck = (jnp.zeros_like(low), low - start, high)
+    alive_rows = (rows < size) & space.eligible[jnp.minimum(rows, size - 1)]
+    alive_columns = (columns < size) & space.eligible[jnp.minimum(columns, size - 1)]
+    mask = alive_rows[:, :, None] & alive_columns[:, None, :] & (rows[:, :, None] < columns[:, None, :])
+    if space.kind == "cross":
+        mask &= rows[:, :, None] // width != columns[:, None, :] // width
+    # Negative indices would count from the end: send them out of bounds, where the scatter drops them.
+    struck = tuple(jnp.where(axis < 0, jnp.iinfo(jnp.int32).max, axis) for axis in struck)
+    mask = mask.at[struck].set(False, mode="drop")
+    return Tile(jnp.minimum(rows, size - 1), jnp.minimum(columns, size - 1), mask)
+
+
+def pair_count(space: PairSpace) -> Float[Array, ""]:
+    """How many pairs the space holds, as float32: exact below 2^24, rounded above."""
+    if space.pairs is not None:
+        return (space.pairs[:, 0] < space.eligible.shape[0]).sum(dtype=jnp.float32)
+    size, width = space.eligible.shape[0], space.width
+    by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
+    within = (by_prompt * (by_prompt - 1) / 2).sum()
+    total = by_prompt.sum()
+    every = total * (total - 1) / 2
+    held = {"within": within, "cross": every - within, "all": every}[space.kind]
+    ends = jnp.minimum(space.excluded, size - 1)
+    inside = (space.excluded[:, 0] < size) & space.eligible[ends].all(axis=1)
+    same = ends[:, 0] // width == ends[:, 1] // width
+    inside &= {"within": same, "cross": ~same, "all": jnp.ones_like(same)}[space.kind]
+    return held - inside.sum(dtype=jnp.float32)
+
+
+def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 2"], Bool[Array, "k"]]:
+    """k distinct pairs of the space, uniformly without replacement, without listing it.
+
+    A listed space is shuffled. Otherwise pairs of responses are drawn and those outside the space, or drawn before,
+    are thrown away until k are found or the space is empty: O(k) memory whatever the size of the space.
+
+    Returns:
+      Pairs `[k, 2]`, smaller index first, and `[k]` whether each exists: false where the space held fewer than k.
+    """
+    size = space.eligible.shape[0]
+    if space.pairs is not None:
+        ticket = jax.random.uniform(key, space.pairs.shape[:1])
+        ticket = jnp.where(space.pairs[:, 0] < size, ticket, -1.0)
+        best, chosen = jax.lax.top_k(ticket, min(k, ticket.shape[0]))
+        pairs = jnp.where((best >= 0)[:, None], space.pairs[chosen], 0)
+        lacking = k - best.shape[0]
+        return jnp.pad(pairs, ((0, lacking), (0, 0))), jnp.pad(best >= 0, (0, lacking))
+
+    order = jnp.argsort(~space.eligible, stable=True).astype(jnp.int32)
+    alive = jnp.maximum(space.eligible.sum(dtype=jnp.int32), 1)
+    wanted = jnp.minimum(pair_count(space), k).astype(jnp.int32)
+    draws = 2 * k + 64
+
+    def draw(carry: tuple[PRNGKey, Array, Array]) -> tuple[PRNGKey, Array, Array]:
+        key, found, _ = carry
+        key, key_first, key_second = jax.random.split(key, 3)
+        first = order[jax.random.randint(key_first, (draws,), 0, alive)]
+        if space.kind == "within":
+            second = first // space.width * space.width
+            second += jax.random.randint(key_second, (draws,), 0, space.width)
+        else:
+            second = order[jax.random.randint(key_second, (draws,), 0, alive)]
+        low, high = jnp.minimum(first, second), jnp.maximum(first, second)
+        good = (low != high) & space.eligible[low] & space.eligible[high]
+        if space.kind == "cross":
+            good &= low // space.width != high // space.width
+        good &= ~contains(space.excluded, jnp.stack([low, high], axis=1))
+        found = _first_distinct(
+            jnp.concatenate([found[:, 0], jnp.where(good, low, size)]),
+            jnp.concatenate([found[:, 1], jnp.where(good, high, size)]),
+            size,
+        )[:k]
+        return key, found, (found[:, 0] < size).sum(dtype=jnp.int32)
+
+    empty = jnp.full((k, 2), size, jnp.int32)
+    _, found, count = jax.lax.while_loop(lambda carry: carry[2] < wanted, draw, (key, empty, jnp.int32(0)))
+    valid = jnp.arange(k, dtype=jnp.int32) < count
+    return jnp.where(valid[:, None], found, 0), valid
+
+
+def _first_distinct(low: Int[Array, "n"], high: Int[Array, "n"], size: int) -> Int[Array, "n 2"]:
+    """Distinct pairs in order of first appearance, padding (index `size`) last."""
+    place = jnp.arange(low.shape[0], dtype=jnp.int32)
+    low, high, place = jax.lax.sort((low, high, place), num_keys=3)
+    repeated = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
+    gone = jnp.concatenate([jnp.zeros(1, bool), repeated]) | (low >= size)
+    place, low, high = jax.lax.sort(
+        (jnp.where(gone, low.shape[0], place), jnp.where(gone, size, low), jnp.where(gone, size, high)), num_keys=1
+    )
+    return jnp.stack([low, high], axis=1)
+
+
+def subset(key: PRNGKey, space: PairSpace, count: int) -> PairSpace:
+    """A listed space of `count` pairs drawn uniformly without replacement (fewer where the space holds fewer)."""
+    size = space.eligible.shape[0]
+    pairs, valid = sample_pairs(key, space, count)
+    return PairSpace(
+        kind="listed",
+        width=space.width,
+        eligible=space.eligible,
+        excluded=jnp.zeros((0, 2), jnp.int32),
+        pairs=jnp.where(valid[:, None], pairs, size),
+    )
