@@ -1,0 +1,1 @@
+"""One module per speed claim of jarm, each beside what one would use instead."""
