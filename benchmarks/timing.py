@@ -6,10 +6,11 @@
     import jax
     ours = timing.jax_side("jarm", f, *args)            # compiles, and times that apart
     theirs = timing.Side("torch", lambda: g(*torch_args))
-    rows = timing.compare("scores", [ours, theirs], sizes={"M": 10_000}, outcome={"same_picks": True})
+    theirs.outcome["same_picks"] = ...
+    timing.compare("scores", [ours, theirs], sizes={"M": 10_000})
 
-The processor time of a process counts all its threads; `python -m benchmarks.X --cores all` measures wall time on
-every core instead. The first side is the one that the others are compared with: a row's ratio is its own time over
+Processor time counts all threads of the process; `python -m benchmarks.X --cores all` compares wall time on
+every core instead. The first side is what the others are compared with: a row's ratio is its own time over
 the first side's in the same turn, as a median over turns with the extremes.
 `python -m benchmarks.timing FILE.jsonl ...` prints rows as a Markdown table.
 """
@@ -46,7 +47,7 @@ def pin(cores: Literal["1", "all"] = "1") -> None:
 
 
 def start(**options: Any) -> argparse.Namespace:
-    """Read `--cores`, `--turns`, `--out` and a benchmark's own options (name=default), and pin the process."""
+    """Read `--cores`, `--turns`, `--out` and the options of a benchmark (name=default); pin the process."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--cores", choices=("1", "all"), default="1")
     parser.add_argument("--turns", type=int, default=7, help="alternating runs of each side")
@@ -77,7 +78,7 @@ class Side:
       run: the work, without arguments; its result is kept in `result`.
       compile_s: seconds to compile it, 0 where nothing compiles.
       temp_bytes: temporaries plus outputs of the compiled program.
-      rss_growth_bytes: growth of the resident memory of a fresh process that runs it once (`resident_growth`).
+      rss_growth_bytes: growth of resident memory in a fresh process that runs it once (`resident_growth`).
       outcome: what it achieved: same picks, loss, distance from the floor.
       result: what the last run returned.
     """
@@ -92,7 +93,7 @@ class Side:
 
 
 def jax_side(name: str, f: Callable[..., Any], *args: Any) -> Side:
-    """Compile `f(*args)`, time that apart, and wrap the program so that a run ends when its results are there."""
+    """Compile `f(*args)`, timed apart; a run of the side ends when the results are there."""
     import jax
 
     begin = time.perf_counter()
@@ -108,8 +109,8 @@ def alternate(
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Processor and wall seconds of each side, one entry a turn: A B A B ...
 
-    A side that takes less than `at_least_s` is run several times in its turn, and the mean is its entry. One run of
-    each side, not counted, comes first.
+    A side that takes less than `at_least_s` runs several times in its turn, and the mean is its entry. Two runs
+    of each side, not counted, come first.
     """
     repeats = {}
     for side in sides:
@@ -138,9 +139,9 @@ def compare(
     turns: int | None = None,
     at_least_s: float = 0.05,
 ) -> list[dict[str, Any]]:
-    """Measure the sides in turn; print one row each, and append it to `--out`. The first side is the reference.
+    """Measure the sides in turn; print one row each, and append it to `--out`.
 
-    Ratios are of processor time on one core, and of wall time on all cores.
+    The first side is the reference. Ratios are of processor time on one core, and of wall time on all cores.
     """
     cpu, wall = alternate(sides, turns=turns or _SETTINGS["turns"], at_least_s=at_least_s)
     measured = cpu if _SETTINGS["cores"] == "1" else wall
@@ -185,8 +186,8 @@ def report(rows: Sequence[Mapping[str, Any]]) -> None:
 def resident_growth(setup: Callable[..., Callable[[], Any]], *args: Any) -> int:
     """Bytes by which the peak resident memory of a fresh process grows while it runs `setup(*args)()` once.
 
-    `setup`, a function of a module, imports what it needs and prepares the inputs; only the call of what it returns
-    is measured.
+    `setup`, a function of a module, imports what it needs and prepares the inputs; only the call of what it
+    returns is measured.
     """
     context = multiprocessing.get_context("spawn")
     receive, send = context.Pipe(duplex=False)
@@ -280,7 +281,7 @@ def read_rate(size: int = 1 << 28, repeats: int = 5) -> float:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table."""
     lines = [
-        "| benchmark | sizes | side | cores | compile s | processor s | wall s | ratio (low to high) | MB | outcome |",
+        "| benchmark | sizes | side | cores | compile s | processor s | wall s | ratio (range) | MB | outcome |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
@@ -289,8 +290,8 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
         ratio = f"{row['ratio_median']:.3g} ({row['ratio_low']:.3g} to {row['ratio_high']:.3g})"
         memory = [row["temp_bytes"], row["rss_growth_bytes"]]
         megabytes = next((f"{size / 1e6:.1f}" for size in memory if size is not None), "")
-        cells = (row["name"], sizes, row["side"], row["cores"], f"{row['compile_s']:.2f}")
-        cells += (f"{row['cpu_s']:.4g}", f"{row['wall_s']:.4g}", ratio, megabytes, outcome)
+        cells = [row["name"], sizes, row["side"], row["cores"], f"{row['compile_s']:.2f}"]
+        cells += [f"{row['cpu_s']:.4g}", f"{row['wall_s']:.4g}", ratio, megabytes, outcome]
         lines.append("| " + " | ".join(map(str, cells)) + " |")
     return "\n".join(lines)
 
@@ -300,4 +301,5 @@ def _short(value: Any) -> str:
 
 
 if __name__ == "__main__":
-    print(table([json.loads(line) for path in sys.argv[1:] for line in open(path)]))
+    paths = map(pathlib.Path, sys.argv[1:])
+    print(table([json.loads(line) for path in paths for line in path.read_text().splitlines()]))
