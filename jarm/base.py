@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import enum
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform
+from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
 import numpy as np
@@ -249,6 +249,7 @@ class FitInfo(NamedTuple):
     status: Int[Array, ""]
 
 
+@runtime_checkable
 class Fit(Protocol):
     """Fit K heads to labelled pairs; `warm` are the parameters to start from, or None for fresh ones."""
 
@@ -262,6 +263,7 @@ class Fit(Protocol):
     ) -> tuple[Params, FitInfo]: ...
 
 
+@runtime_checkable
 class Rule(Protocol):
     """An acquisition rule: pick k pairs of a space. Pure, jittable, fixed shapes; k is a Python int."""
 
@@ -270,6 +272,7 @@ class Rule(Protocol):
     ) -> Selection: ...
 
 
+@runtime_checkable
 class Annotator(Protocol):
     """Answer pairs: `[k, 2]` indices and the gold rewards and rulers of the N responses -> labels `[k]` in [0, 1]."""
 

@@ -146,7 +146,11 @@ def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) ->
     if space.kind == "within":
         prompts = start + jnp.arange(count, dtype=jnp.int32)
         rows = columns = prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]
-        struck = (low // width - start, low % width, jnp.where(low // width == high // width, high % width, width))
+        struck = (
+            low // width - start,
+            low % width,
+            jnp.where(low // width == high // width, high % width, width),
+        )
     else:
         rows = start + jnp.arange(count, dtype=jnp.int32)[None, :]
         columns = jnp.arange(size, dtype=jnp.int32)[None, :]
@@ -236,7 +240,8 @@ def _first_distinct(low: Int[Array, "n"], high: Int[Array, "n"], size: int) -> I
     repeated = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     gone = jnp.concatenate([jnp.zeros(1, bool), repeated]) | (low >= size)
     place, low, high = jax.lax.sort(
-        (jnp.where(gone, low.shape[0], place), jnp.where(gone, size, low), jnp.where(gone, size, high)), num_keys=1
+        (jnp.where(gone, low.shape[0], place), jnp.where(gone, size, low), jnp.where(gone, size, high)),
+        num_keys=1,
     )
     return jnp.stack([low, high], axis=1)
 

@@ -1,0 +1,33 @@
+"""Rules that look at the margin m = r_i - r_j of a pair and nothing else, and the rule that looks at nothing."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jarm.base import Belief, HParams, PairSpace, Selection
+from jarm.selection import random_pairs, top_pairs
+from jarm.types import PRNGKey
+
+
+def random(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs drawn uniformly without replacement: what every rule has to beat.
+
+    Gain: 0.
+    """
+    return random_pairs(key, space, k)
+
+
+def entropy(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs the head is least sure of: the smallest |m|, the same order as the entropy of sigmoid(m).
+
+    Gain: -|m|. Known in the released rules as the level set.
+    """
+    return top_pairs(lambda margin, _: -jnp.abs(margin), belief.rewards, None, space, k)
+
+
+def max_diff(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs the head is surest of: the largest |m|.
+
+    Gain: |m|.
+    """
+    return top_pairs(lambda margin, _: jnp.abs(margin), belief.rewards, None, space, k)

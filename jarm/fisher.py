@@ -1,0 +1,119 @@
+"""Fisher information of pairs of responses under a Bradley-Terry head, summed over pair spaces without building pairs.
+
+For a pair (i, j) with feature difference x = phi_i - phi_j, margin m = r_i - r_j and p = sigmoid(m), the information
+about the last layer is v x x^T with v = p (1 - p). Summed over a set of pairs it is a weighted graph Laplacian,
+Phi^T (diag(V 1) - V) Phi, so one tile of weights V is all that is ever held.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jarm.base import PairSpace
+from jarm.data.pairs import TILE, get_tile, tile_count
+from jarm.linalg import matmul
+from jarm.types import Array, Float, Int
+
+
+def fisher_weight(margin: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """`v = p (1 - p)`, p = sigmoid(margin), without cancellation: 1 - p is never formed from p."""
+    decay = jnp.exp(-jnp.abs(margin))
+    return decay / jnp.square(1 + decay)
+
+
+def pair_information(
+    first: Float[Array, "M F"], second: Float[Array, "M F"], weight: Float[Array, "M"]
+) -> Float[Array, "F F"]:
+    """`sum_m weight_m x_m x_m^T`, x = first - second."""
+    difference = first - second
+    return matmul(difference.T, weight[:, None] * difference)
+
+
+def space_information(
+    features: Float[Array, "N F"],
+    rewards: Float[Array, "N"] | None,
+    space: PairSpace,
+    *,
+    tile: int = TILE,
+) -> tuple[Float[Array, "F F"], Float[Array, ""]]:
+    """Information of every pair of a space, and how many pairs that is.
+
+    Args:
+      features: `[N, F]` last-layer features of the responses.
+      rewards: `[N]` rewards, for weights v = p (1 - p); None for weights of 1, the sum of x x^T.
+      space: which pairs.
+      tile: pairs looked at together, which bounds memory.
+
+    Returns:
+      `sum v x x^T` over the space, `[F, F]`, and the number of pairs as float32.
+    """
+    width = features.shape[1]
+    zero = (jnp.zeros((width, width), features.dtype), jnp.float32(0))
+    if space.pairs is not None:
+        return _listed_information(features, rewards, space.pairs, zero, max(1, tile // width))
+    # Differences ignore a common shift; without it the Laplacian's two terms nearly cancel in float32.
+    features = features - features.mean(axis=0, keepdims=True)
+
+    def add(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        total, count = carry
+        rows, columns, mask = get_tile(space, index, tile)
+        if rewards is None:
+            weights = mask.astype(features.dtype)
+        else:
+            weights = fisher_weight(rewards[rows][:, :, None] - rewards[columns][:, None, :]) * mask
+        phi_rows, phi_columns = features[rows], features[columns]
+        if space.kind == "within":
+            centre = phi_rows.mean(axis=1, keepdims=True)
+            phi_rows, phi_columns = phi_rows - centre, phi_columns - centre
+        # The pairs of a tile are directed, row before column: sum of v (a a^T + b b^T - a b^T - b a^T).
+        mixed = matmul(phi_rows.swapaxes(1, 2), matmul(weights, phi_columns)).sum(axis=0)
+        own_rows = weights.sum(axis=2)[:, :, None] * phi_rows
+        own_columns = weights.sum(axis=1)[:, :, None] * phi_columns
+        own = matmul(phi_rows.swapaxes(1, 2), own_rows) + matmul(phi_columns.swapaxes(1, 2), own_columns)
+        total += own.sum(axis=0) - mixed - mixed.T
+        return (total, count + mask.sum(dtype=jnp.float32)), None
+
+    indices = jnp.arange(tile_count(space, tile), dtype=jnp.int32)
+    (total, count), _ = jax.lax.scan(add, zero, indices)
+    return (total + total.T) / 2, count
+
+
+def _listed_information(
+    features: Float[Array, "N F"],
+    rewards: Float[Array, "N"] | None,
+    pairs: Int[Array, "M 2"],
+    zero: tuple[Float[Array, "F F"], Float[Array, ""]],
+    chunk: int,
+) -> tuple[Float[Array, "F F"], Float[Array, ""]]:
+    size = features.shape[0]
+
+    def add(carry: tuple[Array, Array], some: Array) -> tuple[tuple[Array, Array], None]:
+        total, count = carry
+        alive = some[:, 0] < size
+        first, second = jnp.minimum(some, size - 1).T
+        weight = alive.astype(features.dtype)
+        if rewards is not None:
+            weight *= fisher_weight(rewards[first] - rewards[second])
+        total += pair_information(features[first], features[second], weight)
+        return (total, count + alive.sum(dtype=jnp.float32)), None
+
+    carry, _ = jax.lax.scan(add, zero, chunked(pairs, chunk, size))
+    return carry
+
+
+def chunked(pairs: Int[Array, "M 2"], chunk: int, fill: int) -> Int[Array, "c m 2"]:
+    """Pairs in equal chunks of at most `chunk`, the last padded with `fill`."""
+    count = max(1, -(-pairs.shape[0] // chunk))
+    each = -(-pairs.shape[0] // count)
+    padded = jnp.pad(pairs, ((0, count * each - pairs.shape[0]), (0, 0)), constant_values=fill)
+    return padded.reshape(count, each, 2)
+
+
+def pair_variance(rewards: Float[Array, "K N"], pairs: Int[Array, "M 2"]) -> Float[Array, "M"]:
+    """Variance over an ensemble of the *difference* of two rewards, `[M]` (unbiased, K - 1).
+
+    Never the sum of two marginal variances: what the members are unsure of about both responses alike cancels.
+    """
+    difference = rewards[:, pairs[:, 0]] - rewards[:, pairs[:, 1]]
+    return difference.var(axis=0, ddof=1)
