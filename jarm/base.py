@@ -267,9 +267,7 @@ class Fit(Protocol):
 class Rule(Protocol):
     """An acquisition rule: pick k pairs of a space. Pure, jittable, fixed shapes; k is a Python int."""
 
-    def __call__(
-        self, key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams
-    ) -> Selection: ...
+    def __call__(self, key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection: ...
 
 
 @runtime_checkable

@@ -1,0 +1,1 @@
+"""Acquisition rules: which pairs to ask about."""

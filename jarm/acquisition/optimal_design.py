@@ -17,9 +17,7 @@ from jarm.selection import greedy_log_det, top_pairs
 from jarm.types import Array, Float, PRNGKey
 
 
-def _one_shot(
-    belief: Belief, space: PairSpace, k: int, metric: Float[Array, "F F"], *, weighted: bool
-) -> Selection:
+def _one_shot(belief: Belief, space: PairSpace, k: int, metric: Float[Array, "F F"], *, weighted: bool) -> Selection:
     """The k pairs of largest v x^T metric^-1 x (v = 1 where not weighted)."""
     whiten, singular = inverse_factor(jitter(metric))
 
@@ -76,9 +74,7 @@ def prior_information(
     return jitter(prior + belief.past if past_aware else prior)
 
 
-def _greedy(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, past_aware: bool
-) -> Selection:
+def _greedy(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, past_aware: bool) -> Selection:
     prior = prior_information(belief, space, k, hparams, past_aware=past_aware)
     selection, _ = greedy_log_det(belief.features, belief.rewards, space, prior, k)
     return selection
