@@ -241,7 +241,13 @@ class RewardHead:
 
 
 class FitInfo(NamedTuple):
-    """What a fit reports: mean negative log-likelihoods in nats a label (validation: held-out labels), steps, status."""
+    """What a fit reports of each member.
+
+    Attributes:
+      train_nll, valid_nll: `[K]` mean negative log-likelihood in nats of the labels trained on and held out.
+      steps: `[K]` int32 optimiser steps taken.
+      status: scalar int32 `Status`.
+    """
 
     train_nll: Float[Array, "K"]
     valid_nll: Float[Array, "K"]
@@ -260,20 +266,15 @@ class Fit(Protocol):
         embeddings: Float[Array, "N d"],
         labelled: Labelled,
         warm: Params | None = None,
-    ) -> tuple[Params, FitInfo]: ...
+    ) -> tuple[Params, FitInfo]:
+        """Parameters with a leading axis K, and what became of each member."""
+        ...
 
 
 @runtime_checkable
 class Rule(Protocol):
     """An acquisition rule: pick k pairs of a space. Pure, jittable, fixed shapes; k is a Python int."""
 
-    def __call__(self, key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection: ...
-
-
-@runtime_checkable
-class Annotator(Protocol):
-    """Answer pairs: `[k, 2]` indices and the gold rewards and rulers of the N responses -> labels `[k]` in [0, 1]."""
-
-    def __call__(
-        self, key: PRNGKey, hparams: HParams, pairs: Int[Array, "k 2"], gold: Float[Array, "N"]
-    ) -> Float[Array, "k"]: ...
+    def __call__(self, key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+        """The batch."""
+        ...

@@ -1,4 +1,4 @@
-"""The table of rules: one line each. What stands here is tested by the conformance suite and offered by `jarm compare`."""
+"""The table of rules: what stands here is tested by the conformance suite and offered by `jarm compare`."""
 
 from __future__ import annotations
 
