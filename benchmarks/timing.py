@@ -51,9 +51,7 @@ def start(**options: Any) -> argparse.Namespace:
     parser = argparse.ArgumentParser()
     parser.add_argument("--cores", choices=("1", "all"), default="1")
     parser.add_argument("--turns", type=int, default=7, help="alternating runs of each side")
-    parser.add_argument(
-        "--out", type=pathlib.Path, help="JSON lines are appended here (default: only printed)"
-    )
+    parser.add_argument("--out", type=pathlib.Path, help="JSON lines are appended here (default: only printed)")
     for name, default in options.items():
         flag = f"--{name.replace('_', '-')}"
         if isinstance(default, list | tuple):
@@ -109,8 +107,8 @@ def alternate(
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Processor and wall seconds of each side, one entry a turn: A B A B ...
 
-    A side that takes less than `at_least_s` runs several times in its turn, and the mean is its entry. Two runs
-    of each side, not counted, come first.
+    A side that takes less than `at_least_s` runs several times in its turn, and the mean is its entry. Two
+    runs of each side, not counted, come first.
     """
     repeats = {}
     for side in sides:
@@ -236,9 +234,7 @@ def versions() -> dict[str, str]:
 @functools.cache
 def commit() -> str:
     """The commit of the working tree, with a + where `jarm` or `benchmarks` differ from it."""
-    git = functools.partial(
-        subprocess.run, cwd=RESULTS.parents[1], capture_output=True, text=True, check=False
-    )
+    git = functools.partial(subprocess.run, cwd=RESULTS.parents[1], capture_output=True, text=True, check=False)
     head = git(["git", "rev-parse", "--short", "HEAD"]).stdout.strip()
     changed = git(["git", "status", "--porcelain", "--", "jarm", "benchmarks/*.py"]).stdout.strip()
     return head + ("+" if changed else "")
@@ -281,7 +277,7 @@ def read_rate(size: int = 1 << 28, repeats: int = 5) -> float:
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
     """Rows as a Markdown table."""
     lines = [
-        "| benchmark | sizes | side | cores | compile s | processor s | wall s | ratio (range) | MB | outcome |",
+        "| benchmark | sizes | side | cores | compile s | processor s | wall s | ratio | MB | outcome |",
         "|---|---|---|--:|--:|--:|--:|--:|--:|---|",
     ]
     for row in rows:
