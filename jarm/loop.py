@@ -1,0 +1,412 @@
+"""The loop: ask which pairs to label, tell what was answered, fit again. A whole run is one pure function.
+
+`ask` and `tell` are what a campaign with people calls; `run` scans them against a simulated annotator, compiles once,
+and never touches the host. Shapes are fixed from the start: the labelled set has room for the whole budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.acquisition.registry import get_rule
+from jarm.annotators import AnnotatorConfig, annotate, reward_scale, solve_noise
+from jarm.base import (
+    Belief,
+    FitInfo,
+    HParams,
+    JarmError,
+    Labelled,
+    PairSpace,
+    ResponseTable,
+    Rule,
+    Selection,
+    Status,
+    record,
+)
+from jarm.data.pairs import KINDS, pair_space, sample_pairs, subset
+from jarm.fisher import fisher_weight, pair_information
+from jarm.fit import FitConfig, make_fit
+from jarm.heads import HeadConfig
+from jarm.linalg import worst
+from jarm.metrics import batch_report
+from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """The shape of a run: everything that decides what is compiled.
+
+    Attributes:
+      rule: name of the acquisition rule.
+      pairs: kind of the pair space: `within`, `cross` or `all`.
+      rounds: T, batches bought after the initial one.
+      batch: B, pairs bought a round.
+      initial: random pairs labelled before the first round.
+      prompts: prompts drawn afresh each round to form the space, or None for all of them.
+      pool: pairs drawn from the space each round as candidates, or None for every pair of it.
+      head: the reward head.
+      fit: how it is fitted.
+      annotator: who answers.
+      warm_start: whether a round's fit starts from the last round's parameters.
+    """
+
+    rule: str = "greedy_dopt"
+    pairs: str = "within"
+    rounds: int = 8
+    batch: int = 50
+    initial: int = 50
+    prompts: int | None = None
+    pool: int | None = None
+    head: HeadConfig = HeadConfig()
+    fit: FitConfig = FitConfig()
+    annotator: AnnotatorConfig = AnnotatorConfig()
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pairs not in KINDS:
+            raise JarmError(f"There is no pair space {self.pairs!r}: choose from {', '.join(KINDS)}.")
+        for name, least in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("pool", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise JarmError(f"`{name}` is {value}, and must be at least {least}.")
+        if self.pool is not None and self.pool < self.batch:
+            raise JarmError(
+                f"A pool of {self.pool} pairs cannot fill a batch of {self.batch}: draw a larger pool or buy fewer."
+            )
+
+    @property
+    def budget(self) -> int:
+        """Labels bought in all, the initial ones included."""
+        return self.initial + self.rounds * self.batch
+
+
+@record
+class Pool:
+    """A training table on the device, as `run` reads it.
+
+    Attributes:
+      embeddings: `[P, R, d]` float32.
+      mask: `[P, R]` bool.
+      gold: `[P, R]` gold rewards divided by the annotator's scale; zeros where people will answer.
+      lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
+      spread: mean squared distance of the embeddings of two responses of a pair: the unit of batch diversity.
+    """
+
+    embeddings: Float[Array, "P R d"]
+    mask: Bool[Array, "P R"]
+    gold: Float[Array, "P R"]
+    lengths: Float[Array, "P R"]
+    spread: Float[Array, ""]
+
+
+@record
+class LoopState:
+    """What is carried from round to round.
+
+    Attributes:
+      key: source of all that is still to be drawn.
+      round: how many batches have been told.
+      labelled: the pairs labelled so far.
+      params: heads of the last fit, with a leading axis K.
+      status: worst `Status` so far.
+    """
+
+    key: PRNGKey
+    round: Int[Array, ""]
+    labelled: Labelled
+    params: Params
+    status: Int[Array, ""]
+
+
+class RunRecord(NamedTuple):
+    """One run, a leading axis T + 1 over rounds: after the initial labels, and after each batch.
+
+    Attributes:
+      labels: labels bought so far.
+      wrong: how many of them are wrong.
+      params: the heads fitted to them, `[T + 1, K, ...]`.
+      fit: what the fit reported.
+      selection: the batch bought next; in the last round nothing is bought and it is all invalid.
+      batch: diversity and informativeness of that batch.
+      status: worst `Status` up to then.
+    """
+
+    labels: Int[Array, "T"]
+    wrong: Int[Array, "T"]
+    params: Params
+    fit: FitInfo
+    selection: Selection
+    batch: dict[str, Array]
+    status: Int[Array, "T"]
+
+
+class Loop(NamedTuple):
+    """The functions of one configuration. All are pure and may be jitted, vmapped and sharded.
+
+    Attributes:
+      init: `(key, pool) -> (state, selection)`: an empty state, and the random pairs to label first.
+      ask: `(hparams, state, pool) -> (state, selection)`: fit the heads, pick the next batch.
+      tell: `(state, selection, labels) -> state`: add what was answered.
+      run: `(key, hparams, pool) -> RunRecord`: everything, against the simulated annotator.
+    """
+
+    init: Callable[[PRNGKey, Pool], tuple[LoopState, Selection]]
+    ask: Callable[[HParams, LoopState, Pool], tuple[LoopState, Selection]]
+    tell: Callable[[LoopState, Selection, Array], LoopState]
+    run: Callable[[PRNGKey, HParams, Pool], RunRecord]
+
+
+def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig()) -> tuple[Pool, float]:
+    """Put a training table on the device.
+
+    Args:
+      table: with gold rewards, unless people will answer.
+      annotator: whose scale gold rewards are divided by.
+
+    Returns:
+      The pool, and the scale.
+
+    Raises:
+      JarmError: the length bias of the annotator needs lengths that the table does not have.
+    """
+    embeddings = table.embeddings()
+    gold = np.zeros(table.mask.shape, np.float32)
+    scale = 1.0
+    if table.gold is not None:
+        scale = reward_scale(annotator, table.gold, table.mask)
+        gold = np.where(table.mask, table.gold / scale, 0).astype(np.float32)
+    lengths = np.zeros(table.mask.shape, np.float32)
+    if "length" in table.rulers:
+        length = np.asarray(table.rulers["length"], np.float64)
+        deviation = np.std(length[table.mask])
+        lengths = np.where(table.mask, (length - length[table.mask].mean()) / (deviation or 1), 0).astype(np.float32)
+    elif annotator.length_bias:
+        raise JarmError("The table knows no response lengths, so there can be no length bias: leave it at 0.")
+    # E |a - b|^2 of two random responses is twice the total variance.
+    spread = 2 * np.var(embeddings[table.mask], axis=0, dtype=np.float64).sum()
+    pool = Pool(
+        embeddings=jnp.asarray(embeddings),
+        mask=jnp.asarray(table.mask),
+        gold=jnp.asarray(gold),
+        lengths=jnp.asarray(lengths),
+        spread=jnp.float32(spread or 1),
+    )
+    return pool, scale
+
+
+def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams: HParams = HParams()) -> HParams:
+    """HParams as float32 arrays, with the noise solved for where the annotator has a flip rate."""
+    wanted = config.annotator.flip_rate
+    if config.annotator.kind == "bradley_terry" and wanted is not None and table.gold is not None:
+        noise = solve_noise(wanted, table.gold, table.mask, scale) if wanted > 0 else -1.0
+        hparams = dataclasses.replace(hparams, noise=noise)
+    return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
+
+
+def check_budget(config: LoopConfig, table: ResponseTable) -> None:
+    """Refuse a budget that the table cannot meet.
+
+    Raises:
+      JarmError: the space holds fewer pairs than the budget, or than a batch in the prompts drawn a round.
+    """
+    real = table.mask.sum(axis=1).astype(np.int64)
+    if config.prompts is not None and config.prompts > len(real):
+        raise JarmError(f"{config.prompts} prompts a round are more than the {len(real)} of the table: draw fewer.")
+
+    def pairs_in(counts: np.ndarray) -> int:
+        within = int((counts * (counts - 1) // 2).sum())
+        total = int(counts.sum())
+        every = total * (total - 1) // 2
+        return {"within": within, "cross": every - within, "all": every}[config.pairs]
+
+    held = pairs_in(real)
+    if held < config.budget:
+        raise JarmError(
+            f"The table holds {held} pairs {_WHERE[config.pairs]}, fewer than the {config.budget} labels of "
+            f"{config.initial} + {config.rounds} x {config.batch}: buy fewer, or widen the space (`--pairs all`)."
+        )
+    if config.prompts is not None and pairs_in(np.sort(real)[: config.prompts]) < config.batch:
+        raise JarmError(
+            f"{config.prompts} prompts a round may hold fewer pairs {_WHERE[config.pairs]} than a batch of "
+            f"{config.batch}: draw more prompts, or buy fewer."
+        )
+
+
+_WHERE = {"within": "within prompts", "cross": "across prompts", "all": "of responses"}
+
+
+def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
+    """Build the loop of a configuration: all that is static is decided here.
+
+    Args:
+      config: the shape of a run.
+      rule: an acquisition rule of your own, in place of the one that `config.rule` names.
+
+    Returns:
+      Its functions. Jit `run` once and call it with as many keys and hparams as you like; or `vmap` it over them.
+
+    Raises:
+      JarmError: there is no such rule.
+    """
+    pick = rule or get_rule(config.rule)
+    head = config.head.head()
+    fit = make_fit(head, config.fit)
+    capacity = config.budget
+
+    def init(key: PRNGKey, pool: Pool) -> tuple[LoopState, Selection]:
+        key, key_first, key_params = jax.random.split(key, 3)
+        heads = jax.vmap(lambda each: head.init(each, pool.embeddings.shape[2]))
+        nothing = jnp.zeros(capacity, jnp.float32)
+        nowhere = jnp.zeros(capacity, jnp.int32)
+        state = LoopState(
+            key=key,
+            round=jnp.int32(0),
+            labelled=Labelled(nowhere, nowhere, nothing, nothing, jnp.zeros(capacity, bool)),
+            params=heads(jax.random.split(key_params, config.fit.members)),
+            status=jnp.int32(Status.OK),
+        )
+        space = pair_space(config.pairs, pool.mask.shape[1], pool.mask.reshape(-1))
+        pairs, valid = sample_pairs(key_first, space, config.initial)
+        short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
+        return state, Selection(pairs, jnp.zeros(config.initial, jnp.float32), valid, short)
+
+    def refit(hparams: HParams, state: LoopState, pool: Pool) -> tuple[LoopState, FitInfo]:
+        flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
+        key_fit = jax.random.fold_in(state.key, 2 * state.round)
+        params, info = fit(key_fit, hparams, flat, state.labelled, state.params if config.warm_start else None)
+        return dataclasses.replace(state, params=params, status=worst(state.status, info.status)), info
+
+    def candidates(key: PRNGKey, state: LoopState, pool: Pool) -> tuple[Int[Array, "p"], PairSpace]:
+        """The prompts of this round, and the space of their unlabelled pairs in local indices."""
+        count, width = pool.mask.shape
+        key_prompts, key_pool = jax.random.split(key)
+        if config.prompts is None:
+            prompts = jnp.arange(count, dtype=jnp.int32)
+        else:
+            prompts = jax.random.choice(key_prompts, count, (config.prompts,), replace=False).astype(jnp.int32)
+        size = prompts.shape[0] * width
+        home = (
+            jnp.full(count, prompts.shape[0], jnp.int32).at[prompts].set(jnp.arange(prompts.shape[0], dtype=jnp.int32))
+        )
+        ends = jnp.stack([state.labelled.first, state.labelled.second], axis=1)
+        local = jnp.where(state.labelled.mask[:, None], home[ends // width] * width + ends % width, size)
+        space = pair_space(config.pairs, width, pool.mask[prompts].reshape(-1), local)
+        return prompts, space if config.pool is None else subset(key_pool, space, config.pool)
+
+    def believe(state: LoopState, pool: Pool, prompts: Int[Array, "p"]) -> Belief:
+        d = pool.embeddings.shape[2]
+        local = pool.embeddings[prompts].reshape(-1, d)
+        member_rewards = jax.vmap(head.rewards, in_axes=(0, None))(state.params, local)
+        # The information is that of the first member's last layer: averaging features of different heads means nothing.
+        params = jax.tree.map(lambda leaf: leaf[0], state.params)
+        flat, labelled = pool.embeddings.reshape(-1, d), state.labelled
+        weights = head.weights(params)
+        first = head.features(params, flat[labelled.first])
+        second = head.features(params, flat[labelled.second])
+        known = fisher_weight((first - second) @ weights) * labelled.mask
+        return Belief(
+            features=head.features(params, local),
+            rewards=member_rewards[0],
+            member_rewards=member_rewards,
+            past=pair_information(first, second, known),
+            labels=labelled.mask.sum(dtype=jnp.int32),
+        )
+
+    def select(hparams: HParams, state: LoopState, pool: Pool) -> tuple[Selection, Float[Array, "B"]]:
+        """The next batch in global indices, and the Fisher weights of its pairs."""
+        key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
+        prompts, space = candidates(key_space, state, pool)
+        belief = believe(state, pool, prompts)
+        chosen = pick(key_rule, belief, space, config.batch, hparams)
+        width = pool.mask.shape[1]
+        weight = fisher_weight(belief.rewards[chosen.pairs[:, 0]] - belief.rewards[chosen.pairs[:, 1]])
+        pairs = jnp.sort(prompts[chosen.pairs // width] * width + chosen.pairs % width, axis=1)
+        pairs = jnp.where(chosen.valid[:, None], pairs, 0)
+        return dataclasses.replace(chosen, pairs=pairs), weight
+
+    def ask(hparams: HParams, state: LoopState, pool: Pool) -> tuple[LoopState, Selection]:
+        state, _ = refit(hparams, state, pool)
+        selection, _ = select(hparams, state, pool)
+        return dataclasses.replace(state, status=worst(state.status, selection.status)), selection
+
+    def tell(state: LoopState, selection: Selection, labels: Float[Array, "B"]) -> LoopState:
+        old, start = state.labelled, state.labelled.mask.sum(dtype=jnp.int32)
+
+        def write(into: Array, values: Array) -> Array:
+            # Only answered pairs are stored, one after the other; a place beyond the capacity is dropped.
+            place = jnp.where(selection.valid, start + jnp.cumsum(selection.valid) - 1, capacity)
+            return into.at[place].set(values.astype(into.dtype), mode="drop")
+
+        labelled = Labelled(
+            first=write(old.first, selection.pairs[:, 0]),
+            second=write(old.second, selection.pairs[:, 1]),
+            label=write(old.label, labels),
+            weight=write(old.weight, jnp.ones_like(labels)),
+            mask=write(old.mask, selection.valid),
+        )
+        status = worst(state.status, selection.status)
+        return dataclasses.replace(state, labelled=labelled, round=state.round + 1, status=status)
+
+    def run(key: PRNGKey, hparams: HParams, pool: Pool) -> RunRecord:
+        key_loop, key_annotator = jax.random.split(key)
+        gold, lengths = pool.gold.reshape(-1), pool.lengths.reshape(-1)
+        flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
+
+        def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
+            labels, wrong = annotate(key_annotator, config.annotator, hparams.noise, selection.pairs, gold, lengths)
+            return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
+
+        def report(selection: Selection, weight: Float[Array, "B"]) -> dict[str, Array]:
+            first, second = selection.pairs.T
+            return batch_report(
+                flat[first],
+                flat[second],
+                selection.pairs,
+                selection.valid,
+                weight,
+                jnp.abs(gold[first] - gold[second]),
+                width=pool.mask.shape[1],
+                scale=pool.spread,
+            )
+
+        def step(
+            carry: tuple[LoopState, Int[Array, ""]], last: Bool[Array, ""]
+        ) -> tuple[tuple[LoopState, Array], RunRecord]:
+            state, wrong = carry
+            state, info = refit(hparams, state, pool)
+            nothing = Selection(
+                pairs=jnp.zeros((config.batch, 2), jnp.int32),
+                gains=jnp.zeros(config.batch, jnp.float32),
+                valid=jnp.zeros(config.batch, bool),
+                status=jnp.int32(Status.OK),
+            )
+            selection, weight = jax.lax.cond(
+                last,
+                lambda: (nothing, jnp.zeros(config.batch, jnp.float32)),
+                lambda: select(hparams, state, pool),
+            )
+            record = RunRecord(
+                labels=state.labelled.mask.sum(dtype=jnp.int32),
+                wrong=wrong,
+                params=state.params,
+                fit=info,
+                selection=selection,
+                batch=report(selection, weight),
+                status=worst(state.status, selection.status),
+            )
+            state, more = answer(state, selection)
+            return (state, wrong + more), record
+
+        state, first = init(key_loop, pool)
+        state, wrong = answer(state, first)
+        last = jnp.arange(config.rounds + 1) == config.rounds
+        _, records = jax.lax.scan(step, (state, wrong), last)
+        return records
+
+    return Loop(init, ask, tell, run)
