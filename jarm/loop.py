@@ -151,15 +151,19 @@ class Loop(NamedTuple):
 
     Attributes:
       init: `(key, pool) -> (state, selection)`: an empty state, and the random pairs to label first.
-      ask: `(hparams, state, pool) -> (state, selection)`: fit the heads, pick the next batch.
+      fit: `(hparams, state, pool) -> (state, info)`: fit the heads to what is labelled.
+      select: `(hparams, state, pool) -> selection`: pick the next batch with the heads of the state.
+      ask: `(hparams, state, pool) -> (state, selection)`: `fit`, then `select`.
       tell: `(state, selection, labels) -> state`: add what was answered.
-      run: `(key, hparams, pool) -> RunRecord`: everything, against the simulated annotator.
+      run: `(key, hparams, pool) -> (state, records)`: everything, against the simulated annotator.
     """
 
     init: Callable[[PRNGKey, Pool], tuple[LoopState, Selection]]
+    fit: Callable[[HParams, LoopState, Pool], tuple[LoopState, FitInfo]]
+    select: Callable[[HParams, LoopState, Pool], Selection]
     ask: Callable[[HParams, LoopState, Pool], tuple[LoopState, Selection]]
     tell: Callable[[LoopState, Selection, Array], LoopState]
-    run: Callable[[PRNGKey, HParams, Pool], RunRecord]
+    run: Callable[[PRNGKey, HParams, Pool], tuple[LoopState, RunRecord]]
 
 
 def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig()) -> tuple[Pool, float]:
@@ -318,7 +322,7 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
             labels=labelled.mask.sum(dtype=jnp.int32),
         )
 
-    def select(hparams: HParams, state: LoopState, pool: Pool) -> tuple[Selection, Float[Array, "B"]]:
+    def choose(hparams: HParams, state: LoopState, pool: Pool) -> tuple[Selection, Float[Array, "B"]]:
         """The next batch in global indices, and the Fisher weights of its pairs."""
         key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
         prompts, space = candidates(key_space, state, pool)
@@ -330,9 +334,12 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
         pairs = jnp.where(chosen.valid[:, None], pairs, 0)
         return dataclasses.replace(chosen, pairs=pairs), weight
 
+    def select(hparams: HParams, state: LoopState, pool: Pool) -> Selection:
+        return choose(hparams, state, pool)[0]
+
     def ask(hparams: HParams, state: LoopState, pool: Pool) -> tuple[LoopState, Selection]:
         state, _ = refit(hparams, state, pool)
-        selection, _ = select(hparams, state, pool)
+        selection = select(hparams, state, pool)
         return dataclasses.replace(state, status=worst(state.status, selection.status)), selection
 
     def tell(state: LoopState, selection: Selection, labels: Float[Array, "B"]) -> LoopState:
@@ -353,7 +360,7 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
         status = worst(state.status, selection.status)
         return dataclasses.replace(state, labelled=labelled, round=state.round + 1, status=status)
 
-    def run(key: PRNGKey, hparams: HParams, pool: Pool) -> RunRecord:
+    def run(key: PRNGKey, hparams: HParams, pool: Pool) -> tuple[LoopState, RunRecord]:
         key_loop, key_annotator = jax.random.split(key)
         gold, lengths = pool.gold.reshape(-1), pool.lengths.reshape(-1)
         flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
@@ -389,7 +396,7 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
             selection, weight = jax.lax.cond(
                 last,
                 lambda: (nothing, jnp.zeros(config.batch, jnp.float32)),
-                lambda: select(hparams, state, pool),
+                lambda: choose(hparams, state, pool),
             )
             record = RunRecord(
                 labels=state.labelled.mask.sum(dtype=jnp.int32),
@@ -406,7 +413,7 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
         state, first = init(key_loop, pool)
         state, wrong = answer(state, first)
         last = jnp.arange(config.rounds + 1) == config.rounds
-        _, records = jax.lax.scan(step, (state, wrong), last)
-        return records
+        (state, _), records = jax.lax.scan(step, (state, wrong), last)
+        return state, records
 
-    return Loop(init, ask, tell, run)
+    return Loop(init, refit, select, ask, tell, run)
