@@ -1,0 +1,227 @@
+"""A benchmark made of formulas: nothing to download, and not made for any rule.
+
+Every mechanism is one that stores of real embeddings show: a spectrum that falls as a power law, topics of unequal
+size, prompts whose responses vary a lot or hardly, responses that nearly repeat another one, a reward with an offset
+for each prompt, and a weak pull of length. `docs/data.md` says where this is still kinder than real data.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import NamedTuple
+
+import numpy as np
+
+from jarm.base import Benchmark, JarmError, ResponseTable
+
+
+@dataclasses.dataclass(frozen=True)
+class SyntheticConfig:
+    """Sizes and mechanisms of the synthetic benchmark.
+
+    Attributes:
+      train, test: prompts to buy labels on, and prompts to be judged on.
+      responses, test_responses: responses a prompt in each.
+      width: d of the embeddings.
+      power: a of the spectrum; the k-th principal direction has a variance proportional to k ** -a.
+      topics: clusters of prompts; topic t = 1, 2, ... is drawn in proportion to 1 / t.
+      between: share of the embeddings' variance that lies between prompts, half of it between topics.
+      spread: standard deviation of the log of a prompt's own scale of variation; 0 makes prompts alike.
+      copies: share of the responses that nearly repeat another response of their prompt.
+      copy_noise: distance of a copy from its source, relative to that of a response from its prompt's centre.
+      outliers: share of the responses whose embedding is replaced by a far one that says nothing of their gold.
+      far: distance of an outlier from its prompt's centre, relative to that of other responses.
+      terms: sinusoids in the teacher, and as many products.
+      frequency: standard deviation of a sinusoid's argument, in radians; larger is harder.
+      products: share of gold's within-prompt variance that the products make.
+      offset: standard deviation of the prompts' offsets, in within-prompt standard deviations of gold.
+      length_pull: correlation of log length with gold, within prompts.
+    """
+
+    train: int = 200
+    test: int = 100
+    responses: int = 10
+    test_responses: int = 20
+    width: int = 32
+    power: float = 1.0
+    topics: int = 20
+    between: float = 0.3
+    spread: float = 0.3
+    copies: float = 0.2
+    copy_noise: float = 0.1
+    outliers: float = 0.0
+    far: float = 2.0
+    terms: int = 16
+    frequency: float = 0.5
+    products: float = 0.2
+    offset: float = 0.5
+    length_pull: float = 0.3
+
+
+_ISOTROPIC = SyntheticConfig(power=0.0, topics=1, spread=0.0, copies=0.0)
+
+VARIANTS: Mapping[str, SyntheticConfig] = MappingProxyType(
+    {
+        "default": SyntheticConfig(),
+        "isotropic": _ISOTROPIC,
+        "outliers": dataclasses.replace(_ISOTROPIC, outliers=0.15),
+    }
+)
+"""Named settings. `isotropic`: every pair teaches about as much as any other, so there is little to gain by choosing.
+`outliers`: the pairs that look most informative teach nothing, so active selection is expected not to help."""
+
+
+def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> Benchmark:
+    """A benchmark of prompts in topics, responses around prompts, and a teacher that no head can equal.
+
+    Embedding `e_pi = m_t(p) + c_p + s_p n_pi` in principal coordinates, then rotated; gold
+    `g_pi = a sum_j sin(f u_j.e + b_j) + b sum_j (v_j.e)(w_j.e) + o_p`. `docs/data.md` explains every term.
+
+    Args:
+      seed: of every draw, the teacher's too; the same seed gives the same benchmark.
+      config: sizes and mechanisms.
+
+    Returns:
+      Train and test tables of one world: same topics and teacher, other prompts. Embeddings have unit variance a
+      coordinate, on average; gold has unit variance within the training prompts. Rulers: `length` (characters),
+      `position` (index in the prompt) and `prompt_cosine` (cosine to the prompt's centre).
+
+    Raises:
+      JarmError: if a size is too small to form a pair, or a share lies outside [0, 1].
+    """
+    _check(config)
+    rng = np.random.default_rng(seed)
+    world = _World.draw(rng, config)
+    train = _Draw.draw(rng, config, world, config.train, config.responses)
+    test = _Draw.draw(rng, config, world, config.test, config.test_responses)
+    scales = np.sqrt([1 - config.products, config.products]) / [_within(part) for part in train.parts]
+    scales /= _within(train.gold(scales))
+    seeded = {"source": "synthetic", "seed": seed, **dataclasses.asdict(config)}
+    return Benchmark(
+        train=_table(rng, config, world, train, scales, {**seeded, "split": "train"}),
+        test=_table(rng, config, world, test, scales, {**seeded, "split": "test"}),
+    )
+
+
+class _World(NamedTuple):
+    """What train and test share: spectrum `[d]`, topics `[topics, d]`, a rotation `[d, d]`, and the teacher."""
+
+    deviation: np.ndarray
+    topics: np.ndarray
+    rotation: np.ndarray
+    axes: np.ndarray
+    phase: np.ndarray
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, config: SyntheticConfig) -> _World:
+        d = config.width
+        variance = np.arange(1, d + 1, dtype=np.float64) ** -config.power
+        deviation = np.sqrt(variance / variance.mean())
+        return cls(
+            deviation=deviation,
+            topics=np.sqrt(config.between / 2) * deviation * rng.standard_normal((config.topics, d)),
+            rotation=np.linalg.qr(rng.standard_normal((d, d)))[0],
+            # The teacher's axes know nothing of the spectrum: as a random network's, they are isotropic.
+            axes=rng.standard_normal((3, d, config.terms)) / np.sqrt(d),
+            phase=rng.uniform(-np.pi / 4, np.pi / 4, config.terms),
+        )
+
+
+class _Draw(NamedTuple):
+    """Prompts in principal coordinates: centres `[P, d]`, embeddings `[P, R, d]`, and the teacher's two parts."""
+
+    centre: np.ndarray
+    embedding: np.ndarray
+    source: np.ndarray
+    parts: tuple[np.ndarray, np.ndarray]
+
+    @classmethod
+    def draw(cls, rng: np.random.Generator, config: SyntheticConfig, world: _World, P: int, R: int) -> _Draw:
+        d = config.width
+        frequency = 1 / np.arange(1, config.topics + 1)
+        topic = rng.choice(config.topics, size=P, p=frequency / frequency.sum())
+        own = np.sqrt(config.between / 2) * world.deviation * rng.standard_normal((P, d))
+        centre = world.topics[topic] + own
+        normal = rng.standard_normal((P, R, d))
+        source = _sources(rng, P, R, round(config.copies * R))
+        copied = (source != np.arange(R))[..., None]
+        jitter = config.copy_noise * rng.standard_normal((P, R, d)) * copied
+        normal = np.take_along_axis(normal, source[..., None], axis=1) + jitter
+        scale = np.sqrt(1 - config.between) * np.exp(config.spread * rng.standard_normal((P, 1, 1)))
+        embedding = centre[:, None] + scale * world.deviation * normal
+        sine, left, right = world.axes
+        sines = np.sin(config.frequency * embedding @ sine + world.phase).sum(axis=-1)
+        products = ((embedding @ left) * (embedding @ right)).sum(axis=-1)
+        # The teacher has judged the text; what follows is an embedder that does not understand some texts.
+        lost = rng.random((P, R, 1)) < config.outliers
+        elsewhere = config.far * scale * world.deviation * rng.standard_normal((P, R, d))
+        embedding = np.where(lost, centre[:, None] + elsewhere, embedding)
+        return cls(centre, embedding, source, (sines, products))
+
+    def gold(self, scales: np.ndarray) -> np.ndarray:
+        return scales[0] * self.parts[0] + scales[1] * self.parts[1]
+
+
+def _sources(rng: np.random.Generator, P: int, R: int, copies: int) -> np.ndarray:
+    """Which response each one repeats, `[P, R]`: itself, but for `copies` random ones, which repeat an original."""
+    source = np.tile(np.arange(R), (P, 1))
+    order = rng.permuted(source, axis=1)
+    repeated = np.take_along_axis(order, rng.integers(copies, R, size=(P, copies)), axis=1)
+    np.put_along_axis(source, order[:, :copies], repeated, axis=1)
+    return source
+
+
+def _within(values: np.ndarray) -> np.ndarray:
+    """Root mean within-prompt variance of `[P, R]` values; 1 where nothing varies."""
+    deviation = np.sqrt(values.var(axis=1).mean())
+    return np.where(deviation > 0, deviation, 1.0)
+
+
+def _table(
+    rng: np.random.Generator,
+    config: SyntheticConfig,
+    world: _World,
+    draw: _Draw,
+    scales: np.ndarray,
+    provenance: Mapping[str, object],
+) -> ResponseTable:
+    P, R, d = draw.embedding.shape
+    value = draw.gold(scales)
+    offset = config.offset * rng.standard_normal((P, 1))
+    noise = np.take_along_axis(rng.standard_normal((P, R)), draw.source, axis=1)
+    pull = config.length_pull * (value - value.mean(axis=1, keepdims=True))
+    length = np.exp(6 + 0.5 * (pull + np.sqrt(1 - config.length_pull**2) * noise))
+    norms = np.linalg.norm(draw.embedding, axis=-1) * np.linalg.norm(draw.centre, axis=-1)[:, None]
+    cosine = (draw.embedding @ draw.centre[..., None])[..., 0] / norms
+    return ResponseTable(
+        store=(draw.embedding @ world.rotation).reshape(P * R, d).astype(np.float32),
+        rows=np.arange(P * R).reshape(P, R),
+        mask=np.ones((P, R), dtype=bool),
+        gold=(value + offset).astype(np.float32),
+        rulers={
+            "length": np.rint(length).astype(np.float32),
+            "position": np.tile(np.arange(R, dtype=np.float32), (P, 1)),
+            "prompt_cosine": cosine.astype(np.float32),
+        },
+        provenance=dict(provenance),
+    )
+
+
+def _check(config: SyntheticConfig) -> None:
+    least = {"train": 1, "test": 1, "responses": 2, "test_responses": 2, "width": 1, "topics": 1, "terms": 1}
+    for name, bound in least.items():
+        if getattr(config, name) < bound:
+            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give at least {bound}.")
+    for name in ("between", "copies", "outliers", "products", "length_pull"):
+        if not 0 <= getattr(config, name) <= 1:
+            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give a share from 0 to 1.")
+    for R in (config.responses, config.test_responses):
+        if round(config.copies * R) >= R:
+            raise JarmError(
+                f"SyntheticConfig.copies = {config.copies} leaves no original among {R} responses: lower it."
+            )
+    for name in ("spread", "copy_noise", "far", "frequency", "offset"):
+        if getattr(config, name) < 0:
+            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give 0 or more.")
