@@ -43,7 +43,8 @@ class LoopConfig:
     """The shape of a run: everything that decides what is compiled.
 
     Attributes:
-      rule: name of the acquisition rule.
+      rules: acquisition rules that may run, by name or as functions; which of them does is a traced index, so that
+        all are compiled together and the rest of the loop once.
       pairs: kind of the pair space: `within`, `cross` or `all`.
       rounds: T, batches bought after the initial one.
       batch: B, pairs bought a round.
@@ -56,7 +57,7 @@ class LoopConfig:
       warm_start: whether a round's fit starts from the last round's parameters.
     """
 
-    rule: str = "greedy_dopt"
+    rules: tuple[str | Rule, ...] = ("greedy_dopt",)
     pairs: str = "within"
     rounds: int = 8
     batch: int = 50
@@ -152,18 +153,20 @@ class Loop(NamedTuple):
     Attributes:
       init: `(key, pool) -> (state, selection)`: an empty state, and the random pairs to label first.
       fit: `(hparams, state, pool) -> (state, info)`: fit the heads to what is labelled.
-      select: `(hparams, state, pool) -> selection`: pick the next batch with the heads of the state.
-      ask: `(hparams, state, pool) -> (state, selection)`: `fit`, then `select`.
+      select: `(hparams, state, pool, rule=0) -> selection`: pick the next batch with the heads of the state.
+      ask: `(hparams, state, pool, rule=0) -> (state, selection)`: `fit`, then `select`.
       tell: `(state, selection, labels) -> state`: add what was answered.
-      run: `(key, hparams, pool) -> (state, records)`: everything, against the simulated annotator.
+      run: `(key, hparams, pool, rule=0) -> (state, records)`: everything, against the simulated annotator.
+
+    `rule` is an index into the `rules` of the configuration, and may be traced.
     """
 
     init: Callable[[PRNGKey, Pool], tuple[LoopState, Selection]]
     fit: Callable[[HParams, LoopState, Pool], tuple[LoopState, FitInfo]]
-    select: Callable[[HParams, LoopState, Pool], Selection]
-    ask: Callable[[HParams, LoopState, Pool], tuple[LoopState, Selection]]
+    select: Callable[..., Selection]
+    ask: Callable[..., tuple[LoopState, Selection]]
     tell: Callable[[LoopState, Selection, Array], LoopState]
-    run: Callable[[PRNGKey, HParams, Pool], tuple[LoopState, RunRecord]]
+    run: Callable[..., tuple[LoopState, RunRecord]]
 
 
 def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig()) -> tuple[Pool, float]:
@@ -245,20 +248,19 @@ def check_budget(config: LoopConfig, table: ResponseTable) -> None:
 _WHERE = {"within": "within prompts", "cross": "across prompts", "all": "of responses"}
 
 
-def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
+def make_loop(config: LoopConfig) -> Loop:
     """Build the loop of a configuration: all that is static is decided here.
 
     Args:
       config: the shape of a run.
-      rule: an acquisition rule of your own, in place of the one that `config.rule` names.
 
     Returns:
-      Its functions. Jit `run` once and call it with as many keys and hparams as you like; or `vmap` it over them.
+      Its functions. Jit `run` once and call it with as many keys, hparams and rules as you like; or `vmap` it.
 
     Raises:
       JarmError: there is no such rule.
     """
-    pick = rule or get_rule(config.rule)
+    rules = [get_rule(rule) if isinstance(rule, str) else rule for rule in config.rules]
     head = config.head.head()
     fit = make_fit(head, config.fit)
     capacity = config.budget
@@ -322,24 +324,34 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
             labels=labelled.mask.sum(dtype=jnp.int32),
         )
 
-    def choose(hparams: HParams, state: LoopState, pool: Pool) -> tuple[Selection, Float[Array, "B"]]:
+    def pick(rule: int | Array, key: PRNGKey, belief: Belief, space: PairSpace, hparams: HParams) -> Selection:
+        def branch(one: Rule) -> Callable[..., Selection]:
+            return lambda *args: one(*args, config.batch, hparams)
+
+        if len(rules) == 1:
+            return branch(rules[0])(key, belief, space)
+        return jax.lax.switch(rule, [branch(one) for one in rules], key, belief, space)
+
+    def choose(
+        hparams: HParams, state: LoopState, pool: Pool, rule: int | Array
+    ) -> tuple[Selection, Float[Array, "B"]]:
         """The next batch in global indices, and the Fisher weights of its pairs."""
         key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
         prompts, space = candidates(key_space, state, pool)
         belief = believe(state, pool, prompts)
-        chosen = pick(key_rule, belief, space, config.batch, hparams)
+        chosen = pick(rule, key_rule, belief, space, hparams)
         width = pool.mask.shape[1]
         weight = fisher_weight(belief.rewards[chosen.pairs[:, 0]] - belief.rewards[chosen.pairs[:, 1]])
         pairs = jnp.sort(prompts[chosen.pairs // width] * width + chosen.pairs % width, axis=1)
         pairs = jnp.where(chosen.valid[:, None], pairs, 0)
         return dataclasses.replace(chosen, pairs=pairs), weight
 
-    def select(hparams: HParams, state: LoopState, pool: Pool) -> Selection:
-        return choose(hparams, state, pool)[0]
+    def select(hparams: HParams, state: LoopState, pool: Pool, rule: int | Array = 0) -> Selection:
+        return choose(hparams, state, pool, rule)[0]
 
-    def ask(hparams: HParams, state: LoopState, pool: Pool) -> tuple[LoopState, Selection]:
+    def ask(hparams: HParams, state: LoopState, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, Selection]:
         state, _ = refit(hparams, state, pool)
-        selection = select(hparams, state, pool)
+        selection = select(hparams, state, pool, rule)
         return dataclasses.replace(state, status=worst(state.status, selection.status)), selection
 
     def tell(state: LoopState, selection: Selection, labels: Float[Array, "B"]) -> LoopState:
@@ -360,7 +372,7 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
         status = worst(state.status, selection.status)
         return dataclasses.replace(state, labelled=labelled, round=state.round + 1, status=status)
 
-    def run(key: PRNGKey, hparams: HParams, pool: Pool) -> tuple[LoopState, RunRecord]:
+    def run(key: PRNGKey, hparams: HParams, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, RunRecord]:
         key_loop, key_annotator = jax.random.split(key)
         gold, lengths = pool.gold.reshape(-1), pool.lengths.reshape(-1)
         flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
@@ -396,7 +408,7 @@ def make_loop(config: LoopConfig, rule: Rule | None = None) -> Loop:
             selection, weight = jax.lax.cond(
                 last,
                 lambda: (nothing, jnp.zeros(config.batch, jnp.float32)),
-                lambda: choose(hparams, state, pool),
+                lambda: choose(hparams, state, pool, rule),
             )
             record = RunRecord(
                 labels=state.labelled.mask.sum(dtype=jnp.int32),
