@@ -1,0 +1,180 @@
+"""Records of experiments: one JSON object a line, appended run by run, never lost and never mixed.
+
+A folder belongs to one configuration, written in `config.json`. What a killed process leaves behind, half a line or
+half a run, is dropped when the folder is opened again; whole runs stay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import importlib.metadata
+import json
+import math
+import os
+import pathlib
+import platform
+import subprocess
+from typing import Any
+
+import jax
+import numpy as np
+
+from jarm.base import JarmError
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: NumPy and JAX scalars as Python numbers, what is not finite as None."""
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        value = np.asarray(value).item()
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def fingerprint(settings: dict[str, Any]) -> str:
+    """Twelve hexadecimal digits that stand for some settings."""
+    return hashlib.sha256(json.dumps(settings, sort_keys=True, default=str).encode()).hexdigest()[:12]
+
+
+@functools.cache
+def provenance() -> dict[str, Any]:
+    """What a number depends on beside its settings: versions, commit of the checkout, device, machine."""
+    names = ("jarm", "jax", "flax", "optax", "numpy")
+    device = jax.devices()[0]
+    return {
+        "device": device.device_kind if device.platform != "cpu" else f"cpu ({os.cpu_count()} x {platform.machine()})",
+        "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that jarm is imported from, marked where files differ; None outside a checkout."""
+    here = pathlib.Path(__file__).parent
+    if not (here.parent / ".git").exists():
+        return None
+    try:
+        run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        commit = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
+        changed = run(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{commit}+changes" if changed else commit
+
+
+@dataclasses.dataclass
+class RecordFolder:
+    """The records of one configuration, open for appending.
+
+    Attributes:
+      path: the folder.
+      settings: what every record in it was made with.
+      rounds: T; a run is whole when it has T + 1 lines.
+      done: the (rule, seed) of the runs that were whole when it was opened.
+    """
+
+    path: pathlib.Path
+    settings: dict[str, Any]
+    rounds: int
+    done: set[tuple[str, int]] = dataclasses.field(default_factory=set, init=False)
+
+    def __post_init__(self) -> None:
+        """Open or make the folder.
+
+        Raises:
+          JarmError: it holds another configuration, or cannot be written.
+        """
+        self.settings = json.loads(json.dumps(self.settings, default=str))
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            config = self.path / "config.json"
+            if config.exists():
+                self._refuse_other(json.loads(config.read_text()))
+            elif self._file.exists():
+                raise JarmError(f"{self._file} stands there without its config.json: give another --out.")
+            else:
+                replace_text(config, json.dumps(self.settings, indent=2) + "\n")
+            self._recover()
+        except (OSError, json.JSONDecodeError) as error:
+            raise JarmError(f"The folder {self.path} cannot be used ({error}): give another --out.") from error
+
+    @property
+    def _file(self) -> pathlib.Path:
+        return self.path / "records.jsonl"
+
+    def _refuse_other(self, theirs: dict[str, Any]) -> None:
+        names = sorted(theirs.keys() | self.settings.keys())
+        other = [name for name in names if theirs.get(name) != self.settings.get(name)]
+        if other:
+            shown = ", ".join(
+                f"{name} {theirs.get(name)!r} there, {self.settings.get(name)!r} here" for name in other[:4]
+            )
+            raise JarmError(
+                f"The folder {self.path} holds a comparison with other settings ({shown}): "
+                "give another --out, or the same settings."
+            )
+
+    def _recover(self) -> None:
+        """Drop half a line and half a run; rewrite the file only if there was either."""
+        if not self._file.exists():
+            return
+        text = self._file.read_text()
+        lines, kept = [], []
+        for number, line in enumerate(text.splitlines(keepends=True), 1):
+            try:
+                if not line.endswith("\n"):
+                    break  # cut short by a kill
+                lines.append((line, json.loads(line)))
+            except json.JSONDecodeError:
+                raise JarmError(
+                    f"Line {number} of {self._file} is not a record: remove that line, and its run is made again."
+                ) from None
+        counts: dict[tuple[str, int], int] = {}
+        for _, record in lines:
+            if record["kind"] == "run":
+                run = record["rule"], record["seed"]
+                counts[run] = counts.get(run, 0) + 1
+        self.done = {run for run, count in counts.items() if count == self.rounds + 1}
+        for line, record in lines:
+            if record["kind"] != "run" or (record["rule"], record["seed"]) in self.done:
+                kept.append(line)
+        if "".join(kept) != text:
+            replace_text(self._file, "".join(kept))
+
+    def append(self, records: list[dict[str, Any]]) -> None:
+        """Add the records of one run at once, on disk when this returns.
+
+        Raises:
+          JarmError: they cannot be written; what stood there before still does.
+        """
+        text = "".join(json.dumps({name: plain(value) for name, value in record.items()}) + "\n" for record in records)
+        try:
+            with self._file.open("a") as file:
+                end = file.tell()
+                try:
+                    file.write(text)
+                    file.flush()
+                    os.fsync(file.fileno())
+                except OSError:
+                    os.truncate(self._file, end)
+                    raise
+        except OSError as error:
+            raise JarmError(
+                f"Cannot write to {self._file} ({error}): make room, and give the same command to go on."
+            ) from error
+
+    def read(self) -> list[dict[str, Any]]:
+        """All records."""
+        if not self._file.exists():
+            return []
+        return [json.loads(line) for line in self._file.read_text().splitlines()]
+
+
+def replace_text(path: pathlib.Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
