@@ -1,0 +1,154 @@
+"""Cached embeddings in: the built-in benchmark, the published layout, or a table of responses beside an array.
+
+`load` takes whatever the user points at. Embeddings stay on disk, memory-mapped; everything that would spoil an
+experiment later (wrong shapes, NaN, prompts without a pair) is one sentence here.
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jarm.base import Benchmark, JarmError, ResponseTable
+from jarm.data.files import PathLike, described, nearest, open_npy, read_columns, refuse_nonfinite
+from jarm.data.synthetic import VARIANTS, synthetic
+from jarm.data.tables import check_sides, choice, load_table, split_by, stated
+
+__all__ = ["load", "load_published", "load_table", "split_by"]
+
+
+def load(
+    data: PathLike,
+    *,
+    embeddings: PathLike | None = None,
+    target: str | None = None,
+    gen: str | None = None,
+    emb: str | None = None,
+    task: str | None = None,
+    seed: int = 0,
+    validate: bool = True,
+) -> Benchmark:
+    """The benchmark that `data` names: `synthetic`, `synthetic:VARIANT`, a folder, or a `.parquet` or `.jsonl` table.
+
+    Args:
+      data: a folder is read by `load_published`, a table by `load_table`.
+      embeddings, target: for a table, and needed there: the `.npy` of its rows, and the column of its gold scores.
+      gen, emb, task: for a folder: the setting, as far as the folder holds several.
+      seed: of the synthetic benchmark.
+      validate: whether to read all embeddings once in search of NaN and infinities.
+
+    Raises:
+      JarmError: if the data is not there, damaged, or not what the options fit.
+    """
+    name = str(data)
+    table_options = {"embeddings": embeddings, "target": target}
+    folder_options = {"gen": gen, "emb": emb, "task": task}
+    if name == "synthetic" or name.startswith("synthetic:"):
+        _refuse(name, "the synthetic benchmark", table_options | folder_options)
+        variant = name.partition(":")[2] or "default"
+        if variant not in VARIANTS:
+            raise JarmError(
+                f"The synthetic benchmark has no variant {variant!r}{nearest(variant, VARIANTS)}: "
+                f"use one of {', '.join(VARIANTS)}."
+            )
+        return synthetic(seed, VARIANTS[variant])
+    if Path(name).is_dir():
+        _refuse(name, "a folder in the published layout", table_options)
+        return load_published(name, gen, emb, task, validate=validate)
+    _refuse(name, "a table", folder_options)
+    if target is None or embeddings is None:
+        numeric = read_columns(name, []).numeric
+        if embeddings is None:
+            raise JarmError(f"{name} is a table without embeddings: give the .npy of its rows (`--embeddings`).")
+        raise JarmError(f"{name} needs the name of its score column (`--target`); {choice(numeric)}.")
+    return load_table(name, embeddings, target, validate=validate)
+
+
+def load_published(
+    directory: PathLike,
+    gen: str | None = None,
+    emb: str | None = None,
+    task: str | None = None,
+    *,
+    validate: bool = True,
+) -> Benchmark:
+    """Read `embd_{gen}_{emb}_{task}_{split}.npy`, (P, R, d), and `reward_{...}.npy`, (P, R, 1), for train and test.
+
+    The layout of Shen, Sun and Ton (arXiv 2502.04354). Embeddings are memory-mapped and never copied.
+
+    Args:
+      directory: where the four files of a setting lie.
+      gen, emb, task: the generating model, the embedding model and the task; those that the folder leaves no choice
+        about may be omitted.
+      validate: whether to read all embeddings once in search of NaN and infinities.
+
+    Raises:
+      JarmError: if no setting or several fit, a file is missing or damaged, shapes disagree, or a value is not finite.
+    """
+    directory = Path(directory)
+    if not directory.is_dir():
+        raise JarmError(f"{directory} is not a folder: check the path.")
+    names = (re.fullmatch(r"embd_(.+)_(?:train|test)\.npy", path.name) for path in directory.iterdir())
+    settings = sorted({match[1] for match in names if match})
+    fitting = [setting for setting in settings if _fits(setting, gen, emb, task)]
+    if len(fitting) != 1:
+        found = "no files embd_{gen}_{emb}_{task}_{split}.npy" if not settings else f"settings {', '.join(settings)}"
+        cure = "check the path" if not settings else "choose one by gen, emb and task"
+        raise JarmError(f"{directory} holds {found}, of which {len(fitting)} fit: {cure}.")
+    (setting,) = fitting
+    train, test = (_published_split(directory, setting, split, validate) for split in ("train", "test"))
+    if train.shape[2] != test.shape[2]:
+        raise JarmError(
+            f"{directory}, {setting}: train embeddings are {train.shape[2]} wide and test embeddings "
+            f"{test.shape[2]}: embed both with one model."
+        )
+    return check_sides(Benchmark(train, test), str(directory))
+
+
+def _published_split(directory: Path, setting: str, split: str, validate: bool) -> ResponseTable:
+    paths = [directory / f"{kind}_{setting}_{split}.npy" for kind in ("embd", "reward")]
+    embeddings, rewards = (open_npy(path) for path in paths)
+    if embeddings.ndim != 3:
+        raise JarmError(f"{paths[0]} has shape {embeddings.shape}: the layout wants (prompts, responses, width).")
+    P, R, d = embeddings.shape
+    if rewards.shape not in ((P, R, 1), (P, R)):
+        raise JarmError(
+            f"{paths[1]} has shape {rewards.shape} where the embeddings' {embeddings.shape} wants {(P, R, 1)}: "
+            f"score the responses that were embedded."
+        )
+
+    with np.errstate(over="ignore"):
+        gold = np.array(rewards, dtype=np.float32).reshape(P, R)
+    refuse_nonfinite(gold.reshape(-1), str(paths[1]), R)
+    store = embeddings.reshape(P * R, d)
+    if validate:
+        refuse_nonfinite(store, str(paths[0]), R)
+    table = ResponseTable(
+        store=store,
+        rows=np.arange(P * R).reshape(P, R),
+        mask=np.ones((P, R), bool),
+        gold=gold,
+        rulers={"position": np.tile(np.arange(R, dtype=np.float32), (P, 1))},
+        provenance={
+            "source": "published",
+            "setting": setting,
+            **described(embeddings=paths[0], rewards=paths[1]),
+            "dtype": str(store.dtype),
+        },
+    )
+    return stated(table, split)
+
+
+def _refuse(name: str, kind: str, options: dict[str, Any]) -> None:
+    given = [option for option, value in options.items() if value is not None]
+    if given:
+        raise JarmError(f"{name} is {kind}, which takes no {' or '.join(given)}: leave that out.")
+
+
+def _fits(setting: str, gen: str | None, emb: str | None, task: str | None) -> bool:
+    """Whether the names can be read out of `gen_emb_task`; each of the three may itself contain underscores."""
+    parts = (r".+" if part is None else re.escape(part) for part in (gen, emb, task))
+    return re.fullmatch("_".join(parts), setting) is not None

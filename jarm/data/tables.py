@@ -1,0 +1,244 @@
+"""A table of responses, one row each, beside an `.npy` of their embeddings in the same order."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jarm.base import Benchmark, JarmError, ResponseTable
+from jarm.data.files import (
+    PathLike,
+    described,
+    is_number,
+    listed,
+    nearest,
+    open_npy,
+    read_columns,
+    refuse_nonfinite,
+)
+
+TEST_SHARE = 0.25
+"""Share of the prompts that a table without a split column puts in the test set, by a hash of the prompt."""
+
+_COSINE_ROWS = 4096
+
+
+def load_table(
+    table: PathLike,
+    embeddings: PathLike,
+    target: str | None,
+    *,
+    split: str | None = None,
+    validate: bool = True,
+) -> Benchmark:
+    """Read a Parquet or JSONL table of responses, and the `.npy` (n, d) of their embeddings in the table's order.
+
+    Rows of one `prompt_id` (of one `prompt`, without that column) are the responses of one prompt, wherever they
+    stand; prompts are in order of first appearance. Prompts with fewer responses than others are padded and masked.
+
+    Args:
+      table: `.parquet` or `.jsonl`.
+      embeddings: `.npy` of n rows, memory-mapped and never copied.
+      target: the column of gold scores (arbitrary units, larger is better), or None for a table without.
+      split: the column that says `train` or `test`, alike in all rows of a prompt; by default `split` where there is
+        one, else a hash puts about a quarter of the prompts in the test set, the same ones whatever else is there.
+      validate: whether to read all embeddings once in search of NaN and infinities.
+
+    Returns:
+      Train and test tables over one store, with the rulers that the columns allow: `length` (characters of
+      `response`), `position` (index in the prompt), `prompt_cosine` (of the word counts of `prompt` and `response`).
+
+    Raises:
+      JarmError: if a file is missing or damaged, a column is missing or has gaps, the two files disagree, a value is
+        not finite, or a side of the split has no prompt with two responses.
+    """
+    name, store = str(table), open_npy(embeddings)
+    wanted = ["prompt_id", "prompt", "response", split or "split", *([] if target is None else [target])]
+    columns, names, numeric = read_columns(table, wanted)
+    n = len(columns)
+    if store.ndim != 2:
+        raise JarmError(f"{embeddings} has shape {store.shape}: save one row of d numbers per row of {name}.")
+    if len(store) != n:
+        raise JarmError(
+            f"{name} has {n:,} rows and {embeddings} has {len(store):,}: embed the table again, one row a response."
+        )
+    prompt = _prompts(name, columns, names)
+    gold = None if target is None else _scores(name, columns, target, names, numeric)
+    is_test = _sides(name, columns, prompt, split, names)
+    rows, mask = _grouped(np.asarray(prompt.indices), len(prompt.dictionary))
+    rulers = {"position": np.tile(np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1))}
+    if _is_text(columns, "response"):
+        rulers["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
+        if _is_text(columns, "prompt"):
+            rulers["prompt_cosine"] = bag_cosine(columns["prompt"], columns["response"])[rows]
+    if validate:
+        refuse_nonfinite(store, str(embeddings))
+    whole = ResponseTable(
+        store=store,
+        rows=rows,
+        mask=mask,
+        gold=None if gold is None else np.where(mask, gold[rows], np.float32(0)),
+        rulers={key: np.where(mask, value, np.float32(0)) for key, value in rulers.items()},
+        provenance={
+            "source": "table",
+            **described(table=table, embeddings=embeddings),
+            "dtype": str(store.dtype),
+            "target": target,
+            "split_by": f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test",
+        },
+    )
+    return check_sides(split_by(whole, is_test), name)
+
+
+def split_by(table: ResponseTable, is_test: np.ndarray) -> Benchmark:
+    """Split a table by prompt; the embeddings are shared.
+
+    Args:
+      table: P prompts.
+      is_test: `[P]` bool.
+    """
+    sides = table.take(~is_test), table.take(is_test)
+    return Benchmark(*(stated(side, split) for side, split in zip(sides, ("train", "test"), strict=True)))
+
+
+def stated(table: ResponseTable, split: str) -> ResponseTable:
+    """The table with the numbers of its side in its provenance."""
+    counts = {"split": split, "prompts": len(table.rows), "responses": int(table.mask.sum())}
+    return dataclasses.replace(table, provenance={**table.provenance, **counts})
+
+
+def check_sides(benchmark: Benchmark, name: str) -> Benchmark:
+    """The benchmark, or `JarmError` where a side has no prompts or none with two responses."""
+    for split, table in zip(("train", "test"), benchmark, strict=True):
+        if not len(table.rows):
+            raise JarmError(f"{name} has no {split} prompts: give it more prompts, or a split column with both sides.")
+        if (table.mask.sum(axis=1) < 2).all():
+            raise JarmError(
+                f"{name}: every {split} prompt has one response, so there is no pair to compare; give two responses "
+                f"or more to a prompt, and rows of one prompt the same prompt_id."
+            )
+    return benchmark
+
+
+def _prompts(name: str, columns: pa.Table, names: Sequence[str]) -> pa.DictionaryArray:
+    """The prompt of each row, as codes into the distinct prompts in order of first appearance."""
+    key = next((key for key in ("prompt_id", "prompt") if key in names), None)
+    if key is None:
+        raise JarmError(f"{name} has neither a column prompt_id nor prompt ({', '.join(names)}): add one of them.")
+    values = columns[key]
+    if not (pa.types.is_integer(values.type) or _is_text(columns, key)):
+        raise JarmError(f"{name}: column {key} holds {values.type}: give text or integers, alike for one prompt.")
+    if values.null_count:
+        row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+        raise JarmError(f"{name}, row {row}: {key} is missing; say which prompt the response belongs to.")
+    return pc.dictionary_encode(values.combine_chunks())
+
+
+def _scores(name: str, columns: pa.Table, target: str, names: Sequence[str], numeric: Sequence[str]) -> np.ndarray:
+    """Gold of each row, `[n]` float32."""
+    if target not in names:
+        raise JarmError(f"{name} has no column {target!r}{nearest(target, numeric or names)}; {choice(numeric)}.")
+    if not is_number(columns[target].type):
+        raise JarmError(f"{name}: column {target!r} holds {columns[target].type}, not numbers; {choice(numeric)}.")
+    gold = _numpy(columns[target])
+    bad = np.flatnonzero(~np.isfinite(gold))
+    if bad.size:
+        raise JarmError(
+            f"{name}: {target} is missing, NaN or infinite in {listed(bad)}; score those responses, or leave "
+            f"their rows out of the table and of the embeddings."
+        )
+    return gold
+
+
+def _sides(
+    name: str, columns: pa.Table, prompt: pa.DictionaryArray, split: str | None, names: Sequence[str]
+) -> np.ndarray:
+    """Whether each prompt is a test prompt, `[P]` bool."""
+    column = split or "split"
+    if column not in names:
+        if split is not None:
+            raise JarmError(f"{name} has no column {split!r}{nearest(split, names)}: it has {', '.join(names)}.")
+        return np.array([_hashed(value) < TEST_SHARE for value in prompt.dictionary.to_pylist()])
+    values, code = columns[column].to_pylist(), np.asarray(prompt.indices)
+    for row, value in enumerate(values):
+        if value not in ("train", "test"):
+            raise JarmError(f"{name}, row {row}: {column} is {value!r}; write train or test.")
+    is_test = np.array([value == "test" for value in values])
+    per_prompt = np.zeros(len(prompt.dictionary), bool)
+    per_prompt[code] = is_test
+    mixed = np.flatnonzero(per_prompt[code] != is_test)
+    if mixed.size:
+        raise JarmError(
+            f"{name}, row {mixed[0]}: {column} is {values[mixed[0]]!r}, but other rows of that prompt say otherwise; "
+            f"put all responses of a prompt on one side."
+        )
+    return per_prompt
+
+
+def _hashed(prompt: object) -> float:
+    """A number in [0, 1) that depends on the prompt alone."""
+    return int.from_bytes(hashlib.sha256(str(prompt).encode()).digest()[:8], "big") / 2**64
+
+
+def _grouped(code: np.ndarray, P: int) -> tuple[np.ndarray, np.ndarray]:
+    """Rows of each prompt in their order, `[P, R]`, and the mask; padding points at the prompt's first row."""
+    counts = np.bincount(code, minlength=P)
+    order = np.argsort(code, kind="stable")
+    starts = np.cumsum(counts) - counts
+    mask = np.arange(counts.max()) < counts[:, None]
+    return order[np.where(mask, starts[:, None] + np.arange(counts.max()), starts[:, None])], mask
+
+
+def bag_cosine(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
+    """Cosine of the word counts of two columns of texts, `[n]` float32: letters and digits, lower case.
+
+    0 where either text has no words.
+    """
+    parts = [
+        _bag_cosine(first.slice(at, _COSINE_ROWS), second.slice(at, _COSINE_ROWS))
+        for at in range(0, len(first), _COSINE_ROWS)
+    ]
+    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+
+
+def _bag_cosine(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
+    n = len(first)
+    texts = pa.concat_arrays([*first.cast(pa.large_string()).chunks, *second.cast(pa.large_string()).chunks])
+    words = pc.split_pattern_regex(pc.utf8_lower(pc.fill_null(texts, "")), r"[^\pL\pN]+")
+    text, word = np.asarray(pc.list_parent_indices(words)), pc.list_flatten(words)
+    filled = np.asarray(pc.not_equal(word, ""))
+    codes = pc.dictionary_encode(word)
+    V = len(codes.dictionary)
+    cells, counts = np.unique(text[filled] * V + np.asarray(codes.indices)[filled], return_counts=True)
+    squares = np.bincount(cells // V, counts.astype(np.float64) ** 2, minlength=2 * n)
+    split = np.searchsorted(cells, n * V)
+    _, at_first, at_second = np.intersect1d(
+        cells[:split], cells[split:] - n * V, assume_unique=True, return_indices=True
+    )
+    products = counts[:split][at_first] * counts[split:][at_second]
+    dots = np.bincount(cells[:split][at_first] // V, products, minlength=n)
+    norms = np.sqrt(squares[:n] * squares[n:])
+    return np.divide(dots, norms, out=np.zeros(n), where=norms > 0).astype(np.float32)
+
+
+def _is_text(columns: pa.Table, name: str) -> bool:
+    types = pa.types
+    return name in columns.column_names and (
+        types.is_string(columns[name].type) or types.is_large_string(columns[name].type)
+    )
+
+
+def _numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """A column of numbers as `[n]` float32; NaN where it is null."""
+    with np.errstate(over="ignore"):
+        return column.cast(pa.float64(), safe=False).to_numpy().astype(np.float32)
+
+
+def choice(numeric: Sequence[str]) -> str:
+    """Words for the columns that could be the target."""
+    return f"columns of numbers are {', '.join(numeric)}" if numeric else "it has no column of numbers"
