@@ -48,14 +48,40 @@ class FitConfig:
     batching: str = "auto"
 
 
+def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, ""]:
+    """Weighted mean; 0 where nothing weighs anything."""
+    return jnp.vdot(losses, weight) / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
+
+
 class _Pairs(NamedTuple):
-    """Pairs of one member: rows of its embedding table, and weights that are 0 for all but its own part."""
+    """Weighted pairs, as indices into some rows of embeddings."""
 
     first: Int[Array, "L"]
     second: Int[Array, "L"]
     label: Float[Array, "L"]
-    train: Float[Array, "L"]
-    valid: Float[Array, "L"]
+    weight: Float[Array, "L"]
+
+    def take(self, at: Int[Array, "B"]) -> _Pairs:
+        return _Pairs(*(x[at] for x in self))
+
+    def nll(self, rewards: Float[Array, "U"]) -> Float[Array, ""]:
+        """Weighted mean loss, given the rewards of the rows."""
+        return _mean(bradley_terry(rewards[self.first] - rewards[self.second], self.label), self.weight)
+
+    def ends(self) -> tuple[Int[Array, "2*L"], _Pairs]:
+        """Both ends of every pair, and the pairs as indices into them."""
+        places = jnp.arange(2 * len(self.first), dtype=jnp.int32).reshape(2, -1)
+        return jnp.concatenate([self.first, self.second]), self._replace(first=places[0], second=places[1])
+
+    def responses(self, n: int) -> tuple[Int[Array, "U"], Int[Array, ""], _Pairs]:
+        """Which of n responses are in a pair that weighs something, each once; how many; the pairs as indices."""
+        used = self.weight > 0
+        ends = jnp.where(used[None, :], jnp.stack([self.first, self.second]), n)
+        size = min(n, ends.size)
+        # The n that stands for every other end sorts last, and needs a place.
+        ids, places = jnp.unique(ends, return_inverse=True, size=size + 1, fill_value=n)
+        first, second = jnp.where(used[None, :], places.reshape(ends.shape), 0)
+        return ids[:size].clip(max=n - 1), (ids < n).sum(), self._replace(first=first, second=second)
 
 
 def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
@@ -75,8 +101,10 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
       JarmError: a setting that makes no sense.
     """
     _check(head, config)
-    member = _newton if head.linear else _adam
     in_turn = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
+    member = (
+        functools.partial(_newton, head, config) if head.linear else functools.partial(_adam, head, config, in_turn)
+    )
 
     @jax.jit
     def fit(
@@ -90,16 +118,14 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
 
         def one(key_and_warm: tuple[PRNGKey, Params | None]) -> tuple[Params, FitInfo]:
             key, warm = key_and_warm
-            init_key, part_key, weight_key, step_key = jax.random.split(key, 4)
-            start = head.init(init_key, embeddings.shape[1]) if warm is None else warm
-            rows, pairs = _table(labelled, len(embeddings))
-            weight = plain = jnp.where(labelled.mask, labelled.weight, 0.0)
+            key_start, key_weight, key_member = jax.random.split(key, 3)
+            start = head.init(key_start, embeddings.shape[1]) if warm is None else warm
+            weight = jnp.where(labelled.mask, labelled.weight, 0.0)
+            pairs = _Pairs(labelled.first, labelled.second, labelled.label, weight)
             if config.ensemble == "bootstrap":
-                weight = weight * jax.random.poisson(weight_key, 1.0, weight.shape).astype(jnp.float32)
-            held = labelled.mask if head.linear else _hold_out(part_key, labelled.mask, config.holdout)
-            train = jnp.where(held & (not head.linear), 0.0, weight)
-            part = _Pairs(*pairs, labelled.label, train, jnp.where(held, plain, 0.0))
-            return member(head, config, step_key, hparams, embeddings[rows], part, start)
+                counts = jax.random.poisson(key_weight, 1.0, weight.shape)
+                weight = weight * counts.astype(jnp.float32)
+            return member(key_member, start, hparams, embeddings, pairs, weight, labelled.mask)
 
         keys = jax.random.split(key, config.members)
         params, info = jax.lax.map(one, (keys, warm)) if in_turn else jax.vmap(one)((keys, warm))
@@ -126,30 +152,6 @@ def _check(head: RewardHead, config: FitConfig) -> None:
         raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
 
 
-def _table(labelled: Labelled, n: int) -> tuple[Int[Array, "U"], tuple[Int[Array, "L"], Int[Array, "L"]]]:
-    """Rows of the embeddings that the pairs need, each once, and the pairs as indices into those rows."""
-    ends = jnp.stack([labelled.first, labelled.second])
-    if n <= ends.size:
-        return jnp.arange(n), (labelled.first, labelled.second)
-    rows, places = jnp.unique(ends, return_inverse=True, size=ends.size, fill_value=0)
-    return rows, tuple(places.reshape(ends.shape))
-
-
-def _hold_out(key: PRNGKey, mask: Bool[Array, "L"], share: float) -> Bool[Array, "L"]:
-    """A random `share` of the labelled pairs, rounded to a whole number of them."""
-    order = jnp.argsort(jnp.where(mask, jax.random.uniform(key, mask.shape), 2.0))
-    rank = jnp.zeros_like(order).at[order].set(jnp.arange(len(order), dtype=order.dtype))
-    return rank < jnp.round(share * mask.sum())
-
-
-def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, ""]:
-    return jnp.vdot(losses, weight) / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
-
-
-def _select(condition: Bool[Array, ""], yes: Params, no: Params) -> Params:
-    return jax.tree.map(functools.partial(jnp.where, condition), yes, no)
-
-
 class _State(NamedTuple):
     params: Params
     opt: optax.OptState
@@ -163,64 +165,122 @@ class _State(NamedTuple):
 def _adam(
     head: RewardHead,
     config: FitConfig,
+    in_turn: bool,
+    key: PRNGKey,
+    start: Params,
+    hparams: HParams,
+    embeddings: Float[Array, "N d"],
+    pairs: _Pairs,
+    weight: Float[Array, "L"],
+    mask: Bool[Array, "L"],
+) -> tuple[Params, FitInfo]:
+    """One member by AdamW: hold out its own part of the pairs, descend on the rest."""
+    key_part, key_steps = jax.random.split(key)
+    n, capacity = len(embeddings), len(mask)
+    # A random order of the pairs: those held out come first, the unlabelled last.
+    order = jnp.argsort(jnp.where(mask, jax.random.uniform(key_part, mask.shape), 2.0))
+    most = round(config.holdout * capacity)
+    count = mask.sum(dtype=jnp.int32)
+    held = jnp.minimum(jnp.round(config.holdout * count).astype(jnp.int32), most)
+    ends, valid = pairs.take(order[:most]).ends()
+    valid = valid._replace(weight=jnp.where(jnp.arange(most) < held, valid.weight, 0.0))
+    valid_rows = embeddings[ends]
+    train = pairs._replace(weight=weight.at[order].multiply(jnp.arange(capacity) >= held))
+
+    def valid_nll(params: Params) -> Float[Array, ""]:
+        return valid.nll(head.rewards(params, valid_rows))
+
+    if config.batch_size is None:
+        # Members under vmap share the rows of all labelled pairs, so that these are read once for all members.
+        ids, used, indexed = (train if in_turn else pairs).responses(n)
+        indexed = indexed._replace(weight=train.weight)
+
+        def descend(size: int) -> _State:
+            rows = embeddings[ids[:size]]
+            return _descend(
+                config, key_steps, hparams, start, lambda q, _: indexed.nll(head.rewards(q, rows)), valid_nll
+            )
+
+        sizes = _sizes(len(ids)) if in_turn else (len(ids),)
+        branches = [functools.partial(descend, size) for size in sizes]
+        state = jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), used), branches)
+    else:
+
+        def batch_nll(params: Params, key: PRNGKey) -> Float[Array, ""]:
+            draw = jax.random.randint(key, (config.batch_size or 0,), held, jnp.maximum(count, held + 1))
+            ends, batch = train.take(order[draw]).ends()
+            return batch.nll(head.rewards(params, embeddings[ends]))
+
+        state = _descend(config, key_steps, hparams, start, batch_nll, valid_nll)
+
+    params = state.best if config.holdout else state.params
+    train_nll = _chunked_nll(head, params, embeddings, train)
+    ok = state.finite & jnp.isfinite(train_nll)
+    return params, FitInfo(
+        train_nll=train_nll,
+        valid_nll=state.best_nll if config.holdout else jnp.float32(jnp.nan),
+        steps=state.steps,
+        status=jnp.where(ok, Status.OK, Status.DIVERGED).astype(jnp.int32),
+    )
+
+
+def _sizes(capacity: int) -> tuple[int, ...]:
+    """Numbers of rows to compile for; a fit takes the least that holds its rows."""
+    return tuple(-(-capacity * part // 4) for part in (1, 2, 3, 4)) if capacity >= 128 else (capacity,)
+
+
+def _descend(
+    config: FitConfig,
     key: PRNGKey,
     hparams: HParams,
-    rows: Float[Array, "U d"],
-    pairs: _Pairs,
     start: Params,
-) -> tuple[Params, FitInfo]:
+    loss: Callable[[Params, PRNGKey], Float[Array, ""]],
+    valid_nll: Callable[[Params], Float[Array, ""]],
+) -> _State:
+    """AdamW steps on `loss` until `valid_nll` has not improved for a while."""
     optimiser = optax.adamw(hparams.learning_rate, weight_decay=hparams.weight_decay)
-    cumulated = jnp.cumsum(pairs.train > 0)
 
-    def nll(params: Params, weight: Float[Array, "L"]) -> Float[Array, ""]:
-        rewards = head.rewards(params, rows)
-        return _mean(bradley_terry(rewards[pairs.first] - rewards[pairs.second], pairs.label), weight)
+    # Kernels are descended on as [out, in]: XLA on CPU forms the gradient of a first layer [in, out] at a fifth of the
+    # speed of its transpose, and Adam, elementwise, does not care.
+    def flip(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, params)
 
-    def batch_nll(params: Params, key: PRNGKey, size: int) -> Float[Array, ""]:
-        draw = jax.random.randint(key, (size,), 0, jnp.maximum(cumulated[-1], 1))
-        at = jnp.searchsorted(cumulated, draw, side="right").clip(max=len(cumulated) - 1)
-        rewards = head.rewards(params, rows[jnp.concatenate([pairs.first[at], pairs.second[at]])])
-        losses = bradley_terry(rewards[: len(at)] - rewards[len(at) :], pairs.label[at])
-        return jnp.vdot(losses, pairs.train[at]) / jnp.maximum(pairs.train.sum() / cumulated[-1] * len(at), 1e-30)
-
-    def step(i: Int[Array, ""], state: _State) -> _State:
-        if config.batch_size is None:
-            gradient = jax.grad(nll)(state.params, pairs.train)
-        else:
-            gradient = jax.grad(batch_nll)(state.params, jax.random.fold_in(key, state.steps), config.batch_size)
+    def step(_: Int[Array, ""], state: _State) -> _State:
+        key_step = jax.random.fold_in(key, state.steps)
+        gradient = jax.grad(lambda params: loss(flip(params), key_step))(state.params)
         updates, opt = optimiser.update(gradient, state.opt, state.params)
-        params = optax.apply_updates(state.params, updates)
-        return state._replace(params=params, opt=opt, steps=state.steps + 1)
+        return state._replace(params=optax.apply_updates(state.params, updates), opt=opt, steps=state.steps + 1)
 
     def block(state: _State) -> _State:
-        take = jnp.minimum(config.check_every, config.steps - state.steps)
-        state = jax.lax.fori_loop(0, take, step, state)
-        if config.holdout == 0.0:
+        state = jax.lax.fori_loop(0, jnp.minimum(config.check_every, config.steps - state.steps), step, state)
+        if not config.holdout:
             return state
-        now = nll(state.params, pairs.valid)
+        now = valid_nll(flip(state.params))
         better = now < state.best_nll
         return state._replace(
-            best=_select(better, state.params, state.best),
+            best=jax.tree.map(functools.partial(jnp.where, better), state.params, state.best),
             best_nll=jnp.where(better, now, state.best_nll),
             stale=jnp.where(better, 0, state.stale + 1),
-            finite=state.finite & jnp.isfinite(now),
+            finite=jnp.isfinite(now),
         )
 
     def going(state: _State) -> Bool[Array, ""]:
         return (state.steps < config.steps) & (state.stale < config.patience) & state.finite
 
-    zero = jnp.int32(0)
-    state = _State(start, optimiser.init(start), start, jnp.float32(jnp.inf), zero, zero, jnp.bool_(True))
+    first, zero = flip(start), jnp.int32(0)
+    state = _State(first, optimiser.init(first), first, jnp.float32(jnp.inf), zero, zero, jnp.bool_(True))
     state = jax.lax.while_loop(going, block, state)
-    params = state.params if config.holdout == 0.0 else state.best
-    train_nll = nll(params, pairs.train)
-    ok = state.finite & jnp.isfinite(train_nll)
-    return params, FitInfo(
-        train_nll=train_nll,
-        valid_nll=nll(params, pairs.valid) if config.holdout else jnp.float32(jnp.nan),
-        steps=state.steps,
-        status=jnp.where(ok, Status.OK, Status.DIVERGED).astype(jnp.int32),
-    )
+    return state._replace(params=flip(state.params), best=flip(state.best))
+
+
+def _chunked_nll(head: RewardHead, params: Params, embeddings: Float[Array, "N d"], pairs: _Pairs) -> Float[Array, ""]:
+    """Weighted mean loss of pairs, of which a few are looked up at a time."""
+
+    def one(pair: _Pairs) -> Float[Array, ""]:
+        margin = head.rewards(params, embeddings[pair.first]) - head.rewards(params, embeddings[pair.second])
+        return bradley_terry(margin, pair.label)
+
+    return _mean(jax.lax.map(one, pairs, batch_size=256), pairs.weight)
 
 
 _Inverse: TypeAlias = tuple[Callable[[Array], Array], Callable[[], Array]]
@@ -238,62 +298,64 @@ def _newton(
     head: RewardHead,
     config: FitConfig,
     key: PRNGKey,
-    hparams: HParams,
-    rows: Float[Array, "U d"],
-    pairs: _Pairs,
     start: Params,
+    hparams: HParams,
+    embeddings: Float[Array, "N d"],
+    pairs: _Pairs,
+    weight: Float[Array, "L"],
+    mask: Bool[Array, "L"],
 ) -> tuple[Params, FitInfo]:
     """Damped Newton steps on `sum weight nll + ridge / 2 |w|^2`; the held-out loss is leave-one-out, approximated.
 
     Source of the latter: Rad and Maleki, "A scalable estimate of the out-of-sample prediction error via approximate
     leave-one-out cross-validation", JRSS-B 2020.
     """
-    del key
-    x = rows[pairs.first] - rows[pairs.second]
+    del key, mask
+    x = embeddings[pairs.first] - embeddings[pairs.second]
     inverse = _dual_inverse if len(x) < x.shape[1] else _primal_inverse
     _, unravel = jax.flatten_util.ravel_pytree(start)
 
     def objective(weights: Float[Array, "d"]) -> Float[Array, ""]:
         losses = bradley_terry(x @ weights, pairs.label)
-        return jnp.vdot(losses, pairs.train) + 0.5 * hparams.ridge * jnp.vdot(weights, weights)
+        return jnp.vdot(losses, weight) + 0.5 * hparams.ridge * jnp.vdot(weights, weights)
 
-    def curvature(weights: Float[Array, "d"]) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
+    def derivatives(weights: Float[Array, "d"]) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
+        """First and second derivative of every pair's loss."""
         margin = x @ weights
-        first, second = pairs.train * jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
-        return first - pairs.train * pairs.label, first * second
+        p, q = jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
+        return weight * ((1.0 - pairs.label) * p - pairs.label * q), weight * p * q
 
     def step(state: _NewtonState) -> _NewtonState:
-        slope, v = curvature(state.weights)
+        slope, curvature = derivatives(state.weights)
         gradient = x.T @ slope + hparams.ridge * state.weights
-        direction = -inverse(x, v, hparams.ridge)[0](gradient)
+        solve, _ = inverse(x, curvature, hparams.ridge)
+        direction = -solve(gradient)
         decrease = -jnp.vdot(gradient, direction)
-        definite = jnp.isfinite(decrease)
-
         lengths = 0.5 ** jnp.arange(8, dtype=jnp.float32)
         objectives = jax.vmap(lambda t: objective(state.weights + t * direction))(lengths)
-        enough = objectives <= state.objective - 1e-4 * lengths * decrease
-        best = jnp.where(enough.any(), jnp.argmax(enough), jnp.argmin(objectives))
-        better = definite & (objectives[best] < state.objective)
+        best = jnp.argmax(objectives < state.objective - 1e-4 * lengths * decrease)
+        better = objectives[best] < state.objective
         return _NewtonState(
             weights=jnp.where(better, state.weights + lengths[best] * direction, state.weights),
             objective=jnp.where(better, objectives[best], state.objective),
             steps=state.steps + 1,
-            converged=~better | (decrease <= 1e-7 * jnp.maximum(pairs.train.sum(), 1.0)),
-            definite=definite,
+            converged=~better | (decrease <= 1e-7 * jnp.maximum(weight.sum(), 1.0)),
+            definite=jnp.isfinite(decrease),
         )
 
-    weights = head.weights(start)
-    state = _NewtonState(weights, objective(weights), jnp.int32(0), jnp.bool_(False), jnp.bool_(True))
+    first = head.weights(start)
+    state = _NewtonState(first, objective(first), jnp.int32(0), jnp.bool_(False), jnp.bool_(True))
     state = jax.lax.while_loop(lambda s: ~s.converged & (s.steps < config.newton_steps), step, state)
 
-    slope, v = curvature(state.weights)
     margin = x @ state.weights
-    leverage = inverse(x, v, hparams.ridge)[1]()
-    left_out = margin + leverage * slope / jnp.maximum(1.0 - v * leverage, 1e-6)
+    slope, curvature = derivatives(state.weights)
+    _, leverages = inverse(x, curvature, hparams.ridge)
+    leverage = leverages()
+    left_out = margin + leverage * slope / jnp.maximum(1.0 - curvature * leverage, 1e-6)
     status = jnp.where(jnp.isfinite(state.objective), Status.OK, Status.DIVERGED)
     return unravel(state.weights), FitInfo(
-        train_nll=_mean(bradley_terry(margin, pairs.label), pairs.train),
-        valid_nll=_mean(bradley_terry(left_out, pairs.label), pairs.valid),
+        train_nll=_mean(bradley_terry(margin, pairs.label), weight),
+        valid_nll=_mean(bradley_terry(left_out, pairs.label), pairs.weight),
         steps=state.steps,
         status=jnp.where(state.definite, status, Status.SINGULAR).astype(jnp.int32),
     )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -15,8 +16,14 @@ from flax import nnx
 from jarm.base import JarmError, RewardHead
 from jarm.types import Array, Float, Params, PRNGKey
 
+
+def _gelu(x: Array) -> Array:
+    # With erf, as in PyTorch; `jax.nn.gelu` takes erfc, whose precision far out costs a tenth of a fit's time.
+    return 0.5 * x * (1.0 + jax.lax.erf(math.sqrt(0.5) * x))
+
+
 ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
-    "gelu": functools.partial(jax.nn.gelu, approximate=False),
+    "gelu": _gelu,
     "gelu_tanh": functools.partial(jax.nn.gelu, approximate=True),
     "relu": jax.nn.relu,
     "silu": jax.nn.silu,
