@@ -100,9 +100,9 @@ def read_columns(path: PathLike, wanted: Iterable[str]) -> Columns:
     """
     path = _existing(path)
     if path.suffix == ".parquet":
-        columns = _read_parquet(path, list(wanted))
+        columns = _read_parquet(path, list(dict.fromkeys(wanted)))
     elif path.suffix == ".jsonl":
-        columns = _read_jsonl(path, list(wanted))
+        columns = _read_jsonl(path, list(dict.fromkeys(wanted)))
     else:
         raise JarmError(f"{path} ends in neither .parquet nor .jsonl: convert the table to one of the two.")
     if not len(columns.table):
@@ -171,9 +171,9 @@ def is_number(kind: pa.DataType) -> bool:
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
-    """`"; did you mean 'x'?"`, or nothing where no name is near."""
+    """`" (did you mean 'x'?)"`, or nothing where no name is near."""
     near = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
+    return f" (did you mean {near[0]!r}?)" if near else ""
 
 
 def fingerprint(path: PathLike) -> str:
