@@ -26,8 +26,8 @@ def pair_information(
     first: Float[Array, "M F"], second: Float[Array, "M F"], weight: Float[Array, "M"]
 ) -> Float[Array, "F F"]:
     """`sum_m weight_m x_m x_m^T`, x = first - second."""
-    difference = first - second
-    return matmul(difference.T, weight[:, None] * difference)
+    scaled = jnp.sqrt(weight)[:, None] * (first - second)
+    return matmul(scaled.T, scaled)
 
 
 def space_information(

@@ -62,7 +62,8 @@ def top_pairs(
     def merge(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
         best, pairs = carry
         scores, pair_of = scored(index)
-        some, flat = jax.lax.top_k(scores, min(k, scores.shape[0]))
+        # Without the barrier XLA fuses `some[0]` with the top-k, no longer knows it, and sorts the whole tile.
+        some, flat = jax.lax.optimization_barrier(jax.lax.top_k(scores, min(k, scores.shape[0])))
 
         def better(_: None) -> tuple[Array, Array]:
             values, order = jax.lax.top_k(jnp.concatenate([best, some]), k)
@@ -140,7 +141,8 @@ def _listed_scores(
         if features is not None:
             difference = features[first] - features[second]
             difference = difference if whiten is None else matmul(difference, whiten.T)
-            distance = jnp.square(difference).sum(axis=1)
+            # A product with ones: XLA's row sums on a CPU take twice as long.
+            distance = matmul(jnp.square(difference), jnp.ones(difference.shape[1], difference.dtype))
         scores = jnp.where(pairs[:, 0] < size, score(margin, distance), -jnp.inf)
         return scores, lambda flat: pairs[flat]
 
