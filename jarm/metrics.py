@@ -1,0 +1,494 @@
+"""How good a reward model is on test prompts, and what a bought batch is made of.
+
+All that depends on order follows from one primitive, `ranking`: how many responses score less than each, and how many
+no more. Functions take one prompt and are batched outside; `evaluate` walks a memory-mapped test set in chunks.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.base import JarmError, ResponseTable, RewardHead
+from jarm.linalg import log_det, matmul
+from jarm.types import Array, Bool, Float, Int, Params
+
+BINS = 15
+OFFSETS = 16
+CALIBRATED = ("nll", "brier", "calibration_error")
+BEST_OF = (5, 10, 30, 50, 100, 300, 500)
+# Up to this R comparing all pairs takes less processor time than sorting (9 times at 20, a fifth at 54).
+COMPARE_UP_TO = 32
+
+
+class Ranking(NamedTuple):
+    """For each response how many score less (`below`), and how many no more, itself included (`upto`); and of how many.
+
+    Where `mask` is false the two are meaningless. A prompt with a NaN among its scores has no ranking: `size` is 0.
+    """
+
+    below: Int[Array, "R"]
+    upto: Int[Array, "R"]
+    size: Int[Array, ""]
+
+
+def _sortable(scores: Float[Array, "R"]) -> Int[Array, "R"]:
+    """Integers in the order of the scores: XLA sorts integers about five times faster than floats on a CPU."""
+    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, jnp.float32(0), scores), jnp.int32)
+    return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
+
+
+def ranking(scores: Float[Array, "R"], mask: Bool[Array, "R"], *, compare_up_to: int = COMPARE_UP_TO) -> Ranking:
+    """Exact ranking of one prompt's responses, ties and all.
+
+    `below_i = #{j: x_j < x_i}`, `upto_i = #{j: x_j <= x_i}`; the average rank is `(below + upto + 1) / 2`.
+
+    Args:
+      scores: `[R]` float32.
+      mask: `[R]`, true where a response exists.
+      compare_up_to: largest R at which all pairs are compared; above it scores are sorted and searched.
+    """
+    R = scores.shape[0]
+    size = jnp.where((jnp.isnan(scores) & mask).any(), 0, mask.sum(dtype=jnp.int32))
+    if compare_up_to >= R:
+        less = (scores[:, None] < scores[None, :]) & mask[:, None]
+        no_more = (scores[:, None] <= scores[None, :]) & mask[:, None]
+        return Ranking(less.sum(0, dtype=jnp.int32), no_more.sum(0, dtype=jnp.int32), size)
+    # Padding goes behind every number, infinity included.
+    keys = jnp.where(mask, _sortable(scores), jnp.int32(0x7FFFFFFF))
+    ordered = jax.lax.sort(keys, is_stable=False)
+    below = jnp.searchsorted(ordered, keys, side="left").astype(jnp.int32)
+    last = jnp.concatenate([ordered[1:] != ordered[:-1], jnp.ones(1, bool)])
+    ends = jax.lax.cummin(jnp.where(last, jnp.arange(1, R + 1, dtype=jnp.int32), R), reverse=True)
+    return Ranking(below, ends[jnp.minimum(below, R - 1)], size)
+
+
+def _centred(ranks: Ranking, mask: Bool[Array, "R"]) -> Float[Array, "R"]:
+    """Twice the average rank less its mean, over the size: whole numbers until the division, so ties are exact."""
+    twice = (ranks.below + ranks.upto - ranks.size) / jnp.maximum(ranks.size, 1)
+    return jnp.where(mask & (ranks.size > 0), twice, 0)
+
+
+def _correlation(a: Float[Array, "R"], b: Float[Array, "R"]) -> Float[Array, ""]:
+    spread = jnp.sqrt((a * a).sum()) * jnp.sqrt((b * b).sum())
+    return jnp.where(spread > 0, jnp.clip((a * b).sum() / jnp.where(spread > 0, spread, 1), -1, 1), jnp.nan)
+
+
+def spearman(pred: Float[Array, "R"], gold: Float[Array, "R"], mask: Bool[Array, "R"]) -> Float[Array, ""]:
+    """Spearman's rank correlation of one prompt's responses, with average ranks.
+
+    NaN where it is undefined: fewer than two responses, all predictions or all gold rewards equal, or a NaN among them.
+
+    Args:
+      pred: `[R]` predicted rewards.
+      gold: `[R]` gold rewards.
+      mask: `[R]`, true where a response exists.
+    """
+    return _correlation(_centred(ranking(pred, mask), mask), _centred(ranking(gold, mask), mask))
+
+
+@functools.lru_cache(maxsize=32)
+def subset_cdf(n: int, size: int) -> np.ndarray:
+    """`C(k, n) / C(N, n)` for all N, k <= size: the chance that n of N responses are all among the k worst.
+
+    By log-gamma in float64. Rows N < n are NaN: there is no such subset.
+
+    Returns:
+      `[size + 1, size + 1]` float32, by N and k.
+    """
+    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1, dtype=np.float64)))])
+    k = np.arange(size + 1)
+    log_ways = np.full(size + 1, -np.inf)
+    log_ways[n:] = log_factorial[n:] - log_factorial[: max(size + 1 - n, 0)]
+    table = np.full((size + 1, size + 1), np.nan)
+    table[n:] = np.exp(np.minimum(log_ways[None, :] - log_ways[n:, None], 0.0))
+    table[k[:, None] < k[None, :]] = np.nan
+    return table.astype(np.float32)
+
+
+def _expected_best(
+    ranks: Ranking, gold: Float[Array, "R"], mask: Bool[Array, "R"], cdf: Float[Array, "size k"]
+) -> Float[Array, ""]:
+    row = cdf[ranks.size]
+    real = mask & (ranks.size > 0)
+    below, upto = jnp.where(real, ranks.below, 0), jnp.where(real, ranks.upto, 1)
+    # Tied responses share what their group gets; the weights of a prompt sum to 1.
+    weight = (row[upto] - row[below]) / (upto - below)
+    best = jnp.where(real, weight * gold, 0).sum()
+    return jnp.where(jnp.isnan(row[0]), jnp.nan, best)
+
+
+def best_of_n(pred: Float[Array, "R"], gold: Float[Array, "R"], mask: Bool[Array, "R"], n: int) -> Float[Array, ""]:
+    """Exact expected gold reward of the best-predicted of n of one prompt's N responses, drawn without replacement.
+
+    `sum_{i >= n} C(i-1, n-1) / C(N, n) gold_(i)`, gold ordered by prediction; ties are broken uniformly at random.
+
+    Args:
+      pred: `[R]` predicted rewards.
+      gold: `[R]` gold rewards.
+      mask: `[R]`, true where a response exists.
+      n: how many are drawn.
+
+    Returns:
+      The expectation, in units of gold; NaN where the prompt has fewer than n responses, or a NaN prediction.
+    """
+    return _expected_best(ranking(pred, mask), gold, mask, jnp.asarray(subset_cdf(n, pred.shape[0])))
+
+
+def pair_offsets(width: int) -> tuple[np.ndarray, np.ndarray]:
+    """The within-prompt test pairs (i, i + o mod R): every pair if R <= 33, else those of 16 evenly spread offsets o.
+
+    Returns:
+      `[J, R]` int32 partner of each response under each offset, and `[J, R]` bool, false on the half of the
+      offset R/2 that repeats the other.
+    """
+    half = width // 2
+    offsets = np.arange(1, half + 1)
+    if half > OFFSETS:
+        offsets = np.round(np.linspace(1, (width - 1) // 2, OFFSETS)).astype(int)
+    here = np.arange(width)
+    once = (2 * offsets[:, None] != width) | (here < half)
+    return ((here + offsets[:, None]) % width).astype(np.int32), once
+
+
+class _Truth(NamedTuple):
+    """What does not depend on a head, of one prompt; computed once for all heads."""
+
+    gold: Float[Array, "R"]
+    mask: Bool[Array, "R"]
+    ranks: Float[Array, "R"]
+    real: Bool[Array, "J R"]
+    gap: Float[Array, "J R"]
+    wins: Float[Array, "J R"]
+
+
+def _truth(gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
+    partner, once = pair_offsets(gold.shape[0])
+    gap = gold[None, :] - gold[partner]
+    noisy = (noise >= 0) & jnp.isfinite(noise)
+    wins = jnp.where(noisy, jax.nn.sigmoid(jnp.where(noisy, noise, 0) * gap / scale), (jnp.sign(gap) + 1) / 2)
+    real = jnp.asarray(once) & mask[None, :] & mask[partner]
+    return _Truth(gold, mask, _centred(ranking(gold, mask), mask), real, gap, wins)
+
+
+def _score(pred: Float[Array, "R"], truth: _Truth, cdfs: Float[Array, "n size k"]) -> dict[str, Array]:
+    """One prompt under one head: values that may be undefined, and sums over pairs."""
+    ranks = ranking(pred, truth.mask)
+    partner, _ = pair_offsets(pred.shape[0])
+    margin = pred[None, :] - pred[partner]
+    # One exponential serves all: confidence is the larger of p and 1 - p.
+    decay = jnp.exp(-jnp.abs(margin))
+    confidence = 1 / (1 + decay)
+    agree = jnp.where(margin > 0, truth.wins, jnp.where(margin < 0, 1 - truth.wins, 0.5))
+    over = jnp.where(truth.real, confidence - agree, 0)
+    place = jnp.clip(jnp.floor((confidence - 0.5) * (2 * BINS)), 0, BINS - 1).astype(jnp.int32)
+    untied = truth.real & (truth.gap != 0)
+    right = (1 + jnp.sign(margin) * jnp.sign(truth.gap)) / 2
+    loss = jnp.log1p(decay) + jnp.maximum(margin, 0) - truth.wins * margin
+    p = jnp.where(margin > 0, confidence, 1 - confidence)
+    brier = (p - truth.wins) ** 2 + truth.wins * (1 - truth.wins)
+    total = functools.partial(jnp.sum, dtype=jnp.float32)
+    return {
+        "spearman": _correlation(_centred(ranks, truth.mask), truth.ranks),
+        "best": jax.vmap(lambda cdf: _expected_best(ranks, truth.gold, truth.mask, cdf))(cdfs),
+        "pairs": total(truth.real),
+        "untied": total(untied),
+        "right": total(jnp.where(untied, right, 0)),
+        "nll": total(jnp.where(truth.real, loss, 0)),
+        "brier": total(jnp.where(truth.real, brier, 0)),
+        # One pass a bin: a scatter is faster, but not in the same order twice on an accelerator.
+        "over": jax.lax.map(lambda b: jnp.where(place == b, over, 0).sum(), jnp.arange(BINS)),
+    }
+
+
+def _sums(pred: Array, truth: _Truth, cdfs: Array) -> dict[str, Array]:
+    """Sums over the prompts of a chunk; of what may be undefined, also how many are defined."""
+    each = jax.vmap(_score, in_axes=(0, 0, None))(pred, truth, cdfs)
+    sums = {}
+    for name in ("spearman", "best"):
+        values = each.pop(name)
+        defined = ~jnp.isnan(values)
+        sums[name] = jnp.where(defined, values, 0).sum(0)
+        sums[name + "_defined"] = defined.sum(0, dtype=jnp.int32)
+    return sums | {name: values.sum(0) for name, values in each.items()}
+
+
+def _truths(gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
+    return jax.vmap(_truth, in_axes=(0, 0, None, None))(gold, mask, noise, scale)
+
+
+@functools.partial(jax.jit, static_argnames=("head", "together"))
+def _evaluate_chunk(
+    params: Params,
+    constants: tuple[Array, Array, Array],
+    embeddings: Float[Array, "p R d"],
+    gold: Float[Array, "p R"],
+    mask: Bool[Array, "p R"],
+    *,
+    head: RewardHead,
+    together: bool,
+) -> dict[str, Array]:
+    noise, scale, cdfs = constants
+    flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(gold, mask, noise, scale)
+
+    def one(members: Params) -> dict[str, Array]:
+        def rewards(member: Params) -> Array:
+            return head.rewards(member, flat)
+
+        each = jax.vmap(rewards)(members) if together else jax.lax.map(rewards, members)
+        return _sums(each.mean(0).reshape(mask.shape), truth, cdfs)
+
+    # Heads one after the other, so that memory does not grow with their number.
+    with jax.default_matmul_precision("highest"):
+        return jax.lax.map(one, params)
+
+
+@jax.jit
+def _score_chunk(
+    constants: tuple[Array, Array, Array],
+    scores: Float[Array, "p R"],
+    gold: Float[Array, "p R"],
+    mask: Bool[Array, "p R"],
+) -> dict[str, Array]:
+    noise, scale, cdfs = constants
+    sums = _sums(scores, _truths(gold, mask, noise, scale), cdfs)
+    return {name: value[None] for name, value in sums.items()}
+
+
+def _in_chunks(
+    kernel: Callable[..., dict[str, Array]], read: Callable[[slice], tuple[np.ndarray, ...]], prompts: int, size: int
+) -> dict[str, np.ndarray]:
+    """Sum a kernel over chunks of prompts, all of one shape; the host reads a chunk while the device is busy."""
+
+    def chunks() -> Iterator[dict[str, Array]]:
+        for start in range(0, prompts, size):
+            arrays = read(slice(start, min(start + size, prompts)))
+            short = size - len(arrays[0])
+            yield kernel(*(np.pad(a, [(0, short), *[(0, 0)] * (a.ndim - 1)]) if short else a for a in arrays))
+
+    totals: dict[str, np.ndarray] = {}
+    waiting: dict[str, Array] = {}
+    for sums in itertools.chain(chunks(), [{}]):
+        for name, value in waiting.items():
+            totals[name] = totals.get(name, 0) + np.asarray(value, np.float64)
+        waiting = sums
+    return totals
+
+
+def _means(sums: dict[str, np.ndarray], prompts: int, best_of: tuple[int, ...]) -> dict[str, np.ndarray]:
+    def over(total: np.ndarray, count: np.ndarray) -> np.ndarray:
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    means = {
+        "spearman": over(sums["spearman"], sums["spearman_defined"]),
+        "spearman_undefined": prompts - sums["spearman_defined"].astype(np.int64),
+    }
+    for i, n in enumerate(best_of):
+        defined = sums["best_defined"][..., i]
+        means[f"best_of_{n}"] = over(sums["best"][..., i], defined)
+        means[f"best_of_{n}_undefined"] = prompts - defined.astype(np.int64)
+    return means | {
+        "pair_accuracy": over(sums["right"], sums["untied"]),
+        "nll": over(sums["nll"], sums["pairs"]),
+        "brier": over(sums["brier"], sums["pairs"]),
+        "calibration_error": over(np.abs(sums["over"]).sum(-1), sums["pairs"]),
+    }
+
+
+def best_of_sizes(table: ResponseTable) -> tuple[int, ...]:
+    """The n worth reporting: those of 5, 10, 30, ..., 500 below the most responses of any prompt, and that number."""
+    most = int(table.mask.sum(axis=1).max())
+    return (*(n for n in BEST_OF if n < most), most)
+
+
+def _prepare(
+    table: ResponseTable, noise: float, scale: float, best_of: tuple[int, ...] | None
+) -> tuple[np.ndarray, tuple[int, ...], tuple[Array, Array, Array]]:
+    if table.gold is None:
+        raise JarmError("The test table has no gold rewards, so no metric can be computed: name a score column.")
+    if not table.mask.any():
+        raise JarmError("The test table has no responses: give it at least one prompt.")
+    best_of = best_of_sizes(table) if best_of is None else best_of
+    width = table.mask.shape[1]
+    for n in best_of:
+        if not 1 <= n <= width:
+            raise JarmError(f"Best-of-{n} needs {n} responses a prompt and the test table has {width}: ask for less.")
+    cdfs = np.stack([subset_cdf(n, width) for n in best_of]) if best_of else np.zeros((0, width + 1, width + 1))
+    return table.gold, best_of, (jnp.float32(noise), jnp.float32(scale), jnp.asarray(cdfs, jnp.float32))
+
+
+def chunk_size(shape: tuple[int, int, int], widest: int, chunk_bytes: int) -> int:
+    """Prompts a chunk, so that it takes about `chunk_bytes`, in equal shares.
+
+    A response takes 4 (4d + 4 widest + 10 J) bytes: two chunks of embeddings in flight, each once as read and once as
+    float32; the activations of one head, in and out of a layer with what its activation function needs; and J test
+    pairs, ten numbers each.
+    """
+    prompts, R, d = shape
+    response = 4 * (4 * d + 4 * widest + 10 * min(OFFSETS, max(R // 2, 1)))
+    fits = min(max(chunk_bytes // (R * response), 1), prompts)
+    return -(-prompts // -(-prompts // fits))
+
+
+def evaluate(
+    head: RewardHead,
+    params: Params,
+    table: ResponseTable,
+    *,
+    noise: float = 2.0,
+    scale: float = 1.0,
+    best_of: tuple[int, ...] | None = None,
+    chunk_bytes: int = 256 << 20,
+    together: bool | None = None,
+) -> dict[str, np.ndarray]:
+    """Metrics of H reward models, each the mean of K heads, on a test table that is read once, in chunks.
+
+    `spearman`: mean over prompts of the within-prompt correlation; `spearman_undefined`: prompts left out of it.
+    `best_of_{n}`: expected gold reward of the best-predicted of n responses; `best_of_{n}_undefined`: prompts with
+    fewer. Of the within-prompt pairs of `pair_offsets`, where the annotator prefers the first response with probability
+    `p* = sigmoid(noise (gold difference) / scale)`: `pair_accuracy`: share ordered as gold does, ties of gold left
+    out, predicted ties half right; `nll`: expected `-log p` of the label in nats; `brier`: expected squared error of
+    p; `calibration_error`: `sum_b |sum_{pairs in b} (confidence - p* of the predicted order)| / pairs` over 15
+    equal bins b of confidence `max(p, 1 - p)` in [.5, 1], which is the same whichever response comes first.
+
+    Args:
+      head: the reward head.
+      params: leaves `[H, K, ...]`.
+      table: test prompts with gold rewards.
+      noise: beta of the annotator; negative or infinite for perfect labels.
+      scale: what gold differences are divided by, in units of gold.
+      best_of: the n of best-of-n; by default `best_of_sizes(table)`.
+      chunk_bytes: about how much memory to take beyond the parameters.
+      together: whether the K heads of a model are one batched product; by default not on a CPU, where that is slower.
+
+    Returns:
+      Name -> `[H]`; counts are integers.
+
+    Raises:
+      JarmError: the table has no gold rewards or no responses, or an n of `best_of` is above R.
+    """
+    gold, best_of, constants = _prepare(table, noise, scale, best_of)
+    together = jax.default_backend() != "cpu" if together is None else together
+    leaves = jax.tree.leaves(params)
+    widest = max(leaf.shape[-1] for leaf in leaves) * (leaves[0].shape[1] if together else 1)
+    size = chunk_size(table.shape, widest, chunk_bytes)
+
+    def read(prompts: slice) -> tuple[np.ndarray, ...]:
+        return table.embeddings(prompts), np.asarray(gold[prompts], np.float32), table.mask[prompts]
+
+    kernel = functools.partial(_evaluate_chunk, params, constants, head=head, together=together)
+    return _means(_in_chunks(kernel, read, len(gold), size), len(gold), best_of)
+
+
+def evaluate_scores(
+    scores: np.ndarray,
+    table: ResponseTable,
+    *,
+    noise: float = 2.0,
+    scale: float = 1.0,
+    best_of: tuple[int, ...] | None = None,
+    chunk_bytes: int = 256 << 20,
+) -> dict[str, float]:
+    """The metrics of `evaluate` for given scores `[P, R]`; `nll` and its kin are of scores taken as log odds."""
+    gold, best_of, constants = _prepare(table, noise, scale, best_of)
+    size = chunk_size((*table.mask.shape, 1), 1, chunk_bytes)
+
+    def read(prompts: slice) -> tuple[np.ndarray, ...]:
+        return np.asarray(scores[prompts], np.float32), np.asarray(gold[prompts], np.float32), table.mask[prompts]
+
+    kernel = functools.partial(_score_chunk, constants)
+    means = _means(_in_chunks(kernel, read, len(gold), size), len(gold), best_of)
+    return {name: value.item() for name, value in means.items()}
+
+
+def reference_lines(
+    table: ResponseTable, *, noise: float = 2.0, scale: float = 1.0, best_of: tuple[int, ...] | None = None
+) -> dict[str, dict[str, float]]:
+    """What no reward model is needed for: the oracle, the mean response, and every ruler of the table.
+
+    The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the least that can be had.
+    The mean response is a constant prediction: best-of-n is the mean gold reward, Spearman is undefined, `nll` is
+    log 2. Rulers are not log odds: they have no `nll`, `brier` or `calibration_error`; their sign is left as it is.
+
+    Args:
+      table, noise, scale, best_of: as for `evaluate`.
+
+    Returns:
+      `oracle`, `mean response` or ruler -> metrics.
+    """
+    gold, *_ = _prepare(table, noise, scale, best_of)
+    measure = functools.partial(evaluate_scores, table=table, noise=noise, scale=scale, best_of=best_of)
+
+    def ordinal(scores: np.ndarray) -> dict[str, float]:
+        return {name: value for name, value in measure(scores).items() if name not in CALIBRATED}
+
+    log_odds = gold * np.float32((noise if 0 <= noise < np.inf else 1e6) / scale)
+    calibrated = {name: value for name, value in measure(log_odds).items() if name in CALIBRATED}
+    return {
+        "oracle": ordinal(gold) | calibrated,
+        "mean response": measure(np.zeros_like(gold)),
+        **{name: ordinal(ruler) for name, ruler in table.rulers.items()},
+    }
+
+
+def batch_report(
+    first: Float[Array, "B d"],
+    second: Float[Array, "B d"],
+    pairs: Int[Array, "B 2"],
+    valid: Bool[Array, "B"],
+    fisher_weight: Float[Array, "B"],
+    gold_gap: Float[Array, "B"],
+    *,
+    width: int,
+    scale: Float[Array, ""] | float,
+) -> dict[str, Array]:
+    """Diversity and informativeness of a bought batch, in an embedding space that no head changes.
+
+    With z the embedding differences of its pairs and s the mean squared difference of a pair of the pool:
+    `diversity_log_det = log det(I + Z Z^T / s)`, in nats; `diversity_distance`: mean over two pairs of
+    `min(|z - z'|, |z + z'|) / sqrt(s)`, as a pair and its mirror image are one. Then `distinct_responses` and
+    `distinct_prompts`, `mean_fisher_weight` p (1 - p), and `mean_gold_gap`. All are 0 for an empty batch.
+
+    Args:
+      first, second: `[B, d]` embeddings of the pairs' responses.
+      pairs: `[B, 2]` int32 indices of the responses; n belongs to prompt n // width.
+      valid: `[B]`, false where nothing was bought.
+      fisher_weight: `[B]` under the head that chose the pair.
+      gold_gap: `[B]` gold difference, any sign, in the caller's unit.
+      width: R, padding included.
+      scale: s.
+
+    Returns:
+      Name -> scalar; counts are int32.
+    """
+    B = pairs.shape[0]
+    bought = jnp.maximum(valid.sum(), 1)
+    z = jnp.where(valid[:, None], first - second, 0) / jnp.sqrt(jnp.asarray(scale, jnp.float32))
+    gram = matmul(z, z.T)
+    norms = jnp.diagonal(gram)
+    squared = jnp.maximum(norms[:, None] + norms[None, :] - 2 * jnp.abs(gram), 0)
+    others = valid[:, None] & valid[None, :] & ~jnp.eye(B, dtype=bool)
+
+    def distinct(numbers: Int[Array, "k"], real: Bool[Array, "k"]) -> Int[Array, ""]:
+        ordered = jnp.sort(jnp.where(real, numbers, -1))
+        new = jnp.concatenate([jnp.ones(1, bool), ordered[1:] != ordered[:-1]])
+        return (new & (ordered >= 0)).sum(dtype=jnp.int32)
+
+    def mean(values: Float[Array, "B"]) -> Float[Array, ""]:
+        return jnp.where(valid, values, 0).sum() / bought
+
+    ends, real = pairs.reshape(-1), jnp.repeat(valid, 2)
+    return {
+        "diversity_log_det": log_det(jnp.eye(B, dtype=gram.dtype) + gram)[0],
+        "diversity_distance": jnp.where(others, jnp.sqrt(squared), 0).sum() / jnp.maximum(others.sum(), 1),
+        "distinct_responses": distinct(ends, real),
+        "distinct_prompts": distinct(ends // width, real),
+        "mean_fisher_weight": mean(fisher_weight),
+        "mean_gold_gap": mean(jnp.abs(gold_gap)),
+    }
