@@ -364,7 +364,8 @@ def evaluate(
       noise: beta of the annotator; negative or infinite for perfect labels.
       scale: what gold differences are divided by, in units of gold.
       best_of: the n of best-of-n; by default `best_of_sizes(table)`.
-      chunk_bytes: about how much memory to take beyond the parameters.
+      chunk_bytes: about how much memory to take beyond the parameters; pages of a memory-mapped file that the system
+        keeps in its cache are not counted.
       together: whether the K heads of a model are one batched product; by default not on a CPU, where that is slower.
 
     Returns:
