@@ -1,0 +1,241 @@
+"""What a comparison over seeds shows: paired bootstrap intervals, labels saved, and a verdict in words.
+
+Seeds are the unit. Rules run on the same seeds share prompts, first labels and annotator, so differences are taken
+seed by seed, and a resample draws the same seeds for every rule.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+
+DRAWS = 10_000
+
+
+class Interval(NamedTuple):
+    """An estimate over `seeds` seeds with a two-sided interval; `low` and `high` are NaN for fewer than two seeds."""
+
+    mean: float
+    low: float
+    high: float
+    seeds: int
+
+
+class LabelSaving(NamedTuple):
+    """How many labels a rule needs for what the baseline reaches at its end.
+
+    Attributes:
+      labels: labels the rule needs; infinite if it does not get there.
+      baseline_labels: labels after which the baseline is there for the first time.
+      ratio: `baseline_labels / labels`, above 1 where the rule needs fewer; where the rule does not get there, that of
+        its last label count, and so an upper bound.
+      unreached: share of the resamples in which the rule does not get there.
+      limit: the rule's last label count.
+    """
+
+    labels: float
+    baseline_labels: float
+    ratio: Interval
+    unreached: float
+    limit: float
+
+
+def _t_quantile(p: float, df: int) -> float:
+    """Upper quantile of Student's t, `P(T <= t) = p > .5`, by bisection on its closed form for whole df."""
+
+    def cdf(t: float) -> float:
+        theta = math.atan(t / math.sqrt(df))
+        term, total = (math.cos(theta), 0.0) if df % 2 else (1.0, 0.0)
+        for i in range(1 if df % 2 else 0, df - 1, 2):
+            total += term
+            term *= math.cos(theta) ** 2 * (i + 1) / (i + 2)
+        area = math.sin(theta) * total
+        return 0.5 + ((theta + area) / math.pi if df % 2 else area / 2)
+
+    low, high = 0.0, 1.0
+    while cdf(high) < p:
+        high *= 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cdf(middle) < p else (low, middle)
+    return high
+
+
+def tail(seeds: int, level: float = 0.95) -> float:
+    """The percentile of the bootstrap at which an interval of a mean over few seeds ends.
+
+    The plain percentile interval is too narrow by `sqrt((S - 1) / S)` and by the normal against Student's quantile;
+    a further percentile, `Phi(-sqrt(S / (S - 1)) t_{S-1})`, makes up for both.
+
+    Source: T. Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015.
+    """
+    wide = math.sqrt(seeds / (seeds - 1)) * _t_quantile((1 + level) / 2, seeds - 1)
+    return statistics.NormalDist().cdf(-wide)
+
+
+def resamples(seeds: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """`[draws, seeds]` indices drawn with replacement; the same for the same arguments."""
+    return np.random.default_rng(seed).integers(0, seeds, (draws, seeds))
+
+
+def _ends(values: np.ndarray, seeds: int, level: float) -> tuple[float, float]:
+    if seeds < 2:
+        return math.nan, math.nan
+    cut = tail(seeds, level)
+    low, high = np.quantile(values, [cut, 1 - cut])
+    return float(low), float(high)
+
+
+def bootstrap_ci(values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0) -> Interval:
+    """Mean over seeds and its bootstrap interval (see `tail`).
+
+    Args:
+      values: `[S]`, one number a seed; for a paired comparison, the differences.
+      level: coverage of the interval.
+      draws: resamples.
+      seed: of the resampling.
+    """
+    values = np.asarray(values, np.float64)
+    S = len(values)
+    means = values[resamples(S, draws, seed)].mean(1) if S > 1 else values
+    return Interval(float(values.mean()) if S else math.nan, *_ends(means, S, level), S)
+
+
+def paired_difference(
+    values: np.ndarray, baseline: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
+) -> Interval:
+    """`bootstrap_ci` of `values - baseline`, both `[S]` on the same seeds in the same order."""
+    difference = np.asarray(values, np.float64) - np.asarray(baseline, np.float64)
+    return bootstrap_ci(difference, level=level, draws=draws, seed=seed)
+
+
+def area_under_curve(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
+    """Mean height of learning curves over label counts `[T]`, by trapezoids: `[..., T] -> [...]`, unit of values."""
+    labels, values = np.asarray(labels, np.float64), np.asarray(values, np.float64)
+    if len(labels) == 1 or labels[-1] == labels[0]:
+        return np.asarray(values[..., -1])
+    return np.asarray(np.trapezoid(values, labels, axis=-1) / (labels[-1] - labels[0]))
+
+
+def labels_to_reach(labels: np.ndarray, curve: np.ndarray, target: np.ndarray | float) -> np.ndarray:
+    """Label count at which a curve, joined by straight lines, first comes up to a target.
+
+    Nothing is made monotone: a curve that reaches the target and falls back has reached it. The first label count if
+    it starts there; infinity if it never comes there.
+
+    Args:
+      labels: `[T]`, rising.
+      curve: `[..., T]`.
+      target: `[...]` or a number.
+    """
+    labels, curve = np.asarray(labels, np.float64), np.asarray(curve, np.float64)
+    target = np.broadcast_to(np.asarray(target, np.float64), curve.shape[:-1])
+    there = curve >= target[..., None]
+    after = np.argmax(there, axis=-1)
+    before = np.maximum(after - 1, 0)
+    low = np.take_along_axis(curve, before[..., None], -1)[..., 0]
+    high = np.take_along_axis(curve, after[..., None], -1)[..., 0]
+    share = np.where(after > before, (target - low) / np.where(high > low, high - low, 1), 1)
+    reached = labels[before] + share * (labels[after] - labels[before])
+    return np.where(there.any(axis=-1), reached, np.inf)
+
+
+def label_saving(
+    labels: np.ndarray,
+    curves: np.ndarray,
+    baseline_labels: np.ndarray,
+    baseline_curves: np.ndarray,
+    *,
+    level: float = 0.95,
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> LabelSaving:
+    """Labels that a rule and the baseline need for the baseline's final value, and their ratio.
+
+    Of the curves averaged over seeds; each resample draws the same seeds for both, and takes its own final value for
+    the target. The baseline, too, is measured by when it is there for the first time, so that its own ratio is 1.
+
+    Args:
+      labels, baseline_labels: `[T]` label counts.
+      curves, baseline_curves: `[S, T]`, the same seeds in the same order.
+      level, draws, seed: as for `bootstrap_ci`.
+    """
+    S, limit = len(curves), float(labels[-1])
+
+    def needed(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean, base = curves[index].mean(-2), baseline_curves[index].mean(-2)
+        target = base[..., -1]
+        return labels_to_reach(labels, mean, target), labels_to_reach(baseline_labels, base, target)
+
+    def ratio(rule: np.ndarray, base: np.ndarray) -> np.ndarray:
+        return np.asarray(base / np.minimum(rule, limit))
+
+    rule, base = needed(np.arange(S))
+    drawn = needed(resamples(S, draws, seed)) if S > 1 else (rule[None], base[None])
+    ends = _ends(ratio(*drawn), S, level)
+    unreached = float(np.isinf(drawn[0]).mean())
+    return LabelSaving(float(rule), float(base), Interval(float(ratio(rule, base)), *ends, S), unreached, limit)
+
+
+def number(value: float, places: int = 3) -> str:
+    """A number for print: `.031`, `-.031`, `12.5`."""
+    if math.isnan(value):
+        return "undefined"
+    text = f"{value:.{places if abs(value) < 10 else 1}f}"
+    return text.replace("0.", ".", 1) if text.lstrip("-").startswith("0.") and places else text
+
+
+def interval(low: float, high: float, form: Callable[[float], str] = number) -> str:
+    """`(.020 to .042)`, or a remark where one seed leaves no interval."""
+    return "(no interval from one seed)" if math.isnan(low) or math.isnan(high) else f"({form(low)} to {form(high)})"
+
+
+def _saving_in_words(saving: LabelSaving, baseline: str) -> str:
+    if math.isinf(saving.labels):
+        return f"does not reach {baseline}'s final value within {saving.limit:.0f} labels"
+    ratio, low, high, _ = saving.ratio
+    more = ratio < 1
+    if more:
+        ratio, low, high = 1 / ratio, 1 / high, 1 / low
+    censored = saving.unreached > 0.025
+    ends = "" if math.isnan(low) else f" ({low:.1f} to {high:.1f}{' or beyond' if more and censored else ''})"
+    words = f"needs {ratio:.1f} times {'more' if more else 'fewer'} labels{ends}"
+    if censored and not more:
+        words += f", though {saving.unreached:.0%} of resamples never reach {baseline}'s final value"
+    return words
+
+
+def verdict(
+    difference: Interval, saving: LabelSaving | None = None, *, baseline: str = "random", metric: str = "mean Spearman"
+) -> str:
+    """The comparison in one sentence.
+
+    Args:
+      difference: of the rule's area under the learning curve from the baseline's, over paired seeds.
+      saving: labels needed, if known.
+      baseline: its name.
+      metric: name of what differs.
+
+    Returns:
+      "beats random by .031 (.020 to .042) in mean Spearman, needs 3.1 times fewer labels (2.2 to 4.0)",
+      "worse than random by ...", or "no gain shown: ..." where the interval holds 0; with one seed, that there is none.
+    """
+    mean, low, high, seeds = difference
+    if seeds == 0 or math.isnan(mean):
+        return f"nothing to compare: no seed is complete for both this rule and {baseline}"
+    if seeds == 1:
+        sign = "+" if mean >= 0 else ""
+        return (
+            f"nothing shown: {sign}{number(mean)} in {metric} against {baseline} on one seed, which has no interval; "
+            "run more seeds"
+        )
+    rest = f", {_saving_in_words(saving, baseline)}" if saving is not None else ""
+    if low > 0:
+        return f"beats {baseline} by {number(mean)} {interval(low, high)} in {metric}{rest}"
+    if high < 0:
+        return f"worse than {baseline} by {number(-mean)} {interval(-high, -low)} in {metric}{rest}"
+    return f"no gain shown: {number(mean)} {interval(low, high)} against {baseline} in {metric}{rest}"
