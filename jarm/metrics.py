@@ -316,9 +316,8 @@ def _prepare(
         raise JarmError("The test table has no responses: give it at least one prompt.")
     best_of = best_of_sizes(table) if best_of is None else best_of
     width = table.mask.shape[1]
-    for n in best_of:
-        if not 1 <= n <= width:
-            raise JarmError(f"Best-of-{n} needs {n} responses a prompt and the test table has {width}: ask for less.")
+    if best_of and min(best_of) < 1:
+        raise JarmError(f"The best of {min(best_of)} responses is nothing: ask for the best of 1 or more.")
     cdfs = np.stack([subset_cdf(n, width) for n in best_of]) if best_of else np.zeros((0, width + 1, width + 1))
     return table.gold, best_of, (jnp.float32(noise), jnp.float32(scale), jnp.asarray(cdfs, jnp.float32))
 
@@ -351,11 +350,11 @@ def evaluate(
 
     `spearman`: mean over prompts of the within-prompt correlation; `spearman_undefined`: prompts left out of it.
     `best_of_{n}`: expected gold reward of the best-predicted of n responses; `best_of_{n}_undefined`: prompts with
-    fewer. Of the within-prompt pairs of `pair_offsets`, where the annotator prefers the first response with probability
-    `p* = sigmoid(noise (gold difference) / scale)`: `pair_accuracy`: share ordered as gold does, ties of gold left
-    out, predicted ties half right; `nll`: expected `-log p` of the label in nats; `brier`: expected squared error of
-    p; `calibration_error`: `sum_b |sum_{pairs in b} (confidence - p* of the predicted order)| / pairs` over 15
-    equal bins b of confidence `max(p, 1 - p)` in [.5, 1], which is the same whichever response comes first.
+    fewer, left out of it. Of the within-prompt pairs of `pair_offsets`, where the annotator prefers the first response
+    with probability `p* = sigmoid(noise (gold difference) / scale)`: `pair_accuracy`: share ordered as gold does, ties
+    of gold left out, predicted ties half right; `nll`: expected `-log p` of the label in nats; `brier`: expected
+    squared error of p; `calibration_error`: `sum_b |sum_{pairs in b} (confidence - p* of the predicted order)| / pairs`
+    over 15 equal bins b of confidence `max(p, 1 - p)` in [.5, 1], which is the same whichever response comes first.
 
     Args:
       head: the reward head.
@@ -372,7 +371,7 @@ def evaluate(
       Name -> `[H]`; counts are integers.
 
     Raises:
-      JarmError: the table has no gold rewards or no responses, or an n of `best_of` is above R.
+      JarmError: the table has no gold rewards or no responses, or an n of `best_of` is below 1.
     """
     gold, best_of, constants = _prepare(table, noise, scale, best_of)
     together = jax.default_backend() != "cpu" if together is None else together

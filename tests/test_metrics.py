@@ -229,10 +229,17 @@ def test_reference_lines_bound_what_a_model_can_do():
     assert "nll" not in length
 
 
+def test_more_than_there_are_is_undefined():
+    table = make_table(3, 4, 2)
+    ours = metrics.evaluate_scores(table.gold, table, best_of=(5, 90))
+    assert np.isnan(ours["best_of_5"])
+    assert ours["best_of_90_undefined"] == 3
+
+
 def test_bad_input_is_named():
     table = make_table(3, 4, 2)
-    with pytest.raises(JarmError, match="Best-of-5 needs 5 responses"):
-        metrics.evaluate_scores(table.gold, table, best_of=(5,))
+    with pytest.raises(JarmError, match="best of 0 responses is nothing"):
+        metrics.evaluate_scores(table.gold, table, best_of=(0,))
     with pytest.raises(JarmError, match="no gold rewards"):
         metrics.reference_lines(ResponseTable(table.store, table.rows, table.mask))
     with pytest.raises(JarmError, match="no responses"):

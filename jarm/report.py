@@ -1,0 +1,307 @@
+"""From records to the sceptic's answer: summary.json and summary.md."""
+
+from __future__ import annotations
+
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jarm.records import plain, replace_text
+from jarm.statistics import (
+    Interval,
+    area_under_curve,
+    bootstrap_ci,
+    interval,
+    label_saving,
+    number,
+    paired_difference,
+    verdict,
+)
+
+METRIC = "spearman"
+BOUGHT = {
+    "batch_diversity_log_det": "log det",
+    "batch_diversity_distance": "mean distance",
+    "batch_distinct_responses": "responses",
+    "batch_distinct_prompts": "prompts",
+    "batch_mean_fisher_weight": "Fisher weight",
+    "batch_mean_gold_gap": "gold gap",
+    "label_error": "wrong labels",
+    "seconds_to_fit": "s to fit",
+    "seconds_to_select": "s to select",
+}
+PROVENANCE = ("device", "versions", "commit", "config")
+
+
+def runs_of(records: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
+    """rule -> seed -> its records by round, of the runs that are whole: every round that any run has."""
+    by_run: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
+    for record in records:
+        if record.get("kind") != "reference":
+            by_run.setdefault(record["rule"], {}).setdefault(record["seed"], {})[record["round"]] = record
+    rounds = sorted({t for seeds in by_run.values() for run in seeds.values() for t in run})
+    return {
+        rule: {seed: [run[t] for t in rounds] for seed, run in sorted(seeds.items()) if run.keys() == set(rounds)}
+        for rule, seeds in by_run.items()
+    }
+
+
+def references_of(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Name -> metrics of what needs no reward model."""
+    return {record["rule"]: record for record in records if record.get("kind") == "reference"}
+
+
+def best_of_names(records: list[dict[str, Any]]) -> list[str]:
+    """The best-of-n metrics that have a value somewhere, smallest n first."""
+    names = {
+        name
+        for record in records
+        for name, value in record.items()
+        if name.startswith("best_of_") and name[8:].isdigit() and value is not None
+    }
+    return sorted(names, key=lambda name: int(name[8:]))
+
+
+def curve(run: list[dict[str, Any]], metric: str) -> list[float]:
+    """A metric over rounds, NaN where it has no value; but Spearman 0, as for a model that knows nothing."""
+    missing = 0.0 if metric == METRIC else math.nan
+    values = (record.get(metric) for record in run)
+    return [missing if value is None or math.isnan(value) else float(value) for value in values]
+
+
+def curves(runs: Mapping[int, list[dict[str, Any]]], metric: str, seeds: list[int]) -> np.ndarray:
+    """`[S, T]` of some seeds."""
+    return np.array([curve(runs[seed], metric) for seed in seeds], np.float64)
+
+
+def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[str, Any]:
+    """All that `summary.md` says, as numbers.
+
+    Each rule is compared with the baseline on the seeds that are whole for both. `area` is the area under the Spearman
+    curve divided by its width in labels; a gain is a mean of paired differences with its 95 % bootstrap interval.
+
+    Args:
+      records: flat, one per rule, seed and round, with kind `run`; and one per reference line, with kind `reference`.
+      baseline: name of the rule that others are compared with.
+
+    Returns:
+      `rules`: rule -> its numbers and `verdict`; `reference`: name -> metrics; `provenance`; what was compared.
+    """
+    runs, best = runs_of(records), best_of_names(records)
+    shown = best[-1] if best else None
+    base_runs = runs.get(baseline, {})
+    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown) for rule in runs}
+    for rule, row in rules.items():
+        begun = {r["seed"] for r in records if r.get("kind") != "reference" and r["rule"] == rule}
+        row["unfinished_seeds"] = len(begun) - row["seeds"]
+    return _plain(
+        {
+            "baseline": baseline,
+            "metric": METRIC,
+            "best_of": shown,
+            "rules": rules,
+            "reference": {
+                name: {key: value for key, value in line.items() if key not in ("kind", "rule", *PROVENANCE)}
+                for name, line in references_of(records).items()
+            },
+            "provenance": {name: _distinct(records, name) for name in PROVENANCE},
+        }
+    )
+
+
+def _rule(
+    rule: str,
+    runs: Mapping[int, list[dict[str, Any]]],
+    baseline: str,
+    base_runs: Mapping[int, list[dict[str, Any]]],
+    best: str | None,
+) -> dict[str, Any]:
+    seeds, paired = list(runs), [seed for seed in runs if seed in base_runs]
+    row: dict[str, Any] = {"seeds": len(seeds), "paired_seeds": len(paired)}
+    if not seeds:
+        return row | {"verdict": "nothing to compare: no run is whole"}
+    labels = curves(runs, "labels", seeds).mean(0)
+
+    def final(values: np.ndarray) -> np.ndarray:
+        return values[:, -1]
+
+    def area(values: np.ndarray) -> np.ndarray:
+        return area_under_curve(labels, values)
+
+    quantities: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+        "area": (METRIC, area),
+        "final": (METRIC, final),
+    }
+    if best:
+        quantities["final_best_of"] = (best, final)
+    for name, (metric, take) in quantities.items():
+        row[name] = bootstrap_ci(take(curves(runs, metric, seeds)))
+        if paired:
+            pair = take(curves(runs, metric, paired)), take(curves(base_runs, metric, paired))
+            row[f"{name}_gain"] = paired_difference(*pair)
+    row["labels"], row[METRIC] = labels, curves(runs, METRIC, seeds).mean(0)
+    row |= {name: _mean(runs, name) for name in BOUGHT}
+    row["label_error"] = _mean({seed: run[-1:] for seed, run in runs.items()}, "label_error")
+    saving = None
+    if paired:
+        base_labels = curves(base_runs, "labels", paired).mean(0)
+        pair = curves(runs, METRIC, paired), curves(base_runs, METRIC, paired)
+        saving = label_saving(labels, pair[0], base_labels, pair[1])
+        row["saving"] = saving
+    gain = row.get("area_gain", Interval(math.nan, math.nan, math.nan, 0))
+    row["verdict"] = "the baseline" if rule == baseline else verdict(gain, saving, baseline=baseline)
+    return row
+
+
+def _mean(runs: Mapping[int, list[dict[str, Any]]], name: str) -> float:
+    """Mean over seeds and the rounds that have a value."""
+    values = [record.get(name) for run in runs.values() for record in run]
+    known = [value for value in values if value is not None and not math.isnan(value)]
+    return float(np.mean(known)) if known else math.nan
+
+
+def _distinct(records: list[dict[str, Any]], name: str) -> list[Any]:
+    values: list[Any] = []
+    for record in records:
+        if record.get(name) is not None and record[name] not in values:
+            values.append(record[name])
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return [_plain(each) for each in value]
+    return plain(value)
+
+
+def write_summary(records: list[dict[str, Any]], out: pathlib.Path | str, baseline: str = "random") -> dict[str, Any]:
+    """Write `summary.json` and `summary.md` into a folder; its `config.json`, if there, is quoted as the settings.
+
+    Returns:
+      What `summarise` returns, with `settings`.
+    """
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = out / "config.json"
+    settings = json.loads(config.read_text()) if config.exists() else {}
+    summary = summarise(records, baseline) | {"settings": settings}
+    replace_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    replace_text(out / "summary.md", markdown(summary))
+    return summary
+
+
+def markdown(summary: dict[str, Any]) -> str:
+    """The text of `summary.md`."""
+    rules, baseline, best = summary["rules"], summary["baseline"], summary["best_of"]
+    counts = sorted({row["seeds"] for row in rules.values()})
+    seeds = " to ".join(str(count) for count in ([counts[0], counts[-1]] if len(counts) > 1 else counts)) or "no"
+    best_name = f"best of {best[8:]}" if best else "best of n"
+    text = [f"# {len(rules)} acquisition rules, {seeds} seed{'s' * (counts != [1])}", ""]
+    text += [f"- **{rule}**: {row['verdict']}{_seeds_note(row, baseline)}" for rule, row in rules.items()]
+    text += ["", "## How fast each rule teaches", ""]
+    text += _table(
+        [
+            "rule",
+            "area under Spearman curve",
+            "final Spearman",
+            f"final {best_name}",
+            f"labels to {baseline}'s final value",
+        ],
+        [
+            [rule, *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")), _labels(row)]
+            for rule, row in rules.items()
+        ],
+    )
+    text += [
+        "",
+        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
+        "seeds (95 % bootstrap interval over seeds; not corrected for comparing several rules). The area is the mean "
+        "height of the learning curve over label counts. Labels are read off the curve averaged over seeds, where it "
+        f"first reaches the value that {baseline} ends with.",
+        "",
+        "## What each rule buys",
+        "",
+    ]
+    text += _table(
+        ["rule", *BOUGHT.values()],
+        [[rule, *(_number(row.get(name)) for name in BOUGHT)] for rule, row in rules.items()],
+    )
+    text += [
+        "",
+        "Means over rounds and seeds. log det and mean distance: diversity of a batch in embedding space; responses "
+        "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; gold "
+        "gap: between the two responses, in units of the annotator's scale; wrong labels: share of all labels bought "
+        "that go against the gold order.",
+        "",
+        "## Without a reward model",
+        "",
+    ]
+    columns = {
+        METRIC: "Spearman",
+        **({best: best_name} if best else {}),
+        "pair_accuracy": "pair accuracy",
+        "nll": "nll",
+    }
+    text += _table(
+        ["line", *columns.values()],
+        [[name, *(_number(line.get(key)) for key in columns)] for name, line in summary["reference"].items()],
+    )
+    text += ["", "## Settings and provenance", ""]
+    settings = summary.get("settings", {})
+    text += [f"- {name}: {_inline(value)}" for name, value in {**settings, **summary["provenance"]}.items()]
+    return "\n".join(text) + "\n"
+
+
+def _seeds_note(row: dict[str, Any], baseline: str) -> str:
+    notes = []
+    if row["paired_seeds"] < row["seeds"]:
+        notes.append(f"compared on the {row['paired_seeds']} of its {row['seeds']} seeds that {baseline} has too")
+    if row["unfinished_seeds"]:
+        notes.append(f"{row['unfinished_seeds']} unfinished left out")
+    return f" [{'; '.join(notes)}]" if notes else ""
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _cell(row: dict[str, Any], name: str, baseline: bool) -> str:
+    if row.get(name) is None:
+        return "-"
+    if baseline or f"{name}_gain" not in row:
+        mean, low, high = (_float(row[name][key]) for key in ("mean", "low", "high"))
+        return f"{number(mean)} {interval(low, high)}" if row["seeds"] > 1 else number(mean)
+    mean, low, high = (_float(row[f"{name}_gain"][key]) for key in ("mean", "low", "high"))
+    ends = f" {interval(low, high)}" if row["paired_seeds"] > 1 else ""
+    return f"{_number(row[name]['mean'])}, {'+' if mean >= 0 else ''}{number(mean)}{ends}"
+
+
+def _labels(row: dict[str, Any]) -> str:
+    saving = row.get("saving")
+    if saving is None:
+        return "-"
+    return f"not within {saving['limit']:.0f}" if saving["labels"] is None else f"{saving['labels']:.0f}"
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(_inline(each) for each in value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_inline(each)}" for name, each in value.items()) or "-"
+    return "-" if value is None else f"`{value}`"
+
+
+def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]

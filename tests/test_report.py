@@ -1,0 +1,95 @@
+import json
+
+import numpy as np
+import pytest
+
+from jarm.report import summarise, write_summary
+
+LABELS = (50, 100, 150, 200, 250)
+
+
+def make_records(rules=("random", "dopt"), seeds=6, gain=0.05, scatter=0.01):
+    records = [
+        {"kind": "reference", "rule": "oracle", "spearman": 1.0, "best_of_5": 2.0, "pair_accuracy": 1.0, "nll": 0.3},
+        {"kind": "reference", "rule": "mean response", "spearman": None, "best_of_5": 0.0, "pair_accuracy": 0.5},
+        {"kind": "reference", "rule": "length", "spearman": 0.3, "best_of_5": 0.4, "pair_accuracy": 0.6},
+    ]
+    for r, rule in enumerate(rules):
+        for seed in range(seeds):
+            rng = np.random.default_rng([seed, r])
+            for t, labels in enumerate(LABELS):
+                height = 0.1 * np.log(labels) + gain * r + 0.02 * np.sin(seed) + scatter * rng.normal()
+                records.append(
+                    {
+                        "kind": "run",
+                        "rule": rule,
+                        "seed": seed,
+                        "round": t,
+                        "labels": labels,
+                        "label_error": 0.2,
+                        "spearman": height,
+                        "best_of_5": 3 * height,
+                        "best_of_900": None,
+                        "batch_diversity_log_det": 7.0 if t else None,
+                        "seconds_to_fit": 0.1,
+                        "device": "cpu",
+                        "versions": {"jarm": "0"},
+                    }
+                )
+    return records
+
+
+def test_a_summary_says_who_wins_and_by_how_much():
+    summary = summarise(make_records())
+    row = summary["rules"]["dopt"]
+    assert summary["rules"]["random"]["verdict"] == "the baseline"
+    assert row["verdict"].startswith("beats random by .0")
+    assert "times fewer labels" in row["verdict"]
+    assert row["area_gain"]["low"] < 0.05 < row["area_gain"]["high"]
+    assert row["paired_seeds"] == row["seeds"] == 6
+    assert summary["best_of"] == "best_of_5"
+    assert row["final_best_of_gain"]["mean"] == pytest.approx(3 * row["final_gain"]["mean"])
+    assert row["batch_diversity_log_det"] == 7
+    assert summary["rules"]["random"]["saving"]["ratio"]["mean"] == 1
+    assert summary["reference"]["length"]["spearman"] == 0.3
+    assert summary["provenance"]["device"] == ["cpu"]
+
+
+def test_only_whole_runs_of_shared_seeds_are_paired():
+    lost = {("dopt", 2, 4), *(("random", 0, t) for t in range(5))}
+    records = [
+        record for record in make_records() if (record["rule"], record.get("seed"), record.get("round")) not in lost
+    ]
+    row = summarise(records)["rules"]["dopt"]
+    assert (row["seeds"], row["paired_seeds"], row["unfinished_seeds"]) == (5, 4, 1)
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        (make_records(seeds=1), "on one seed"),
+        (make_records(rules=("entropy", "dopt")), "nothing to compare"),
+        (make_records(gain=-0.05), "worse than random"),
+        (make_records(gain=0.0, scatter=0.05), "no gain shown"),
+        (make_records()[:10], "1 unfinished left out"),
+        ([], None),
+    ],
+)
+def test_every_set_of_records_is_summed_up(tmp_path, records, said):
+    (tmp_path / "config.json").write_text(json.dumps({"pairs": "within", "train": {"name": "synthetic"}}))
+    summary = write_summary(records, tmp_path)
+    assert json.loads((tmp_path / "summary.json").read_text()) == summary
+    text = (tmp_path / "summary.md").read_text()
+    assert "pairs: `within`" in text
+    if said:
+        assert said in text
+
+
+def test_a_model_that_ranks_all_alike_counts_as_zero():
+    records = make_records(seeds=2)
+    for record in records:
+        if record["rule"] == "dopt":
+            record["spearman"] = None
+    row = summarise(records)["rules"]["dopt"]
+    assert row["area"]["mean"] == 0
+    assert "does not reach random's final value within 250 labels" in row["verdict"]
