@@ -1,0 +1,158 @@
+"""From records to figures, made for colour-blind readers and for print. Needs the extra `plots`."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from jarm.base import JarmError
+from jarm.report import METRIC, best_of_names, curves, references_of, runs_of
+from jarm.statistics import bootstrap_ci
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette without its yellow, which is too pale for a line on white; the baseline is grey.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+BASELINE = "#777777"
+DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = "osD^vPX*"
+TITLES = {"spearman": "within-prompt Spearman", "pair_accuracy": "pair accuracy", "nll": "NLL (nats a pair)"}
+STYLE: dict[Any, Any] = {
+    "font.size": 9.0,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "svg.hashsalt": "jarm",
+    "svg.fonttype": "none",
+}
+
+
+def title(metric: str) -> str:
+    """A metric's name for an axis."""
+    return f"gold reward, best of {metric[8:]}" if metric.startswith("best_of_") else TITLES.get(metric, metric)
+
+
+def learning_curves(
+    records: list[dict[str, Any]], path_stem: pathlib.Path | str, metric: str = METRIC, baseline: str = "random"
+) -> list[pathlib.Path]:
+    """Draw learning curves of every rule: `metric` at the left, best-of-N at the right.
+
+    Lines are means over seeds, bands their 95 % bootstrap intervals (`jarm.statistics.bootstrap_ci`), each rule by
+    itself; that rules share seeds is in the summary, not in the bands. Thin lines need no reward model.
+
+    Args:
+      records: as `jarm.report.summarise` takes them.
+      path_stem: where to write, without suffix.
+      metric: of the left panel.
+      baseline: the rule drawn in grey.
+
+    Returns:
+      The files written: `.png` and `.svg`, the same for the same records and version of matplotlib.
+
+    Raises:
+      JarmError: matplotlib is not installed.
+    """
+    try:
+        import matplotlib
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise JarmError("Figures need matplotlib: `pip install 'jarm[plots]'`.") from error
+
+    runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
+    metrics = [metric, *best_of_names(records)[-1:]]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * len(metrics) + 1.2, 3.5), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
+            _panel(axes, runs, references_of(records), name, baseline)
+        _legend(figure, runs)
+        stem = pathlib.Path(path_stem)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths
+
+
+def _style(rules: list[str], rule: str, baseline: str) -> dict[str, Any]:
+    if rule == baseline:
+        return {"color": BASELINE, "linestyle": "-", "marker": "o", "linewidth": 2.4, "zorder": 2}
+    i = [name for name in rules if name != baseline].index(rule)
+    return {
+        "color": PALETTE[i % len(PALETTE)],
+        "linestyle": DASHES[i % len(DASHES)],
+        "marker": MARKERS[(i + 1) % len(MARKERS)],
+        "linewidth": 1.6,
+        "zorder": 3,
+    }
+
+
+def _panel(axes: Axes, runs: dict[str, Any], references: dict[str, dict[str, Any]], metric: str, baseline: str) -> None:
+    low, high = math.inf, -math.inf
+    for rule, by_seed in runs.items():
+        seeds = list(by_seed)
+        labels, values = curves(by_seed, "labels", seeds).mean(0), curves(by_seed, metric, seeds)
+        band = np.array([bootstrap_ci(column)[:3] for column in values.T])
+        style = _style(list(runs), rule, baseline)
+        axes.plot(labels, band[:, 0], label=rule, markersize=4, markevery=max(len(labels) // 12, 1), **style)
+        axes.fill_between(labels, band[:, 1], band[:, 2], color=style["color"], alpha=0.15, linewidth=0)
+        if np.isfinite(band).any():
+            low, high = min(low, np.nanmin(band)), max(high, np.nanmax(band))
+    axes.set_xlabel("labels bought")
+    axes.set_title(title(metric), loc="left", fontsize=10)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+    if low <= high:
+        _references(axes, references, metric, low, high)
+
+
+def _references(axes: Axes, references: dict[str, dict[str, Any]], metric: str, low: float, high: float) -> None:
+    """Thin lines, named at their left end; one that would squash the curves is named at the edge it lies beyond."""
+    room = 0.6 * max(high - low, 1e-6)
+    known = {name: line[metric] for name, line in references.items() if line.get(metric) is not None}
+    near = {name: value for name, value in known.items() if low - room <= value <= high + room}
+    low, high = min(low, *near.values(), low), max(high, *near.values(), high)
+    margin = 0.06 * max(high - low, 1e-6)
+    axes.set_ylim(low - margin, high + 2 * margin)
+    for name, value in near.items():
+        axes.axhline(value, color="#555555", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
+        axes.annotate(
+            name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7.5, color="#555555"
+        )
+    for edge, sign in (("above", "\u2191"), ("below", "\u2193")):
+        off = [
+            f"{name} {value:.2f}"
+            for name, value in known.items()
+            if name not in near and (value > high) == (edge == "above")
+        ]
+        if off:
+            place = (0.01, 0.985) if edge == "above" else (0.01, 0.015)
+            axes.annotate(
+                f"{sign} {', '.join(off)}",
+                place,
+                xycoords="axes fraction",
+                va="top" if edge == "above" else "bottom",
+                fontsize=7.5,
+                color="#555555",
+            )
+
+
+def _legend(figure: Figure, runs: dict[str, Any]) -> None:
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    counts = sorted({len(seeds) for seeds in runs.values()})
+    seeds = " to ".join(str(count) for count in ([counts[0], counts[-1]] if len(counts) > 1 else counts)) or "no"
+    bands = "\nbands: 95 % bootstrap" if counts and counts[-1] > 1 else ""
+    figure.legend(
+        handles,
+        names,
+        loc="outside right center",
+        frameon=False,
+        handlelength=3.6,
+        title=f"mean of {seeds} seed{'s' * (counts != [1])}{bands}",
+        title_fontsize=8,
+        alignment="left",
+    )
