@@ -30,6 +30,21 @@ def pair_information(
     return matmul(scaled.T, scaled)
 
 
+def centred(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N F"]:
+    """Features less what no difference of a pair sees: the mean of the prompt (`within`) or of all; 0 if not eligible.
+
+    Distances and sums then lose no digits to a common shift. Measured from one response first, so that equal features
+    become exactly zero, and not rounding noise that passes for information.
+    """
+    width = space.width if space.kind == "within" else features.shape[0]
+    grid = features.reshape(-1, width, features.shape[1])
+    alive = space.eligible.reshape(-1, width, 1)
+    anchor = jnp.take_along_axis(grid, alive.argmax(axis=1, keepdims=True), axis=1)
+    grid = jnp.where(alive, grid - anchor, 0)
+    mean = grid.sum(axis=1, keepdims=True) / jnp.maximum(alive.sum(axis=1, keepdims=True), 1)
+    return jnp.where(alive, grid - mean, 0).reshape(features.shape)
+
+
 def space_information(
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"] | None,
@@ -52,8 +67,8 @@ def space_information(
     zero = (jnp.zeros((width, width), features.dtype), jnp.float32(0))
     if space.pairs is not None:
         return _listed_information(features, rewards, space.pairs, zero, max(1, tile // width))
-    # Differences ignore a common shift; without it the Laplacian's two terms nearly cancel in float32.
-    features = features - features.mean(axis=0, keepdims=True)
+    features = centred(features, space)
+    rewards = None if rewards is None else jnp.where(space.eligible, rewards, 0)
 
     def add(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
         total, count = carry
@@ -63,9 +78,6 @@ def space_information(
         else:
             weights = fisher_weight(rewards[rows][:, :, None] - rewards[columns][:, None, :]) * mask
         phi_rows, phi_columns = features[rows], features[columns]
-        if space.kind == "within":
-            centre = phi_rows.mean(axis=1, keepdims=True)
-            phi_rows, phi_columns = phi_rows - centre, phi_columns - centre
         # The pairs of a tile are directed, row before column: sum of v (a a^T + b b^T - a b^T - b a^T).
         mixed = matmul(phi_rows.swapaxes(1, 2), matmul(weights, phi_columns)).sum(axis=0)
         own_rows = weights.sum(axis=2)[:, :, None] * phi_rows
@@ -94,8 +106,9 @@ def _listed_information(
         first, second = jnp.minimum(some, size - 1).T
         weight = alive.astype(features.dtype)
         if rewards is not None:
-            weight *= fisher_weight(rewards[first] - rewards[second])
-        total += pair_information(features[first], features[second], weight)
+            weight = jnp.where(alive, fisher_weight(rewards[first] - rewards[second]), 0)
+        difference = jnp.where(alive[:, None], features[first] - features[second], 0)
+        total += matmul(difference.T, weight[:, None] * difference)
         return (total, count + alive.sum(dtype=jnp.float32)), None
 
     carry, _ = jax.lax.scan(add, zero, chunked(pairs, chunk, size))

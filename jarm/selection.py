@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jarm.base import PairSpace, Selection, Status
 from jarm.data.pairs import TILE, exclude, get_tile, pair_count, sample_pairs, tile_count
-from jarm.fisher import chunked, fisher_weight
+from jarm.fisher import centred, chunked, fisher_weight
 from jarm.linalg import inverse_factor, matmul, worst
 from jarm.types import Array, Float, Int, PRNGKey
 
@@ -91,11 +91,7 @@ def _tiled_scores(
 ) -> tuple[int, Scored]:
     """Scores of tile number `index`, flat, with -inf where masked; and how to turn a place in it into a pair."""
     if features is not None:
-        features = features - features.mean(axis=0, keepdims=True)
-        if space.kind == "within":
-            # A prompt's common part cancels in every difference; removing it first saves float32 from doing so.
-            grid = features.reshape(-1, space.width, features.shape[1])
-            features = (grid - grid.mean(axis=1, keepdims=True)).reshape(features.shape)
+        features = centred(features, space)
         features = features if whiten is None else matmul(features, whiten.T)
 
     def scored(index: Array) -> tuple[Array, Callable[[Array], Array]]:
@@ -131,7 +127,8 @@ def _listed_scores(
     width = 1 if features is None else features.shape[1]
     chunks = chunked(space.pairs, max(1, tile // width), size)
     if features is not None and whiten is not None and size < space.pairs.shape[0]:
-        features, whiten = matmul(features, whiten.T), None  # cheaper once a response than once a pair
+        # Cheaper once a response than once a pair.
+        features, whiten = matmul(centred(features, space), whiten.T), None
 
     def scored(index: Array) -> tuple[Array, Callable[[Array], Array]]:
         pairs = chunks[index]

@@ -173,9 +173,9 @@ def pair_count(space: PairSpace) -> Float[Array, ""]:
     size, width = space.eligible.shape[0], space.width
     by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
     within = (by_prompt * (by_prompt - 1) / 2).sum()
-    total = by_prompt.sum()
-    every = total * (total - 1) / 2
-    held = {"within": within, "cross": every - within, "all": every}[space.kind]
+    # A sum, not a difference of rounded totals: `sample_pairs` would look for ever for a pair that is not there.
+    cross = (by_prompt * (jnp.cumsum(by_prompt) - by_prompt)).sum()
+    held = {"within": within, "cross": cross, "all": within + cross}[space.kind]
     ends = jnp.minimum(space.excluded, size - 1)
     inside = (space.excluded[:, 0] < size) & space.eligible[ends].all(axis=1)
     same = ends[:, 0] // width == ends[:, 1] // width
