@@ -1,0 +1,122 @@
+"""What jarm is compared with must itself be right: the baselines against formulas, the referee against mistakes."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from benchmarks import referee, timing
+
+
+def pairs(m=60, width=4, seed=0):
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(m, width))
+    return x, referee.fisher_weight(x @ rng.normal(size=width))
+
+
+def test_weight_and_leverages_from_the_formula():
+    x, v = pairs()
+    p = 1 / (1 + np.exp(-np.linspace(-9, 9, 7)))
+    np.testing.assert_allclose(referee.fisher_weight(np.linspace(-9, 9, 7)), p * (1 - p), rtol=1e-9)
+    past = np.diag([1.0, 2.0, 3.0, 4.0])
+    inverse = np.linalg.inv(sum(w * np.outer(row, row) for w, row in zip(v, x, strict=True)) + past)
+    np.testing.assert_allclose(referee.leverages(x, v, past), [w * r @ inverse @ r for w, r in zip(v, x, strict=True)])
+    np.testing.assert_allclose(referee.leverages(x, v).sum(), 4)
+
+
+def test_rank_one_greedy_tries_every_pair_at_every_step():
+    x, v = pairs(30)
+    prior = 0.3 * np.eye(4)
+    picks, gains = referee.rank_one_greedy(x, v, prior, 9)
+    chosen = []
+    for pick, gain in zip(picks, gains, strict=True):
+        left = [m for m in range(30) if m not in chosen]
+        values = [referee.log_det(x, v, prior, np.array([*chosen, m])) for m in left]
+        before = referee.log_det(x, v, prior, np.array(chosen, int))
+        assert pick == left[int(np.argmax(values))]
+        np.testing.assert_allclose(gain, max(values) - before, rtol=1e-8)
+        chosen.append(pick)
+
+
+def test_judge_of_greedy_counts_near_ties_and_mistakes():
+    x, v = pairs(30)
+    prior = 0.3 * np.eye(4)
+    picks, _ = referee.rank_one_greedy(x, v, prior, 5)
+    assert referee.judge_greedy(picks, x, v, prior) == {"picks": 5, "near_ties": 0, "wrong": 0, "worst_gap": 0.0}
+
+    # A twin that is worse by 1e-8 may be taken for the best pair; a repeated or a poor pick may not.
+    twin = np.concatenate([x, (1 - 1e-8) * x[picks[:1]]]), np.append(v, v[picks[0]])
+    judged = referee.judge_greedy(np.array([30]), *twin, prior)
+    assert (judged["near_ties"], judged["wrong"]) == (1, 0)
+    assert 0 < judged["worst_gap"] < 1e-6
+    assert referee.judge_greedy(picks[[0, 0]], x, v, prior)["wrong"] == 1
+    assert referee.judge_greedy(picks[::-1], x, v, prior)["wrong"] > 0
+
+
+def test_judge_of_top_counts_near_ties_and_mistakes():
+    scores = np.array([5.0, 4.0, 3.0, 3.0 - 1e-9, 1.0])
+    assert referee.judge_top(np.array([2, 0, 1]), scores) == {"picks": 3, "near_ties": 0, "wrong": 0}
+    assert referee.judge_top(np.array([0, 1, 3]), scores) == {"picks": 3, "near_ties": 1, "wrong": 0}
+    assert referee.judge_top(np.array([0, 1, 4]), scores) == {"picks": 3, "near_ties": 0, "wrong": 1}
+    assert referee.judge_top(np.array([0, 1, 1]), scores) == {"picks": 3, "near_ties": 0, "wrong": 1}
+
+
+def test_sides_alternate_and_results_are_kept():
+    calls = []
+    sides = [timing.Side(name, lambda name=name: calls.append(name) or name) for name in ("a", "b")]
+    cpu, wall = timing.alternate(sides, turns=3, at_least_s=0.0)
+    assert calls == ["a", "a", "b", "b", *itertools.chain(*[("a", "b")] * 3)]
+    assert sides[1].result == "b"
+    assert {name: len(times) for name, times in cpu.items()} == {"a": 3, "b": 3} == {k: len(t) for k, t in wall.items()}
+
+
+def test_rows_have_what_a_reader_needs(capsys):
+    side = timing.jax_side("jarm", lambda x: x @ x, np.ones((8, 8), np.float32))
+    rows = timing.compare("product", [side, timing.Side("other", dict)], sizes={"n": 8}, turns=2, at_least_s=0.001)
+    assert rows[0]["ratio_median"] == rows[0]["ratio_low"] == rows[0]["ratio_high"] == 1
+    assert rows[0]["temp_bytes"] >= 256
+    assert rows[0]["compile_s"] > 0
+    assert rows[1]["ratio_low"] <= rows[1]["ratio_median"] <= rows[1]["ratio_high"]
+    assert {"device", "cores", "versions", "commit", "command", "cpu_s", "wall_s", "outcome"} <= rows[0].keys()
+    assert "| product | n=8 | other |" in capsys.readouterr().out
+
+
+def allocate(megabytes):
+    return lambda: np.ones((megabytes, 1_000_000), np.uint8).sum()
+
+
+def test_growth_of_resident_memory():
+    assert 50e6 < timing.resident_growth(allocate, 50) < 70e6
+
+
+@pytest.fixture
+def torch_pairs():
+    torch = pytest.importorskip("torch")
+    generator = torch.Generator().manual_seed(0)
+    shapes = {"first": (300, 8), "second": (300, 8), "past_first": (20, 8), "past_second": (20, 8), "head": (8,)}
+    return {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
+
+
+@pytest.mark.parametrize("rule", ["xtx", "dopt", "pa_dopt"])
+def test_torch_rules_pick_the_largest_leverages(rule, torch_pairs):
+    from benchmarks import baselines
+
+    ends = (torch_pairs["first"], torch_pairs["second"])
+    past = (torch_pairs["past_first"], torch_pairs["past_second"])
+    head = torch_pairs["head"]
+    x, past_x = (ends[0] - ends[1]).double().numpy(), (past[0] - past[1]).double().numpy()
+    v = np.ones(len(x)) if rule == "xtx" else referee.fisher_weight(x @ head.double().numpy())
+    past_v = referee.fisher_weight(past_x @ head.double().numpy())
+    information = past_x.T @ (past_v[:, None] * past_x) if rule == "pa_dopt" else 0.0
+    scores = referee.leverages(x, v, information)
+
+    released = getattr(baselines, f"released_{rule}")
+    arguments = {"xtx": ends, "dopt": (*ends, head), "pa_dopt": (*ends, *past, head)}[rule]
+    closed = {
+        "xtx": lambda: baselines.closed_form_xtx(*ends, 16),
+        "dopt": lambda: baselines.closed_form_dopt(*ends, head, 16),
+        "pa_dopt": lambda: baselines.closed_form_dopt(*ends, head, 16, past),
+    }[rule]
+    for picks in (released(*arguments, 16), released(*arguments, 16, chunk=7), closed()):
+        judged = referee.judge_top(picks.numpy(), scores)
+        assert judged["wrong"] == 0, judged
