@@ -115,40 +115,34 @@ def _references(axes: Axes, references: dict[str, dict[str, Any]], metric: str, 
     room = 0.6 * max(high - low, 1e-6)
     known = {name: line[metric] for name, line in references.items() if line.get(metric) is not None}
     near = {name: value for name, value in known.items() if low - room <= value <= high + room}
-    low, high = min(low, *near.values(), low), max(high, *near.values(), high)
+    low, high = min([low, *near.values()]), max([high, *near.values()])
+    above = [f"{name} {value:.2f}" for name, value in known.items() if value > high]
+    below = [f"{name} {value:.2f}" for name, value in known.items() if value < low]
     margin = 0.06 * max(high - low, 1e-6)
-    axes.set_ylim(low - margin, high + 2 * margin)
-    for name, value in near.items():
+    axes.set_ylim(low - (2 if below else 1) * margin, high + (3 if above else 2) * margin)
+    place, last = 0.01, -math.inf
+    for name, value in sorted(near.items(), key=lambda item: item[1]):
+        # Names of lines close to one another stand side by side.
+        place, last = (place + 0.25 if value - last < margin else 0.01), value
         axes.axhline(value, color="#555555", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         axes.annotate(
             name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7.5, color="#555555"
         )
-    for edge, sign in (("above", "\u2191"), ("below", "\u2193")):
-        off = [
-            f"{name} {value:.2f}"
-            for name, value in known.items()
-            if name not in near and (value > high) == (edge == "above")
-        ]
-        if off:
-            place = (0.01, 0.985) if edge == "above" else (0.01, 0.015)
-            axes.annotate(
-                f"{sign} {', '.join(off)}",
-                place,
-                xycoords="axes fraction",
-                va="top" if edge == "above" else "bottom",
-                fontsize=7.5,
-                color="#555555",
-            )
+    for names, arrow, height, side in ((above, "\u2191", 0.985, "top"), (below, "\u2193", 0.015, "bottom")):
+        if names:
+            text = f"{arrow} {', '.join(names)}"
+            axes.annotate(text, (0.01, height), xycoords="axes fraction", va=side, fontsize=7.5, color="#555555")
 
 
 def _legend(figure: Figure, runs: dict[str, Any]) -> None:
-    handles, names = figure.axes[0].get_legend_handles_labels()
+    lines = figure.axes[0].get_lines()[: len(runs)]
+    # From top to bottom as the curves end.
+    lines = sorted(lines, key=lambda line: np.nan_to_num(np.asarray(line.get_ydata(), float)[-1]), reverse=True)
     counts = sorted({len(seeds) for seeds in runs.values()})
     seeds = " to ".join(str(count) for count in ([counts[0], counts[-1]] if len(counts) > 1 else counts)) or "no"
     bands = "\nbands: 95 % bootstrap" if counts and counts[-1] > 1 else ""
     figure.legend(
-        handles,
-        names,
+        handles=lines,
         loc="outside right center",
         frameon=False,
         handlelength=3.6,

@@ -69,7 +69,9 @@ def tail(seeds: int, level: float = 0.95) -> float:
     """The percentile of the bootstrap at which an interval of a mean over few seeds ends.
 
     The plain percentile interval is too narrow by `sqrt((S - 1) / S)` and by the normal against Student's quantile;
-    a further percentile, `Phi(-sqrt(S / (S - 1)) t_{S-1})`, makes up for both.
+    a further percentile, `Phi(-sqrt(S / (S - 1)) t_{S-1})`, makes up for both. Of normal data the 95 % interval covers
+    .94 at 10 seeds and .92 at 5 (the plain one .90 and .84); below that no percentile of resamples reaches far
+    enough: .86 at 4 and .76 at 3, and `verdict` says so.
 
     Source: T. Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015.
     """
@@ -234,6 +236,8 @@ def verdict(
             "run more seeds"
         )
     rest = f", {_saving_in_words(saving, baseline)}" if saving is not None else ""
+    if seeds < 5:
+        rest += f"; with {seeds} seeds the interval is too narrow, run at least 5"
     if low > 0:
         return f"beats {baseline} by {number(mean)} {interval(low, high)} in {metric}{rest}"
     if high < 0:

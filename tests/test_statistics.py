@@ -117,6 +117,7 @@ def test_the_verdict_says_what_the_numbers_say():
     )
     more = LabelSaving(450, 300, Interval(0.667, 0.5, 0.8, 10), 0.1, 450)
     assert "needs 1.5 times more labels (1.2 to 2.0 or beyond)" in verdict(Interval(-0.1, -0.2, -0.05, 10), more)
+    assert verdict(Interval(0.005, 0.001, 0.009, 4)).endswith("with 4 seeds the interval is too narrow, run at least 5")
     unsure = saving._replace(unreached=0.1)
     assert "10% of resamples never reach" in verdict(Interval(0.031, 0.02, 0.042, 10), unsure)
 
