@@ -70,6 +70,10 @@ def space_information(
     features = centred(features, space)
     rewards = None if rewards is None else jnp.where(space.eligible, rewards, 0)
 
+    def cross_product(a: Array, b: Array) -> Array:
+        # One product over all groups: a product a group would hold an F x F matrix for each.
+        return matmul(a.reshape(-1, width).T, b.reshape(-1, width))
+
     def add(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
         total, count = carry
         rows, columns, mask = get_tile(space, index, tile)
@@ -79,11 +83,9 @@ def space_information(
             weights = fisher_weight(rewards[rows][:, :, None] - rewards[columns][:, None, :]) * mask
         phi_rows, phi_columns = features[rows], features[columns]
         # The pairs of a tile are directed, row before column: sum of v (a a^T + b b^T - a b^T - b a^T).
-        mixed = matmul(phi_rows.swapaxes(1, 2), matmul(weights, phi_columns)).sum(axis=0)
-        own_rows = weights.sum(axis=2)[:, :, None] * phi_rows
-        own_columns = weights.sum(axis=1)[:, :, None] * phi_columns
-        own = matmul(phi_rows.swapaxes(1, 2), own_rows) + matmul(phi_columns.swapaxes(1, 2), own_columns)
-        total += own.sum(axis=0) - mixed - mixed.T
+        mixed = cross_product(phi_rows, matmul(weights, phi_columns))
+        total += cross_product(phi_rows, weights.sum(axis=2)[:, :, None] * phi_rows)
+        total += cross_product(phi_columns, weights.sum(axis=1)[:, :, None] * phi_columns) - mixed - mixed.T
         return (total, count + mask.sum(dtype=jnp.float32)), None
 
     indices = jnp.arange(tile_count(space, tile), dtype=jnp.int32)

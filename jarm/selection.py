@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import PairSpace, Selection, Status
-from jarm.data.pairs import TILE, exclude, get_tile, pair_count, sample_pairs, tile_count
+from jarm.data.pairs import TILE, get_tile, pair_count, sample_pairs, tile_count
 from jarm.fisher import centred, chunked, fisher_weight
 from jarm.linalg import inverse_factor, matmul, worst
 from jarm.types import Array, Float, Int, PRNGKey
@@ -48,31 +48,13 @@ def top_pairs(
       The pairs, best first; equal scores in the order of the space. Status NONFINITE where features or rewards of
       an eligible response are not finite, EXHAUSTED where the space holds fewer than k pairs.
     """
-    size = space.eligible.shape[0]
     finite = jnp.isfinite(rewards)
     if features is not None:
         finite &= jnp.isfinite(features).all(axis=1)
     status = jnp.where((finite | ~space.eligible).all(), jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
 
-    if space.pairs is not None:
-        steps, scored = _listed_scores(score, rewards, features, space, whiten, tile)
-    else:
-        steps, scored = _tiled_scores(score, rewards, features, space, whiten, tile)
-
-    def merge(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
-        best, pairs = carry
-        scores, pair_of = scored(index)
-        # Without the barrier XLA fuses `some[0]` with the top-k, no longer knows it, and sorts the whole tile.
-        some, flat = jax.lax.optimization_barrier(jax.lax.top_k(scores, min(k, scores.shape[0])))
-
-        def better(_: None) -> tuple[Array, Array]:
-            values, order = jax.lax.top_k(jnp.concatenate([best, some]), k)
-            return values, jnp.concatenate([pairs, pair_of(flat)])[order]
-
-        return jax.lax.cond(some[0] > best[-1], better, lambda _: (best, pairs), None), None
-
-    start = (jnp.full(k, -jnp.inf, rewards.dtype), jnp.full((k, 2), size, jnp.int32))
-    (gains, pairs), _ = jax.lax.scan(merge, start, jnp.arange(steps, dtype=jnp.int32))
+    best = _best_tiled if space.pairs is None else _best_listed
+    gains, pairs = best(score, rewards, features, space, k, whiten, tile)
     valid = gains > -jnp.inf
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     return Selection(
@@ -83,18 +65,16 @@ def top_pairs(
     )
 
 
-Scored = Callable[[Array], tuple[Array, Callable[[Array], Array]]]
-
-
-def _tiled_scores(
-    score: Score, rewards: Array, features: Array | None, space: PairSpace, whiten: Array | None, tile: int
-) -> tuple[int, Scored]:
-    """Scores of tile number `index`, flat, with -inf where masked; and how to turn a place in it into a pair."""
+def _best_tiled(
+    score: Score, rewards: Array, features: Array | None, space: PairSpace, k: int, whiten: Array | None, tile: int
+) -> tuple[Array, Array]:
+    """The k best scores and their pairs, tile by tile; -inf where the space holds fewer."""
     if features is not None:
         features = centred(features, space)
         features = features if whiten is None else matmul(features, whiten.T)
 
-    def scored(index: Array) -> tuple[Array, Callable[[Array], Array]]:
+    def merge(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        best, pairs = carry
         rows, columns, mask = get_tile(space, index, tile)
         margin = rewards[rows][:, :, None] - rewards[columns][:, None, :]
         distance = jnp.zeros_like(margin)
@@ -104,34 +84,36 @@ def _tiled_scores(
             product = matmul(left, right.swapaxes(1, 2))
             distance = jnp.maximum(square_left[:, :, None] + square_right[:, None, :] - 2 * product, 0)
         scores = jnp.where(mask, score(margin, distance), -jnp.inf).reshape(-1)
+        # Without the barrier XLA fuses `some[0]` with the top-k, no longer knows it, and sorts the whole tile.
+        some, flat = jax.lax.optimization_barrier(jax.lax.top_k(scores, min(k, scores.shape[0])))
 
-        def pair_of(flat: Array) -> Array:
-            group, place = (
-                flat // (rows.shape[1] * columns.shape[1]),
-                flat % (rows.shape[1] * columns.shape[1]),
-            )
-            first, second = place // columns.shape[1], place % columns.shape[1]
-            return jnp.stack([rows[group, first], columns[group, second]], axis=1)
+        def better(_: None) -> tuple[Array, Array]:
+            group, place = jnp.divmod(flat, rows.shape[1] * columns.shape[1])
+            first, second = jnp.divmod(place, columns.shape[1])
+            found = jnp.stack([rows[group, first], columns[group, second]], axis=1)
+            values, order = jax.lax.top_k(jnp.concatenate([best, some]), k)
+            return values, jnp.concatenate([pairs, found])[order]
 
-        return scores, pair_of
+        return jax.lax.cond(some[0] > best[-1], better, lambda _: (best, pairs), None), None
 
-    return tile_count(space, tile), scored
+    start = (jnp.full(k, -jnp.inf, rewards.dtype), jnp.full((k, 2), rewards.shape[0], jnp.int32))
+    return jax.lax.scan(merge, start, jnp.arange(tile_count(space, tile), dtype=jnp.int32))[0]
 
 
-def _listed_scores(
-    score: Score, rewards: Array, features: Array | None, space: PairSpace, whiten: Array | None, tile: int
-) -> tuple[int, Scored]:
-    """As `_tiled_scores`, for chunks of a listed space."""
+def _best_listed(
+    score: Score, rewards: Array, features: Array | None, space: PairSpace, k: int, whiten: Array | None, tile: int
+) -> tuple[Array, Array]:
+    """As `_best_tiled`, but all scores are kept, 4 bytes a pair where the list itself has 8, for a single top-k."""
     assert space.pairs is not None
     size = space.eligible.shape[0]
     width = 1 if features is None else features.shape[1]
-    chunks = chunked(space.pairs, max(1, tile // width), size)
+    # A quarter of a tile, so that the differences of a chunk stay in a core's own cache.
+    chunks = chunked(space.pairs, max(1, tile // (4 * width)), size)
     if features is not None and whiten is not None and size < space.pairs.shape[0]:
         # Cheaper once a response than once a pair.
         features, whiten = matmul(centred(features, space), whiten.T), None
 
-    def scored(index: Array) -> tuple[Array, Callable[[Array], Array]]:
-        pairs = chunks[index]
+    def scored(pairs: Array) -> Array:
         first, second = jnp.minimum(pairs, size - 1).T
         margin = rewards[first] - rewards[second]
         distance = jnp.zeros_like(margin)
@@ -140,10 +122,13 @@ def _listed_scores(
             difference = difference if whiten is None else matmul(difference, whiten.T)
             # A product with ones: XLA's row sums on a CPU take twice as long.
             distance = matmul(jnp.square(difference), jnp.ones(difference.shape[1], difference.dtype))
-        scores = jnp.where(pairs[:, 0] < size, score(margin, distance), -jnp.inf)
-        return scores, lambda flat: pairs[flat]
+        return jnp.where(pairs[:, 0] < size, score(margin, distance), -jnp.inf)
 
-    return chunks.shape[0], scored
+    scores = jax.lax.map(scored, chunks).reshape(-1)
+    lacking = max(0, k - scores.shape[0])
+    best, chosen = jax.lax.top_k(scores, k - lacking)
+    pairs = jnp.pad(chunks.reshape(-1, 2)[chosen], ((0, lacking), (0, 0)))
+    return jnp.pad(best, (0, lacking), constant_values=-jnp.inf), pairs
 
 
 def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
@@ -156,7 +141,7 @@ def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
 class _Greedy(NamedTuple):
     """State of `greedy_log_det` between two full passes over the space."""
 
-    count: Int[Array, ""]
+    picked: Int[Array, ""]
     passes: Int[Array, ""]
     pairs: Int[Array, "k 2"]
     gains: Float[Array, "k"]
@@ -204,22 +189,23 @@ def greedy_log_det(
     keep = max(shortlist, k)
     available = jnp.minimum(pair_count(space), k).astype(jnp.int32)
 
-    def gain(margin: Array, distance: Array) -> Array:
-        return jnp.log1p(fisher_weight(margin) * distance)
+    def score(margin: Array, distance: Array) -> Array:
+        return fisher_weight(margin) * distance  # the leverage: in the order of the gains
 
     def full_pass(state: _Greedy) -> _Greedy:
         whiten, singular = inverse_factor(state.information)
-        left = exclude(space, state.pairs)
-        best = top_pairs(gain, rewards, features, left, keep, whiten=whiten, tile=tile)
+        # With room for the k that may be chosen already: finding them here is cheaper than excluding them there.
+        best = top_pairs(score, rewards, features, space, keep + k, whiten=whiten, tile=tile)
+        left = best.valid & ~(best.pairs[:, None] == state.pairs[None]).all(axis=2).any(axis=1)
         # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
         bound = jnp.where(best.valid[-1], best.gains[-1], -jnp.inf)
         raw = features[best.pairs[:, 0]] - features[best.pairs[:, 1]]
         weight = fisher_weight(rewards[best.pairs[:, 0]] - rewards[best.pairs[:, 1]])
         scaled = jnp.sqrt(weight)[:, None] * matmul(raw, whiten.T)
-        leverage = jnp.where(best.valid, jnp.square(scaled).sum(axis=1), -1)
+        leverage = jnp.where(left, jnp.square(scaled).sum(axis=1), -1)
 
         def pick(inner: tuple[Array, ...]) -> tuple[Array, ...]:
-            count, pairs, gains, leverage, inverse, chosen, _ = inner
+            count, pairs, gains, leverage, inverse, chosen = inner
             index = jnp.argmax(leverage)
             direction = matmul(inverse, scaled[index])
             growth = 1 + leverage[index]
@@ -229,39 +215,32 @@ def greedy_log_det(
             lower = leverage - jnp.square(matmul(scaled, direction)) / growth
             leverage = jnp.where(leverage < 0, -1, jnp.maximum(lower, 0)).at[index].set(-1)
             inverse = inverse - jnp.outer(direction, direction) / growth
-            return count + 1, pairs, gains, leverage, inverse, chosen, jnp.log1p(leverage.max())
+            return count + 1, pairs, gains, leverage, inverse, chosen
 
         def certified(inner: tuple[Array, ...]) -> Array:
-            count, *_, leverage, _, _, best_gain = inner
+            count, _, _, leverage, _, _ = inner
+            most = leverage.max()
             # Right after a pass the best of the shortlist is the best of the space, whatever rounding says.
-            fresh = count == state.count
-            return (count < available) & (leverage.max() >= 0) & (fresh | (best_gain >= bound))
+            fresh = count == state.picked
+            return (count < available) & (most >= 0) & (fresh | (most >= bound))
 
         identity = jnp.eye(prior.shape[0], dtype=prior.dtype)
-        start = (
-            state.count,
-            state.pairs,
-            state.gains,
-            leverage,
-            identity,
-            jnp.zeros(k, jnp.int32),
-            jnp.log1p(leverage.max()),
-        )
-        count, pairs, gains, _, _, chosen, _ = jax.lax.while_loop(certified, pick, start)
+        start: tuple[Array, ...] = (state.picked, state.pairs, state.gains, leverage, identity, jnp.zeros(k, jnp.int32))
+        count, pairs, gains, _, _, chosen = jax.lax.while_loop(certified, pick, start)
         place = jnp.arange(k, dtype=jnp.int32)
-        new = (place >= state.count) & (place < count)
+        new = (place >= state.picked) & (place < count)
         x = jnp.where(new[:, None], raw[chosen], 0)
         information = state.information + matmul(x.T, weight[chosen][:, None] * x)
-        stuck = jnp.where(count == state.count, jnp.int32(Status.EXHAUSTED), jnp.int32(Status.OK))
+        stuck = jnp.where(count == state.picked, jnp.int32(Status.EXHAUSTED), jnp.int32(Status.OK))
         full = jnp.where(best.status == Status.EXHAUSTED, jnp.int32(Status.OK), best.status)
         status = worst(state.status, singular, full, stuck)
         return _Greedy(count, state.passes + 1, pairs, gains, information, status)
 
     def unfinished(state: _Greedy) -> Array:
-        return (state.count < available) & (state.status == Status.OK)
+        return (state.picked < available) & (state.status == Status.OK)
 
     start = _Greedy(
-        count=jnp.int32(0),
+        picked=jnp.int32(0),
         passes=jnp.int32(0),
         pairs=jnp.full((k, 2), size, jnp.int32),
         gains=jnp.zeros(k, features.dtype),
@@ -269,7 +248,7 @@ def greedy_log_det(
         status=jnp.int32(Status.OK),
     )
     end = jax.lax.while_loop(unfinished, full_pass, start)
-    valid = jnp.arange(k, dtype=jnp.int32) < end.count
+    valid = jnp.arange(k, dtype=jnp.int32) < end.picked
     short = jnp.where(available < k, jnp.int32(Status.EXHAUSTED), jnp.int32(Status.OK))
     selection = Selection(
         pairs=jnp.where(valid[:, None], end.pairs, 0),
