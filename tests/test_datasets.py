@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 from pathlib import Path
 
 import ml_dtypes
@@ -409,6 +410,15 @@ def test_split_by_shares_the_store():
     assert train.store is test.store is table.store
     np.testing.assert_array_equal(test.rows, [[2, 3]])
     assert (train.provenance["prompts"], test.provenance["split"]) == (2, "test")
+
+
+def test_examples_of_the_page_on_data_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")
+    examples = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    assert examples
+    for example in examples:
+        exec(example, {})
 
 
 # --- real data, where it is at hand ----------------------------------------------------------------------------

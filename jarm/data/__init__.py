@@ -1,0 +1,1 @@
+"""Data in: benchmarks and tables of responses, and the pairs they span."""

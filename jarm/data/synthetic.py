@@ -69,8 +69,8 @@ VARIANTS: Mapping[str, SyntheticConfig] = MappingProxyType(
         "outliers": dataclasses.replace(_ISOTROPIC, outliers=0.15),
     }
 )
-"""Named settings. `isotropic`: every pair teaches about as much as any other, so there is little to gain by choosing.
-`outliers`: the pairs that look most informative teach nothing, so active selection is expected not to help."""
+"""Named settings. `isotropic`: every pair teaches about as much as any other, so choosing gains little.
+`outliers`: the pairs that optimal designs pay most for teach nothing, so they are expected to lose to random."""
 
 
 def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> Benchmark:
