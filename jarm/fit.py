@@ -1,6 +1,6 @@
-"""Fit reward heads to labelled pairs: Newton steps for linear heads, AdamW with early stopping for the others.
+"""Fit reward heads to labelled pairs: Newton's method for linear heads, early-stopped AdamW for the others.
 
-Responses are scored once, however many pairs they are in, and padding is left out where the device can branch.
+A response is scored once, however many pairs it is in, and padding costs little where the device can branch.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
-import jax.scipy.linalg
 import optax  # type: ignore[import-untyped]
 
 from jarm.base import Fit, FitInfo, HParams, JarmError, Labelled, RewardHead, Status
 from jarm.losses import bradley_terry
+from jarm.newton import newton
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
 
@@ -25,32 +25,56 @@ from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 class FitConfig:
     """The static part of a fit; numbers that can be swept are in `HParams`.
 
+    An MLP is stopped early: `folds` heads each train without their own part of the labelled pairs, all in step, until
+    the mean loss of what they hold out stops falling; one head then takes as many steps on all pairs. With one fold
+    there is no second fit, and the best head seen is kept. One part of 50 labels is too few pairs to stop on; two
+    halves cost twice as much and serve almost as well as knowing the answer (`benchmarks/README.md`).
+
     Attributes:
       members: K, heads in the ensemble.
       ensemble: how members differ: `init` (keys of their own) or `bootstrap` (and Poisson(1) weights of the pairs).
       steps: most steps of Adam.
-      holdout: share of the labelled pairs that a member holds out to stop on; 0 takes all `steps`.
+      holdout: share of the labelled pairs in a part, rounded to one in a whole number; 0 takes all `steps`.
+      folds: number of parts held out, by a head each.
       check_every: steps between two looks at the held-out pairs.
-      patience: looks without a better held-out loss before stopping.
-      batch_size: pairs a step, drawn with replacement; None takes all pairs every step.
+      patience: looks without a lower held-out loss before stopping.
+      batch_size: pairs a step, drawn with replacement in proportion to their weight; None takes all pairs every step.
       newton_steps: most Newton steps of a linear head.
-      batching: members by `vmap`, one by one by `map`, or `auto`: as measured to be faster on the backend.
+      batching: heads by `vmap`, one by one by `map`, or `auto`: as measured to be faster on the backend.
     """
 
     members: int = 1
     ensemble: str = "init"
     steps: int = 1000
-    holdout: float = 0.2
-    check_every: int = 10
+    holdout: float = 0.5
+    folds: int = 2
+    check_every: int = 5
     patience: int = 5
     batch_size: int | None = None
     newton_steps: int = 30
     batching: str = "auto"
 
+    def __post_init__(self) -> None:
+        for name, allowed in (("ensemble", ("init", "bootstrap")), ("batching", ("auto", "vmap", "map"))):
+            if getattr(self, name) not in allowed:
+                raise JarmError(f"FitConfig.{name} is '{getattr(self, name)}': choose one of {', '.join(allowed)}.")
+        for name in ("members", "steps", "folds", "check_every", "patience", "newton_steps"):
+            if getattr(self, name) < 1:
+                raise JarmError(f"FitConfig.{name} is {getattr(self, name)}: give 1 or more.")
+        if self.batch_size is not None and self.batch_size < 1:
+            raise JarmError(f"FitConfig.batch_size is {self.batch_size}: give 1 or more, or None for all pairs.")
+        if not 0.0 <= self.holdout <= 0.5:
+            raise JarmError(f"FitConfig.holdout is {self.holdout}: give a share between 0 and 0.5.")
+        if self.holdout and self.folds > self.parts:
+            raise JarmError(
+                f"FitConfig.folds is {self.folds}, but there are only {self.parts} parts of {self.holdout} of the "
+                f"pairs: set it to {self.parts} or less."
+            )
 
-def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, ""]:
-    """Weighted mean; 0 where nothing weighs anything."""
-    return jnp.vdot(losses, weight) / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
+    @property
+    def parts(self) -> int:
+        """Parts that the pairs are dealt into, of which `folds` are held out."""
+        return round(1 / self.holdout) if self.holdout else 1
 
 
 class _Pairs(NamedTuple):
@@ -61,50 +85,54 @@ class _Pairs(NamedTuple):
     label: Float[Array, "L"]
     weight: Float[Array, "L"]
 
-    def take(self, at: Int[Array, "B"]) -> _Pairs:
-        return _Pairs(*(x[at] for x in self))
-
     def nll(self, rewards: Float[Array, "U"]) -> Float[Array, ""]:
         """Weighted mean loss, given the rewards of the rows."""
         return _mean(bradley_terry(rewards[self.first] - rewards[self.second], self.label), self.weight)
 
-    def ends(self) -> tuple[Int[Array, "2*L"], _Pairs]:
-        """Both ends of every pair, and the pairs as indices into them."""
-        places = jnp.arange(2 * len(self.first), dtype=jnp.int32).reshape(2, -1)
-        return jnp.concatenate([self.first, self.second]), self._replace(first=places[0], second=places[1])
+    def take(self, at: Int[Array, "B"]) -> tuple[Int[Array, "2*B"], _Pairs]:
+        """Some of the pairs: the responses at their ends, and the pairs as indices into these."""
+        places = jnp.arange(2 * len(at), dtype=jnp.int32).reshape(2, -1)
+        ends = jnp.concatenate([self.first[at], self.second[at]])
+        return ends, _Pairs(places[0], places[1], self.label[at], self.weight[at])
 
-    def responses(self, n: int) -> tuple[Int[Array, "U"], Int[Array, ""], _Pairs]:
-        """Which of n responses are in a pair that weighs something, each once; how many; the pairs as indices."""
+    def compact(self, n: int, most: int) -> tuple[Int[Array, "U"], Int[Array, ""], _Pairs]:
+        """The responses, of n, in pairs that weigh something, each once; how many, `most` at most; the pairs so."""
         used = self.weight > 0
         ends = jnp.where(used[None, :], jnp.stack([self.first, self.second]), n)
-        size = min(n, ends.size)
-        # The n that stands for every other end sorts last, and needs a place.
+        # All other ends are n, which sorts last and needs a place.
+        size = min(n, most)
         ids, places = jnp.unique(ends, return_inverse=True, size=size + 1, fill_value=n)
         first, second = jnp.where(used[None, :], places.reshape(ends.shape), 0)
         return ids[:size].clip(max=n - 1), (ids < n).sum(), self._replace(first=first, second=second)
 
 
+def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, ""]:
+    """Weighted mean; 0 where nothing weighs anything."""
+    return jnp.vdot(losses, weight) / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
+
+
 def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     """Make the function that fits `config.members` heads to labelled pairs.
 
-    Minimises the weighted mean of `bradley_terry(r_first - r_second, label)`; the result is a pure function that can be
-    jitted, scanned, mapped and vmapped, and that compiles once for a capacity.
+    It minimises the weighted mean of `bradley_terry(r_first - r_second, label)` early-stopped, with decoupled weight
+    decay; or, for a linear head, the weighted sum with `ridge / 2 |w|^2` added, exactly. `FitInfo.valid_nll` is the
+    held-out loss at the number of steps taken, the leave-one-out loss of a linear head, or NaN if nothing is held out.
 
     Args:
       head: the head to fit.
       config: the static part of the fit.
 
     Returns:
-      `fit(key, hparams, embeddings, labelled, warm=None) -> (params, info)`, params with a leading axis K.
+      `fit(key, hparams, embeddings, labelled, warm=None) -> (params, info)`, params with a leading axis K. It is pure:
+      jit, scan, map and vmap it as you like. A warm start has seen the pairs that it is about to hold out.
 
     Raises:
-      JarmError: a setting that makes no sense.
+      JarmError: an ensemble of linear heads that would all be equal.
     """
-    _check(head, config)
+    if head.linear and config.members > 1 and config.ensemble == "init":
+        raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
     in_turn = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
-    member = (
-        functools.partial(_newton, head, config) if head.linear else functools.partial(_adam, head, config, in_turn)
-    )
+    member = _linear if head.linear else _adam
 
     @jax.jit
     def fit(
@@ -114,52 +142,164 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
         labelled: Labelled,
         warm: Params | None = None,
     ) -> tuple[Params, FitInfo]:
-        hparams = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), hparams)
+        hparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
+        weight = jnp.where(labelled.mask, labelled.weight, 0.0)
+        pairs = _Pairs(labelled.first, labelled.second, labelled.label, weight)
 
         def one(key_and_warm: tuple[PRNGKey, Params | None]) -> tuple[Params, FitInfo]:
             key, warm = key_and_warm
             key_start, key_weight, key_member = jax.random.split(key, 3)
             start = head.init(key_start, embeddings.shape[1]) if warm is None else warm
-            weight = jnp.where(labelled.mask, labelled.weight, 0.0)
-            pairs = _Pairs(labelled.first, labelled.second, labelled.label, weight)
+            own = pairs
             if config.ensemble == "bootstrap":
-                counts = jax.random.poisson(key_weight, 1.0, weight.shape)
-                weight = weight * counts.astype(jnp.float32)
-            return member(key_member, start, hparams, embeddings, pairs, weight, labelled.mask)
+                counts = jax.random.poisson(key_weight, 1.0, weight.shape).astype(jnp.float32)
+                own = pairs._replace(weight=weight * counts)
+            return member(head, config, in_turn, key_member, start, hparams, embeddings, pairs, own)
 
-        keys = jax.random.split(key, config.members)
-        params, info = jax.lax.map(one, (keys, warm)) if in_turn else jax.vmap(one)((keys, warm))
+        params, info = _over(in_turn, one, (jax.random.split(key, config.members), warm))
         return params, info._replace(status=info.status.max())
 
     return fit
 
 
-def _check(head: RewardHead, config: FitConfig) -> None:
-    for name, value, allowed in (
-        ("ensemble", config.ensemble, ("init", "bootstrap")),
-        ("batching", config.batching, ("auto", "vmap", "map")),
-    ):
-        if value not in allowed:
-            raise JarmError(f"FitConfig.{name} is '{value}': choose one of {', '.join(allowed)}.")
-    for name in ("members", "steps", "check_every", "patience", "newton_steps"):
-        if getattr(config, name) < 1:
-            raise JarmError(f"FitConfig.{name} is {getattr(config, name)}: give 1 or more.")
-    if not 0.0 <= config.holdout < 1.0:
-        raise JarmError(f"FitConfig.holdout is {config.holdout}: give a share in [0, 1).")
-    if config.batch_size is not None and config.batch_size < 1:
-        raise JarmError(f"FitConfig.batch_size is {config.batch_size}: give 1 or more, or None for all pairs.")
-    if head.linear and config.members > 1 and config.ensemble == "init":
-        raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
+def _over(in_turn: bool, f: Callable[[Any], Any], xs: Any) -> Any:
+    return jax.lax.map(f, xs) if in_turn else jax.vmap(f)(xs)
 
 
-class _State(NamedTuple):
-    params: Params
-    opt: optax.OptState
-    best: Params
-    best_nll: Float[Array, ""]
-    stale: Int[Array, ""]
+def _linear(
+    head: RewardHead,
+    config: FitConfig,
+    in_turn: bool,
+    key: PRNGKey,
+    start: Params,
+    hparams: HParams,
+    embeddings: Float[Array, "N d"],
+    pairs: _Pairs,
+    own: _Pairs,
+) -> tuple[Params, FitInfo]:
+    """One linear member: what it weighs is in `own`, what it is judged by in `pairs`."""
+    del in_turn, key
+    x = embeddings[own.first] - embeddings[own.second]
+    found = newton(x, own.label, own.weight, jnp.asarray(hparams.ridge), head.weights(start), steps=config.newton_steps)
+    _, unravel = jax.flatten_util.ravel_pytree(start)
+    return unravel(found.weights), FitInfo(
+        train_nll=_mean(bradley_terry(found.margin, own.label), own.weight),
+        valid_nll=_mean(bradley_terry(found.margin_left_out, own.label), pairs.weight),
+        steps=found.steps,
+        status=found.status,
+    )
+
+
+_Descent: TypeAlias = tuple[Float[Array, "W"], optax.OptState]
+"""Where a descent stands: the parameters as one vector, which compiles faster than many, and the optimiser."""
+
+
+class _Descend(NamedTuple):
+    """AdamW on the loss of some pairs, as functions of where it stands."""
+
+    start: _Descent
+    steps: Callable[[PRNGKey, _Descent, _Pairs, Array, Array | int, Array | int], _Descent]
+    nll: Callable[[_Descent, _Pairs, Array], Float[Array, ""]]
+    params: Callable[[_Descent], Params]
+
+
+def _make_descend(head: RewardHead, config: FitConfig, hparams: HParams, start: Params) -> _Descend:
+    optimiser = optax.adamw(hparams.learning_rate, weight_decay=hparams.weight_decay)
+
+    # Kernels are descended on as [out, in]: XLA on CPU forms the gradient of a wide first layer as [in, out] at a fifth
+    # of that speed, and Adam, elementwise, does not mind.
+    def flip(params: Params) -> Params:
+        return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, params)
+
+    vector, unravel = jax.flatten_util.ravel_pytree(flip(start))
+
+    def params(descent: _Descent) -> Params:
+        return flip(unravel(descent[0]))
+
+    def nll(descent: _Descent, pairs: _Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
+        return pairs.nll(head.rewards(params(descent), rows))
+
+    def minibatch(key: PRNGKey, pairs: _Pairs, size: int) -> tuple[_Pairs, Int[Array, "_"]]:
+        total = jnp.cumsum(pairs.weight)
+        at = jnp.searchsorted(total, total[-1] * jax.random.uniform(key, (size,)), side="right")
+        ends, drawn = pairs.take(at.clip(max=len(total) - 1))
+        return drawn._replace(weight=jnp.ones(size)), ends
+
+    def steps(
+        key: PRNGKey,
+        descent: _Descent,
+        pairs: _Pairs,
+        rows: Float[Array, "U d"],
+        first: Int[Array, ""] | int,
+        last: Int[Array, ""] | int,
+    ) -> _Descent:
+        def step(i: Int[Array, ""], descent: _Descent) -> _Descent:
+            vector, opt = descent
+            seen, seen_rows = pairs, rows
+            if config.batch_size is not None:
+                seen, ends = minibatch(jax.random.fold_in(key, i), pairs, config.batch_size)
+                seen_rows = rows[ends]
+            gradient = jax.grad(lambda vector: nll((vector, opt), seen, seen_rows))(vector)
+            updates, opt = optimiser.update(gradient, opt, vector)
+            return optax.apply_updates(vector, updates), opt
+
+        return jax.lax.fori_loop(first, last, step, descent)
+
+    return _Descend((vector, optimiser.init(vector)), steps, nll, params)
+
+
+class _Search(NamedTuple):
+    """Where all heads stand, after how many steps, and what was best so far."""
+
+    heads: _Descent
     steps: Int[Array, ""]
+    best: _Descent
+    best_nll: Float[Array, ""]
+    best_steps: Int[Array, ""]
     finite: Bool[Array, ""]
+
+
+def _search(
+    config: FitConfig,
+    in_turn: bool,
+    descend: _Descend,
+    key: PRNGKey,
+    train: tuple[_Pairs, Float[Array, "F U d"] | None],
+    valid: tuple[_Pairs, Float[Array, "F V d"]],
+    shared: Float[Array, "U d"] | None,
+) -> _Search:
+    """Descend with a head for every fold, until the mean loss of all that they hold out stops falling."""
+    weights = valid[0].weight.sum(axis=1)
+    keys = jax.random.split(key, config.folds)
+
+    def look(search: _Search) -> _Search:
+        last = jnp.minimum(search.steps + config.check_every, config.steps)
+
+        def advance(xs: Any) -> tuple[_Descent, Float[Array, ""]]:
+            key, head, (pairs, rows), valid = xs
+            head = descend.steps(key, head, pairs, rows if shared is None else shared, search.steps, last)
+            return head, descend.nll(head, *valid)
+
+        heads, losses = _over(in_turn, advance, (keys, search.heads, train, valid))
+        nll = _mean(losses, weights)
+        better = nll < search.best_nll
+        return _Search(
+            heads=heads,
+            steps=last,
+            best=jax.tree.map(functools.partial(jnp.where, better), heads, search.best),
+            best_nll=jnp.where(better, nll, search.best_nll),
+            best_steps=jnp.where(better, last, search.best_steps),
+            finite=jnp.isfinite(nll),
+        )
+
+    def going(search: _Search) -> Bool[Array, ""]:
+        patient = search.steps - search.best_steps < config.check_every * config.patience
+        return patient & (search.steps < config.steps) & search.finite
+
+    heads = jax.tree.map(lambda leaf: jnp.stack([leaf] * config.folds), descend.start)
+    nll = _mean(_over(in_turn, lambda xs: descend.nll(xs[0], *xs[1]), (heads, valid)), weights)
+    search = _Search(heads, jnp.int32(0), heads, nll, jnp.int32(0), jnp.isfinite(nll))
+    return jax.lax.while_loop(going, look, search)
 
 
 def _adam(
@@ -171,224 +311,84 @@ def _adam(
     hparams: HParams,
     embeddings: Float[Array, "N d"],
     pairs: _Pairs,
-    weight: Float[Array, "L"],
-    mask: Bool[Array, "L"],
+    own: _Pairs,
 ) -> tuple[Params, FitInfo]:
-    """One member by AdamW: hold out its own part of the pairs, descend on the rest."""
-    key_part, key_steps = jax.random.split(key)
-    n, capacity = len(embeddings), len(mask)
-    # A random order of the pairs: those held out come first, the unlabelled last.
-    order = jnp.argsort(jnp.where(mask, jax.random.uniform(key_part, mask.shape), 2.0))
-    most = round(config.holdout * capacity)
-    count = mask.sum(dtype=jnp.int32)
-    held = jnp.minimum(jnp.round(config.holdout * count).astype(jnp.int32), most)
-    ends, valid = pairs.take(order[:most]).ends()
-    valid = valid._replace(weight=jnp.where(jnp.arange(most) < held, valid.weight, 0.0))
-    valid_rows = embeddings[ends]
-    train = pairs._replace(weight=weight.at[order].multiply(jnp.arange(capacity) >= held))
+    """One member by AdamW: find the number of steps on pairs held out, then take them on all pairs."""
+    key_order, key_search, key_finish = jax.random.split(key, 3)
+    n, capacity = len(embeddings), len(pairs.weight)
+    descend = _make_descend(head, config, hparams, start)
 
-    def valid_nll(params: Params) -> Float[Array, ""]:
-        return valid.nll(head.rewards(params, valid_rows))
+    # Pairs in random order, the unlabelled last: fold f holds out every P-th of them from f on.
+    labelled = pairs.weight > 0
+    order = jnp.argsort(jnp.where(labelled, jax.random.uniform(key_order, (capacity,)), 2.0))
+    deal = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32) % config.parts)
+    fold = jnp.arange(config.folds, dtype=jnp.int32)[:, None]
+    train = jax.vmap(lambda held: own._replace(weight=jnp.where(held, 0.0, own.weight)))(deal[None, :] == fold)
+    places = fold + jnp.arange(0, capacity, config.parts, dtype=jnp.int32)[None, :]
 
-    if config.batch_size is None:
-        # Members under vmap share the rows of all labelled pairs, so that these are read once for all members.
-        ids, used, indexed = (train if in_turn else pairs).responses(n)
-        indexed = indexed._replace(weight=train.weight)
+    def search(train: _Pairs, rows: Float[Array, "F U d"] | None, held: int) -> tuple[Params, Array, Array, Array]:
+        """With room for `held` pairs in a part."""
+        ends, valid = jax.vmap(pairs.take)(order.at[places[:, :held]].get(mode="clip"))
+        valid = valid._replace(weight=jnp.where(places[:, :held] < capacity, valid.weight, 0.0))
+        found = _search(config, in_turn, descend, key_search, (train, rows), (valid, embeddings[ends]), shared)
+        return jax.vmap(descend.params)(found.best), found.best_nll, found.best_steps, found.finite
 
-        def descend(size: int) -> _State:
-            rows = embeddings[ids[:size]]
-            return _descend(
-                config, key_steps, hparams, start, lambda q, _: indexed.nll(head.rewards(q, rows)), valid_nll
-            )
+    def finish(train: _Pairs, rows: Float[Array, "U d"]) -> Params:
+        return descend.params(descend.steps(key_finish, descend.start, train, rows, 0, steps))
 
-        sizes = _sizes(len(ids)) if in_turn else (len(ids),)
-        branches = [functools.partial(descend, size) for size in sizes]
-        state = jax.lax.switch(jnp.searchsorted(jnp.asarray(sizes), used), branches)
+    shared, indexed = None, own
+    if config.batch_size is not None:
+        shared = embeddings
+    elif not in_turn:
+        # Heads under vmap share the rows of all labelled pairs, so that these are read once for all of them.
+        ids, _, indexed = pairs.compact(n, 2 * capacity)
+        shared, indexed = embeddings[ids], indexed._replace(weight=own.weight)
+        train = jax.vmap(lambda one: indexed._replace(weight=one.weight))(train)
+
+    steps, nll, finite = jnp.int32(config.steps), jnp.float32(jnp.nan), jnp.bool_(True)
+    if config.holdout and shared is not None:
+        best, nll, steps, finite = search(train, None, places.shape[1])
+    elif config.holdout:
+        ids, used, compact = jax.vmap(lambda one: one.compact(n, 2 * (capacity - capacity // config.parts)))(train)
+        most = (labelled.sum() + config.parts - 1) // config.parts
+        best, nll, steps, finite = _smallest(
+            lambda size, held: search(compact, embeddings[ids[:, :size]], held),
+            (ids.shape[1], used.max()),
+            (places.shape[1], most),
+        )
+
+    seen = own.weight
+    if config.holdout and config.folds == 1:
+        params, seen = jax.tree.map(lambda leaf: leaf[0], best), train.weight[0]
+    elif shared is not None:
+        params = finish(indexed, shared)
     else:
+        ids, used, indexed = own.compact(n, 2 * capacity)
+        params = _smallest(lambda size: finish(indexed, embeddings[ids[:size]]), (len(ids), used))
 
-        def batch_nll(params: Params, key: PRNGKey) -> Float[Array, ""]:
-            draw = jax.random.randint(key, (config.batch_size or 0,), held, jnp.maximum(count, held + 1))
-            ends, batch = train.take(order[draw]).ends()
-            return batch.nll(head.rewards(params, embeddings[ends]))
-
-        state = _descend(config, key_steps, hparams, start, batch_nll, valid_nll)
-
-    params = state.best if config.holdout else state.params
-    train_nll = _chunked_nll(head, params, embeddings, train)
-    ok = state.finite & jnp.isfinite(train_nll)
+    train_nll = _chunked_nll(head, params, embeddings, own._replace(weight=seen))
     return params, FitInfo(
         train_nll=train_nll,
-        valid_nll=state.best_nll if config.holdout else jnp.float32(jnp.nan),
-        steps=state.steps,
-        status=jnp.where(ok, Status.OK, Status.DIVERGED).astype(jnp.int32),
+        valid_nll=nll,
+        steps=steps,
+        status=jnp.where(finite & jnp.isfinite(train_nll), Status.OK, Status.DIVERGED).astype(jnp.int32),
     )
 
 
-def _sizes(capacity: int) -> tuple[int, ...]:
-    """Numbers of rows to compile for; a fit takes the least that holds its rows."""
-    return tuple(-(-capacity * part // 4) for part in (1, 2, 3, 4)) if capacity >= 128 else (capacity,)
-
-
-def _descend(
-    config: FitConfig,
-    key: PRNGKey,
-    hparams: HParams,
-    start: Params,
-    loss: Callable[[Params, PRNGKey], Float[Array, ""]],
-    valid_nll: Callable[[Params], Float[Array, ""]],
-) -> _State:
-    """AdamW steps on `loss` until `valid_nll` has not improved for a while."""
-    optimiser = optax.adamw(hparams.learning_rate, weight_decay=hparams.weight_decay)
-
-    # Kernels are descended on as [out, in]: XLA on CPU forms the gradient of a first layer [in, out] at a fifth of the
-    # speed of its transpose, and Adam, elementwise, does not care.
-    def flip(params: Params) -> Params:
-        return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, params)
-
-    def step(_: Int[Array, ""], state: _State) -> _State:
-        key_step = jax.random.fold_in(key, state.steps)
-        gradient = jax.grad(lambda params: loss(flip(params), key_step))(state.params)
-        updates, opt = optimiser.update(gradient, state.opt, state.params)
-        return state._replace(params=optax.apply_updates(state.params, updates), opt=opt, steps=state.steps + 1)
-
-    def block(state: _State) -> _State:
-        state = jax.lax.fori_loop(0, jnp.minimum(config.check_every, config.steps - state.steps), step, state)
-        if not config.holdout:
-            return state
-        now = valid_nll(flip(state.params))
-        better = now < state.best_nll
-        return state._replace(
-            best=jax.tree.map(functools.partial(jnp.where, better), state.params, state.best),
-            best_nll=jnp.where(better, now, state.best_nll),
-            stale=jnp.where(better, 0, state.stale + 1),
-            finite=jnp.isfinite(now),
-        )
-
-    def going(state: _State) -> Bool[Array, ""]:
-        return (state.steps < config.steps) & (state.stale < config.patience) & state.finite
-
-    first, zero = flip(start), jnp.int32(0)
-    state = _State(first, optimiser.init(first), first, jnp.float32(jnp.inf), zero, zero, jnp.bool_(True))
-    state = jax.lax.while_loop(going, block, state)
-    return state._replace(params=flip(state.params), best=flip(state.best))
+def _smallest(f: Callable[..., Any], *needs: tuple[int, Int[Array, ""]], steps: int = 3) -> Any:
+    """Call f with sizes that hold what is needed of each capacity: it is compiled for a few, and one is branched to."""
+    if max(capacity for capacity, _ in needs) < 128:
+        return f(*(capacity for capacity, _ in needs))
+    sizes = [tuple(-(-capacity * i // steps) for capacity, _ in needs) for i in range(1, steps + 1)]
+    enough = jnp.stack([jnp.asarray(size) for size in sizes]) >= jnp.stack([need for _, need in needs])[None, :]
+    return jax.lax.switch(jnp.argmax(enough.all(axis=1)), [functools.partial(f, *size) for size in sizes])
 
 
 def _chunked_nll(head: RewardHead, params: Params, embeddings: Float[Array, "N d"], pairs: _Pairs) -> Float[Array, ""]:
-    """Weighted mean loss of pairs, of which a few are looked up at a time."""
+    """Weighted mean loss of pairs, looked up a few at a time."""
 
     def one(pair: _Pairs) -> Float[Array, ""]:
         margin = head.rewards(params, embeddings[pair.first]) - head.rewards(params, embeddings[pair.second])
         return bradley_terry(margin, pair.label)
 
     return _mean(jax.lax.map(one, pairs, batch_size=256), pairs.weight)
-
-
-_Inverse: TypeAlias = tuple[Callable[[Array], Array], Callable[[], Array]]
-
-
-class _NewtonState(NamedTuple):
-    weights: Float[Array, "d"]
-    objective: Float[Array, ""]
-    steps: Int[Array, ""]
-    converged: Bool[Array, ""]
-    definite: Bool[Array, ""]
-
-
-def _newton(
-    head: RewardHead,
-    config: FitConfig,
-    key: PRNGKey,
-    start: Params,
-    hparams: HParams,
-    embeddings: Float[Array, "N d"],
-    pairs: _Pairs,
-    weight: Float[Array, "L"],
-    mask: Bool[Array, "L"],
-) -> tuple[Params, FitInfo]:
-    """Damped Newton steps on `sum weight nll + ridge / 2 |w|^2`; the held-out loss is leave-one-out, approximated.
-
-    Source of the latter: Rad and Maleki, "A scalable estimate of the out-of-sample prediction error via approximate
-    leave-one-out cross-validation", JRSS-B 2020.
-    """
-    del key, mask
-    x = embeddings[pairs.first] - embeddings[pairs.second]
-    inverse = _dual_inverse if len(x) < x.shape[1] else _primal_inverse
-    _, unravel = jax.flatten_util.ravel_pytree(start)
-
-    def objective(weights: Float[Array, "d"]) -> Float[Array, ""]:
-        losses = bradley_terry(x @ weights, pairs.label)
-        return jnp.vdot(losses, weight) + 0.5 * hparams.ridge * jnp.vdot(weights, weights)
-
-    def derivatives(weights: Float[Array, "d"]) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
-        """First and second derivative of every pair's loss."""
-        margin = x @ weights
-        p, q = jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
-        return weight * ((1.0 - pairs.label) * p - pairs.label * q), weight * p * q
-
-    def step(state: _NewtonState) -> _NewtonState:
-        slope, curvature = derivatives(state.weights)
-        gradient = x.T @ slope + hparams.ridge * state.weights
-        solve, _ = inverse(x, curvature, hparams.ridge)
-        direction = -solve(gradient)
-        decrease = -jnp.vdot(gradient, direction)
-        lengths = 0.5 ** jnp.arange(8, dtype=jnp.float32)
-        objectives = jax.vmap(lambda t: objective(state.weights + t * direction))(lengths)
-        best = jnp.argmax(objectives < state.objective - 1e-4 * lengths * decrease)
-        better = objectives[best] < state.objective
-        return _NewtonState(
-            weights=jnp.where(better, state.weights + lengths[best] * direction, state.weights),
-            objective=jnp.where(better, objectives[best], state.objective),
-            steps=state.steps + 1,
-            converged=~better | (decrease <= 1e-7 * jnp.maximum(weight.sum(), 1.0)),
-            definite=jnp.isfinite(decrease),
-        )
-
-    first = head.weights(start)
-    state = _NewtonState(first, objective(first), jnp.int32(0), jnp.bool_(False), jnp.bool_(True))
-    state = jax.lax.while_loop(lambda s: ~s.converged & (s.steps < config.newton_steps), step, state)
-
-    margin = x @ state.weights
-    slope, curvature = derivatives(state.weights)
-    _, leverages = inverse(x, curvature, hparams.ridge)
-    leverage = leverages()
-    left_out = margin + leverage * slope / jnp.maximum(1.0 - curvature * leverage, 1e-6)
-    status = jnp.where(jnp.isfinite(state.objective), Status.OK, Status.DIVERGED)
-    return unravel(state.weights), FitInfo(
-        train_nll=_mean(bradley_terry(margin, pairs.label), weight),
-        valid_nll=_mean(bradley_terry(left_out, pairs.label), pairs.weight),
-        steps=state.steps,
-        status=jnp.where(state.definite, status, Status.SINGULAR).astype(jnp.int32),
-    )
-
-
-def _primal_inverse(x: Float[Array, "L d"], v: Float[Array, "L"], ridge: Array | float) -> _Inverse:
-    """H = x^T diag(v) x + ridge I by Cholesky: the solve with H, and the leverages x_i^T H^-1 x_i."""
-    factor = jnp.linalg.cholesky((x.T * v[None, :]) @ x + ridge * jnp.eye(x.shape[1], dtype=x.dtype))
-
-    def solve(g: Float[Array, "d"]) -> Float[Array, "d"]:
-        return jax.scipy.linalg.cho_solve((factor, True), g)
-
-    def leverages() -> Float[Array, "L"]:
-        return (jax.scipy.linalg.solve_triangular(factor, x.T, lower=True) ** 2).sum(0)
-
-    return solve, leverages
-
-
-def _dual_inverse(x: Float[Array, "L d"], v: Float[Array, "L"], ridge: Array | float) -> _Inverse:
-    """The same by Woodbury's identity, for fewer pairs than dimensions.
-
-    With s = sqrt(v): H^-1 = (I - x^T s B^-1 s x) / ridge, where B = ridge I + s x x^T s is L x L.
-    """
-    root = jnp.sqrt(v)
-    gram = x @ x.T
-    scaled = root[:, None] * gram * root[None, :]
-    factor = jnp.linalg.cholesky(scaled + ridge * jnp.eye(len(x), dtype=x.dtype))
-
-    def solve(g: Float[Array, "d"]) -> Float[Array, "d"]:
-        return (g - x.T @ (root * jax.scipy.linalg.cho_solve((factor, True), root * (x @ g)))) / ridge
-
-    def leverages() -> Float[Array, "L"]:
-        half = jax.scipy.linalg.solve_triangular(factor, root[:, None] * gram, lower=True)
-        return (jnp.diagonal(gram) - (half**2).sum(0)) / ridge
-
-    return solve, leverages
