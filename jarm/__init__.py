@@ -1,1 +1,93 @@
-"""jarm: active reward modelling in JAX."""
+"""jarm: active reward modelling in JAX. Decide which pairs of responses to label next."""
+
+from importlib.metadata import version as _version
+
+from jarm.acquisition.registry import RULES, RuleEntry, get_rule
+from jarm.annotators import AnnotatorConfig, annotate, solve_noise
+from jarm.base import (
+    Belief,
+    Benchmark,
+    FitInfo,
+    HParams,
+    JarmError,
+    Labelled,
+    PairSpace,
+    ResponseTable,
+    RewardHead,
+    Rule,
+    Selection,
+    Status,
+    check,
+)
+from jarm.compare import CompareConfig, compare
+from jarm.data.datasets import load, load_published, load_table, split_by
+from jarm.data.pairs import exclude, listed_space, pair_count, pair_space, sample_pairs, subset
+from jarm.data.synthetic import SyntheticConfig, synthetic
+from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
+from jarm.fit import FitConfig, make_fit
+from jarm.heads import HeadConfig, linear_head, mlp_head
+from jarm.loop import Loop, LoopConfig, LoopState, Pool, RunRecord, make_hparams, make_loop, make_pool
+from jarm.metrics import best_of_n, evaluate, reference_lines, spearman
+from jarm.selection import greedy_log_det, random_pairs, top_pairs
+
+__version__ = _version("jarm")
+
+__all__ = [
+    "RULES",
+    "AnnotatorConfig",
+    "Belief",
+    "Benchmark",
+    "CompareConfig",
+    "FitConfig",
+    "FitInfo",
+    "HParams",
+    "HeadConfig",
+    "JarmError",
+    "Labelled",
+    "Loop",
+    "LoopConfig",
+    "LoopState",
+    "PairSpace",
+    "Pool",
+    "ResponseTable",
+    "RewardHead",
+    "Rule",
+    "RuleEntry",
+    "RunRecord",
+    "Selection",
+    "Status",
+    "SyntheticConfig",
+    "annotate",
+    "best_of_n",
+    "check",
+    "compare",
+    "evaluate",
+    "exclude",
+    "fisher_weight",
+    "get_rule",
+    "greedy_log_det",
+    "linear_head",
+    "listed_space",
+    "load",
+    "load_published",
+    "load_table",
+    "make_fit",
+    "make_hparams",
+    "make_loop",
+    "make_pool",
+    "mlp_head",
+    "pair_count",
+    "pair_information",
+    "pair_space",
+    "pair_variance",
+    "random_pairs",
+    "reference_lines",
+    "sample_pairs",
+    "solve_noise",
+    "space_information",
+    "spearman",
+    "split_by",
+    "subset",
+    "synthetic",
+    "top_pairs",
+]

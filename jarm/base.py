@@ -167,8 +167,8 @@ class Belief:
     """What a rule may look at.
 
     Attributes:
-      features: `[N, F]` last hidden layer of the head, one row a response.
-      rewards: `[N]` rewards of the same head; the margin of a pair is their difference.
+      features: `[N, F]` last hidden layer of the ensemble's first head, one row a response.
+      rewards: `[N]` mean reward over the ensemble; the margin of a pair is their difference.
       member_rewards: `[K, N]` rewards of every member of the ensemble.
       past: `[F, F]` Fisher information of the pairs labelled so far, under the current head.
       labels: scalar int32, how many pairs are labelled so far.
@@ -204,7 +204,7 @@ class HParams:
 
     Attributes:
       learning_rate: step size of Adam.
-      weight_decay: decoupled weight decay of Adam, a step's share of `learning_rate`.
+      weight_decay: decoupled weight decay of Adam: a step shrinks the weights by learning_rate * weight_decay.
       ridge: L2 penalty of a linear head, in units of one label's negative log-likelihood per squared weight.
       noise: beta of the annotator: P(first preferred) = sigmoid(beta * gold difference / scale).
       prior: c of the greedy prior (see `jarm.acquisition.optimal_design`).
@@ -212,11 +212,11 @@ class HParams:
     """
 
     learning_rate: Float[Array, ""] | float = 1e-3
-    weight_decay: Float[Array, ""] | float = 1e-2
+    weight_decay: Float[Array, ""] | float = 5.0
     ridge: Float[Array, ""] | float = 1.0
     noise: Float[Array, ""] | float = 2.0
     prior: Float[Array, ""] | float = 0.1
-    prior_mix: Float[Array, ""] | float = 0.0
+    prior_mix: Float[Array, ""] | float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)

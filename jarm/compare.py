@@ -44,7 +44,7 @@ class CompareConfig:
     """Settings of a comparison; the defaults finish in about two minutes on two cores.
 
     Attributes:
-      data: "synthetic" (built in), "synthetic:isotropic" (a variant where no rule should beat random), a Parquet or
+      data: "synthetic" (built in), "synthetic:outliers" (a variant where active selection does not help), a Parquet or
         JSONL table of responses, or a folder in the layout embd_{gen}_{emb}_{task}_{split}.npy.
       embeddings: .npy array with one row for each row of the table.
       target: column of the table that holds the gold reward.
@@ -95,7 +95,7 @@ class CompareConfig:
     gold_scale: str = "std"
     length_bias: float = 0.0
     head: str = "mlp:64,64,64"
-    members: int = 1
+    members: int = 4
     warm_start: bool = False
     steps: int = FitConfig().steps
     holdout: float = FitConfig().holdout

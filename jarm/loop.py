@@ -65,7 +65,7 @@ class LoopConfig:
     prompts: int | None = None
     pool: int | None = None
     head: HeadConfig = HeadConfig()
-    fit: FitConfig = FitConfig()
+    fit: FitConfig = FitConfig(members=4)
     annotator: AnnotatorConfig = AnnotatorConfig()
     warm_start: bool = False
 
@@ -308,19 +308,22 @@ def make_loop(config: LoopConfig) -> Loop:
     def believe(state: LoopState, pool: Pool, prompts: Int[Array, "p"]) -> Belief:
         d = pool.embeddings.shape[2]
         local = pool.embeddings[prompts].reshape(-1, d)
-        member_rewards = jax.vmap(head.rewards, in_axes=(0, None))(state.params, local)
-        # The information is that of the first member's last layer: averaging features of different heads means nothing.
-        params = jax.tree.map(lambda leaf: leaf[0], state.params)
         flat, labelled = pool.embeddings.reshape(-1, d), state.labelled
-        weights = head.weights(params)
-        first = head.features(params, flat[labelled.first])
-        second = head.features(params, flat[labelled.second])
-        known = fisher_weight((first - second) @ weights) * labelled.mask
+        member_rewards = jax.vmap(head.rewards, in_axes=(0, None))(state.params, local)
+        # The layer that is learnt about is the first member's: features of different heads have no common mean. How
+        # sure a pair is, its margin, is the ensemble's to say.
+        first_member = jax.tree.map(lambda leaf: leaf[0], state.params)
+
+        def known(ends: Int[Array, "L"]) -> tuple[Array, Array]:
+            rewards = jax.vmap(head.rewards, in_axes=(0, None))(state.params, flat[ends]).mean(axis=0)
+            return head.features(first_member, flat[ends]), rewards
+
+        (phi_first, r_first), (phi_second, r_second) = known(labelled.first), known(labelled.second)
         return Belief(
-            features=head.features(params, local),
-            rewards=member_rewards[0],
+            features=head.features(first_member, local),
+            rewards=member_rewards.mean(axis=0),
             member_rewards=member_rewards,
-            past=pair_information(first, second, known),
+            past=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask),
             labels=labelled.mask.sum(dtype=jnp.int32),
         )
 
