@@ -63,7 +63,7 @@ def listed_space(pairs: Int[Array, "M 2"], eligible: Bool[Array, "N"], width: in
     """A space of the given pairs. Mirrors, repeats, self-pairs and ineligible ends are dropped (made padding).
 
     Args:
-      pairs: `[M, 2]` response indices in any order; a row with an index of N or more is padding.
+      pairs: `[M, 2]` response indices in any order; a row with an index outside the N is padding.
       eligible: `[N]` responses that may be in a pair.
       width: R, responses a prompt, used only where a result is counted by prompt.
 
@@ -72,7 +72,8 @@ def listed_space(pairs: Int[Array, "M 2"], eligible: Bool[Array, "N"], width: in
     """
     size = eligible.shape[0]
     ends = jnp.clip(pairs, 0, size - 1)
-    good = eligible[ends].all(axis=1) & (pairs[:, 0] != pairs[:, 1]) & (pairs < size).all(axis=1)
+    good = eligible[ends].all(axis=1) & (pairs[:, 0] != pairs[:, 1])
+    good &= ((pairs >= 0) & (pairs < size)).all(axis=1)
     return PairSpace(
         kind="listed",
         width=width,
