@@ -109,8 +109,8 @@ def _listed_information(
         weight = alive.astype(features.dtype)
         if rewards is not None:
             weight = jnp.where(alive, fisher_weight(rewards[first] - rewards[second]), 0)
-        difference = jnp.where(alive[:, None], features[first] - features[second], 0)
-        total += matmul(difference.T, weight[:, None] * difference)
+        scaled = jnp.where(alive[:, None], jnp.sqrt(weight)[:, None] * (features[first] - features[second]), 0)
+        total += matmul(scaled.T, scaled)
         return (total, count + alive.sum(dtype=jnp.float32)), None
 
     carry, _ = jax.lax.scan(add, zero, chunked(pairs, chunk, size))
