@@ -212,7 +212,7 @@ class HParams:
     """
 
     learning_rate: Float[Array, ""] | float = 1e-3
-    weight_decay: Float[Array, ""] | float = 5.0
+    weight_decay: Float[Array, ""] | float = 10.0
     ridge: Float[Array, ""] | float = 1.0
     noise: Float[Array, ""] | float = 2.0
     prior: Float[Array, ""] | float = 0.1

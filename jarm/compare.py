@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -67,7 +68,9 @@ class CompareConfig:
       members: heads in the ensemble.
       warm_start: start each round's fit from the last round's heads.
       steps: most Adam steps of a fit.
-      holdout: share of the labels that a fit holds out to stop early; 0 takes all steps.
+      holdout: share of the labels that a member holds out, its own, to stop early; 0 takes all steps.
+      folds: how many such parts are held out in turn to find when to stop, before a fit to all labels; 1 keeps the
+        best head seen.
       learning_rate: of Adam.
       weight_decay: of Adam, decoupled.
       ridge: L2 penalty of a linear head.
@@ -95,10 +98,11 @@ class CompareConfig:
     gold_scale: str = "std"
     length_bias: float = 0.0
     head: str = "mlp:64,64,64"
-    members: int = 4
+    members: int = LoopConfig().fit.members
     warm_start: bool = False
-    steps: int = FitConfig().steps
-    holdout: float = FitConfig().holdout
+    steps: int = LoopConfig().fit.steps
+    holdout: float = LoopConfig().fit.holdout
+    folds: int = LoopConfig().fit.folds
     learning_rate: float = float(HParams().learning_rate)
     weight_decay: float = float(HParams().weight_decay)
     ridge: float = float(HParams().ridge)
@@ -139,7 +143,7 @@ class CompareConfig:
             prompts=self.prompts or None,
             pool=self.pool or None,
             head=HeadConfig.parse(self.head),
-            fit=FitConfig(members=self.members, steps=self.steps, holdout=self.holdout),
+            fit=FitConfig(members=self.members, steps=self.steps, holdout=self.holdout, folds=self.folds),
             annotator=AnnotatorConfig(self.annotator, scale, self.flip_rate, self.length_bias),
             warm_start=self.warm_start,
         )
@@ -175,12 +179,12 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     folder = RecordFolder(config.out, _settings(config, benchmark), config.rounds)
     pool, scale = make_pool(benchmark.train, loop_config.annotator)
     hparams = make_hparams(loop_config, benchmark.train, scale, config.hparams())
-    judge = {"noise": float(hparams.noise), "scale": scale, "best_of": sizes}
+    judge = functools.partial(evaluate, noise=float(hparams.noise), scale=scale, best_of=sizes)
     common = {"config": fingerprint(folder.settings), **provenance()}
 
     if not any(line["kind"] == "reference" for line in folder.read()):
-        lines = reference_lines(benchmark.test, **judge)
-        folder.append([{"kind": "reference", "rule": name, **values, **common} for name, values in lines.items()])
+        references = reference_lines(benchmark.test, noise=float(hparams.noise), scale=scale, best_of=sizes)
+        folder.append([{"kind": "reference", "rule": name, **values, **common} for name, values in references.items()])
 
     runner = Runner(loop_config, hparams, pool)
     head = loop_config.head.head()
@@ -188,7 +192,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
     def one(rule: str, seed: int) -> list[dict[str, Any]]:
         result = runner(rule, seed)
-        metrics = evaluate(head, result.params, benchmark.test, **judge)
+        metrics = judge(head, result.params, benchmark.test)
         return [{**line, **common} for line in result.lines(metrics)]
 
     # The first run of each rule goes alone, so that what is timed on it has the machine to itself.
@@ -276,17 +280,18 @@ class Runner:
         self._run, self._fit, self._select = jax.jit(loop.run), jax.jit(loop.fit), jax.jit(loop.select)
         self._seconds: dict[str, tuple[float, float]] = {}
 
-    def __call__(self, rule: str, seed: int) -> Result:
+    def __call__(self, rule: str, seed: int, hparams: HParams | None = None) -> Result:
         """Run one rule with one seed; a rule's first run also times a fit and a selection on its last state."""
+        hparams = hparams or self.hparams
         index = jnp.int32(self.rules.index(rule))
         start = time.perf_counter()
-        state, records = jax.block_until_ready(self._run(jax.random.key(seed), self.hparams, self.pool, index))
+        state, records = jax.block_until_ready(self._run(jax.random.key(seed), hparams, self.pool, index))
         seconds = time.perf_counter() - start
         check(records.status, f"Rule {rule}, seed {seed}")
         if rule not in self._seconds:
             self._seconds[rule] = (
-                _seconds(lambda: self._fit(self.hparams, state, self.pool)),
-                _seconds(lambda: self._select(self.hparams, state, self.pool, index)),
+                _seconds(lambda: self._fit(hparams, state, self.pool)),
+                _seconds(lambda: self._select(hparams, state, self.pool, index)),
             )
         host = jax.tree.map(np.asarray, records._replace(params=None))
         return Result(rule, seed, host, records.params, seconds, *self._seconds[rule])

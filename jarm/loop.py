@@ -65,7 +65,7 @@ class LoopConfig:
     prompts: int | None = None
     pool: int | None = None
     head: HeadConfig = HeadConfig()
-    fit: FitConfig = FitConfig(members=4)
+    fit: FitConfig = FitConfig(members=4, folds=1, holdout=0.2)
     annotator: AnnotatorConfig = AnnotatorConfig()
     warm_start: bool = False
 
