@@ -203,6 +203,8 @@ def greedy_log_det(
         weight = fisher_weight(rewards[best.pairs[:, 0]] - rewards[best.pairs[:, 1]])
         scaled = jnp.sqrt(weight)[:, None] * matmul(raw, whiten.T)
         leverage = jnp.where(left, jnp.square(scaled).sum(axis=1), -1)
+        # Leverages are updated by subtraction, which loses the digits by which they fall: start afresh before it shows.
+        bound = jnp.maximum(bound, leverage.max() / 16)
 
         def pick(inner: tuple[Array, ...]) -> tuple[Array, ...]:
             count, pairs, gains, leverage, inverse, chosen = inner
