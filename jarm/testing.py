@@ -1,0 +1,381 @@
+"""For tests: float64 references written from the formulas, counters of traces and compilations, and conformance checks.
+
+The references list every pair and try every candidate, so they are slow and small; they share no code with what they
+judge. `check_rule` runs on a rule of your own what the suite runs on the rules of jarm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.base import Belief, HParams, PairSpace, Rule, Selection, Status
+from jarm.data.pairs import listed_space, pair_space
+
+
+def list_pairs(space: PairSpace) -> np.ndarray:
+    """Every pair of a space, `[M, 2]`, smaller index first, in lexicographic order: one by one, by definition."""
+    eligible = np.asarray(space.eligible)
+    size = len(eligible)
+    excluded = {tuple(sorted(pair)) for pair in np.asarray(space.excluded).tolist()}
+    if space.pairs is not None:
+        offered = sorted({tuple(sorted(pair)) for pair in np.asarray(space.pairs).tolist() if max(pair) < size})
+    else:
+        offered = list(itertools.combinations(range(size), 2))
+    kept = []
+    for i, j in offered:
+        same = i // space.width == j // space.width
+        inside = {"within": same, "cross": not same, "all": True, "listed": True}[space.kind]
+        if inside and i != j and eligible[i] and eligible[j] and (i, j) not in excluded:
+            kept.append((i, j))
+    return np.array(kept, np.int64).reshape(-1, 2)
+
+
+def weights64(rewards: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Fisher weights sigmoid(m) sigmoid(-m) of pairs, `[M]`, m the margin."""
+    rewards = np.asarray(rewards, np.float64)
+    margin = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
+    # log sigmoid(m) = -log(1 + exp(-m))
+    return np.exp(-np.logaddexp(0, -margin) - np.logaddexp(0, margin))
+
+
+def differences64(features: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """Feature differences x of pairs, `[M, F]`."""
+    features = np.asarray(features, np.float64)
+    return features[pairs[:, 0]] - features[pairs[:, 1]]
+
+
+def information64(features: np.ndarray, rewards: np.ndarray | None, pairs: np.ndarray) -> np.ndarray:
+    """The explicit sum over pairs of v x x^T, `[F, F]`; v = 1 without rewards."""
+    x = differences64(features, pairs)
+    v = np.ones(len(pairs)) if rewards is None else weights64(rewards, pairs)
+    return (v[:, None, None] * x[:, :, None] * x[:, None, :]).sum(axis=0)
+
+
+def leverages64(features: np.ndarray, rewards: np.ndarray | None, pairs: np.ndarray, metric: np.ndarray) -> np.ndarray:
+    """v x^T metric^-1 x of pairs, `[M]`; v = 1 without rewards."""
+    x = differences64(features, pairs)
+    v = np.ones(len(pairs)) if rewards is None else weights64(rewards, pairs)
+    return v * (x * np.linalg.solve(metric, x.T).T).sum(axis=1)
+
+
+def log_det64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray) -> float:
+    """log det(prior + information of the pairs)."""
+    sign, value = np.linalg.slogdet(np.asarray(prior, np.float64) + information64(features, rewards, pairs))
+    assert sign > 0
+    return float(value)
+
+
+def gains64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, information: np.ndarray) -> np.ndarray:
+    """log det(A + v x x^T) - log det A of every pair by itself, as a difference of determinants, `[M]`."""
+    x = differences64(features, pairs)
+    grown = information + weights64(rewards, pairs)[:, None, None] * x[:, :, None] * x[:, None, :]
+    return np.linalg.slogdet(grown)[1] - np.linalg.slogdet(information)[1]
+
+
+class Greedy(NamedTuple):
+    """A greedy batch: indices `[k]` into the pairs, and gains `[k]` in nats."""
+
+    picks: np.ndarray
+    gains: np.ndarray
+
+
+def greedy64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray, k: int) -> Greedy:
+    """Grow a batch by the pair of largest log det gain, trying every pair that is left at every step."""
+    information = np.array(prior, np.float64)
+    left = np.ones(len(pairs), bool)
+    picks, gains = [], []
+    for _ in range(min(k, len(pairs))):
+        gain = np.where(left, gains64(features, rewards, pairs, information), -np.inf)
+        best = int(gain.argmax())
+        picks.append(best)
+        gains.append(gain[best])
+        left[best] = False
+        information = information + information64(features, rewards, pairs[[best]])
+    return Greedy(np.array(picks, np.int64), np.array(gains))
+
+
+def greedy_shortfall(
+    features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray, picks: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """Replay picks: how far each fell short of the best pair then left, and what each gained.
+
+    A replay judges every choice given the choices before it, so one near-tie does not make all that follows differ.
+
+    Args:
+      features: `[N, F]`.
+      rewards: `[N]`.
+      pairs: `[M, 2]`, every pair of the space.
+      prior: `[F, F]`.
+      picks: `[k, 2]` pairs in the order of choice.
+
+    Returns:
+      `[k]` best gain minus gain of the pick, and `[k]` gain of the pick, in nats.
+    """
+    place = {tuple(pair): index for index, pair in enumerate(pairs.tolist())}
+    information = np.array(prior, np.float64)
+    left = np.ones(len(pairs), bool)
+    short, gained = [], []
+    for pick in np.asarray(picks).tolist():
+        index = place[tuple(pick)]
+        assert left[index], f"{pick} was picked twice"
+        gain = gains64(features, rewards, pairs, information)
+        short.append(gain[left].max() - gain[index])
+        gained.append(gain[index])
+        left[index] = False
+        information = information + information64(features, rewards, pairs[[index]])
+    return np.array(short), np.array(gained)
+
+
+def best_subset64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray, k: int) -> float:
+    """The largest log det(prior + information) of any k pairs, by enumeration."""
+    subsets = itertools.combinations(range(len(pairs)), k)
+    return max(log_det64(features, rewards, pairs[list(subset)], prior) for subset in subsets)
+
+
+def count_traces(f: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
+    """`f`, and a list that grows by one entry each time Python runs it: under `jax.jit`, each time it is traced."""
+    traces: list[int] = []
+
+    @functools.wraps(f)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        traces.append(len(traces) + 1)
+        return f(*args, **kwargs)
+
+    return counted, traces
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+    """A list that grows by one entry for each program XLA compiles inside the block, helpers of JAX's own included."""
+    compiled: list[str] = []
+
+    def listen(event: str, duration: float, **kwargs: Any) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(kwargs.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+PROMPTS, WIDTH, FEATURES, MEMBERS, BATCH = 6, 4, 5, 4, 6
+SIZE = PROMPTS * WIDTH
+SPACES = ("within", "cross", "all", "listed")
+
+
+class Case(NamedTuple):
+    """What a rule is called with."""
+
+    belief: Belief
+    space: PairSpace
+    hparams: HParams
+
+
+def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -> Case:
+    """A small case without ties, its space one of `SPACES`: 6 prompts of 4 responses, 5 features, 3 labelled pairs."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(SIZE, FEATURES)).astype(np.float32)
+    members = features @ rng.normal(size=(FEATURES, MEMBERS)) + 0.1 * rng.normal(size=(SIZE, MEMBERS))
+    labelled = np.array([[1, 0], [4, 7], [3, 22]])
+    belief = Belief(
+        features=jnp.asarray(features),
+        rewards=jnp.asarray(members[:, 0], jnp.float32),
+        member_rewards=jnp.asarray(members.T, jnp.float32),
+        past=jnp.asarray(information64(features, members[:, 0], labelled), jnp.float32),
+        labels=jnp.int32(len(labelled)),
+    )
+    alive = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
+    if kind == "listed":
+        pairs = np.array(list(itertools.combinations(range(SIZE), 2)))
+        space = listed_space(jnp.asarray(rng.permutation(pairs)[:60], jnp.int32), alive, WIDTH)
+    else:
+        space = pair_space(kind, WIDTH, alive, jnp.asarray(labelled, jnp.int32))
+    hparams = jax.tree.map(jnp.float32, HParams(prior_mix=0.3))
+    return Case(belief, space, hparams)
+
+
+@functools.cache
+def _jitted(rule: Rule) -> Callable[..., Selection]:
+    return jax.jit(rule, static_argnames="k")
+
+
+def _call(rule: Rule, case: Case, *, seed: int = 0) -> Selection:
+    return _jitted(rule)(jax.random.key(seed), case.belief, case.space, k=BATCH, hparams=case.hparams)
+
+
+def _set(pairs: Any) -> set[tuple[int, int]]:
+    return {(int(i), int(j)) for i, j in np.asarray(pairs)}
+
+
+def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
+    """Assert what a batch is: k distinct pairs of the space, smaller index first, or a status that says otherwise."""
+    offered = _set(list_pairs(space))
+    pairs, valid, gains = (np.asarray(field) for field in (selection.pairs, selection.valid, selection.gains))
+    types = [field.dtype.name for field in (selection.pairs, selection.gains, selection.valid, selection.status)]
+    assert types == ["int32", "float32", "bool", "int32"], f"types {types} are not those of a Selection"
+    assert (pairs.shape, gains.shape, valid.shape) == ((k, 2), (k,), (k,)), "shapes are not those of a Selection"
+    wanted = min(k, len(offered))
+    assert valid.sum() == wanted, f"{valid.sum()} pairs picked, {wanted} wanted of a space of {len(offered)}"
+    assert valid[:wanted].all(), "valid pairs do not come first"
+    assert (pairs[~valid] == 0).all(), "an invalid pair is not (0, 0)"
+    chosen = _set(pairs[valid])
+    assert len(chosen) == wanted, "a pair was picked twice"
+    assert chosen <= offered, f"pairs {sorted(chosen - offered)} are not in the space"
+    status = Status.OK if wanted == k else Status.EXHAUSTED
+    assert int(selection.status) == status, f"status {int(selection.status)} where {status!r} is due"
+    assert np.isfinite(gains).all(), "a gain is not finite"
+    assert (np.diff(gains[valid]) <= 1e-4 * np.abs(gains).max()).all(), "the batch is not best first"
+
+
+def _check_batch(rule: Rule, kind: str) -> None:
+    """A full batch, and from a space with fewer pairs than the batch all of them and EXHAUSTED."""
+    case = make_case(kind)
+    check_batch(_call(rule, case), case.space, BATCH)
+    ends = np.asarray(case.space.pairs)[0] if kind == "listed" else {"within": [4, 5, 6], "cross": [0, 3, 5]}.get(kind)
+    few = make_case(kind, eligible=np.isin(np.arange(SIZE), [0, 1, 2] if ends is None else ends))
+    assert 0 < len(list_pairs(few.space)) < BATCH
+    # Prior and features still make sense: only the pairs are few.
+    selection = _call(rule, few)
+    check_batch(selection, few.space, BATCH)
+
+
+def _check_same_key(rule: Rule, kind: str) -> None:
+    """The same key gives the same batch, jitted or not, and a second call compiles nothing."""
+    case = make_case(kind)
+    once = _call(rule, case)
+    other = make_case(kind, seed=1)
+    with count_compilations() as compiled:
+        jax.block_until_ready(_jitted(rule)(jax.random.key(1), *other[:2], k=BATCH, hparams=other.hparams))
+    assert not compiled, f"a second call compiled {compiled}"
+    again = _call(rule, case)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again)), "two calls differ"
+
+
+def _check_vmap(rule: Rule, kind: str) -> None:
+    """Under `vmap` over keys and beliefs each batch is what it is alone."""
+    cases = [make_case(kind, seed) for seed in (0, 1)]
+    if kind == "listed":  # one list for both: the space is not batched
+        cases[1] = cases[1]._replace(space=cases[0].space)
+    beliefs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[case.belief for case in cases])
+    space, hparams = cases[0].space, cases[0].hparams
+    both = jax.vmap(lambda key, belief: rule(key, belief, space, BATCH, hparams))(
+        jnp.stack([jax.random.key(0), jax.random.key(1)]), beliefs
+    )
+    for seed, case in enumerate(cases):
+        alone = _call(rule, case, seed=seed)
+        assert (both.pairs[seed] == alone.pairs).all(), "a batch under vmap differs from the same batch alone"
+        assert np.allclose(both.gains[seed], alone.gains, rtol=1e-4, atol=1e-5), "gains under vmap differ"
+
+
+def _check_symmetry(rule: Rule, kind: str) -> None:
+    """Where a rule is deterministic: a shift of all rewards changes nothing, renaming responses renames the picks."""
+    case = make_case(kind)
+    plain = _call(rule, case)
+    if not (_call(rule, case, seed=1).pairs == plain.pairs).all():
+        return
+    belief = case.belief
+    shifted = dataclasses.replace(
+        belief, rewards=belief.rewards + 3, member_rewards=belief.member_rewards + 3, features=belief.features - 2
+    )
+    assert _set(_call(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), "a common shift changes picks"
+
+    # Prompts change places, and responses within them.
+    rng = np.random.default_rng(5)
+    old = np.concatenate([p * WIDTH + rng.permutation(WIDTH) for p in rng.permutation(PROMPTS)])
+    new = np.argsort(old)
+    renamed = dataclasses.replace(
+        belief,
+        features=belief.features[old],
+        rewards=belief.rewards[old],
+        member_rewards=belief.member_rewards[:, old],
+    )
+    size = np.append(new, SIZE)
+    alive = case.space.eligible[old]
+    if case.space.pairs is None:
+        space = pair_space(kind, WIDTH, alive, jnp.asarray(size[case.space.excluded], jnp.int32))
+    else:
+        # A list may come in any order, and each of its pairs either way round.
+        listed = size[np.minimum(case.space.pairs, SIZE)][::-1, ::-1]
+        space = listed_space(jnp.asarray(listed, jnp.int32), alive, WIDTH)
+    picked = _call(rule, Case(renamed, space, case.hparams))
+    expected = {(min(pair), max(pair)) for pair in _set(new[plain.pairs])}
+    assert _set(picked.pairs) == expected, "renaming the responses does not rename the picks"
+
+
+def _check_failure(rule: Rule, kind: str) -> None:
+    """A NaN or an infinity never passes silently: a status says so, unless the rule does not look there."""
+    case = make_case(kind)
+    plain = _call(rule, case)
+    alive = int(np.asarray(list_pairs(case.space))[0, 0])
+    for value in (np.nan, np.inf):
+        for field in ("features", "rewards"):
+            leaf = getattr(case.belief, field)
+            broken = dataclasses.replace(case.belief, **{field: leaf.at[alive].set(value)})
+            if field == "rewards":
+                broken = dataclasses.replace(broken, member_rewards=broken.member_rewards.at[:, alive].set(value))
+            result = _call(rule, case._replace(belief=broken))
+            blind = bool((result.pairs == plain.pairs).all() & (result.gains == plain.gains).all())
+            assert blind or int(result.status) == Status.NONFINITE, f"{value} in {field} passes silently"
+    # What no pair can reach may hold anything.
+    dead = int(np.flatnonzero(~np.asarray(case.space.eligible))[0])
+    broken = dataclasses.replace(
+        case.belief,
+        features=case.belief.features.at[dead].set(np.nan),
+        rewards=case.belief.rewards.at[dead].set(np.nan),
+        member_rewards=case.belief.member_rewards.at[:, dead].set(np.nan),
+    )
+    result = _call(rule, case._replace(belief=broken))
+    assert (result.pairs == plain.pairs).all(), "a response that is not eligible changes the batch"
+    assert int(result.status) == Status.OK, "a response that is not eligible spoils the batch"
+
+
+def _check_constant(rule: Rule, kind: str) -> None:
+    """A head that gives every response the same reward still gets a full batch of distinct pairs."""
+    case = make_case(kind)
+    flat = dataclasses.replace(
+        case.belief,
+        rewards=jnp.zeros_like(case.belief.rewards),
+        member_rewards=jnp.zeros_like(case.belief.member_rewards),
+    )
+    check_batch(_call(rule, case._replace(belief=flat)), case.space, BATCH)
+
+
+CHECKS: dict[str, Callable[[Rule, str], None]] = {
+    "batch": _check_batch,
+    "same_key": _check_same_key,
+    "vmap": _check_vmap,
+    "symmetry": _check_symmetry,
+    "failure": _check_failure,
+    "constant": _check_constant,
+}
+"""What every rule is held to: name -> `(rule, kind of space)`, which asserts."""
+
+
+def check_rule(rule: Rule, *, spaces: tuple[str, ...] = SPACES, checks: tuple[str, ...] = tuple(CHECKS)) -> None:
+    """Run the conformance checks of acquisition rules on a rule of your own.
+
+    Args:
+      rule: `(key, belief, space, k, hparams) -> Selection`.
+      spaces: kinds of pair space to run it on.
+      checks: names of `CHECKS`.
+
+    Raises:
+      AssertionError: with one sentence that says which check fails, on which space, and how.
+    """
+    for name in checks:
+        for kind in spaces:
+            try:
+                CHECKS[name](rule, kind)
+            except AssertionError as error:
+                raise AssertionError(f"{name} on a space of {kind!r} pairs: {error}") from None
