@@ -1,6 +1,6 @@
 """How should the prior of exact greedy D-optimal selection be set?
 
-A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar]: c is its weight, rho its shape (0 a ridge, 1 the pool's information).
+A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar]: c is its weight, rho its shape (0 a ridge, 1 the pool's).
 
 Claim     A default (c, rho) exists whose paired 95 % lower bound against the released one-shot D-optimal rule lies
           above -.01 in mean Spearman, within and across prompts, on built-in and on real data.

@@ -53,7 +53,7 @@ class AnnotatorConfig:
 
 
 def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) -> float:
-    """The number that gold differences are divided by: `config.scale`, or the standard deviation of all gold rewards."""
+    """What gold differences are divided by: `config.scale`, or the standard deviation of all gold rewards."""
     if not isinstance(config.scale, str):
         return float(config.scale)
     spread = float(np.std(gold[mask], dtype=np.float64))
@@ -115,7 +115,7 @@ def preference(
     if config.kind == "perfect":
         return sure
     if config.kind == "flip":
-        return sure + config.flip_rate * (1 - 2 * sure)
+        return sure + (config.flip_rate or 0) * (1 - 2 * sure)
     noisy = (noise >= 0) & jnp.isfinite(noise)
     return jnp.where(noisy, jax.nn.sigmoid(jnp.where(noisy, noise, 0) * gap + bias), sure)
 

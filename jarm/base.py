@@ -28,7 +28,8 @@ def static(**kwargs: Any) -> Any:
 @dataclass_transform(frozen_default=True, field_specifiers=(static, dataclasses.field))
 def record(cls: C) -> C:
     """A frozen dataclass that is a pytree; fields made by `static` belong to its structure."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+    frozen: Any = dataclasses.dataclass(frozen=True)(cls)
+    return jax.tree_util.register_dataclass(frozen)
 
 
 class Status(enum.IntEnum):

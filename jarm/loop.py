@@ -329,7 +329,7 @@ def make_loop(config: LoopConfig) -> Loop:
 
     def pick(rule: int | Array, key: PRNGKey, belief: Belief, space: PairSpace, hparams: HParams) -> Selection:
         def branch(one: Rule) -> Callable[..., Selection]:
-            return lambda *args: one(*args, config.batch, hparams)
+            return lambda key, belief, space: one(key, belief, space, config.batch, hparams)
 
         if len(rules) == 1:
             return branch(rules[0])(key, belief, space)
@@ -377,11 +377,11 @@ def make_loop(config: LoopConfig) -> Loop:
 
     def run(key: PRNGKey, hparams: HParams, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, RunRecord]:
         key_loop, key_annotator = jax.random.split(key)
-        gold, lengths = pool.gold.reshape(-1), pool.lengths.reshape(-1)
+        gold, lengths, noise = pool.gold.reshape(-1), pool.lengths.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
         flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
 
         def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
-            labels, wrong = annotate(key_annotator, config.annotator, hparams.noise, selection.pairs, gold, lengths)
+            labels, wrong = annotate(key_annotator, config.annotator, noise, selection.pairs, gold, lengths)
             return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
 
         def report(selection: Selection, weight: Float[Array, "B"]) -> dict[str, Array]:

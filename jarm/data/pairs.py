@@ -162,8 +162,8 @@ def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) ->
     if space.kind == "cross":
         mask &= rows[:, :, None] // width != columns[:, None, :] // width
     # Negative indices would count from the end: send them out of bounds, where the scatter drops them.
-    struck = tuple(jnp.where(axis < 0, jnp.iinfo(jnp.int32).max, axis) for axis in struck)
-    mask = mask.at[struck].set(False, mode="drop")
+    outside = jnp.iinfo(jnp.int32).max
+    mask = mask.at[tuple(jnp.where(axis < 0, outside, axis) for axis in struck)].set(False, mode="drop")
     return Tile(jnp.minimum(rows, size - 1), jnp.minimum(columns, size - 1), mask)
 
 
