@@ -46,15 +46,17 @@ def top_pairs(
 
     Returns:
       The pairs, best first; equal scores in the order of the space. Status NONFINITE where features or rewards of
-      an eligible response are not finite, EXHAUSTED where the space holds fewer than k pairs.
+      an eligible response, or scores, are not finite, EXHAUSTED where the space holds fewer than k pairs.
     """
     finite = jnp.isfinite(rewards)
     if features is not None:
         finite &= jnp.isfinite(features).all(axis=1)
-    status = jnp.where((finite | ~space.eligible).all(), jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
-
     best = _best_tiled if space.pairs is None else _best_listed
     gains, pairs = best(score, rewards, features, space, k, whiten, tile)
+    # Scores may overflow where features do not, and a NaN comes out on top; but a singular metric is another status.
+    singular = jnp.isnan(0.0 if whiten is None else whiten).any()
+    fine = (finite | ~space.eligible).all() & (singular | (gains < jnp.inf).all())
+    status = jnp.where(fine, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
     valid = gains > -jnp.inf
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     return Selection(
@@ -94,7 +96,7 @@ def _best_tiled(
             values, order = jax.lax.top_k(jnp.concatenate([best, some]), k)
             return values, jnp.concatenate([pairs, found])[order]
 
-        return jax.lax.cond(some[0] > best[-1], better, lambda _: (best, pairs), None), None
+        return jax.lax.cond(some[0] <= best[-1], lambda _: (best, pairs), better, None), None  # a NaN is better
 
     start = (jnp.full(k, -jnp.inf, rewards.dtype), jnp.full((k, 2), rewards.shape[0], jnp.int32))
     return jax.lax.scan(merge, start, jnp.arange(tile_count(space, tile), dtype=jnp.int32))[0]
