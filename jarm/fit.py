@@ -18,24 +18,24 @@ import optax  # type: ignore[import-untyped]
 from jarm.base import Fit, FitInfo, HParams, JarmError, Labelled, RewardHead, Status
 from jarm.losses import bradley_terry
 from jarm.newton import newton
-from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
+from jarm.types import Array, Bool, Float, Int, Key, Params, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
 class FitConfig:
     """The static part of a fit; numbers that can be swept are in `HParams`.
 
-    An MLP is stopped early: `folds` heads each train without their own part of the labelled pairs, all in step, until
-    the mean loss of what they hold out stops falling; one head then takes as many steps on all pairs. With one fold
-    there is no second fit, and the best head seen is kept. One part of 50 labels is too few pairs to stop on; two
-    halves cost twice as much and serve almost as well as knowing the answer (`benchmarks/README.md`).
+    An MLP is stopped early. Heads train side by side, each without its own part of the labelled pairs, until the mean
+    loss of all that they hold out stops falling. With one fold these heads are the members, as they were at the best
+    look. With more they only find the number of steps, which fresh members then take on all pairs: 50 labels are too
+    few to stop on a fifth of them, and two halves serve almost as well as knowing the answer (`benchmarks/README.md`).
 
     Attributes:
       members: K, heads in the ensemble.
       ensemble: how members differ: `init` (keys of their own) or `bootstrap` (and Poisson(1) weights of the pairs).
       steps: most steps of Adam.
       holdout: share of the labelled pairs in a part, rounded to one in a whole number; 0 takes all `steps`.
-      folds: number of parts held out, by a head each.
+      folds: number of parts held out to find the number of steps; or 1: member k holds out part k, and is kept.
       check_every: steps between two looks at the held-out pairs.
       patience: looks without a lower held-out loss before stopping.
       batch_size: pairs a step, drawn with replacement in proportion to their weight; None takes all pairs every step.
@@ -89,21 +89,35 @@ class _Pairs(NamedTuple):
         """Weighted mean loss, given the rewards of the rows."""
         return _mean(bradley_terry(rewards[self.first] - rewards[self.second], self.label), self.weight)
 
-    def take(self, at: Int[Array, "B"]) -> tuple[Int[Array, "2*B"], _Pairs]:
-        """Some of the pairs: the responses at their ends, and the pairs as indices into these."""
-        places = jnp.arange(2 * len(at), dtype=jnp.int32).reshape(2, -1)
+    def take(self, at: Int[Array, "B"]) -> _Task:
+        """Some of the pairs, on the responses at their ends."""
         ends = jnp.concatenate([self.first[at], self.second[at]])
-        return ends, _Pairs(places[0], places[1], self.label[at], self.weight[at])
+        places = jnp.arange(len(ends), dtype=jnp.int32).reshape(2, -1)
+        return _Task(_Pairs(places[0], places[1], self.label[at], self.weight[at]), ends)
 
-    def compact(self, n: int, most: int) -> tuple[Int[Array, "U"], Int[Array, ""], _Pairs]:
-        """The responses, of n, in pairs that weigh something, each once; how many, `most` at most; the pairs so."""
+    def compact(self, n: int, most: int) -> tuple[_Task, Int[Array, ""]]:
+        """The pairs on those of n responses that they weigh, each once and `most` at most, and how many these are."""
         used = self.weight > 0
         ends = jnp.where(used[None, :], jnp.stack([self.first, self.second]), n)
         # All other ends are n, which sorts last and needs a place.
         size = min(n, most)
         ids, places = jnp.unique(ends, return_inverse=True, size=size + 1, fill_value=n)
         first, second = jnp.where(used[None, :], places.reshape(ends.shape), 0)
-        return ids[:size].clip(max=n - 1), (ids < n).sum(), self._replace(first=first, second=second)
+        return _Task(self._replace(first=first, second=second), ids[:size].clip(max=n - 1)), (ids < n).sum()
+
+
+class _Task(NamedTuple):
+    """Pairs, and the responses that they index, themselves rows of a table; None for all of it."""
+
+    pairs: _Pairs
+    ids: Int[Array, "U"] | None
+
+    def rows(self, table: Float[Array, "N d"]) -> Float[Array, "U d"]:
+        return table if self.ids is None else table[self.ids]
+
+    def narrow(self, size: int) -> _Task:
+        """Room for fewer responses, that hold all those used."""
+        return self if self.ids is None else self._replace(ids=self.ids[..., :size])
 
 
 def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, ""]:
@@ -132,7 +146,8 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     if head.linear and config.members > 1 and config.ensemble == "init":
         raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
     in_turn = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
-    member = _linear if head.linear else _adam
+    members = config.members
+    fit_all = _newton if head.linear else _early_stopped
 
     @jax.jit
     def fit(
@@ -145,18 +160,13 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
         hparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
         weight = jnp.where(labelled.mask, labelled.weight, 0.0)
         pairs = _Pairs(labelled.first, labelled.second, labelled.label, weight)
-
-        def one(key_and_warm: tuple[PRNGKey, Params | None]) -> tuple[Params, FitInfo]:
-            key, warm = key_and_warm
-            key_start, key_weight, key_member = jax.random.split(key, 3)
-            start = head.init(key_start, embeddings.shape[1]) if warm is None else warm
-            own = pairs
-            if config.ensemble == "bootstrap":
-                counts = jax.random.poisson(key_weight, 1.0, weight.shape).astype(jnp.float32)
-                own = pairs._replace(weight=weight * counts)
-            return member(head, config, in_turn, key_member, start, hparams, embeddings, pairs, own)
-
-        params, info = _over(in_turn, one, (jax.random.split(key, config.members), warm))
+        key_start, key_weight, key_fit = jax.random.split(key, 3)
+        if warm is None:
+            warm = jax.vmap(lambda key: head.init(key, embeddings.shape[1]))(jax.random.split(key_start, members))
+        weights = jnp.tile(weight, (members, 1))
+        if config.ensemble == "bootstrap":
+            weights *= jax.random.poisson(key_weight, 1.0, weights.shape).astype(jnp.float32)
+        params, info = fit_all(head, config, in_turn, key_fit, hparams, warm, embeddings, pairs, weights)
         return params, info._replace(status=info.status.max())
 
     return fit
@@ -166,28 +176,30 @@ def _over(in_turn: bool, f: Callable[[Any], Any], xs: Any) -> Any:
     return jax.lax.map(f, xs) if in_turn else jax.vmap(f)(xs)
 
 
-def _linear(
+def _newton(
     head: RewardHead,
     config: FitConfig,
     in_turn: bool,
     key: PRNGKey,
-    start: Params,
     hparams: HParams,
+    starts: Params,
     embeddings: Float[Array, "N d"],
     pairs: _Pairs,
-    own: _Pairs,
+    weights: Float[Array, "K L"],
 ) -> tuple[Params, FitInfo]:
-    """One linear member: what it weighs is in `own`, what it is judged by in `pairs`."""
-    del in_turn, key
-    x = embeddings[own.first] - embeddings[own.second]
-    found = newton(x, own.label, own.weight, jnp.asarray(hparams.ridge), head.weights(start), steps=config.newton_steps)
-    _, unravel = jax.flatten_util.ravel_pytree(start)
-    return unravel(found.weights), FitInfo(
-        train_nll=_mean(bradley_terry(found.margin, own.label), own.weight),
-        valid_nll=_mean(bradley_terry(found.margin_left_out, own.label), pairs.weight),
-        steps=found.steps,
-        status=found.status,
-    )
+    """Linear members, exactly."""
+    del key
+    x = embeddings[pairs.first] - embeddings[pairs.second]
+
+    def one(xs: tuple[Params, Float[Array, "L"]]) -> tuple[Params, FitInfo]:
+        start, weight = xs
+        ridge, (_, unravel) = jnp.asarray(hparams.ridge), jax.flatten_util.ravel_pytree(start)
+        found = newton(x, pairs.label, weight, ridge, head.weights(start), steps=config.newton_steps)
+        train_nll = _mean(bradley_terry(found.margin, pairs.label), weight)
+        valid_nll = _mean(bradley_terry(found.margin_left_out, pairs.label), pairs.weight)
+        return unravel(found.weights), FitInfo(train_nll, valid_nll, found.steps, found.status)
+
+    return _over(in_turn, one, (starts, weights))
 
 
 _Descent: TypeAlias = tuple[Float[Array, "W"], optax.OptState]
@@ -195,15 +207,17 @@ _Descent: TypeAlias = tuple[Float[Array, "W"], optax.OptState]
 
 
 class _Descend(NamedTuple):
-    """AdamW on the loss of some pairs, as functions of where it stands."""
+    """AdamW on the loss of a task, as functions of where it stands."""
 
-    start: _Descent
-    steps: Callable[[PRNGKey, _Descent, _Pairs, Array, Array | int, Array | int], _Descent]
-    nll: Callable[[_Descent, _Pairs, Array], Float[Array, ""]]
+    start: Callable[[Params], _Descent]
+    steps: Callable[[PRNGKey, _Descent, _Task, Array | int, Array | int], _Descent]
+    nll: Callable[[_Descent, _Task], Float[Array, ""]]
     params: Callable[[_Descent], Params]
 
 
-def _make_descend(head: RewardHead, config: FitConfig, hparams: HParams, start: Params) -> _Descend:
+def _make_descend(
+    head: RewardHead, config: FitConfig, hparams: HParams, example: Params, table: Float[Array, "N d"]
+) -> _Descend:
     optimiser = optax.adamw(hparams.learning_rate, weight_decay=hparams.weight_decay)
 
     # Kernels are descended on as [out, in]: XLA on CPU forms the gradient of a wide first layer as [in, out] at a fifth
@@ -211,41 +225,43 @@ def _make_descend(head: RewardHead, config: FitConfig, hparams: HParams, start: 
     def flip(params: Params) -> Params:
         return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, params)
 
-    vector, unravel = jax.flatten_util.ravel_pytree(flip(start))
+    _, unravel = jax.flatten_util.ravel_pytree(flip(example))
+
+    def start(params: Params) -> _Descent:
+        vector, _ = jax.flatten_util.ravel_pytree(flip(params))
+        return vector, optimiser.init(vector)
 
     def params(descent: _Descent) -> Params:
         return flip(unravel(descent[0]))
 
-    def nll(descent: _Descent, pairs: _Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
-        return pairs.nll(head.rewards(params(descent), rows))
+    def loss(vector: Float[Array, "W"], pairs: _Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
+        return pairs.nll(head.rewards(flip(unravel(vector)), rows))
 
-    def minibatch(key: PRNGKey, pairs: _Pairs, size: int) -> tuple[_Pairs, Int[Array, "_"]]:
+    def minibatch(key: PRNGKey, pairs: _Pairs, size: int) -> _Task:
         total = jnp.cumsum(pairs.weight)
         at = jnp.searchsorted(total, total[-1] * jax.random.uniform(key, (size,)), side="right")
-        ends, drawn = pairs.take(at.clip(max=len(total) - 1))
-        return drawn._replace(weight=jnp.ones(size)), ends
+        drawn = pairs.take(at.clip(max=len(total) - 1))
+        return drawn._replace(pairs=drawn.pairs._replace(weight=jnp.ones(size)))
 
-    def steps(
-        key: PRNGKey,
-        descent: _Descent,
-        pairs: _Pairs,
-        rows: Float[Array, "U d"],
-        first: Int[Array, ""] | int,
-        last: Int[Array, ""] | int,
-    ) -> _Descent:
+    def steps(key: PRNGKey, descent: _Descent, task: _Task, first: Array | int, last: Array | int) -> _Descent:
+        rows = task.rows(table)
+
         def step(i: Int[Array, ""], descent: _Descent) -> _Descent:
             vector, opt = descent
-            seen, seen_rows = pairs, rows
-            if config.batch_size is not None:
-                seen, ends = minibatch(jax.random.fold_in(key, i), pairs, config.batch_size)
-                seen_rows = rows[ends]
-            gradient = jax.grad(lambda vector: nll((vector, opt), seen, seen_rows))(vector)
+            if config.batch_size is None:
+                gradient = jax.grad(loss)(vector, task.pairs, rows)
+            else:
+                drawn = minibatch(jax.random.fold_in(key, i), task.pairs, config.batch_size)
+                gradient = jax.grad(loss)(vector, drawn.pairs, drawn.rows(rows))
             updates, opt = optimiser.update(gradient, opt, vector)
             return optax.apply_updates(vector, updates), opt
 
         return jax.lax.fori_loop(first, last, step, descent)
 
-    return _Descend((vector, optimiser.init(vector)), steps, nll, params)
+    def nll(descent: _Descent, task: _Task) -> Float[Array, ""]:
+        return loss(descent[0], task.pairs, task.rows(table))
+
+    return _Descend(start, steps, nll, params)
 
 
 class _Search(NamedTuple):
@@ -263,22 +279,21 @@ def _search(
     config: FitConfig,
     in_turn: bool,
     descend: _Descend,
-    key: PRNGKey,
-    train: tuple[_Pairs, Float[Array, "F U d"] | None],
-    valid: tuple[_Pairs, Float[Array, "F V d"]],
-    shared: Float[Array, "U d"] | None,
+    keys: Key[Array, "H"],
+    heads: _Descent,
+    train: _Task,
+    valid: _Task,
 ) -> _Search:
-    """Descend with a head for every fold, until the mean loss of all that they hold out stops falling."""
-    weights = valid[0].weight.sum(axis=1)
-    keys = jax.random.split(key, config.folds)
+    """Descend with all heads side by side, until the mean loss of all that they hold out stops falling."""
+    weights = valid.pairs.weight.sum(axis=1)
 
     def look(search: _Search) -> _Search:
         last = jnp.minimum(search.steps + config.check_every, config.steps)
 
-        def advance(xs: Any) -> tuple[_Descent, Float[Array, ""]]:
-            key, head, (pairs, rows), valid = xs
-            head = descend.steps(key, head, pairs, rows if shared is None else shared, search.steps, last)
-            return head, descend.nll(head, *valid)
+        def advance(xs: tuple[PRNGKey, _Descent, _Task, _Task]) -> tuple[_Descent, Float[Array, ""]]:
+            key, head, train, valid = xs
+            head = descend.steps(key, head, train, search.steps, last)
+            return head, descend.nll(head, valid)
 
         heads, losses = _over(in_turn, advance, (keys, search.heads, train, valid))
         nll = _mean(losses, weights)
@@ -296,88 +311,97 @@ def _search(
         patient = search.steps - search.best_steps < config.check_every * config.patience
         return patient & (search.steps < config.steps) & search.finite
 
-    heads = jax.tree.map(lambda leaf: jnp.stack([leaf] * config.folds), descend.start)
-    nll = _mean(_over(in_turn, lambda xs: descend.nll(xs[0], *xs[1]), (heads, valid)), weights)
+    nll = _mean(_over(in_turn, lambda xs: descend.nll(*xs), (heads, valid)), weights)
     search = _Search(heads, jnp.int32(0), heads, nll, jnp.int32(0), jnp.isfinite(nll))
     return jax.lax.while_loop(going, look, search)
 
 
-def _adam(
+def _early_stopped(
     head: RewardHead,
     config: FitConfig,
     in_turn: bool,
     key: PRNGKey,
-    start: Params,
     hparams: HParams,
+    starts: Params,
     embeddings: Float[Array, "N d"],
     pairs: _Pairs,
-    own: _Pairs,
+    weights: Float[Array, "K L"],
 ) -> tuple[Params, FitInfo]:
-    """One member by AdamW: find the number of steps on pairs held out, then take them on all pairs."""
+    """Members by AdamW: find the number of steps on pairs held out, then take them on all pairs."""
     key_order, key_search, key_finish = jax.random.split(key, 3)
-    n, capacity = len(embeddings), len(pairs.weight)
-    descend = _make_descend(head, config, hparams, start)
-
-    # Pairs in random order, the unlabelled last: fold f holds out every P-th of them from f on.
-    labelled = pairs.weight > 0
-    order = jnp.argsort(jnp.where(labelled, jax.random.uniform(key_order, (capacity,)), 2.0))
-    deal = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32) % config.parts)
-    fold = jnp.arange(config.folds, dtype=jnp.int32)[:, None]
-    train = jax.vmap(lambda held: own._replace(weight=jnp.where(held, 0.0, own.weight)))(deal[None, :] == fold)
-    places = fold + jnp.arange(0, capacity, config.parts, dtype=jnp.int32)[None, :]
-
-    def search(train: _Pairs, rows: Float[Array, "F U d"] | None, held: int) -> tuple[Params, Array, Array, Array]:
-        """With room for `held` pairs in a part."""
-        ends, valid = jax.vmap(pairs.take)(order.at[places[:, :held]].get(mode="clip"))
-        valid = valid._replace(weight=jnp.where(places[:, :held] < capacity, valid.weight, 0.0))
-        found = _search(config, in_turn, descend, key_search, (train, rows), (valid, embeddings[ends]), shared)
-        return jax.vmap(descend.params)(found.best), found.best_nll, found.best_steps, found.finite
-
-    def finish(train: _Pairs, rows: Float[Array, "U d"]) -> Params:
-        return descend.params(descend.steps(key_finish, descend.start, train, rows, 0, steps))
-
-    shared, indexed = None, own
-    if config.batch_size is not None:
-        shared = embeddings
-    elif not in_turn:
+    members, capacity = weights.shape
+    own_rows = in_turn and config.batch_size is None
+    table, indexed = embeddings, pairs
+    if not in_turn and config.batch_size is None:
         # Heads under vmap share the rows of all labelled pairs, so that these are read once for all of them.
-        ids, _, indexed = pairs.compact(n, 2 * capacity)
-        shared, indexed = embeddings[ids], indexed._replace(weight=own.weight)
-        train = jax.vmap(lambda one: indexed._replace(weight=one.weight))(train)
+        everything, _ = pairs.compact(len(embeddings), 2 * capacity)
+        table, indexed = everything.rows(embeddings), everything.pairs
+    descend = _make_descend(head, config, hparams, jax.tree.map(lambda leaf: leaf[0], starts), table)
+    begin = jax.vmap(descend.start)(starts)
+
+    def tasks(weights: Float[Array, "H L"], most: int) -> tuple[_Task, int, Int[Array, ""]]:
+        """What heads train on, room for its responses, and how many the largest has."""
+        weighted = jax.vmap(lambda weight: indexed._replace(weight=weight))(weights)
+        if not own_rows:
+            return _Task(weighted, None), 0, jnp.int32(0)
+        task, used = jax.vmap(lambda one: one.compact(len(table), most))(weighted)
+        return task, min(len(table), most), used.max()
 
     steps, nll, finite = jnp.int32(config.steps), jnp.float32(jnp.nan), jnp.bool_(True)
-    if config.holdout and shared is not None:
-        best, nll, steps, finite = search(train, None, places.shape[1])
-    elif config.holdout:
-        ids, used, compact = jax.vmap(lambda one: one.compact(n, 2 * (capacity - capacity // config.parts)))(train)
-        most = (labelled.sum() + config.parts - 1) // config.parts
-        best, nll, steps, finite = _smallest(
-            lambda size, held: search(compact, embeddings[ids[:, :size]], held),
-            (ids.shape[1], used.max()),
-            (places.shape[1], most),
-        )
+    if config.holdout:
+        heads = jnp.arange(members if config.folds == 1 else config.folds, dtype=jnp.int32)
+        weights_found = weights if config.folds == 1 else jnp.tile(pairs.weight, (config.folds, 1))
+        # Pairs in random order, the unlabelled last: part p is every P-th of them from p on.
+        labelled, part = pairs.weight > 0, (heads % config.parts)[:, None]
+        order = jnp.argsort(jnp.where(labelled, jax.random.uniform(key_order, (capacity,)), 2.0))
+        deal = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32) % config.parts)
+        seen = jnp.where(deal[None, :] == part, 0.0, weights_found)
+        places = part + jnp.arange(0, capacity, config.parts, dtype=jnp.int32)[None, :]
+        train, room, used = tasks(seen, 2 * (capacity - capacity // config.parts))
 
-    seen = own.weight
+        def search(size: int, held: int) -> tuple[Params, Array, Array, Array]:
+            valid = jax.vmap(indexed.take)(order.at[places[:, :held]].get(mode="clip"))
+            exists = places[:, :held] < capacity
+            valid = valid._replace(pairs=valid.pairs._replace(weight=jnp.where(exists, valid.pairs.weight, 0.0)))
+            first = jax.tree.map(lambda leaf: leaf[heads % members], begin)
+            keys = jax.random.split(key_search, len(heads))
+            found = _search(config, in_turn, descend, keys, first, train.narrow(size), valid)
+            return jax.vmap(descend.params)(found.best), found.best_nll, found.best_steps, found.finite
+
+        held = (labelled.sum() + config.parts - 1) // config.parts
+        best, nll, steps, finite = _smallest(own_rows, search, (room, used), (places.shape[1], held))
+
     if config.holdout and config.folds == 1:
-        params, seen = jax.tree.map(lambda leaf: leaf[0], best), train.weight[0]
-    elif shared is not None:
-        params = finish(indexed, shared)
+        params = best
     else:
-        ids, used, indexed = own.compact(n, 2 * capacity)
-        params = _smallest(lambda size: finish(indexed, embeddings[ids[:size]]), (len(ids), used))
+        seen = weights
+        task, room, used = tasks(weights, 2 * capacity)
 
-    train_nll = _chunked_nll(head, params, embeddings, own._replace(weight=seen))
+        def finish(size: int) -> Params:
+            def one(xs: tuple[PRNGKey, _Descent, _Task]) -> Params:
+                return descend.params(descend.steps(*xs, 0, steps))
+
+            keys = jax.random.split(key_finish, members)
+            return _over(in_turn, one, (keys, begin, task.narrow(size)))
+
+        params = _smallest(own_rows, finish, (room, used))
+
+    def train_nll(xs: tuple[Params, Float[Array, "L"]]) -> Float[Array, ""]:
+        return _chunked_nll(head, xs[0], embeddings, pairs._replace(weight=xs[1]))
+
+    losses = _over(in_turn, train_nll, (params, seen))
+    ok = finite & jnp.isfinite(losses)
     return params, FitInfo(
-        train_nll=train_nll,
-        valid_nll=nll,
-        steps=steps,
-        status=jnp.where(finite & jnp.isfinite(train_nll), Status.OK, Status.DIVERGED).astype(jnp.int32),
+        train_nll=losses,
+        valid_nll=jnp.full(members, nll),
+        steps=jnp.full(members, steps),
+        status=jnp.where(ok, Status.OK, Status.DIVERGED).astype(jnp.int32),
     )
 
 
-def _smallest(f: Callable[..., Any], *needs: tuple[int, Int[Array, ""]], steps: int = 3) -> Any:
+def _smallest(may: bool, f: Callable[..., Any], *needs: tuple[int, Int[Array, ""]], steps: int = 3) -> Any:
     """Call f with sizes that hold what is needed of each capacity: it is compiled for a few, and one is branched to."""
-    if max(capacity for capacity, _ in needs) < 128:
+    if not may or max(capacity for capacity, _ in needs) < 128:
         return f(*(capacity for capacity, _ in needs))
     sizes = [tuple(-(-capacity * i // steps) for capacity, _ in needs) for i in range(1, steps + 1)]
     enough = jnp.stack([jnp.asarray(size) for size in sizes]) >= jnp.stack([need for _, need in needs])[None, :]

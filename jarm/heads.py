@@ -37,7 +37,8 @@ class _MLP(nnx.Module):
     def __init__(self, d: int, hidden: tuple[int, ...], activation: str, *, rngs: nnx.Rngs):
         widths = (d, *hidden)
         self.hidden = nnx.List([nnx.Linear(a, b, rngs=rngs) for a, b in zip(widths, hidden, strict=False)])
-        init = nnx.initializers.lecun_normal() if hidden else nnx.initializers.zeros
+        # Small, so that what the first hidden layers happen to say is not mistaken for knowledge when labels are few.
+        init = nnx.initializers.variance_scaling(0.01, "fan_in", "normal") if hidden else nnx.initializers.zeros
         self.out = nnx.Linear(widths[-1], 1, use_bias=False, kernel_init=init, rngs=rngs)
         self.activation = activation
 
@@ -75,7 +76,7 @@ def linear_head() -> RewardHead:
 def mlp_head(hidden: tuple[int, ...] = (64, 64, 64), activation: str = "gelu") -> RewardHead:
     """A multi-layer perceptron with a bias-free output: `reward = w . phi(e)`.
 
-    Kernels start LeCun-normal, biases at zero.
+    Kernels start LeCun-normal, that of the output at a tenth of it, and biases at zero.
 
     Args:
       hidden: width of each hidden layer; the last one is F.
