@@ -120,3 +120,59 @@ def test_torch_rules_pick_the_largest_leverages(rule, torch_pairs):
     for picks in (released(*arguments, 16), released(*arguments, 16, chunk=7), closed()):
         judged = referee.judge_top(picks.numpy(), scores)
         assert judged["wrong"] == 0, judged
+
+
+@pytest.fixture
+def torch_loop():
+    torch = pytest.importorskip("torch")
+    from benchmarks import torch_loop
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield torch_loop
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize(("kind", "count"), [("within", 9), ("cross", 27), ("all", 36)])
+def test_torch_loop_lists_every_pair_of_a_space_once(torch_loop, kind, count):
+    pairs = torch_loop.all_pairs(3, 3, kind)
+    assert len({tuple(pair) for pair in pairs.tolist()}) == len(pairs) == count
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert kind == "all" or ((pairs[:, 0] // 3 == pairs[:, 1] // 3) == (kind == "within")).all()
+
+
+def test_torch_loop_spearman_is_that_of_scipy(torch_loop):
+    import torch
+    from scipy.stats import spearmanr
+
+    torch.manual_seed(0)
+    heads = [torch_loop.Head(5, 8) for _ in "ab"]
+    embeddings, gold = torch.randn(4, 7, 5), torch.randn(4, 7)
+    rewards = sum(head(embeddings.flatten(0, 1)) for head in heads).reshape(4, 7).detach()
+    expected = np.mean([spearmanr(a, b).statistic for a, b in zip(rewards, gold, strict=True)])
+    ranks = gold.argsort(dim=1).argsort(dim=1)
+    np.testing.assert_allclose(torch_loop.spearman(heads, embeddings, ranks), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rule", ["random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt"])
+def test_torch_loop_buys_new_pairs_and_learns(torch_loop, rule, monkeypatch):
+    rng = np.random.default_rng(0)
+    direction = rng.normal(size=6)
+    embeddings = rng.normal(size=(2, 30, 6, 6)).astype(np.float32)
+    train, test = ((each, each @ direction) for each in embeddings)
+    bought = []
+    choose = torch_loop.choose
+
+    def choose_and_tell(rule, head, embeddings, candidates, *rest):
+        chosen = choose(rule, head, embeddings, candidates, *rest)
+        bought.append(candidates[chosen])
+        return chosen
+
+    monkeypatch.setattr(torch_loop, "choose", choose_and_tell)
+    protocol = torch_loop.Protocol(rounds=2, batch=20, initial=40, pool=200, steps=60, folds=2, holdout=0.5)
+    result = torch_loop.run(rule, 0, train, test, protocol)
+    assert len(result["spearman"]) == 3
+    assert result["spearman"][-1] > 0.5
+    pairs = np.concatenate(bought)
+    assert len(np.unique(pairs, axis=0)) == len(pairs) == 40
+    assert (pairs[:, 0] // 6 == pairs[:, 1] // 6).all()
