@@ -37,20 +37,21 @@ class Protocol:
     learning_rate: float = 1e-3
     weight_decay: float = 10.0
     prior: float = 0.1
+    prior_mix: float = 1.0
     chunk: int | None = None
 
 
 class Head(torch.nn.Module):
-    """The reward head; kernels start LeCun-normal (PyTorch's own start, a third of the variance, learns slower)."""
+    """The reward head. Kernels start LeCun-normal, that of the output at a tenth of it, as in jarm."""
 
-    def __init__(self, d: int, width: int = 64, lecun: bool = True):
+    def __init__(self, d: int, width: int = 64):
         super().__init__()
         self.hidden = torch.nn.ModuleList([torch.nn.Linear(d, width), *(torch.nn.Linear(width, width) for _ in "ab")])
         self.out = torch.nn.Linear(width, 1, bias=False)
-        for layer in (*self.hidden, self.out) if lecun else ():
+        for layer in self.hidden:
             torch.nn.init.normal_(layer.weight, std=layer.in_features**-0.5)
-            if layer.bias is not None:
-                torch.nn.init.zeros_(layer.bias)
+            torch.nn.init.zeros_(layer.bias)
+        torch.nn.init.normal_(self.out.weight, std=0.1 * width**-0.5)
 
     def features(self, x: torch.Tensor) -> torch.Tensor:
         """Last hidden layer, `[n, F]`."""
@@ -73,58 +74,57 @@ def _loss(head: Head, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(first - second, batch[1])
 
 
-def fit_one(
+def fit(
     embeddings: torch.Tensor, pairs: np.ndarray, labels: np.ndarray, rng: np.random.Generator, protocol: Protocol
-) -> Head:
-    """One head by full batches, stopped when the held-out loss has not fallen for `patience` looks.
+) -> list[Head]:
+    """An ensemble by full batches, stopped when the mean held-out loss has not fallen for `patience` looks.
 
-    With one fold the best head seen is kept. With more, a head a fold trains without its own part, all in step, and
-    then one head takes the best number of steps on all pairs.
+    With one fold, member k trains without part k of the pairs, and is kept as it was at the best look. With more, as
+    many heads find the number of steps, each without its own part, and fresh members take it on all pairs.
     """
+    rates = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
 
-    def descent(head: Head) -> torch.optim.Optimizer:
-        rates = {"lr": protocol.learning_rate, "weight_decay": protocol.weight_decay}
-        return torch.optim.AdamW(head.parameters(), **rates, fused=True)  # fused: the fastest of its forms here
+    def begin(start: dict[str, torch.Tensor]) -> tuple[Head, torch.optim.Optimizer]:
+        head = Head(embeddings.shape[1])
+        head.load_state_dict(start)
+        return head, torch.optim.AdamW(head.parameters(), **rates, fused=True)  # fused: its fastest form here
 
-    def advance(head: Head, optimiser: torch.optim.Optimizer, batch: tuple[torch.Tensor, torch.Tensor]) -> None:
-        optimiser.zero_grad()
-        _loss(head, batch).backward()
-        optimiser.step()
+    def advance(
+        head: Head, optimiser: torch.optim.Optimizer, batch: tuple[torch.Tensor, torch.Tensor], steps: int
+    ) -> None:
+        for _ in range(steps):
+            optimiser.zero_grad()
+            _loss(head, batch).backward()
+            optimiser.step()
 
     def kept(head: Head) -> dict[str, torch.Tensor]:
         return {name: value.clone() for name, value in head.state_dict().items()}
 
-    order = rng.permutation(len(pairs))
-    start = kept(Head(embeddings.shape[1]))
+    starts = [kept(Head(embeddings.shape[1])) for _ in range(protocol.members)]
+    deal = rng.permutation(len(pairs)) % round(1 / protocol.holdout)
     searchers = []
-    for fold in range(protocol.folds):
-        held = np.zeros(len(pairs), bool)
-        held[order[fold :: round(1 / protocol.holdout)]] = True
-        head = Head(embeddings.shape[1])
-        head.load_state_dict(start)
+    for fold in range(protocol.members if protocol.folds == 1 else protocol.folds):
+        held = deal == fold % (deal.max() + 1)
         parts = [_batch(embeddings, pairs[rows], labels[rows]) for rows in (~held, held)]
-        searchers.append((head, descent(head), *parts))
-    best, best_loss, best_steps, steps = start, np.inf, 0, 0
+        searchers.append((*begin(starts[fold % protocol.members]), *parts))
+    best, best_loss, best_steps, steps = starts, np.inf, 0, 0
     while steps < protocol.steps and steps - best_steps < protocol.check_every * protocol.patience:
         for head, optimiser, train, _ in searchers:
-            for _ in range(protocol.check_every):
-                advance(head, optimiser, train)
+            advance(head, optimiser, train, protocol.check_every)
         steps += protocol.check_every
         with torch.no_grad():
-            now = np.average(
-                [_loss(head, valid).item() for head, _, _, valid in searchers],
-                weights=[len(valid[1]) for *_, valid in searchers],
-            )
+            losses = [_loss(head, valid).item() for head, _, _, valid in searchers]
+        now = np.average(losses, weights=[len(valid[1]) for *_, valid in searchers])
         if now < best_loss:
             best_loss, best_steps = now, steps
-            best = kept(searchers[0][0]) if protocol.folds == 1 else start
-    head = Head(embeddings.shape[1])
-    head.load_state_dict(best)
+            if protocol.folds == 1:
+                best = [kept(head) for head, *_ in searchers]
+    members = [begin(start) for start in best]
     if protocol.folds > 1:
-        optimiser, everything = descent(head), _batch(embeddings, pairs, labels)
-        for _ in range(best_steps):
-            advance(head, optimiser, everything)
-    return head
+        everything = _batch(embeddings, pairs, labels)
+        for head, optimiser in members:
+            advance(head, optimiser, everything, best_steps)
+    return [head for head, _ in members]
 
 
 @torch.no_grad()
@@ -169,9 +169,12 @@ def choose(
         raise ValueError(f"no rule {rule!r} here")
     x, past_x, w = (first - second).numpy(), (past_first - past_second).numpy(), weights.numpy()
     v, past_v = referee.fisher_weight(x @ w), referee.fisher_weight(past_x @ w)
-    width = x.shape[1]
-    ridge = protocol.prior * (len(past) + k) * (v @ np.square(x).sum(axis=1)) / len(x) / width
-    information = past_x.T @ (past_v[:, None] * past_x) + ridge * np.eye(width, dtype=np.float32)
+    mean = x.T @ (v[:, None] * x) / len(x)
+    ridge = np.trace(mean) / len(mean) * np.eye(len(mean), dtype=np.float32)
+    shape = (1 - protocol.prior_mix) * ridge + protocol.prior_mix * mean
+    information = past_x.T @ (past_v[:, None] * past_x) + protocol.prior * (len(past) + k) * shape
+    # As jarm: a mean of fewer directions than features still has an inverse.
+    information += 4 * np.finfo(np.float32).eps * np.trace(information) * np.eye(len(mean), dtype=np.float32)
     return referee.rank_one_greedy(x, v, information, k)[0]
 
 
@@ -214,7 +217,7 @@ def run(
     buy(rng.choice(len(left), protocol.initial, replace=False))
     for round_ in range(protocol.rounds + 1):
         marks = [time.process_time()]
-        heads = [fit_one(embeddings, pairs, labels, rng, protocol) for _ in range(protocol.members)]
+        heads = fit(embeddings, pairs, labels, rng, protocol)
         marks.append(time.process_time())
         history.append(spearman(heads, test_embeddings, test_ranks))
         marks.append(time.process_time())
