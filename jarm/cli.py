@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 from typing import Annotated
 
+import jax
 import tyro
 
 from jarm.acquisition.registry import RULES
@@ -20,6 +22,9 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """
+    if jax.config.jax_compilation_cache_dir is None:
+        # A comparison that goes on, or differs only in numbers, need not compile again.
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
     summary = compare(config)
     for rule, row in summary["rules"].items():
         print(f"{rule:>18}  {row['verdict']}")

@@ -1,0 +1,189 @@
+"""`jarm compare` as a user meets it: a folder of results, resumed after a kill, and a sentence for each mistake."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jarm import CompareConfig, JarmError, compare
+from jarm.cli import main
+from jarm.records import RecordFolder, plain
+
+SMALL = CompareConfig(
+    rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, pool=200, steps=20, head="mlp:8", members=1
+)
+ARGS = ["compare", *"--rules greedy_dopt --rounds 2 --batch 5 --initial 10 --seeds 2".split()]  # noqa: SIM905
+ARGS += "--pool 200 --steps 20 --head mlp:8 --members 1".split()  # noqa: SIM905
+TIMES = ("seconds", "seconds_to_fit", "seconds_to_select")
+
+
+def lines(folder):
+    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+
+
+def in_order(folder):
+    """Records but for what they took, by rule, seed and round."""
+    kept = [{name: value for name, value in line.items() if name not in TIMES} for line in lines(folder)]
+    return sorted(kept, key=lambda line: (line["kind"], line["rule"], line.get("seed", 0), line.get("round", 0)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_once(tmp_path_factory):
+    """The comparisons of this module are one program: keep it, as the command does."""
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    compilation_cache.reset_cache()
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole comparison, made once."""
+    out = tmp_path_factory.mktemp("compare") / "whole"
+    return out, compare(dataclasses.replace(SMALL, out=out))
+
+
+def test_folder_holds_what_is_promised(finished):
+    out, summary = finished
+    runs = [line for line in lines(out) if line["kind"] == "run"]
+    assert [(r["rule"], r["seed"], r["round"]) for r in runs if r["seed"] == 0] == [
+        (rule, 0, t) for rule in ("random", "greedy_dopt") for t in range(3)
+    ]
+    assert [r["labels"] for r in runs[:3]] == [10, 15, 20]
+    promised = {"spearman", "best_of_2", "pair_accuracy", "nll", "calibration_error", "label_error", "device"}
+    promised |= {"batch_diversity_log_det", "batch_distinct_prompts", "batch_mean_fisher_weight", "batch_mean_gold_gap"}
+    promised |= {*TIMES, "versions", "commit", "config"}
+    assert promised <= runs[-1].keys()
+    assert runs[0]["batch_mean_gold_gap"] is None
+    assert runs[1]["batch_mean_gold_gap"] > 0
+    assert {line["rule"] for line in lines(out) if line["kind"] == "reference"} >= {"oracle", "length", "mean response"}
+    assert summary["rules"].keys() == {"random", "greedy_dopt"}
+    assert json.loads((out / "summary.json").read_text())["rules"]["greedy_dopt"]["verdict"]
+    for name in ("summary.md", "curves.png", "curves.svg"):
+        assert (out / name).stat().st_size > 1000
+
+
+def test_rules_share_a_seed(finished):
+    """The first labels, and so the first fit, belong to the seed and not to the rule."""
+    out, _ = finished
+    start = {(r["rule"], r["seed"]): r["spearman"] for r in lines(out) if r["kind"] == "run" and r["round"] == 0}
+    assert start["random", 0] == start["greedy_dopt", 0] != start["random", 1]
+
+
+def test_cut_short_anywhere_goes_on_to_the_same_records(finished, tmp_path):
+    out, _ = finished
+    whole = (out / "records.jsonl").read_bytes()
+    for cut in (len(whole) * 2 // 3,):
+        folder = tmp_path / str(cut)
+        folder.mkdir()
+        (folder / "config.json").write_bytes((out / "config.json").read_bytes())
+        (folder / "records.jsonl").write_bytes(whole[:cut])
+        compare(dataclasses.replace(SMALL, out=folder))
+        assert in_order(folder) == in_order(out)
+
+
+def test_finished_folder_is_not_run_again(finished, capsys):
+    out, _ = finished
+    before = (out / "records.jsonl").stat().st_mtime_ns
+    assert main([*ARGS, "--out", str(out)]) == 0
+    assert (out / "records.jsonl").stat().st_mtime_ns == before
+    assert "greedy_dopt" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"rules": "gredy_dopt"}, "did you mean 'greedy_dopt'"),
+        ({"pairs": "sideways"}, "choose from within, cross, all"),
+        ({"batch": 10_000, "pool": 0}, "buy fewer"),
+        ({"batch": 300}, "draw a larger pool or buy fewer"),
+        ({"seeds": 0}, "give at least 1"),
+        ({"best_of": "two"}, "list of numbers"),
+        ({"head": "transformer"}, "head"),
+        ({"prompts": 1000}, "draw fewer"),
+        ({"annotator": "oracle"}, "choose from"),
+        ({"annotator": "flip"}, "flip_rate"),
+        ({"gold_scale": "wide"}, "neither 'std' nor a number"),
+        ({"data": "nowhere.parquet"}, "nowhere.parquet"),
+        ({"learning_rate": 1e30}, "learning rate"),
+    ],
+)
+def test_mistakes_get_a_sentence(changes, words, tmp_path):
+    with pytest.raises(JarmError, match=words) as error:
+        compare(dataclasses.replace(SMALL, out=tmp_path, **changes))
+    assert "\n" not in str(error.value)
+
+
+def test_folder_of_another_configuration_is_refused_and_kept(finished):
+    out, _ = finished
+    before = (out / "records.jsonl").read_bytes()
+    with pytest.raises(JarmError, match=r"batch 5 there, 6 here"):
+        compare(dataclasses.replace(SMALL, out=out, batch=6))
+    assert (out / "records.jsonl").read_bytes() == before
+
+
+def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    folder = RecordFolder(tmp_path, {}, rounds=0)
+    folder.append([{"kind": "run", "rule": "random", "seed": 0}])
+    before = (tmp_path / "records.jsonl").read_bytes()
+
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(JarmError, match="make room"):
+        folder.append([{"kind": "run", "rule": "random", "seed": 1}])
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_damaged_line_is_named(tmp_path):
+    RecordFolder(tmp_path, {}, rounds=0)
+    (tmp_path / "records.jsonl").write_text('{"kind": "reference"}\nnonsense\n')
+    with pytest.raises(JarmError, match="Line 2"):
+        RecordFolder(tmp_path, {}, rounds=0)
+
+
+def test_records_are_plain_json():
+    assert plain(np.float32("nan")) is None
+    assert plain(np.int32(3)) == 3
+    assert plain(float("inf")) is None
+
+
+def test_cli_says_one_sentence(capsys):
+    assert main(["compare", "--rules", "nothing"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("jarm: There is no rule 'nothing'")
+    assert error.count("\n") == 1
+
+
+def test_rules_are_listed(capsys):
+    assert main(["rules"]) == 0
+    shown = capsys.readouterr().out
+    assert "greedy_dopt" in shown
+    assert "cost" in shown
+
+
+@pytest.mark.slow
+def test_killed_process_goes_on(tmp_path):
+    """SIGKILL in the middle; the same command ends with the records of an unbroken run."""
+
+    def command(out):
+        return [sys.executable, "-m", "jarm.cli", *ARGS, "--out", str(tmp_path / out)]
+
+    process = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL)
+    records = tmp_path / "killed" / "records.jsonl"
+    while not (records.exists() and b'"run"' in records.read_bytes()):
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for out in ("killed", "unbroken"):
+        subprocess.run(command(out), check=True, capture_output=True)
+    assert in_order(tmp_path / "killed") == in_order(tmp_path / "unbroken")
