@@ -21,11 +21,8 @@ import tyro
 
 from jarm import CompareConfig, JarmError, compare
 
-FITS = {
-    # The head as jarm fits it; and as in a first look at these data, where nothing keeps it from overfitting.
-    "stopped": {},
-    "200 steps": {"members": 1, "steps": 200, "holdout": 0.0, "weight_decay": 0.01},
-}
+# The head as jarm fits it; and as in a first look at these data, where nothing keeps it from overfitting.
+FITS = {"stopped": {}, "200 steps": {"members": 1, "steps": 200, "holdout": 0.0, "weight_decay": 0.01}}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +35,7 @@ class Config:
       out: folder; one folder inside for each comparison.
       targets: columns of gold rewards, separated by commas.
       fits: ways of fitting the heads, separated by commas: "stopped", "200 steps".
+      pairs: pair spaces, separated by commas.
       seeds: seeds of each comparison.
     """
 
@@ -46,12 +44,14 @@ class Config:
     out: pathlib.Path = pathlib.Path("out/acquisition_curves")
     targets: str = "golden_logit,golden_z_lc"
     fits: str = "stopped,200 steps"
+    pairs: str = "within,cross"
     seeds: int = 12
 
 
 def main(config: Config) -> None:
     rows = []
-    for fit, target, pairs in itertools.product(config.fits.split(","), config.targets.split(","), ("within", "cross")):
+    kinds = itertools.product(config.fits.split(","), config.targets.split(","), config.pairs.split(","))
+    for fit, target, pairs in kinds:
         out = config.out / f"{target}-{pairs}-{fit.replace(' ', '-')}"
         print(f"\n{out}")
         settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs}

@@ -30,7 +30,7 @@ from jarm.compare import Runner, default_jobs, in_order
 from jarm.records import provenance, replace_text
 from jarm.statistics import paired_difference
 
-PRIORS = ((0.01, 1.0), (0.1, 1.0), (1.0, 1.0), (0.1, 0.0), (1.0, 0.0))
+PRIORS = ((0.1, 1.0), (1.0, 1.0), (0.1, 0.0))
 
 
 @dataclasses.dataclass(frozen=True)
