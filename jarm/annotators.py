@@ -48,8 +48,10 @@ class AnnotatorConfig:
             raise JarmError(f"A flip rate of {self.flip_rate} is not in [0, 0.5): an annotator is at worst a coin.")
         if isinstance(self.scale, str) and self.scale != "std":
             raise JarmError(f"A reward scale of {self.scale!r} is neither 'std' nor a positive number.")
-        if not isinstance(self.scale, str) and not self.scale > 0:
-            raise JarmError(f"A reward scale of {self.scale} is not positive.")
+        if not isinstance(self.scale, str) and not 0 < self.scale < float("inf"):
+            raise JarmError(f"A reward scale of {self.scale} is not a positive number: give one, or 'std'.")
+        if not np.isfinite(self.length_bias):
+            raise JarmError(f"A length bias of {self.length_bias} is not a finite number: 0 is none.")
 
 
 def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) -> float:

@@ -213,6 +213,9 @@ def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams
     if config.annotator.kind == "bradley_terry" and wanted is not None and table.gold is not None:
         noise = solve_noise(wanted, table.gold, table.mask, scale) if wanted > 0 else -1.0
         hparams = dataclasses.replace(hparams, noise=noise)
+    for field in dataclasses.fields(hparams):
+        if np.isnan(np.asarray(getattr(hparams, field.name))).any():
+            raise JarmError(f"The hyperparameter `{field.name}` is NaN: give a number.")
     return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
 
 
