@@ -29,12 +29,12 @@ from jarm.base import (
     Status,
     record,
 )
+from jarm.batch import batch_report
 from jarm.data.pairs import KINDS, pair_space, sample_pairs, subset
 from jarm.fisher import fisher_weight, pair_information
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig
 from jarm.linalg import worst
-from jarm.metrics import batch_report
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
 

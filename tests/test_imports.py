@@ -25,7 +25,7 @@ LAYERS = [
     ["acquisition.uncertainty", "acquisition.optimal_design"],
     ["acquisition.registry"],
     ["annotators"],
-    ["metrics"],
+    ["batch", "metrics"],
     ["loop"],
     ["testing"],
     ["records"],
