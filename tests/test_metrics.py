@@ -9,7 +9,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jarm import batch, metrics
+from jarm import batch as bought
+from jarm import metrics
 from jarm.base import JarmError, ResponseTable
 from jarm.heads import linear_head, mlp_head
 
@@ -19,7 +20,7 @@ CONSTANTS = {"noise": 2.0, "scale": 1.5}
 spearman = jax.jit(metrics.spearman)
 best_of_n = jax.jit(metrics.best_of_n, static_argnames="n")
 ranking = jax.jit(metrics.ranking, static_argnames="compare_up_to")
-batch_report = jax.jit(batch.batch_report, static_argnames="width")
+batch_report = jax.jit(bought.batch_report, static_argnames="width")
 
 
 def make_table(P, R, d, seed=0, ragged=True, ties=True):
