@@ -29,6 +29,7 @@ def static(**kwargs: Any) -> Any:
 def record(cls: C) -> C:
     """A frozen dataclass that is a pytree; fields made by `static` belong to its structure."""
     frozen: Any = dataclasses.dataclass(frozen=True)(cls)
+    frozen.__no_type_check__ = True  # vmap and tree_map rebuild records with batched or abstract leaves
     return jax.tree_util.register_dataclass(frozen)
 
 
