@@ -115,16 +115,21 @@ class RecordFolder:
             )
 
     def _recover(self) -> None:
-        """Drop half a line and half a run; rewrite the file only if there was either."""
+        """Drop half a line, half a run, and what two commands at once wrote twice; rewrite the file only if needed."""
         if not self._file.exists():
             return
         text = self._file.read_text()
         lines, kept = [], []
+        seen: set[tuple[Any, ...]] = set()
         for number, line in enumerate(text.splitlines(keepends=True), 1):
             try:
                 if not line.endswith("\n"):
                     break  # cut short by a kill
-                lines.append((line, json.loads(line)))
+                record = json.loads(line)
+                place = record.get("rule"), record.get("seed"), record.get("round")
+                if place not in seen:
+                    seen.add(place)
+                    lines.append((line, record))
             except json.JSONDecodeError:
                 raise JarmError(
                     f"Line {number} of {self._file} is not a record: remove that line, and its run is made again."
@@ -148,12 +153,14 @@ class RecordFolder:
           JarmError: they cannot be written; what stood there before still does.
         """
         text = "".join(json.dumps({name: plain(value) for name, value in record.items()}) + "\n" for record in records)
+        left = text.encode()
         try:
-            with self._file.open("a") as file:
+            # Unbuffered: a buffer would be written once more when the file is closed, after the truncation.
+            with self._file.open("ab", buffering=0) as file:
                 end = file.tell()
                 try:
-                    file.write(text)
-                    file.flush()
+                    while left:
+                        left = left[file.write(left) :]
                     os.fsync(file.fileno())
                 except OSError:
                     os.truncate(self._file, end)
