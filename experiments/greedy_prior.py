@@ -26,7 +26,7 @@ import tyro
 from tqdm import tqdm
 
 from jarm import CompareConfig, HParams, JarmError, evaluate, load, make_hparams, make_pool
-from jarm.compare import Runner, default_jobs, in_order
+from jarm.compare import Runner, default_jobs, side_by_side
 from jarm.records import provenance, replace_text
 from jarm.statistics import paired_difference
 
@@ -86,7 +86,7 @@ def _curves(config: Config, benchmark, pairs: str) -> dict[str, np.ndarray]:
         return f"{arm}, seed {seed}", judge(result.params, benchmark.test)["spearman"].tolist()
 
     calls = [(arm, seed) for seed in range(config.seeds) for arm in arms if f"{arm}, seed {seed}" not in done]
-    for name, curve in tqdm(in_order(one, calls, default_jobs()), total=len(calls), desc=pairs, unit="run"):
+    for name, curve in tqdm(side_by_side(one, calls, default_jobs()), total=len(calls), desc=pairs, unit="run"):
         done[name] = curve
         settings = {**dataclasses.asdict(config), "loop": str(loop), **provenance()}
         replace_text(path, json.dumps({"settings": settings, "runs": done}, default=str) + "\n")

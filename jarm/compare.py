@@ -49,6 +49,9 @@ class CompareConfig:
         JSONL table of responses, or a folder in the layout embd_{gen}_{emb}_{task}_{split}.npy.
       embeddings: .npy array with one row for each row of the table.
       target: column of the table that holds the gold reward.
+      gen: for a folder that holds several settings, the generating model, as in its file names.
+      emb: likewise, the embedding model.
+      task: likewise, the task.
       out: folder for records.jsonl, summary.json, summary.md, curves.png and curves.svg.
       rules: acquisition rules, separated by commas; `jarm rules` lists them. "random" is always run.
       pairs: which pairs may be asked about: "within" prompts, "cross" (across prompts) or "all".
@@ -65,7 +68,7 @@ class CompareConfig:
       gold_scale: what gold differences are divided by: "std" of all gold rewards, or a number.
       length_bias: liking of the annotator for longer responses, in logits a standard deviation of length.
       head: reward head: "linear", or "mlp:64,64,64" for an MLP with these hidden layers.
-      members: heads in the ensemble.
+      members: heads in the ensemble; several linear ones differ by bootstrap weights of the labels.
       warm_start: start each round's fit from the last round's heads.
       steps: most Adam steps of a fit.
       holdout: share of the labels that a member holds out, its own, to stop early; 0 takes all steps.
@@ -83,6 +86,9 @@ class CompareConfig:
     data: str = "synthetic"
     embeddings: str | None = None
     target: str | None = None
+    gen: str | None = None
+    emb: str | None = None
+    task: str | None = None
     out: pathlib.Path = pathlib.Path("out/compare")
     rules: str = RULES
     pairs: str = "within"
@@ -134,6 +140,9 @@ class CompareConfig:
             scale: str | float = self.gold_scale if self.gold_scale == "std" else float(self.gold_scale)
         except ValueError:
             raise JarmError(f"`--gold-scale {self.gold_scale}` is neither 'std' nor a number.") from None
+        head = HeadConfig.parse(self.head)
+        # A linear fit has one answer: only its labels can tell members apart.
+        ensemble = "init" if head.hidden or self.members == 1 else "bootstrap"
         return LoopConfig(
             rules=tuple(self.rule_names()),
             pairs=self.pairs,
@@ -142,8 +151,10 @@ class CompareConfig:
             initial=self.initial,
             prompts=self.prompts or None,
             pool=self.pool or None,
-            head=HeadConfig.parse(self.head),
-            fit=FitConfig(members=self.members, steps=self.steps, holdout=self.holdout, folds=self.folds),
+            head=head,
+            fit=FitConfig(
+                members=self.members, ensemble=ensemble, steps=self.steps, holdout=self.holdout, folds=self.folds
+            ),
             annotator=AnnotatorConfig(self.annotator, scale, self.flip_rate, self.length_bias),
             warm_start=self.warm_start,
         )
@@ -172,7 +183,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     if config.seeds < 1:
         raise JarmError(f"`--seeds {config.seeds}` runs nothing: give at least 1.")
     rules, sizes, loop_config = config.rule_names(), config.sizes(), config.loop()
-    benchmark = load(config.data, embeddings=config.embeddings, target=config.target)
+    source = {name: getattr(config, name) for name in ("embeddings", "target", "gen", "emb", "task")}
+    benchmark = load(config.data, **source)
     if benchmark.train.gold is None or benchmark.test.gold is None:
         raise JarmError("The data has no gold rewards, so there is nothing to judge by: give `--target COLUMN`.")
     check_budget(loop_config, benchmark.train)
@@ -199,15 +211,18 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     first = {rule: seed for rule, seed in reversed(wanted)}
     alone = [run for run in wanted if first[run[0]] == run[1]]
     rest = [run for run in wanted if first[run[0]] != run[1]]
-    total = len(rules) * config.seeds
+    total, jobs = len(rules) * config.seeds, config.jobs or default_jobs()
     with tqdm(total=total, initial=total - len(wanted), unit="run", desc="compare") as bar:
-        for lines in itertools.chain(in_order(one, alone, 1), in_order(one, rest, config.jobs or default_jobs())):
+        for lines in itertools.chain(side_by_side(one, alone, 1), side_by_side(one, rest, jobs)):
             folder.append(lines)
             bar.set_postfix_str(f"{lines[-1]['rule']}, seed {lines[-1]['seed']}", refresh=False)
             bar.update()
     shown = [line for line in folder.read() if line["kind"] == "reference" or line["rule"] in rules]
-    summary = write_summary(shown, config.out)
-    learning_curves(shown, config.out / "curves")
+    try:
+        summary = write_summary(shown, config.out)
+        learning_curves(shown, config.out / "curves")
+    except OSError as error:
+        raise JarmError(f"Cannot write to {config.out} ({error}): make room, and give the same command.") from error
     return summary
 
 
@@ -218,12 +233,15 @@ def default_jobs() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def in_order(function: Callable[..., T], calls: list[tuple[Any, ...]], jobs: int) -> Iterator[T]:
-    """Results of the calls in their order, `jobs` of them at work at a time; an error cancels what has not begun."""
+def side_by_side(function: Callable[..., T], calls: list[tuple[Any, ...]], jobs: int) -> Iterator[T]:
+    """Results of the calls as they finish, `jobs` of them at work at a time; an error cancels what has not begun.
+
+    None waits for a slower one before it, so that an interrupt loses only what is in flight.
+    """
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
         futures = [pool.submit(function, *call) for call in calls]
         try:
-            for future in futures:
+            for future in concurrent.futures.as_completed(futures):
                 yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)

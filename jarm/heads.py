@@ -48,7 +48,9 @@ class _MLP(nnx.Module):
         return embeddings
 
 
+@functools.cache
 def _head(hidden: tuple[int, ...], activation: str) -> RewardHead:
+    # Cached: heads are static arguments of jitted functions, and equal ones should not compile twice.
     def build(key: PRNGKey, d: int) -> _MLP:
         return _MLP(d, hidden, activation, rngs=nnx.Rngs(key))
 
