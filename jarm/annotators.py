@@ -44,6 +44,8 @@ class AnnotatorConfig:
             raise JarmError(f"There is no annotator {self.kind!r}: choose from {', '.join(KINDS)}.")
         if self.kind == "flip" and self.flip_rate is None:
             raise JarmError("The annotator 'flip' needs a share of wrong answers: give `flip_rate`, such as 0.25.")
+        if self.kind == "perfect" and self.flip_rate is not None:
+            raise JarmError("The annotator 'perfect' is never wrong: leave `flip_rate` out, or choose 'flip'.")
         if self.flip_rate is not None and not 0 <= self.flip_rate < 0.5:
             raise JarmError(f"A flip rate of {self.flip_rate} is not in [0, 0.5): an annotator is at worst a coin.")
         if isinstance(self.scale, str) and self.scale != "std":

@@ -22,7 +22,7 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """
-    if jax.config.jax_compilation_cache_dir is None:
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         # A comparison that goes on, or differs only in numbers, need not compile again.
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
     summary = compare(config)

@@ -26,7 +26,7 @@ from jarm.acquisition.registry import get_rule
 from jarm.annotators import AnnotatorConfig
 from jarm.base import Benchmark, HParams, JarmError, check
 from jarm.data.datasets import load
-from jarm.figures import learning_curves
+from jarm.figures import learning_curves, require_matplotlib
 from jarm.fit import FitConfig
 from jarm.heads import HeadConfig
 from jarm.loop import LoopConfig, Pool, RunRecord, check_budget, make_hparams, make_loop, make_pool
@@ -182,6 +182,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     """
     if config.seeds < 1:
         raise JarmError(f"`--seeds {config.seeds}` runs nothing: give at least 1.")
+    require_matplotlib()  # before the runs, not after them
     rules, sizes, loop_config = config.rule_names(), config.sizes(), config.loop()
     source = {name: getattr(config, name) for name in ("embeddings", "target", "gen", "emb", "task")}
     benchmark = load(config.data, **source)

@@ -36,6 +36,14 @@ def title(metric: str) -> str:
     return f"gold reward, best of {metric[8:]}" if metric.startswith("best_of_") else TITLES.get(metric, metric)
 
 
+def require_matplotlib() -> None:
+    """Raise `JarmError` where the extra `plots` is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError as error:
+        raise JarmError("Figures need matplotlib: `pip install 'jarm[plots]'`.") from error
+
+
 def learning_curves(
     records: list[dict[str, Any]], path_stem: pathlib.Path | str, metric: str = METRIC, baseline: str = "random"
 ) -> list[pathlib.Path]:
@@ -56,12 +64,10 @@ def learning_curves(
     Raises:
       JarmError: matplotlib is not installed.
     """
-    try:
-        import matplotlib
-        from matplotlib.backends.backend_agg import FigureCanvasAgg
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise JarmError("Figures need matplotlib: `pip install 'jarm[plots]'`.") from error
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
 
     runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
     metrics = [metric, *best_of_names(records)[-1:]]

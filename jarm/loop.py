@@ -195,8 +195,10 @@ def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig
         lengths = np.where(table.mask, (length - length[table.mask].mean()) / (deviation or 1), 0).astype(np.float32)
     elif annotator.length_bias:
         raise JarmError("The table knows no response lengths, so there can be no length bias: leave it at 0.")
-    # E |a - b|^2 of two random responses is twice the total variance.
-    spread = 2 * np.var(embeddings[table.mask], axis=0, dtype=np.float64).sum()
+    # E |a - b|^2 of two random responses is twice the total variance. A prompt at a time: float64 copies are large.
+    prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
+    mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
+    spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
     pool = Pool(
         embeddings=jnp.asarray(embeddings),
         mask=jnp.asarray(table.mask),
@@ -208,8 +210,10 @@ def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig
 
 
 def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams: HParams = HParams()) -> HParams:
-    """HParams as float32 arrays, with the noise solved for where the annotator has a flip rate."""
+    """HParams as float32 arrays, with the noise solved for where the annotator has a flip rate; -1 if it is perfect."""
     wanted = config.annotator.flip_rate
+    if config.annotator.kind == "perfect":
+        hparams = dataclasses.replace(hparams, noise=-1.0)
     if config.annotator.kind == "bradley_terry" and wanted is not None and table.gold is not None:
         noise = solve_noise(wanted, table.gold, table.mask, scale) if wanted > 0 else -1.0
         hparams = dataclasses.replace(hparams, noise=noise)
