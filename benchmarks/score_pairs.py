@@ -101,7 +101,7 @@ def main() -> None:
                 )
                 sides = [ours]
                 for kind, chunk in (("released", None), ("released", 1000), ("closed_form", None)):
-                    if kind == "released" and 12 * (chunk or pairs) * width**2 > options.largest_gb * 1e9:
+                    if kind == "released" and 8 * (chunk or pairs) * width**2 > options.largest_gb * 1e9:
                         print(f"left out: {kind} whole at {pairs} x {width} needs more than {options.largest_gb} GB")
                         continue
                     arguments = (kind, rule, options.k, chunk, *sizes)
@@ -115,9 +115,9 @@ def main() -> None:
                     else:
                         picks = result.numpy()
                     side.outcome = referee.judge_top(picks, scores)
-                # The least any program does: M F^2 for the symmetric sum and M F^2 for one triangular solve
-                # (multiply and add), and the features of the responses and the pairs read once.
-                operations = 2 * pairs * width**2
+                # The least: M F^2 operations for a symmetric sum, as many a response (or a pair, where they are
+                # fewer) for a triangular product; and one reading of features and indices.
+                operations = (pairs + min(pairs, len(features))) * width**2
                 floor = max(operations / product, (4 * features.size + 8 * pairs) / reading)
                 ours.outcome["floor_s"] = floor
                 timing.compare(rule, sides, sizes={"M": pairs, "F": width, "N": len(features), "k": options.k})
