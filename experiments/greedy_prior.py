@@ -41,7 +41,7 @@ class Config:
       data: as in `jarm compare`.
       embeddings: as in `jarm compare`.
       target: as in `jarm compare`.
-      out: folder of `greedy_prior.json`, one entry a run, appended as they finish.
+      out: folder of `within.json` and `cross.json`, one entry a run, written as they finish.
       seeds: seeds of each prior.
     """
 
@@ -78,7 +78,11 @@ def _curves(config: Config, benchmark, pairs: str) -> dict[str, np.ndarray]:
         arms[f"greedy_dopt c={c:g} rho={rho:g}"] = ("greedy_dopt", prior)
 
     path = config.out / f"{pairs}.json"
-    done = json.loads(path.read_text())["runs"] if path.exists() else {}
+    settings = {name: getattr(config, name) for name in ("data", "embeddings", "target")} | {"loop": str(loop)}
+    there = json.loads(path.read_text()) if path.exists() else {"settings": settings, "runs": {}}
+    if any(there["settings"].get(name) != value for name, value in settings.items()):
+        raise JarmError(f"{path} holds runs with other settings: give another --out.")
+    done = there["runs"]
 
     def one(arm: str, seed: int) -> tuple[str, list[float]]:
         rule, hparams = arms[arm]
@@ -88,8 +92,7 @@ def _curves(config: Config, benchmark, pairs: str) -> dict[str, np.ndarray]:
     calls = [(arm, seed) for seed in range(config.seeds) for arm in arms if f"{arm}, seed {seed}" not in done]
     for name, curve in tqdm(side_by_side(one, calls, default_jobs()), total=len(calls), desc=pairs, unit="run"):
         done[name] = curve
-        settings = {**dataclasses.asdict(config), "loop": str(loop), **provenance()}
-        replace_text(path, json.dumps({"settings": settings, "runs": done}, default=str) + "\n")
+        replace_text(path, json.dumps({"settings": settings | provenance(), "runs": done}) + "\n")
     return {arm: np.array([np.mean(done[f"{arm}, seed {s}"][1:]) for s in range(config.seeds)]) for arm in arms}
 
 
