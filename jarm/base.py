@@ -41,6 +41,7 @@ class Status(enum.IntEnum):
     SINGULAR = 2
     DIVERGED = 3
     NONFINITE = 4
+    FULL = 5
 
     @property
     def message(self) -> str:
@@ -55,11 +56,15 @@ _MESSAGES = {
         "run fewer rounds, or widen the space (`--pairs all`)."
     ),
     Status.SINGULAR: (
-        "An information matrix is not positive definite in float32: raise the prior (`--prior`), or check the "
-        "features for a constant or exploding direction."
+        "An information matrix is not positive definite in float32: raise the prior (`--prior`; `--ridge` for a "
+        "linear head), or check the features for a constant or exploding direction."
     ),
     Status.DIVERGED: "The fit of a reward head ended at a loss that is not finite: lower the learning rate.",
-    Status.NONFINITE: "Rewards or features are NaN or infinite: check the embeddings, then lower the learning rate.",
+    Status.NONFINITE: (
+        "Rewards or features are NaN or infinite, or a label is not in [0, 1]: check the embeddings and the labels, "
+        "then lower the learning rate."
+    ),
+    Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }
 
 

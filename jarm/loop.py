@@ -379,7 +379,14 @@ def make_loop(config: LoopConfig) -> Loop:
             weight=write(old.weight, jnp.ones_like(labels)),
             mask=write(old.mask, selection.valid),
         )
-        status = worst(state.status, selection.status)
+        full = start + selection.valid.sum(dtype=jnp.int32) > capacity
+        wrong = (selection.valid & ~((labels >= 0) & (labels <= 1))).any()
+        status = worst(
+            state.status,
+            selection.status,
+            jnp.where(full, jnp.int32(Status.FULL), jnp.int32(Status.OK)),
+            jnp.where(wrong, jnp.int32(Status.NONFINITE), jnp.int32(Status.OK)),
+        )
         return dataclasses.replace(state, labelled=labelled, round=state.round + 1, status=status)
 
     def run(key: PRNGKey, hparams: HParams, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, RunRecord]:
