@@ -195,9 +195,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     judge = functools.partial(evaluate, noise=float(hparams.noise), scale=scale, best_of=sizes)
     common = {"config": fingerprint(folder.settings), **provenance()}
 
-    if not any(line["kind"] == "reference" for line in folder.read()):
-        references = reference_lines(benchmark.test, noise=float(hparams.noise), scale=scale, best_of=sizes)
-        folder.append([{"kind": "reference", "rule": name, **values, **common} for name, values in references.items()])
+    known = {line["rule"] for line in folder.read() if line["kind"] == "reference"}
+    references = reference_lines(benchmark.test, noise=float(hparams.noise), scale=scale, best_of=sizes)
+    lacking = {name: values for name, values in references.items() if name not in known}
+    if lacking:
+        folder.append([{"kind": "reference", "rule": name, **values, **common} for name, values in lacking.items()])
 
     runner = Runner(loop_config, hparams, pool)
     head = loop_config.head.head()
