@@ -177,6 +177,7 @@ def report(rows: Sequence[Mapping[str, Any]]) -> None:
     """Print rows as a table, and append them to `--out` where that was given."""
     print(table(rows), flush=True)
     if _SETTINGS["out"]:
+        _SETTINGS["out"].parent.mkdir(parents=True, exist_ok=True)
         with open(_SETTINGS["out"], "a") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
 
@@ -245,33 +246,29 @@ def command() -> str:
     return " ".join(["python", *sys.orig_argv[1:]])
 
 
-def gemm_rate(n: int = 1024, repeats: int = 5) -> float:
+def gemm_rate(n: int = 1024) -> float:
     """Float32 operations a second of a square matrix product of JAX here: what floors are counted in."""
-    import jax
     import jax.numpy as jnp
 
-    a = jnp.ones((n, n), jnp.float32)
-    side = jax_side("product", lambda x: x @ x, a)
-    side.run()
-    times = []
-    for _ in range(repeats):
-        begin = time.perf_counter()
-        jax.block_until_ready(side.run())
-        times.append(time.perf_counter() - begin)
-    return 2 * n**3 / min(times)
+    product = jax_side("product", lambda x: x @ x, jnp.ones((n, n), jnp.float32))
+    return 2 * n**3 / _least_time(product.run)
 
 
-def read_rate(size: int = 1 << 28, repeats: int = 5) -> float:
+def read_rate(size: int = 1 << 28) -> float:
     """Bytes a second at which NumPy sums a float32 array that fits in no cache."""
     import numpy as np
 
-    array = np.ones(size // 4, np.float32)
+    return size / _least_time(np.ones(size // 4, np.float32).sum)
+
+
+def _least_time(run: Callable[[], Any], repeats: int = 7) -> float:
+    clock = time.process_time if _SETTINGS["cores"] == "1" else time.perf_counter
     times = []
     for _ in range(repeats):
-        begin = time.perf_counter()
-        array.sum()
-        times.append(time.perf_counter() - begin)
-    return size / min(times)
+        begin = clock()
+        run()
+        times.append(clock() - begin)
+    return min(times)
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
