@@ -18,7 +18,7 @@ import optax  # type: ignore[import-untyped]
 from jarm.base import Fit, FitInfo, HParams, JarmError, Labelled, RewardHead, Status
 from jarm.losses import bradley_terry
 from jarm.newton import newton
-from jarm.types import Array, Bool, Float, Int, Key, Params, PRNGKey
+from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,13 +97,14 @@ class _Pairs(NamedTuple):
 
     def compact(self, n: int, most: int) -> tuple[_Task, Int[Array, ""]]:
         """The pairs on those of n responses that they weigh, each once and `most` at most, and how many these are."""
-        used = self.weight > 0
-        ends = jnp.where(used[None, :], jnp.stack([self.first, self.second]), n)
-        # All other ends are n, which sorts last and needs a place.
-        size = min(n, most)
-        ids, places = jnp.unique(ends, return_inverse=True, size=size + 1, fill_value=n)
-        first, second = jnp.where(used[None, :], places.reshape(ends.shape), 0)
-        return _Task(self._replace(first=first, second=second), ids[:size].clip(max=n - 1)), (ids < n).sum()
+        used = (self.weight > 0)[None, :]
+        ends = jnp.where(used, jnp.stack([self.first, self.second]), n)
+        present = jnp.zeros(n, bool).at[ends].set(True, mode="drop")
+        place = jnp.cumsum(present, dtype=jnp.int32) - 1
+        responses = jnp.arange(n, dtype=jnp.int32)
+        ids = jnp.zeros(most, jnp.int32).at[jnp.where(present, place, most)].set(responses, mode="drop")
+        first, second = jnp.where(used, place[ends.clip(max=n - 1)], 0)
+        return _Task(self._replace(first=first, second=second), ids), present.sum(dtype=jnp.int32)
 
 
 class _Task(NamedTuple):
@@ -210,7 +211,7 @@ class _Descend(NamedTuple):
     """AdamW on the loss of a task, as functions of where it stands."""
 
     start: Callable[[Params], _Descent]
-    steps: Callable[[PRNGKey, _Descent, _Task, Array | int, Array | int], _Descent]
+    steps: Callable[[PRNGKey, Array, _Descent, _Task, Array | int, Array | int], _Descent]
     nll: Callable[[_Descent, _Task], Float[Array, ""]]
     params: Callable[[_Descent], Params]
 
@@ -243,8 +244,11 @@ def _make_descend(
         drawn = pairs.take(at.clip(max=len(total) - 1))
         return drawn._replace(pairs=drawn.pairs._replace(weight=jnp.ones(size)))
 
-    def steps(key: PRNGKey, descent: _Descent, task: _Task, first: Array | int, last: Array | int) -> _Descent:
-        rows = task.rows(table)
+    def steps(
+        key: PRNGKey, index: Array, descent: _Descent, task: _Task, first: Array | int, last: Array | int
+    ) -> _Descent:
+        """Steps number `first` to `last` of the head of that index."""
+        key, rows = jax.random.fold_in(key, index), task.rows(table)
 
         def step(i: Int[Array, ""], descent: _Descent) -> _Descent:
             vector, opt = descent
@@ -279,7 +283,7 @@ def _search(
     config: FitConfig,
     in_turn: bool,
     descend: _Descend,
-    keys: Key[Array, "H"],
+    key: PRNGKey,
     heads: _Descent,
     train: _Task,
     valid: _Task,
@@ -290,12 +294,13 @@ def _search(
     def look(search: _Search) -> _Search:
         last = jnp.minimum(search.steps + config.check_every, config.steps)
 
-        def advance(xs: tuple[PRNGKey, _Descent, _Task, _Task]) -> tuple[_Descent, Float[Array, ""]]:
-            key, head, train, valid = xs
-            head = descend.steps(key, head, train, search.steps, last)
+        def advance(xs: tuple[Array, _Descent, _Task, _Task]) -> tuple[_Descent, Float[Array, ""]]:
+            index, head, train, valid = xs
+            head = descend.steps(key, index, head, train, search.steps, last)
             return head, descend.nll(head, valid)
 
-        heads, losses = _over(in_turn, advance, (keys, search.heads, train, valid))
+        indices = jnp.arange(len(weights), dtype=jnp.int32)
+        heads, losses = _over(in_turn, advance, (indices, search.heads, train, valid))
         nll = _mean(losses, weights)
         better = nll < search.best_nll
         return _Search(
@@ -311,8 +316,7 @@ def _search(
         patient = search.steps - search.best_steps < config.check_every * config.patience
         return patient & (search.steps < config.steps) & search.finite
 
-    nll = _mean(_over(in_turn, lambda xs: descend.nll(*xs), (heads, valid)), weights)
-    search = _Search(heads, jnp.int32(0), heads, nll, jnp.int32(0), jnp.isfinite(nll))
+    search = _Search(heads, jnp.int32(0), heads, jnp.float32(jnp.inf), jnp.int32(0), jnp.bool_(True))
     return jax.lax.while_loop(going, look, search)
 
 
@@ -334,7 +338,7 @@ def _early_stopped(
     table, indexed = embeddings, pairs
     if not in_turn and config.batch_size is None:
         # Heads under vmap share the rows of all labelled pairs, so that these are read once for all of them.
-        everything, _ = pairs.compact(len(embeddings), 2 * capacity)
+        everything, _ = pairs.compact(len(table), min(len(table), 2 * capacity))
         table, indexed = everything.rows(embeddings), everything.pairs
     descend = _make_descend(head, config, hparams, jax.tree.map(lambda leaf: leaf[0], starts), table)
     begin = jax.vmap(descend.start)(starts)
@@ -344,8 +348,9 @@ def _early_stopped(
         weighted = jax.vmap(lambda weight: indexed._replace(weight=weight))(weights)
         if not own_rows:
             return _Task(weighted, None), 0, jnp.int32(0)
-        task, used = jax.vmap(lambda one: one.compact(len(table), most))(weighted)
-        return task, min(len(table), most), used.max()
+        room = min(len(table), most)
+        task, used = jax.vmap(lambda one: one.compact(len(table), room))(weighted)
+        return task, room, used.max()
 
     steps, nll, finite = jnp.int32(config.steps), jnp.float32(jnp.nan), jnp.bool_(True)
     if config.holdout:
@@ -364,8 +369,7 @@ def _early_stopped(
             exists = places[:, :held] < capacity
             valid = valid._replace(pairs=valid.pairs._replace(weight=jnp.where(exists, valid.pairs.weight, 0.0)))
             first = jax.tree.map(lambda leaf: leaf[heads % members], begin)
-            keys = jax.random.split(key_search, len(heads))
-            found = _search(config, in_turn, descend, keys, first, train.narrow(size), valid)
+            found = _search(config, in_turn, descend, key_search, first, train.narrow(size), valid)
             return jax.vmap(descend.params)(found.best), found.best_nll, found.best_steps, found.finite
 
         held = (labelled.sum() + config.parts - 1) // config.parts
@@ -378,11 +382,10 @@ def _early_stopped(
         task, room, used = tasks(weights, 2 * capacity)
 
         def finish(size: int) -> Params:
-            def one(xs: tuple[PRNGKey, _Descent, _Task]) -> Params:
-                return descend.params(descend.steps(*xs, 0, steps))
+            def one(xs: tuple[Array, _Descent, _Task]) -> Params:
+                return descend.params(descend.steps(key_finish, *xs, 0, steps))
 
-            keys = jax.random.split(key_finish, members)
-            return _over(in_turn, one, (keys, begin, task.narrow(size)))
+            return _over(in_turn, one, (jnp.arange(members, dtype=jnp.int32), begin, task.narrow(size)))
 
         params = _smallest(own_rows, finish, (room, used))
 

@@ -56,7 +56,8 @@ def newton(
       steps: most steps.
 
     Returns:
-      The fit; `SINGULAR` if a Hessian was not positive definite in float32, `DIVERGED` if the start was not finite.
+      The fit; `SINGULAR` if a Hessian was not positive definite in float32, or if the steps did not lead to a minimum,
+      as for separable pairs without a ridge; `DIVERGED` if the objective was not finite to begin with.
 
     Source: Rad and Maleki, "A scalable estimate of the out-of-sample prediction error via approximate leave-one-out
     cross-validation", JRSS-B 2020, for the margins left out.
@@ -100,7 +101,7 @@ def newton(
         margin=margin,
         margin_left_out=margin + leverage * slope / jnp.maximum(1.0 - curvature * leverage, 1e-6),
         steps=state.steps,
-        status=jnp.where(state.definite, status, Status.SINGULAR).astype(jnp.int32),
+        status=jnp.where(state.done & state.definite, status, Status.SINGULAR).astype(jnp.int32),
     )
 
 

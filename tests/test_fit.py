@@ -1,88 +1,241 @@
+import dataclasses
+import functools
+
 import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.optimize import minimize
 
+from jarm import fit as module
 from jarm.base import HParams, JarmError, Labelled, Status
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import linear_head, mlp_head
 
 SMALL = mlp_head((8, 4))
 HPARAMS = HParams(learning_rate=jnp.float32(1e-2), weight_decay=jnp.float32(1e-2), ridge=jnp.float32(0.5))
+FEW = FitConfig(holdout=0.0, steps=7)
+OWN_PARTS = FitConfig(members=2, folds=1, holdout=0.5)
+HEADS = [SMALL, linear_head()]
 
 
-def problem(n=60, capacity=100, responses=120, d=6, seed=0):
-    """Embeddings, labels from a linear teacher with noise, and the teacher's rewards."""
+@functools.cache
+def fit_of(head=SMALL, config=FitConfig()):
+    """The same function for all tests, so that what one has compiled serves the others."""
+    return make_fit(head, config)
+
+
+def problem(n=30, capacity=40, responses=80, d=6, seed=0):
+    """Embeddings, noisy labels of a linear teacher, and the teacher's rewards."""
     rng = np.random.default_rng(seed)
     embeddings = rng.normal(size=(responses, d)).astype(np.float32)
-    gold = embeddings @ rng.normal(size=d)
-    first, second = rng.integers(responses, size=(2, capacity))
+    gold = 2 * embeddings @ rng.normal(size=d)
+    first = rng.integers(responses, size=capacity)
+    second = (first + rng.integers(1, responses, size=capacity)) % responses
     label = rng.random(capacity) < 1 / (1 + np.exp(gold[second] - gold[first]))
-    mask = np.arange(capacity) < n
-    first, second = np.where(mask, first, 0), np.where(mask, second, 0)
-    labelled = Labelled(
+    return jnp.asarray(embeddings), labelled(first, second, label, n), gold
+
+
+def labelled(first, second, label, n, weight=None):
+    return Labelled(
         jnp.asarray(first, jnp.int32),
         jnp.asarray(second, jnp.int32),
         jnp.asarray(label, jnp.float32),
-        jnp.ones(capacity, jnp.float32),
-        jnp.asarray(mask),
+        jnp.ones(len(first), jnp.float32) if weight is None else jnp.asarray(weight, jnp.float32),
+        jnp.arange(len(first)) < n,
     )
-    return jnp.asarray(embeddings), labelled, gold
 
 
-def objective64(w, embeddings, labelled, ridge, keep):
-    x = np.float64(embeddings)[labelled.first] - np.float64(embeddings)[labelled.second]
-    m, y = x @ w, np.float64(labelled.label)
-    nll = y * np.logaddexp(0, -m) + (1 - y) * np.logaddexp(0, m)
-    return (nll * np.float64(labelled.weight))[keep].sum() + ridge / 2 * w @ w
+def adamw64(params, e, pairs, lr, decay, steps):
+    """AdamW on the mean loss of a one-layer tanh head, by hand, both ends of every pair scored."""
+    W, b, w = (
+        np.float64(p) for p in (params["hidden"][0]["kernel"], params["hidden"][0]["bias"], params["out"]["kernel"])
+    )
+    theta = [W, b, w]
+    m, v = [np.zeros_like(p) for p in theta], [np.zeros_like(p) for p in theta]
+    e, (n,) = np.float64(e), np.shape(np.flatnonzero(pairs.mask))
+    x = [e[np.asarray(end)[:n]] for end in (pairs.first, pairs.second)]
+    y, c = np.float64(pairs.label)[:n], np.float64(pairs.weight)[:n]
+    for t in range(1, steps + 1):
+        h = [np.tanh(end @ theta[0] + theta[1]) for end in x]
+        margin = ((h[0] - h[1]) @ theta[2])[:, 0]
+        g = (c * (1 / (1 + np.exp(-margin)) - y) / c.sum())[:, None]
+        back = [sign * g * theta[2].T * (1 - z**2) for sign, z in ((1, h[0]), (-1, h[1]))]
+        grads = [sum(a.T @ z for a, z in zip(x, back, strict=True)), sum(z.sum(0) for z in back), (h[0] - h[1]).T @ g]
+        for i, grad in enumerate(grads):
+            m[i], v[i] = 0.9 * m[i] + 0.1 * grad, 0.999 * v[i] + 0.001 * grad**2
+            update = m[i] / (1 - 0.9**t) / (np.sqrt(v[i] / (1 - 0.999**t)) + 1e-8)
+            theta[i] = theta[i] - lr * (update + decay * theta[i])
+    return theta
 
 
-@pytest.mark.parametrize("d", [6, 40])  # fewer and more dimensions than pairs
-@pytest.mark.parametrize("warm", [False, True])
-def test_newton_finds_the_minimum(d, warm, key):
-    embeddings, labelled, _ = problem(n=25, capacity=32, d=d)
-    start = {"out": {"kernel": jax.random.normal(jax.random.fold_in(key, 1), (1, d, 1)) * 5}} if warm else None
-    params, info = make_fit(linear_head())(key, HPARAMS, embeddings, labelled, start)
-    args = embeddings, labelled, 0.5, np.asarray(labelled.mask)
-    best = minimize(objective64, np.zeros(d), args, method="BFGS", options={"gtol": 1e-9, "maxiter": 10_000})
-    w = np.asarray(params["out"]["kernel"])[0, :, 0]
-    np.testing.assert_allclose(w, best.x, rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("batching", ["map", "vmap"])
+def test_steps_are_those_of_adamw_by_hand(batching, key):
+    head = mlp_head((5,), "tanh")
+    e, pairs, _ = problem()
+    pairs = dataclasses.replace(pairs, weight=jnp.linspace(0.5, 2, 40))
+    start = jax.vmap(lambda k: head.init(k, 6))(jax.random.split(jax.random.fold_in(key, 1), 1))
+    params, info = fit_of(head, dataclasses.replace(FEW, batching=batching))(key, HPARAMS, e, pairs, start)
+    expected = adamw64(jax.tree.map(lambda p: p[0], start), e, pairs, 1e-2, 1e-2, 7)
+    got = params["hidden"][0]["kernel"][0], params["hidden"][0]["bias"][0], params["out"]["kernel"][0]
+    for ours, theirs in zip(got, expected, strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-3, atol=1e-5)
+    assert info.steps[0] == 7
+    assert np.isnan(info.valid_nll[0])
+
+
+@pytest.mark.parametrize("config", [FitConfig(), FitConfig(folds=1, holdout=0.2), FitConfig(batch_size=16)])
+def test_an_mlp_learns_and_stops(config, key):
+    e, pairs, gold = problem(n=100, capacity=100)
+    params, info = fit_of(SMALL, config)(key, HPARAMS, e, pairs)
+    rewards = SMALL.rewards(jax.tree.map(lambda p: p[0], params), e)
+    assert np.corrcoef(rewards, gold)[0, 1] > 0.75
+    assert info.train_nll[0] < info.valid_nll[0] < 0.6
+    assert 10 <= info.steps[0] < 500
+    assert info.steps[0] % config.check_every == 0
     assert info.status == Status.OK
-    assert info.steps[0] < 30
-    train = (objective64(np.float64(w), *args) - 0.25 * w @ w) / 25
-    np.testing.assert_allclose(info.train_nll[0], train, rtol=1e-5)
 
 
-@pytest.mark.parametrize("d", [3, 40])
-def test_newton_reports_the_leave_one_out_loss(d, key):
-    embeddings, labelled, _ = problem(n=25, capacity=32, d=d)
-    embeddings = embeddings / np.sqrt(d)
-    _, info = make_fit(linear_head())(key, HPARAMS, embeddings, labelled)
-    left_out = []
-    for i in range(25):
-        keep = np.asarray(labelled.mask) & (np.arange(32) != i)
-        w = minimize(objective64, np.zeros(d), (embeddings, labelled, 0.5, keep), method="BFGS").x
-        only = np.arange(32) == i
-        left_out.append(objective64(w, embeddings, labelled, 0.0, only))
-    np.testing.assert_allclose(info.valid_nll[0], np.mean(left_out), rtol=0.02)
+@pytest.mark.parametrize(
+    ("head", "config"),
+    [
+        (SMALL, FitConfig(members=2)),
+        (SMALL, FitConfig(members=3, folds=1, holdout=0.2, ensemble="bootstrap")),
+        (SMALL, FitConfig(members=2, batch_size=8, folds=1)),
+        (HEADS[1], FitConfig(members=3, ensemble="bootstrap")),
+    ],
+)
+def test_members_in_turn_and_together_are_the_same(head, config, key):
+    e, pairs, _ = problem()
+    fits = [fit_of(head, dataclasses.replace(config, batching=batching)) for batching in ("map", "vmap")]
+    one, other = (fit(jax.random.clone(key), HPARAMS, e, pairs) for fit in fits)
+    chex.assert_trees_all_close(one, other, rtol=2e-3, atol=2e-4)
+    members = np.asarray(jax.vmap(head.rewards, (0, None))(one[0], e))
+    assert np.linalg.matrix_rank(members - members.mean(1, keepdims=True)) == config.members
 
 
-def test_separable_pairs_without_a_ridge_are_a_status_not_a_number(key):
-    embeddings, labelled, gold = problem(n=10, d=20)
-    hparams = HParams(ridge=0.0)
-    params, info = make_fit(linear_head())(key, hparams, embeddings, labelled)
-    assert info.status == Status.SINGULAR
-    assert np.isfinite(params["out"]["kernel"]).all()
+def test_small_sizes_are_branched_to_without_a_trace_of_it(key, monkeypatch):
+    e, pairs, _ = problem(capacity=130, responses=400)
+    config = FitConfig(folds=1)
+    branching = make_fit(SMALL, config)(key, HPARAMS, e, pairs)
+    monkeypatch.setattr(module, "_smallest", lambda may, f, *needs: f(*(capacity for capacity, _ in needs)))
+    whole = make_fit(SMALL, config)(jax.random.clone(key), HPARAMS, e, pairs)
+    chex.assert_trees_all_close(branching, whole, rtol=1e-3, atol=1e-5)
 
 
-@pytest.mark.parametrize("batch_size", [None, 16])
-def test_an_mlp_learns_and_stops(batch_size, key):
-    embeddings, labelled, gold = problem(n=300, capacity=300, responses=200)
-    params, info = make_fit(SMALL, FitConfig(batch_size=batch_size))(key, HPARAMS, embeddings, labelled)
-    rewards = SMALL.rewards(jax.tree.map(lambda p: p[0], params), embeddings)
-    assert np.corrcoef(rewards, gold)[0, 1] > 0.85
-    assert info.valid_nll[0] < 0.6
-    assert 10 <= info.steps[0] < 1000
-    assert info.status == Status.OK
+@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("batching", ["map", "vmap"])
+def test_what_is_not_labelled_is_not_looked_at(head, batching, key):
+    e, pairs, _ = problem()
+    junk = jnp.where(pairs.mask, 0, 7)
+    changed = Labelled(pairs.first + junk, pairs.second + junk, pairs.label + junk, pairs.weight + junk, pairs.mask)
+    config = FitConfig() if head.linear else OWN_PARTS
+    fit = fit_of(head, dataclasses.replace(config, batching=batching))
+    chex.assert_trees_all_equal(
+        fit(key, HPARAMS, e, pairs), fit(jax.random.clone(key), HPARAMS, e, jax.tree.map(jnp.asarray, changed))
+    )
+
+
+def test_each_member_trains_without_its_own_part(key):
+    """Which labels a member's parameters depend on, by flipping them one at a time."""
+    e, pairs, _ = problem(n=20, capacity=24)
+    config = FitConfig(members=5, folds=1, holdout=0.2, steps=3, check_every=3)  # one step of Adam sees signs only
+    fit = make_fit(SMALL, config)
+
+    def weights(label):
+        return fit(jax.random.clone(key), HPARAMS, e, dataclasses.replace(pairs, label=label))[0]["hidden"][1]["kernel"]
+
+    flips = jnp.where(jnp.eye(25, 24, -1, dtype=bool), 1 - pairs.label[None, :], pairs.label[None, :])
+    found = jax.lax.map(weights, flips)
+    changes = (found[1:] != found[:1]).any(axis=(2, 3))
+    without = ~np.asarray(changes)[:20]
+    np.testing.assert_array_equal(without.sum(axis=0), 4)
+    np.testing.assert_array_equal(without.sum(axis=1), 1)
+    assert not changes[20:].any()
+
+
+def test_held_out_loss_is_of_all_that_is_held_out(key):
+    """With as many members as parts, every pair is judged once, by the member that did not see it."""
+    e, pairs, _ = problem(n=20)
+    params, info = fit_of(SMALL, OWN_PARTS)(key, HPARAMS, e, pairs)
+    rewards = np.float64(jax.vmap(SMALL.rewards, (0, None))(params, e))
+    margin = rewards[:, np.asarray(pairs.first)[:20]] - rewards[:, np.asarray(pairs.second)[:20]]
+    losses = np.logaddexp(0, np.where(np.asarray(pairs.label)[:20] > 0, -margin, margin))
+    train, valid = np.float64(info.train_nll), np.float64(info.valid_nll)
+    # Both members' losses over all pairs are their training halves and, together, what each held out.
+    np.testing.assert_allclose(losses.sum(), 10 * train.sum() + 20 * valid[0], rtol=1e-5)
+    assert valid[0] == valid[1]
+
+
+def test_weights_count_only_relative_to_one_another(key):
+    e, pairs, _ = problem()
+    pairs = dataclasses.replace(pairs, weight=jnp.linspace(0, 2, 40))
+    fit = fit_of(SMALL, FEW)
+    heavier = fit(jax.random.clone(key), HPARAMS, e, dataclasses.replace(pairs, weight=4 * pairs.weight))
+    chex.assert_trees_all_close(fit(key, HPARAMS, e, pairs), heavier, rtol=1e-5)
+
+
+def test_a_warm_start_is_where_it_starts(key):
+    e, pairs, _ = problem()
+    start = jax.vmap(lambda k: SMALL.init(k, 6))(jax.random.split(jax.random.fold_in(key, 1), 2))
+    still = HParams(learning_rate=0.0, weight_decay=0.0)
+    params, _ = make_fit(SMALL, FitConfig(members=2))(key, still, e, pairs, start)
+    chex.assert_trees_all_equal(params, start)
+
+
+@pytest.mark.parametrize("head", HEADS)
+def test_one_program_for_all_rounds_and_seeds(head, key):
+    """Scanned over a growing set, seeds mapped or batched: the same fits, compiled once, with strong types."""
+    e, pairs, _ = problem(n=40)
+    fit = fit_of(head, FitConfig() if head.linear else OWN_PARTS)
+
+    def rounds(key):
+        def step(_, n):
+            grown = dataclasses.replace(pairs, mask=jnp.arange(40) < n)
+            return None, fit(jax.random.fold_in(key, n), HPARAMS, e, grown)
+
+        return jax.lax.scan(step, None, jnp.array([0, 10, 40]))[1]
+
+    keys = jax.random.split(key, 3)
+    mapped, batched = jax.jit(lambda k: jax.lax.map(rounds, k))(keys), jax.jit(jax.vmap(rounds))(keys)
+    chex.assert_trees_all_close(mapped, batched, rtol=2e-3, atol=2e-4)
+    assert (mapped[1].status == Status.OK).all()
+    leaves = jax.tree.leaves(jax.eval_shape(fit, key, HPARAMS, e, pairs))
+    assert not any(leaf.weak_type for leaf in leaves)
+    assert {leaf.dtype.name for leaf in leaves} == {"float32", "int32"}
+
+    fit(jax.random.fold_in(key, 1), HPARAMS, e, pairs)  # may be what another test has compiled
+    compiled = fit._cache_size()
+    fit(jax.random.fold_in(key, 2), dataclasses.replace(HPARAMS, learning_rate=jnp.float32(0.1)), e, pairs)
+    assert fit._cache_size() == compiled
+
+
+def test_a_fit_that_blows_up_is_a_status(key):
+    e, pairs, _ = problem()
+    for config in (OWN_PARTS, FEW):
+        _, info = fit_of(SMALL, config)(
+            jax.random.clone(key), dataclasses.replace(HPARAMS, learning_rate=jnp.float32(1e30)), e, pairs
+        )
+        assert info.status == Status.DIVERGED
+
+
+def test_linear_ensembles_need_a_bootstrap():
+    with pytest.raises(JarmError, match="bootstrap"):
+        make_fit(linear_head(), FitConfig(members=2))
+
+
+@pytest.mark.parametrize(
+    ("setting", "word"),
+    [
+        ({"members": 0}, "members"),
+        ({"patience": 0}, "patience"),
+        ({"holdout": 0.6}, "holdout"),
+        ({"folds": 3}, "folds"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"ensemble": "bagging"}, "init, bootstrap"),
+        ({"batching": "scan"}, "auto, vmap, map"),
+    ],
+)
+def test_settings_without_sense_are_named(setting, word):
+    with pytest.raises(JarmError, match=word):
+        FitConfig(**setting)

@@ -39,7 +39,7 @@ def test_classification_bounds_bradley_terry(first, second, label):
     bound = classification(first, second, label)
     assert bound >= bradley_terry(first - second, label) - 1e-5 * (1 + abs(bound))
     witness = reference(first, label) + reference(second, 1 - np.float64(label))
-    np.testing.assert_allclose(bound, witness, rtol=1e-5)
+    np.testing.assert_allclose(bound, witness, rtol=1e-4)
 
 
 @settings(deadline=None)
