@@ -222,7 +222,7 @@ class HParams:
     weight_decay: Float[Array, ""] | float = 10.0
     ridge: Float[Array, ""] | float = 1.0
     noise: Float[Array, ""] | float = 2.0
-    prior: Float[Array, ""] | float = 1.0
+    prior: Float[Array, ""] | float = 0.1
     prior_mix: Float[Array, ""] | float = 1.0
 
 
