@@ -21,6 +21,11 @@ from jarm.base import Belief, HParams, PairSpace, Rule, Selection, Status
 from jarm.data.pairs import listed_space, pair_space
 from jarm.types import PRNGKey
 
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+"""`jax.jit` for programs that run for milliseconds, where compiling takes the time: a third less of it."""
+
 
 def list_pairs(space: PairSpace) -> np.ndarray:
     """Every pair of a space, `[M, 2]`, smaller index first, in lexicographic order: one by one, by definition."""
@@ -206,7 +211,7 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
     return Case(belief, space, hparams)
 
 
-_jitted: Callable[..., Callable[..., Selection]] = functools.cache(lambda rule: jax.jit(rule, static_argnames="k"))
+_jitted: Callable[..., Callable[..., Selection]] = functools.cache(lambda rule: quick_jit(rule, static_argnames="k"))
 
 
 def _call(rule: Rule, case: Case, key: PRNGKey | None = None) -> Selection:
@@ -268,7 +273,7 @@ def _check_vmap(rule: Rule, kind: str) -> None:
         cases[1] = cases[1]._replace(space=cases[0].space)
     beliefs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[case.belief for case in cases])
     space, hparams = cases[0].space, cases[0].hparams
-    both = jax.jit(jax.vmap(lambda key, belief: rule(key, belief, space, BATCH, hparams)))(
+    both = quick_jit(jax.vmap(lambda key, belief: rule(key, belief, space, BATCH, hparams)))(
         jax.random.split(jax.random.key(0)), beliefs
     )
     for place, case in enumerate(cases):

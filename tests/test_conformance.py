@@ -22,13 +22,14 @@ from jarm.testing import (
     leverages64,
     list_pairs,
     make_case,
+    quick_jit,
 )
 
 # To compile less: under vmap a rule is another program, and one space stands for all; the blind greedy rule is
 # `greedy_dopt` with another prior.
 TWIN = "greedy_dopt_blind"
 CASES = [(name, kind) for name in RULES for kind in SPACES if name != TWIN or kind == "within"]
-jitted = functools.cache(functools.partial(jax.jit, static_argnames="k"))
+jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 
 
 def call(name, case, k=BATCH, seed=0):

@@ -7,9 +7,9 @@ import pytest
 
 from jarm.data.pairs import listed_space, pair_space
 from jarm.fisher import centred, chunked, fisher_weight, pair_information, pair_variance, space_information
-from jarm.testing import SPACES, information64, leverages64, list_pairs
+from jarm.testing import SPACES, information64, leverages64, list_pairs, quick_jit
 
-information = jax.jit(space_information, static_argnames="tile")
+information = quick_jit(space_information, static_argnames="tile")
 
 
 def problem(seed, kind, prompts=5, width=4, features=6, scale=1.0):
@@ -31,7 +31,7 @@ def test_information_of_a_space_is_the_sum_over_its_pairs(kind, shape, tile):
     for seed in range(4):
         phi, rewards, space = problem(seed, kind, *shape)
         pairs = list_pairs(space)
-        for given in (rewards, None):
+        for given in (rewards, None) if tile == 47 else (rewards,):
             expected = information64(phi, given, pairs)
             total, count = information(
                 jnp.asarray(phi), None if given is None else jnp.asarray(given), space, tile=tile

@@ -10,10 +10,10 @@ from scipy.stats import chisquare
 
 from jarm.data.pairs import contains, exclude, get_tile, listed_space, pair_count, pair_space, sample_pairs, subset
 from jarm.data.pairs import tile_count as count_tiles
-from jarm.testing import list_pairs
+from jarm.testing import list_pairs, quick_jit
 
 KINDS = ("within", "cross", "all")
-draw = jax.jit(sample_pairs, static_argnames="k")
+draw = quick_jit(sample_pairs, static_argnames="k")
 K = 25  # more than some of the random spaces below hold, fewer than others
 
 
@@ -31,7 +31,7 @@ def random_space(kind, prompts, width, seed, capacity=12):
     return pair_space(kind, width, jnp.asarray(eligible), jnp.asarray(excluded, jnp.int32))
 
 
-@functools.partial(jax.jit, static_argnames="tile")
+@functools.partial(quick_jit, static_argnames="tile")
 def times_seen(space, *, tile):
     """How often each ordered pair is unmasked over all tiles, [N, N]."""
     size = space.eligible.shape[0]
@@ -46,7 +46,7 @@ def times_seen(space, *, tile):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize(("prompts", "width", "tile"), [(5, 4, 1 << 19), (5, 4, 37), (7, 3, 1), (1, 6, 20)])
+@pytest.mark.parametrize(("prompts", "width", "tile"), [(5, 4, 1 << 19), (5, 4, 37), (7, 3, 1)])
 def test_tiles_hold_each_pair_once_and_no_other(kind, prompts, width, tile):
     for seed in range(8):
         space = random_space(kind, prompts, width, seed)
@@ -131,7 +131,7 @@ def test_draws_are_uniform(kind):
     place = np.full((12, 12), -1)
     place[tuple(offered.T)] = np.arange(len(offered))
     keys = jax.random.split(jax.random.key(7), 4000)
-    drawn, valid = jax.jit(jax.vmap(lambda key: sample_pairs(key, space, 3)))(keys)
+    drawn, valid = quick_jit(jax.vmap(lambda key: sample_pairs(key, space, 3)))(keys)
     assert valid.all()
     where = place[drawn[..., 0], drawn[..., 1]]
     for draws in (where[:, 0], where[:, 2], where.reshape(-1)):
@@ -150,7 +150,7 @@ def test_a_subset_is_a_list_of_distinct_pairs():
     sizes = set()
     for seed in range(4):
         space = random_space("within", 5, 4, seed)
-        part = jax.jit(subset, static_argnames="count")(jax.random.key(0), space, count=K)
+        part = quick_jit(subset, static_argnames="count")(jax.random.key(0), space, count=K)
         assert part.kind == "listed"
         assert part.pairs.shape == (K, 2)
         listed, offered = list_pairs(part), list_pairs(space)

@@ -1,6 +1,5 @@
 import functools
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -21,23 +20,24 @@ from jarm.testing import (
     leverages64,
     list_pairs,
     log_det64,
+    quick_jit,
 )
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 8
 SIZE = PROMPTS * WIDTH
-greedy = jax.jit(greedy_log_det, static_argnames=("k", "shortlist", "tile"))
+greedy = quick_jit(greedy_log_det, static_argnames=("k", "shortlist", "tile"))
 
 
 def leverage(margin, distance):
     return fisher_weight(margin) * distance
 
 
-@functools.partial(jax.jit, static_argnames=("k", "tile"))
+@functools.partial(quick_jit, static_argnames=("k", "tile"))
 def best_leverages(rewards, features, space, metric, *, k, tile=1 << 19):
     return top_pairs(leverage, rewards, features, space, k, whiten=inverse_factor(metric)[0], tile=tile)
 
 
-@functools.partial(jax.jit, static_argnames=("k", "tile"))
+@functools.partial(quick_jit, static_argnames=("k", "tile"))
 def closest(rewards, space, *, k, tile=1 << 19):
     return top_pairs(lambda margin, _: -jnp.abs(margin), rewards, None, space, k, tile=tile)
 
@@ -54,7 +54,7 @@ def problem(rng, kind, *, alive=0.85):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize(("k", "tile"), [(6, 1 << 19), (30, 5), (200, 37)])
+@pytest.mark.parametrize(("k", "tile"), [(6, 1 << 19), (200, 37)])
 def test_top_pairs_are_those_of_a_full_sort(kind, k, tile):
     """Chunked equals whole, for tiles that do not divide, for k above the tile, and for k above the space."""
     for seed in range(4):
@@ -74,7 +74,7 @@ def test_top_pairs_are_those_of_a_full_sort(kind, k, tile):
 
 
 @pytest.mark.parametrize("kind", SPACES)
-@pytest.mark.parametrize("tile", [1 << 19, 37])
+@pytest.mark.parametrize("tile", [37])
 def test_equal_scores_come_in_the_order_of_the_space(kind, tile):
     _, _, space = problem(np.random.default_rng(0), kind)
     best = closest(jnp.full(SIZE, 3.0), space, k=9, tile=tile)
