@@ -16,9 +16,13 @@ CHECKED = [
 ]
 install_import_hook(CHECKED, "beartype.beartype")
 
+import hypothesis
 import jax
 import pytest
 
+# The gate draws the same examples every time; a search for new ones is a run with `--hypothesis-profile default`.
+hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
+hypothesis.settings.load_profile("gate")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
 
