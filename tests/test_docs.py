@@ -41,7 +41,10 @@ def test_ci_runs_the_readme_command():
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
-@pytest.mark.parametrize("name", ["README.md", "CONTRIBUTING.md", "docs/data.md", "experiments/README.md", "benchmarks/README.md"])
+PAGES = ["README.md", "CONTRIBUTING.md", "docs/data.md", "experiments/README.md", "benchmarks/README.md"]
+
+
+@pytest.mark.parametrize("name", PAGES)
 def test_links_lead_somewhere(name):
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
