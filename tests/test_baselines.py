@@ -86,7 +86,8 @@ def allocate(megabytes):
 
 
 def test_growth_of_resident_memory():
-    assert 50e6 < timing.resident_growth(allocate, 50) < 70e6
+    # A busy system may reclaim pages of the child while it is measured: one of three undisturbed looks is enough.
+    assert any(50e6 < timing.resident_growth(allocate, 50) < 70e6 for _ in range(3))
 
 
 @pytest.fixture
