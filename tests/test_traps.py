@@ -54,7 +54,7 @@ def test_trap_3_jitter_scales_and_indefinite_is_a_status():
 
 @pytest.mark.parametrize("name", ["random", "entropy", "pa_dopt", "greedy_dopt"])
 def test_trap_6_no_pair_twice_no_labelled_pair_no_mirror_no_self(name):
-    """All rules are held to this in test_conformance. Here the list offers every pair three times, mirrored, with self-pairs, and what is labelled has been excluded."""
+    """A list with every pair three times, mirrored, beside itself, and what is labelled; conformance has all rules."""
     case = make_case("listed")
     labelled = {(0, 1), (4, 7), (3, 22)}
     every = np.array([(i, j) for i in range(0, 24, 3) for j in range(0, 24, 4)] * 3)
