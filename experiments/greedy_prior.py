@@ -7,16 +7,19 @@ Claim     A default (c, rho) exists whose paired 95 % lower bound against the re
 Command   python experiments/greedy_prior.py --out out/greedy_prior
           python experiments/greedy_prior.py --data alpaca_eval_200x20.parquet \
               --embeddings alpaca_eval_200x20_minilm_mean.npy --target golden_logit --out out/greedy_prior_real
-Hardware  2 CPU cores; about 4 minutes, and 15 on the real data.
+Hardware  2 CPU cores; about 10 minutes, and 20 on the real data.
 Expected  `experiments/README.md` has the table.
 
-All priors of a kind of pairs share one compiled program: c and rho are traced.
+A grid of priors on some seeds shows the landscape; finalists, named before their runs, and the rules they are held
+against get all seeds. All priors of a kind of pairs share one compiled program: c and rho are traced. `blind` is greedy
+selection that forgets the labels bought so far.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import pathlib
 import sys
@@ -25,12 +28,14 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from jarm import CompareConfig, HParams, JarmError, evaluate, load, make_hparams, make_pool
+from jarm import Benchmark, CompareConfig, HParams, JarmError, evaluate, load, make_hparams, make_pool
 from jarm.compare import Runner, default_jobs, side_by_side
 from jarm.records import provenance, replace_text
 from jarm.statistics import paired_difference
 
-PRIORS = ((0.1, 1.0), (1.0, 1.0), (0.1, 0.0))
+GRID = [*itertools.product((0.01, 0.1, 1.0), (0.0, 0.5, 1.0)), (10.0, 0.0), (10.0, 1.0), (0.001, 1.0)]
+FINALISTS = [(0.1, 1.0), (1.0, 1.0), (0.1, 0.0)]
+BLIND = [(0.1, 1.0), (1.0, 1.0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,7 +47,8 @@ class Config:
       embeddings: as in `jarm compare`.
       target: as in `jarm compare`.
       out: folder of `within.json` and `cross.json`, one entry a run, written as they finish.
-      seeds: seeds of each prior.
+      seeds: seeds of random, of the released rule and of the finalists.
+      grid_seeds: seeds of the other priors.
     """
 
     data: str = "synthetic"
@@ -50,32 +56,37 @@ class Config:
     target: str | None = None
     out: pathlib.Path = pathlib.Path("out/greedy_prior")
     seeds: int = 30
+    grid_seeds: int = 12
 
 
 def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
     benchmark = load(config.data, embeddings=config.embeddings, target=config.target)
-    tables = {pairs: _curves(config, benchmark, pairs) for pairs in ("within", "cross")}
-    for pairs, curves in tables.items():
-        print(f"\n{pairs}: mean Spearman over rounds; differences with 95 % intervals over {config.seeds} paired seeds")
+    for pairs in ("within", "cross"):
+        curves = _curves(config, benchmark, pairs)
+        print(f"\n{pairs}: mean Spearman over rounds; differences over paired seeds, with 95 % intervals")
         for name, values in curves.items():
-            against = [paired_difference(values, curves[base]) for base in ("dopt", "random")]
+            seeds = len(values)
+            against = [paired_difference(values, curves[base][:seeds]) for base in ("dopt", "random")]
             shown = "  ".join(f"{d.mean:+.3f} ({d.low:+.3f} to {d.high:+.3f})" for d in against)
-            print(f"{name:28s} {values.mean():.3f}  against dopt, random: {shown}")
+            print(f"{name:34s} {seeds:3d} seeds  {values.mean():.3f}  against dopt, random: {shown}", flush=True)
 
 
-def _curves(config: Config, benchmark, pairs: str) -> dict[str, np.ndarray]:
-    """Mean Spearman after the bought batches, by arm, `[seeds]` each."""
-    options = CompareConfig(rules="random,dopt,greedy_dopt", pairs=pairs)
+def _curves(config: Config, benchmark: Benchmark, pairs: str) -> dict[str, np.ndarray]:
+    """Mean Spearman after the bought batches, by arm, one value a seed."""
+    options = CompareConfig(rules="random,dopt,greedy_dopt,greedy_dopt_blind", pairs=pairs)
     loop = options.loop()
     pool, scale = make_pool(benchmark.train, loop.annotator)
     hparams = make_hparams(loop, benchmark.train, scale)
     runner, head = Runner(loop, hparams, pool), loop.head.head()
     judge = functools.partial(evaluate, head, noise=float(hparams.noise), scale=scale)
-    arms = {"random": ("random", hparams), "dopt": ("dopt", hparams)}
-    for c, rho in PRIORS:
-        prior = make_hparams(loop, benchmark.train, scale, HParams(prior=c, prior_mix=rho))
-        arms[f"greedy_dopt c={c:g} rho={rho:g}"] = ("greedy_dopt", prior)
+    arms = {"random": ("random", hparams, config.seeds), "dopt": ("dopt", hparams, config.seeds)}
+    for rule, priors in (("greedy_dopt", GRID), ("greedy_dopt_blind", BLIND)):
+        for c, rho in priors:
+            prior = make_hparams(loop, benchmark.train, scale, HParams(prior=c, prior_mix=rho))
+            final = rule == "greedy_dopt" and (c, rho) in FINALISTS
+            seeds = config.seeds if final else min(config.seeds, config.grid_seeds)
+            arms[f"{rule} c={c:g} rho={rho:g}"] = (rule, prior, seeds)
 
     path = config.out / f"{pairs}.json"
     settings = {name: getattr(config, name) for name in ("data", "embeddings", "target")} | {"loop": str(loop)}
@@ -85,15 +96,20 @@ def _curves(config: Config, benchmark, pairs: str) -> dict[str, np.ndarray]:
     done = there["runs"]
 
     def one(arm: str, seed: int) -> tuple[str, list[float]]:
-        rule, hparams = arms[arm]
+        rule, hparams, _ = arms[arm]
         result = runner(rule, seed, hparams)
         return f"{arm}, seed {seed}", judge(result.params, benchmark.test)["spearman"].tolist()
 
-    calls = [(arm, seed) for seed in range(config.seeds) for arm in arms if f"{arm}, seed {seed}" not in done]
+    most = max(config.seeds, config.grid_seeds)
+    calls = [(arm, seed) for seed in range(most) for arm, (*_, seeds) in arms.items() if seed < seeds]
+    calls = [(arm, seed) for arm, seed in calls if f"{arm}, seed {seed}" not in done]
     for name, curve in tqdm(side_by_side(one, calls, default_jobs()), total=len(calls), desc=pairs, unit="run"):
         done[name] = curve
         replace_text(path, json.dumps({"settings": settings | provenance(), "runs": done}) + "\n")
-    return {arm: np.array([np.mean(done[f"{arm}, seed {s}"][1:]) for s in range(config.seeds)]) for arm in arms}
+    return {
+        arm: np.array([np.mean(done[f"{arm}, seed {seed}"][1:]) for seed in range(seeds)])
+        for arm, (*_, seeds) in arms.items()
+    }
 
 
 if __name__ == "__main__":
