@@ -194,8 +194,8 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
     from jarm.data.synthetic import SyntheticConfig, synthetic
     from jarm.fit import FitConfig, make_fit
     from jarm.heads import mlp_head
-    from jarm.loop import make_pool
     from jarm.metrics import evaluate
+    from jarm.pool import make_pool
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     head = mlp_head()

@@ -50,8 +50,8 @@ def main() -> None:
     from jarm.data.pairs import pair_space, sample_pairs
     from jarm.fit import FitConfig, make_fit
     from jarm.heads import HeadConfig
-    from jarm.loop import make_pool
     from jarm.metrics import evaluate, reference_lines
+    from jarm.pool import make_pool
 
     table = {"embeddings": options.embeddings, "target": options.target} if options.embeddings else {}
     train, test = load(options.data, **table)

@@ -32,8 +32,9 @@ def main() -> None:
     from benchmarks import torch_loop
     from jarm.compare import RULES, CompareConfig
     from jarm.data.datasets import load
-    from jarm.loop import make_hparams, make_loop, make_pool
+    from jarm.loop import make_hparams, make_loop
     from jarm.metrics import evaluate
+    from jarm.pool import make_pool
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     config = CompareConfig(rules=options.rules or RULES)

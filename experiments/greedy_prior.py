@@ -29,8 +29,8 @@ import tyro
 from tqdm import tqdm
 
 from jarm import Benchmark, CompareConfig, HParams, JarmError, evaluate, load, make_hparams, make_pool
-from jarm.compare import Runner, default_jobs, side_by_side
 from jarm.records import provenance, replace_text
+from jarm.runner import Runner, default_jobs, side_by_side
 from jarm.statistics import paired_difference
 
 GRID = [*itertools.product((0.01, 0.1, 1.0), (0.0, 0.5, 1.0)), (10.0, 0.0), (10.0, 1.0), (0.001, 1.0)]
@@ -97,7 +97,9 @@ def _curves(config: Config, benchmark: Benchmark, pairs: str) -> dict[str, np.nd
 
     def one(arm: str, seed: int) -> tuple[str, list[float]]:
         rule, hparams, _ = arms[arm]
-        result = runner(rule, seed, hparams)
+        (result,) = runner(rule, seed, hparams=hparams)
+        if result.failure:
+            raise JarmError(f"{arm}, seed {seed}: {result.failure}")
         return f"{arm}, seed {seed}", judge(result.params, benchmark.test)["spearman"].tolist()
 
     most = max(config.seeds, config.grid_seeds)

@@ -26,8 +26,10 @@ from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig, linear_head, mlp_head
-from jarm.loop import Loop, LoopConfig, LoopState, Pool, RunRecord, make_hparams, make_loop, make_pool
-from jarm.metrics import best_of_n, evaluate, reference_lines, spearman
+from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_hparams, make_loop
+from jarm.metrics import evaluate, reference_lines
+from jarm.pool import Pool, make_pool
+from jarm.ranking import best_of_n, spearman
 from jarm.selection import greedy_log_det, random_pairs, top_pairs
 
 __version__ = _version("jarm")

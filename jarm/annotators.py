@@ -66,8 +66,10 @@ def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) ->
     return spread
 
 
-def solve_noise(flip_rate: float, gold: np.ndarray, mask: np.ndarray, scale: float, *, pairs: int = 20000) -> float:
-    """The noise beta at which a Bradley-Terry annotator answers random within-prompt pairs wrongly at a given rate.
+def solve_noise(
+    flip_rate: float, gold: np.ndarray, mask: np.ndarray, scale: float, *, pairs: str = "within", draws: int = 20000
+) -> float:
+    """The noise beta at which a Bradley-Terry annotator answers random pairs of a space wrongly at a given rate.
 
     The expected error, mean of sigmoid(-beta |gold difference| / scale), falls with beta, so bisection finds it.
 
@@ -75,7 +77,8 @@ def solve_noise(flip_rate: float, gold: np.ndarray, mask: np.ndarray, scale: flo
       flip_rate: the wanted rate, in (0, 0.5).
       gold, mask: `[P, R]`.
       scale: what gold differences are divided by.
-      pairs: how many random pairs stand for all; gold ties are left out.
+      pairs: kind of the pair space.
+      draws: how many random pairs stand for all; gold ties are left out.
 
     Returns:
       beta, within 1e-6 relative.
@@ -83,13 +86,17 @@ def solve_noise(flip_rate: float, gold: np.ndarray, mask: np.ndarray, scale: flo
     if not 0 < flip_rate < 0.5:
         raise JarmError(f"A flip rate of {flip_rate} cannot be reached by any temperature: give one in (0, 0.5).")
     rng = np.random.default_rng(0)
-    prompt = rng.integers(0, gold.shape[0], pairs)
-    first, second = rng.integers(0, gold.shape[1], (2, pairs))
-    real = mask[prompt, first] & mask[prompt, second]
-    gap = np.abs(gold[prompt, first].astype(np.float64) - gold[prompt, second])[real] / scale
+    prompt, other = rng.integers(0, gold.shape[0], (2, draws))
+    first, second = rng.integers(0, gold.shape[1], (2, draws))
+    if pairs == "within":
+        other = prompt
+    real = mask[prompt, first] & mask[other, second]
+    if pairs == "cross":
+        real &= prompt != other
+    gap = np.abs(gold[prompt, first].astype(np.float64) - gold[other, second])[real] / scale
     gap = gap[gap > 0]
     if gap.size == 0:
-        raise JarmError("All gold rewards of each prompt are equal: there is nothing to prefer; give another target.")
+        raise JarmError("The gold rewards of every pair are equal: there is nothing to prefer; give another target.")
 
     def error(beta: float) -> float:
         return float(np.mean(1 / (1 + np.exp(np.minimum(beta * gap, 700)))))
@@ -104,9 +111,9 @@ def solve_noise(flip_rate: float, gold: np.ndarray, mask: np.ndarray, scale: flo
 
 
 def preference(
-    config: AnnotatorConfig, noise: Float[Array, ""], gap: Float[Array, "k"], longer: Float[Array, "k"]
-) -> Float[Array, "k"]:
-    """P(first preferred), `[k]`.
+    config: AnnotatorConfig, noise: Float[Array, ""], gap: Float[Array, "*k"], longer: Float[Array, "*k"]
+) -> Float[Array, "*k"]:
+    """P(first preferred), elementwise.
 
     Args:
       config: the annotator.

@@ -56,8 +56,8 @@ _MESSAGES = {
         "run fewer rounds, or widen the space (`--pairs all`)."
     ),
     Status.SINGULAR: (
-        "An information matrix is not positive definite in float32: raise the prior (`--prior`; `--ridge` for a "
-        "linear head), or check the features for a constant or exploding direction."
+        "An information matrix is not positive definite in float32: raise the prior of the rule (`--prior`, where it "
+        "has one) or the penalty of a linear head (`--ridge`), or check the features for an exploding direction."
     ),
     Status.DIVERGED: "The fit of a reward head ended at a loss that is not finite: lower the learning rate.",
     Status.NONFINITE: (
@@ -91,6 +91,7 @@ class ResponseTable:
       rows: `[P, R]` int, the row of `store` of each response; any valid row where `mask` is false.
       mask: `[P, R]` bool, true where a response exists.
       gold: `[P, R]` float32 gold rewards (arbitrary units, larger is better), or None; 0 where `mask` is false.
+      mean, deviation: `[d]` float32, what embeddings are standardised by as they are read, or None.
       rulers: name -> `[P, R]` float32 scores that use no reward model (length, position, ...).
       provenance: what made it: names, paths, settings.
     """
@@ -99,6 +100,8 @@ class ResponseTable:
     rows: np.ndarray
     mask: np.ndarray
     gold: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    deviation: np.ndarray | None = None
     rulers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
@@ -111,6 +114,10 @@ class ResponseTable:
         """Embeddings of some prompts, `[p, R, d]` float32, zero where `mask` is false."""
         rows, mask = self.rows[prompts], self.mask[prompts]
         gathered = np.asarray(self.store[rows.reshape(-1)], dtype=np.float32).reshape(*rows.shape, -1)
+        if self.mean is not None:
+            gathered -= self.mean
+        if self.deviation is not None:
+            gathered /= self.deviation
         return gathered if mask.all() else np.where(mask[..., None], gathered, np.float32(0))
 
     def take(self, prompts: np.ndarray) -> ResponseTable:
@@ -213,6 +220,7 @@ class HParams:
       learning_rate: step size of Adam.
       weight_decay: decoupled weight decay of Adam: a step shrinks the weights by learning_rate * weight_decay.
       ridge: L2 penalty of a linear head, in units of one label's negative log-likelihood per squared weight.
+      label_smoothing: share by which labels are drawn towards 1/2 in training.
       noise: beta of the annotator: P(first preferred) = sigmoid(beta * gold difference / scale).
       prior: c of the greedy prior (see `jarm.acquisition.optimal_design`).
       prior_mix: rho of the greedy prior: 0 a ridge, 1 the shape of the pool's information.
@@ -221,6 +229,7 @@ class HParams:
     learning_rate: Float[Array, ""] | float = 1e-3
     weight_decay: Float[Array, ""] | float = 10.0
     ridge: Float[Array, ""] | float = 1.0
+    label_smoothing: Float[Array, ""] | float = 0.0
     noise: Float[Array, ""] | float = 2.0
     prior: Float[Array, ""] | float = 0.1
     prior_mix: Float[Array, ""] | float = 1.0
@@ -251,7 +260,7 @@ class FitInfo(NamedTuple):
     """What a fit reports of each member.
 
     Attributes:
-      train_nll, valid_nll: `[K]` mean negative log-likelihood in nats of the labels trained on and held out.
+      train_nll, valid_nll: `[K]` mean loss, in nats, of the labels trained on and of those held out.
       steps: `[K]` int32 optimiser steps taken.
       status: scalar int32 `Status`.
     """

@@ -14,6 +14,7 @@ def batch_report(
     pairs: Int[Array, "B 2"],
     valid: Bool[Array, "B"],
     fisher_weight: Float[Array, "B"],
+    variance: Float[Array, "B"],
     gold_gap: Float[Array, "B"],
     *,
     width: int,
@@ -24,13 +25,15 @@ def batch_report(
     With z the embedding differences of its pairs and s the mean squared difference of a pair of the pool:
     `diversity_log_det = log det(I + Z Z^T / s)`, in nats; `diversity_distance`: mean over two pairs of
     `min(|z - z'|, |z + z'|) / sqrt(s)`, as a pair and its mirror image are one. Then `distinct_responses` and
-    `distinct_prompts`, `mean_fisher_weight` p (1 - p), and `mean_gold_gap`. All are 0 for an empty batch.
+    `distinct_prompts`, `mean_fisher_weight` p (1 - p), `mean_member_variance`, and `mean_gold_gap`. All are 0 for an
+    empty batch.
 
     Args:
       first, second: `[B, d]` embeddings of the pairs' responses.
       pairs: `[B, 2]` int32 indices of the responses; n belongs to prompt n // width.
       valid: `[B]`, false where nothing was bought.
-      fisher_weight: `[B]` under the head that chose the pair.
+      fisher_weight: `[B]` under the ensemble that chose the pair.
+      variance: `[B]` of the pair's reward difference over the members of that ensemble.
       gold_gap: `[B]` gold difference, any sign, in the caller's unit.
       width: R, padding included.
       scale: s.
@@ -61,5 +64,6 @@ def batch_report(
         "distinct_responses": distinct(ends, real),
         "distinct_prompts": distinct(ends // width, real),
         "mean_fisher_weight": mean(fisher_weight),
+        "mean_member_variance": mean(variance),
         "mean_gold_gap": mean(jnp.abs(gold_gap)),
     }

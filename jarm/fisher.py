@@ -126,9 +126,9 @@ def chunked(pairs: Int[Array, "M 2"], chunk: int, fill: int) -> Int[Array, "c m 
 
 
 def pair_variance(rewards: Float[Array, "K N"], pairs: Int[Array, "M 2"]) -> Float[Array, "M"]:
-    """Variance over an ensemble of the *difference* of two rewards, `[M]` (unbiased, K - 1).
+    """Variance over an ensemble of the *difference* of two rewards, `[M]` (unbiased, K - 1; 0 for a single member).
 
     Never the sum of two marginal variances: what the members are unsure of about both responses alike cancels.
     """
     difference = rewards[:, pairs[:, 0]] - rewards[:, pairs[:, 1]]
-    return difference.var(axis=0, ddof=1)
+    return difference.var(axis=0, ddof=min(1, len(rewards) - 1))

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
 from jarm.base import Fit, FitInfo, HParams, JarmError, Labelled, RewardHead, Status
-from jarm.losses import bradley_terry
+from jarm.losses import bradley_terry, classification, smooth
 from jarm.newton import newton
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
@@ -27,12 +27,15 @@ class FitConfig:
 
     An MLP is stopped early. Heads train side by side, each without its own part of the labelled pairs, until the mean
     loss of all that they hold out stops falling. With one fold these heads are the members, as they were at the best
-    look. With more they only find the number of steps, which fresh members then take on all pairs: 50 labels are too
-    few to stop on a fifth of them, and two halves serve almost as well as knowing the answer (`benchmarks/README.md`).
+    look. With more they only find the number of steps, which fresh members then take on all pairs. For a single head
+    `folds=2, holdout=0.5` is better than the default, since 50 labels are too few to stop on a fifth of them, and two
+    halves serve almost as well as knowing the answer (`benchmarks/README.md`).
 
     Attributes:
+      loss: `bradley_terry` of pairs, or `classification` of each response by itself.
       members: K, heads in the ensemble.
-      ensemble: how members differ: `init` (keys of their own) or `bootstrap` (and Poisson(1) weights of the pairs).
+      ensemble: how members differ: `init` (keys of their own), `bootstrap` (and Poisson(1) weights of the pairs), or
+        `auto`: the former, but the latter for linear heads, whose fit has one answer.
       steps: most steps of Adam.
       holdout: share of the labelled pairs in a part, rounded to one in a whole number; 0 takes all `steps`.
       folds: number of parts held out to find the number of steps; or 1: member k holds out part k, and is kept.
@@ -43,11 +46,12 @@ class FitConfig:
       batching: heads by `vmap`, one by one by `map`, or `auto`: as measured to be faster on the backend.
     """
 
-    members: int = 1
-    ensemble: str = "init"
+    loss: str = "bradley_terry"
+    members: int = 4
+    ensemble: str = "auto"
     steps: int = 1000
-    holdout: float = 0.5
-    folds: int = 2
+    holdout: float = 0.2
+    folds: int = 1
     check_every: int = 5
     patience: int = 5
     batch_size: int | None = None
@@ -55,7 +59,12 @@ class FitConfig:
     batching: str = "auto"
 
     def __post_init__(self) -> None:
-        for name, allowed in (("ensemble", ("init", "bootstrap")), ("batching", ("auto", "vmap", "map"))):
+        choices = {
+            "loss": ("bradley_terry", "classification"),
+            "ensemble": ("auto", "init", "bootstrap"),
+            "batching": ("auto", "vmap", "map"),
+        }
+        for name, allowed in choices.items():
             if getattr(self, name) not in allowed:
                 raise JarmError(f"FitConfig.{name} is '{getattr(self, name)}': choose one of {', '.join(allowed)}.")
         for name in ("members", "steps", "folds", "check_every", "patience", "newton_steps"):
@@ -85,9 +94,9 @@ class _Pairs(NamedTuple):
     label: Float[Array, "L"]
     weight: Float[Array, "L"]
 
-    def nll(self, rewards: Float[Array, "U"]) -> Float[Array, ""]:
+    def mean_loss(self, kind: str, rewards: Float[Array, "U"]) -> Float[Array, ""]:
         """Weighted mean loss, given the rewards of the rows."""
-        return _mean(bradley_terry(rewards[self.first] - rewards[self.second], self.label), self.weight)
+        return _mean(_loss(kind, rewards[self.first], rewards[self.second], self.label), self.weight)
 
     def take(self, at: Int[Array, "B"]) -> _Task:
         """Some of the pairs, on the responses at their ends."""
@@ -121,6 +130,11 @@ class _Task(NamedTuple):
         return self if self.ids is None else self._replace(ids=self.ids[..., :size])
 
 
+def _loss(kind: str, first: Float[Array, "*l"], second: Float[Array, "*l"], label: Float[Array, "*l"]) -> Array:
+    """Elementwise loss of pairs, given the rewards of their ends."""
+    return classification(first, second, label) if kind == "classification" else bradley_terry(first - second, label)
+
+
 def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, ""]:
     """Weighted mean; 0 where nothing weighs anything."""
     return jnp.vdot(losses, weight) / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
@@ -129,9 +143,9 @@ def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, 
 def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     """Make the function that fits `config.members` heads to labelled pairs.
 
-    It minimises the weighted mean of `bradley_terry(r_first - r_second, label)` early-stopped, with decoupled weight
-    decay; or, for a linear head, the weighted sum with `ridge / 2 |w|^2` added, exactly. `FitInfo.valid_nll` is the
-    held-out loss at the number of steps taken, the leave-one-out loss of a linear head, or NaN if nothing is held out.
+    It minimises the weighted mean loss of the pairs early-stopped, with decoupled weight decay; or, for a linear head,
+    the weighted sum with `ridge / 2 |w|^2` added, exactly. `FitInfo.valid_nll` is the held-out loss at the number of
+    steps taken, the leave-one-out loss of a linear head, or NaN if nothing is held out.
 
     Args:
       head: the head to fit.
@@ -146,6 +160,8 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     """
     if head.linear and config.members > 1 and config.ensemble == "init":
         raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
+    linear_ensemble = head.linear and config.members > 1
+    bootstrap = config.ensemble == "bootstrap" or (config.ensemble == "auto" and linear_ensemble)
     in_turn = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
     members = config.members
     fit_all = _newton if head.linear else _early_stopped
@@ -160,12 +176,12 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     ) -> tuple[Params, FitInfo]:
         hparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
         weight = jnp.where(labelled.mask, labelled.weight, 0.0)
-        pairs = _Pairs(labelled.first, labelled.second, labelled.label, weight)
+        pairs = _Pairs(labelled.first, labelled.second, smooth(labelled.label, hparams.label_smoothing), weight)
         key_start, key_weight, key_fit = jax.random.split(key, 3)
         if warm is None:
             warm = jax.vmap(lambda key: head.init(key, embeddings.shape[1]))(jax.random.split(key_start, members))
         weights = jnp.tile(weight, (members, 1))
-        if config.ensemble == "bootstrap":
+        if bootstrap:
             weights *= jax.random.poisson(key_weight, 1.0, weights.shape).astype(jnp.float32)
         params, info = fit_all(head, config, in_turn, key_fit, hparams, warm, embeddings, pairs, weights)
         return params, info._replace(status=info.status.max())
@@ -190,17 +206,22 @@ def _newton(
 ) -> tuple[Params, FitInfo]:
     """Linear members, exactly."""
     del key
-    x = embeddings[pairs.first] - embeddings[pairs.second]
+    x, label, ends = embeddings[pairs.first] - embeddings[pairs.second], pairs.label, 1
+    if config.loss == "classification":  # each response against nothing, with the label of its place
+        x = jnp.concatenate([embeddings[pairs.first], embeddings[pairs.second]])
+        label, ends = jnp.concatenate([label, 1 - label]), 2
 
     def one(xs: tuple[Params, Float[Array, "L"]]) -> tuple[Params, FitInfo]:
-        start, weight = xs
+        start, weight = xs[0], jnp.tile(xs[1], ends)
         ridge, (_, unravel) = jnp.asarray(hparams.ridge), jax.flatten_util.ravel_pytree(start)
-        found = newton(x, pairs.label, weight, ridge, head.weights(start), steps=config.newton_steps)
-        train_nll = _mean(bradley_terry(found.margin, pairs.label), weight)
-        valid_nll = _mean(bradley_terry(found.margin_left_out, pairs.label), pairs.weight)
+        found = newton(x, label, weight, ridge, head.weights(start), steps=config.newton_steps)
+        train_nll = ends * _mean(bradley_terry(found.margin, label), weight)
+        valid_nll = ends * _mean(bradley_terry(found.margin_left_out, label), jnp.tile(pairs.weight, ends))
         return unravel(found.weights), FitInfo(train_nll, valid_nll, found.steps, found.status)
 
-    return _over(in_turn, one, (starts, weights))
+    # Hessians at the precision of their type: on some accelerators a plain product has a third of its digits.
+    with jax.default_matmul_precision("highest"):
+        return _over(in_turn, one, (starts, weights))
 
 
 _Descent: TypeAlias = tuple[Float[Array, "W"], optax.OptState]
@@ -236,7 +257,7 @@ def _make_descend(
         return flip(unravel(descent[0]))
 
     def loss(vector: Float[Array, "W"], pairs: _Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
-        return pairs.nll(head.rewards(flip(unravel(vector)), rows))
+        return pairs.mean_loss(config.loss, head.rewards(flip(unravel(vector)), rows))
 
     def minibatch(key: PRNGKey, pairs: _Pairs, size: int) -> _Task:
         total = jnp.cumsum(pairs.weight)
@@ -390,7 +411,7 @@ def _early_stopped(
         params = _smallest(own_rows, finish, (room, used))
 
     def train_nll(xs: tuple[Params, Float[Array, "L"]]) -> Float[Array, ""]:
-        return _chunked_nll(head, xs[0], embeddings, pairs._replace(weight=xs[1]))
+        return _chunked_loss(config.loss, head, xs[0], embeddings, pairs._replace(weight=xs[1]))
 
     losses = _over(in_turn, train_nll, (params, seen))
     ok = finite & jnp.isfinite(losses)
@@ -411,11 +432,13 @@ def _smallest(may: bool, f: Callable[..., Any], *needs: tuple[int, Int[Array, ""
     return jax.lax.switch(jnp.argmax(enough.all(axis=1)), [functools.partial(f, *size) for size in sizes])
 
 
-def _chunked_nll(head: RewardHead, params: Params, embeddings: Float[Array, "N d"], pairs: _Pairs) -> Float[Array, ""]:
+def _chunked_loss(
+    kind: str, head: RewardHead, params: Params, embeddings: Float[Array, "N d"], pairs: _Pairs
+) -> Float[Array, ""]:
     """Weighted mean loss of pairs, looked up a few at a time."""
 
     def one(pair: _Pairs) -> Float[Array, ""]:
-        margin = head.rewards(params, embeddings[pair.first]) - head.rewards(params, embeddings[pair.second])
-        return bradley_terry(margin, pair.label)
+        first, second = (head.rewards(params, embeddings[end]) for end in (pair.first, pair.second))
+        return _loss(kind, first, second, pair.label)
 
     return _mean(jax.lax.map(one, pairs, batch_size=256), pairs.weight)

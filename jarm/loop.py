@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jarm.acquisition.registry import get_rule
-from jarm.annotators import AnnotatorConfig, annotate, reward_scale, solve_noise
+from jarm.annotators import AnnotatorConfig, annotate, solve_noise
 from jarm.base import (
     Belief,
     FitInfo,
@@ -31,10 +31,11 @@ from jarm.base import (
 )
 from jarm.batch import batch_report
 from jarm.data.pairs import KINDS, pair_space, sample_pairs, subset
-from jarm.fisher import fisher_weight, pair_information
+from jarm.fisher import fisher_weight, pair_information, pair_variance
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig
 from jarm.linalg import worst
+from jarm.pool import Pool
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
 
@@ -65,7 +66,7 @@ class LoopConfig:
     prompts: int | None = None
     pool: int | None = None
     head: HeadConfig = HeadConfig()
-    fit: FitConfig = FitConfig(members=4, folds=1, holdout=0.2)
+    fit: FitConfig = FitConfig()
     annotator: AnnotatorConfig = AnnotatorConfig()
     warm_start: bool = False
 
@@ -85,25 +86,6 @@ class LoopConfig:
     def budget(self) -> int:
         """Labels bought in all, the initial ones included."""
         return self.initial + self.rounds * self.batch
-
-
-@record
-class Pool:
-    """A training table on the device, as `run` reads it.
-
-    Attributes:
-      embeddings: `[P, R, d]` float32.
-      mask: `[P, R]` bool.
-      gold: `[P, R]` gold rewards divided by the annotator's scale; zeros where people will answer.
-      lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
-      spread: mean squared distance of the embeddings of two responses of a pair: the unit of batch diversity.
-    """
-
-    embeddings: Float[Array, "P R d"]
-    mask: Bool[Array, "P R"]
-    gold: Float[Array, "P R"]
-    lengths: Float[Array, "P R"]
-    spread: Float[Array, ""]
 
 
 @record
@@ -169,53 +151,13 @@ class Loop(NamedTuple):
     run: Callable[..., tuple[LoopState, RunRecord]]
 
 
-def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig()) -> tuple[Pool, float]:
-    """Put a training table on the device.
-
-    Args:
-      table: with gold rewards, unless people will answer.
-      annotator: whose scale gold rewards are divided by.
-
-    Returns:
-      The pool, and the scale.
-
-    Raises:
-      JarmError: the length bias of the annotator needs lengths that the table does not have.
-    """
-    embeddings = table.embeddings()
-    gold = np.zeros(table.mask.shape, np.float32)
-    scale = 1.0
-    if table.gold is not None:
-        scale = reward_scale(annotator, table.gold, table.mask)
-        gold = np.where(table.mask, table.gold / scale, 0).astype(np.float32)
-    lengths = np.zeros(table.mask.shape, np.float32)
-    if "length" in table.rulers:
-        length = np.asarray(table.rulers["length"], np.float64)
-        deviation = np.std(length[table.mask])
-        lengths = np.where(table.mask, (length - length[table.mask].mean()) / (deviation or 1), 0).astype(np.float32)
-    elif annotator.length_bias:
-        raise JarmError("The table knows no response lengths, so there can be no length bias: leave it at 0.")
-    # E |a - b|^2 of two random responses is twice the total variance. A prompt at a time: float64 copies are large.
-    prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
-    mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
-    spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
-    pool = Pool(
-        embeddings=jnp.asarray(embeddings),
-        mask=jnp.asarray(table.mask),
-        gold=jnp.asarray(gold),
-        lengths=jnp.asarray(lengths),
-        spread=jnp.float32(spread or 1),
-    )
-    return pool, scale
-
-
 def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams: HParams = HParams()) -> HParams:
     """HParams as float32 arrays, with the noise solved for where the annotator has a flip rate; -1 if it is perfect."""
     wanted = config.annotator.flip_rate
     if config.annotator.kind == "perfect":
         hparams = dataclasses.replace(hparams, noise=-1.0)
     if config.annotator.kind == "bradley_terry" and wanted is not None and table.gold is not None:
-        noise = solve_noise(wanted, table.gold, table.mask, scale) if wanted > 0 else -1.0
+        noise = solve_noise(wanted, table.gold, table.mask, scale, pairs=config.pairs) if wanted > 0 else -1.0
         hparams = dataclasses.replace(hparams, noise=noise)
     for field in dataclasses.fields(hparams):
         if np.isnan(np.asarray(getattr(hparams, field.name))).any():
@@ -344,17 +286,20 @@ def make_loop(config: LoopConfig) -> Loop:
 
     def choose(
         hparams: HParams, state: LoopState, pool: Pool, rule: int | Array
-    ) -> tuple[Selection, Float[Array, "B"]]:
-        """The next batch in global indices, and the Fisher weights of its pairs."""
+    ) -> tuple[Selection, Float[Array, "B"], Float[Array, "B"]]:
+        """The next batch in global indices; of its pairs, the Fisher weights and the variances over the ensemble."""
         key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
         prompts, space = candidates(key_space, state, pool)
-        belief = believe(state, pool, prompts)
+        # On some accelerators a plain product has a third of the digits of its type, too few for differences.
+        with jax.default_matmul_precision("highest"):
+            belief = believe(state, pool, prompts)
         chosen = pick(rule, key_rule, belief, space, hparams)
         width = pool.mask.shape[1]
         weight = fisher_weight(belief.rewards[chosen.pairs[:, 0]] - belief.rewards[chosen.pairs[:, 1]])
+        variance = pair_variance(belief.member_rewards, chosen.pairs)
         pairs = jnp.sort(prompts[chosen.pairs // width] * width + chosen.pairs % width, axis=1)
         pairs = jnp.where(chosen.valid[:, None], pairs, 0)
-        return dataclasses.replace(chosen, pairs=pairs), weight
+        return dataclasses.replace(chosen, pairs=pairs), weight, variance
 
     def select(hparams: HParams, state: LoopState, pool: Pool, rule: int | Array = 0) -> Selection:
         return choose(hparams, state, pool, rule)[0]
@@ -398,7 +343,7 @@ def make_loop(config: LoopConfig) -> Loop:
             labels, wrong = annotate(key_annotator, config.annotator, noise, selection.pairs, gold, lengths)
             return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
 
-        def report(selection: Selection, weight: Float[Array, "B"]) -> dict[str, Array]:
+        def report(selection: Selection, weight: Float[Array, "B"], variance: Float[Array, "B"]) -> dict[str, Array]:
             first, second = selection.pairs.T
             return batch_report(
                 flat[first],
@@ -406,6 +351,7 @@ def make_loop(config: LoopConfig) -> Loop:
                 selection.pairs,
                 selection.valid,
                 weight,
+                variance,
                 jnp.abs(gold[first] - gold[second]),
                 width=pool.mask.shape[1],
                 scale=pool.spread,
@@ -422,10 +368,9 @@ def make_loop(config: LoopConfig) -> Loop:
                 valid=jnp.zeros(config.batch, bool),
                 status=jnp.int32(Status.OK),
             )
-            selection, weight = jax.lax.cond(
-                last,
-                lambda: (nothing, jnp.zeros(config.batch, jnp.float32)),
-                lambda: choose(hparams, state, pool, rule),
+            none = jnp.zeros(config.batch, jnp.float32)
+            selection, weight, variance = jax.lax.cond(
+                last, lambda: (nothing, none, none), lambda: choose(hparams, state, pool, rule)
             )
             record = RunRecord(
                 labels=state.labelled.mask.sum(dtype=jnp.int32),
@@ -433,7 +378,7 @@ def make_loop(config: LoopConfig) -> Loop:
                 params=state.params,
                 fit=info,
                 selection=selection,
-                batch=report(selection, weight),
+                batch=report(selection, weight, variance),
                 status=worst(state.status, selection.status),
             )
             state, more = answer(state, selection)

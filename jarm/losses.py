@@ -15,22 +15,18 @@ def smooth(label: Float[Array, "*batch"], amount: Array | float) -> Float[Array,
     return (1.0 - amount) * label + 0.5 * amount
 
 
-def bradley_terry(
-    margin: Float[Array, "*batch"], label: Float[Array, "*batch"], *, offset: Array | float = 0.0
-) -> Float[Array, "*batch"]:
-    """Negative log-likelihood: `label softplus(-m) + (1 - label) softplus(m)`, `m = margin - offset`.
+def bradley_terry(margin: Float[Array, "*batch"], label: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """Negative log-likelihood: `label softplus(-m) + (1 - label) softplus(m)`, m the margin.
 
     Value and gradient, `sigmoid(m) - label`, keep their relative precision on both sides, however large the margin.
 
     Args:
       margin: `r_first - r_second`, in logits.
       label: probability in [0, 1] that the first response is preferred; may be soft.
-      offset: how much the first response must lead by for even odds; for a pair known to be `s` apart, `s`.
 
     Returns:
       The loss, elementwise, in nats.
     """
-    margin = margin - offset
     return label * jax.nn.softplus(-margin) + (1.0 - label) * jax.nn.softplus(margin)
 
 

@@ -1,11 +1,11 @@
-"""How good a reward model is on test prompts, and what a bought batch is made of.
+"""How good a reward model is on test prompts.
 
-All that depends on order follows from one primitive, `ranking`: how many responses score less than each, and how many
-no more. Functions take one prompt and are batched outside; `evaluate` walks a memory-mapped test set in chunks.
+Functions take one prompt and are batched outside; `evaluate` walks a memory-mapped test set in chunks.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
@@ -15,129 +15,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jarm.annotators import AnnotatorConfig, preference
 from jarm.base import JarmError, ResponseTable, RewardHead
-from jarm.types import Array, Bool, Float, Int, Params
+from jarm.ranking import centred_ranks, correlation, expected_best, ranking, subset_cdf
+from jarm.types import Array, Bool, Float, Params
 
 BINS = 15
 OFFSETS = 16
 CALIBRATED = ("nll", "brier", "calibration_error")
 BEST_OF = (5, 10, 30, 50, 100, 300, 500)
-# Up to this R comparing all pairs takes less processor time than sorting (9 times at 20, a fifth at 54).
-COMPARE_UP_TO = 32
-
-
-class Ranking(NamedTuple):
-    """For each response how many score less (`below`), and how many no more, itself included (`upto`); and of how many.
-
-    Where `mask` is false the two are meaningless. A prompt with a NaN among its scores has no ranking: `size` is 0.
-    """
-
-    below: Int[Array, "R"]
-    upto: Int[Array, "R"]
-    size: Int[Array, ""]
-
-
-def _sortable(scores: Float[Array, "R"]) -> Int[Array, "R"]:
-    """Integers in the order of the scores: XLA sorts integers about five times faster than floats on a CPU."""
-    bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, jnp.float32(0), scores), jnp.int32)
-    return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
-
-
-def ranking(scores: Float[Array, "R"], mask: Bool[Array, "R"], *, compare_up_to: int = COMPARE_UP_TO) -> Ranking:
-    """Exact ranking of one prompt's responses, ties and all.
-
-    `below_i = #{j: x_j < x_i}`, `upto_i = #{j: x_j <= x_i}`; the average rank is `(below + upto + 1) / 2`.
-
-    Args:
-      scores: `[R]` float32.
-      mask: `[R]`, true where a response exists.
-      compare_up_to: largest R at which all pairs are compared; above it scores are sorted and searched.
-    """
-    R = scores.shape[0]
-    size = jnp.where((jnp.isnan(scores) & mask).any(), 0, mask.sum(dtype=jnp.int32))
-    if compare_up_to >= R:
-        less = (scores[:, None] < scores[None, :]) & mask[:, None]
-        no_more = (scores[:, None] <= scores[None, :]) & mask[:, None]
-        return Ranking(less.sum(0, dtype=jnp.int32), no_more.sum(0, dtype=jnp.int32), size)
-    # Padding goes behind every number, infinity included.
-    keys = jnp.where(mask, _sortable(scores), jnp.int32(0x7FFFFFFF))
-    ordered = jax.lax.sort(keys, is_stable=False)
-    below = jnp.searchsorted(ordered, keys, side="left").astype(jnp.int32)
-    last = jnp.concatenate([ordered[1:] != ordered[:-1], jnp.ones(1, bool)])
-    ends = jax.lax.cummin(jnp.where(last, jnp.arange(1, R + 1, dtype=jnp.int32), R), reverse=True)
-    return Ranking(below, ends[jnp.minimum(below, R - 1)], size)
-
-
-def _centred(ranks: Ranking, mask: Bool[Array, "R"]) -> Float[Array, "R"]:
-    """Twice the average rank less its mean, over the size: whole numbers until the division, so ties are exact."""
-    twice = (ranks.below + ranks.upto - ranks.size) / jnp.maximum(ranks.size, 1)
-    return jnp.where(mask & (ranks.size > 0), twice, 0)
-
-
-def _correlation(a: Float[Array, "R"], b: Float[Array, "R"]) -> Float[Array, ""]:
-    spread = jnp.sqrt((a * a).sum()) * jnp.sqrt((b * b).sum())
-    return jnp.where(spread > 0, jnp.clip((a * b).sum() / jnp.where(spread > 0, spread, 1), -1, 1), jnp.nan)
-
-
-def spearman(pred: Float[Array, "R"], gold: Float[Array, "R"], mask: Bool[Array, "R"]) -> Float[Array, ""]:
-    """Spearman's rank correlation of one prompt's responses, with average ranks.
-
-    NaN where it is undefined: fewer than two responses, all predictions or all gold rewards equal, or a NaN among them.
-
-    Args:
-      pred: `[R]` predicted rewards.
-      gold: `[R]` gold rewards.
-      mask: `[R]`, true where a response exists.
-    """
-    return _correlation(_centred(ranking(pred, mask), mask), _centred(ranking(gold, mask), mask))
-
-
-@functools.lru_cache(maxsize=32)
-def subset_cdf(n: int, size: int) -> np.ndarray:
-    """`C(k, n) / C(N, n)` for all N, k <= size: the chance that n of N responses are all among the k worst.
-
-    By log-gamma in float64. Rows N < n are NaN: there is no such subset.
-
-    Returns:
-      `[size + 1, size + 1]` float32, by N and k.
-    """
-    log_factorial = np.concatenate([[0.0], np.cumsum(np.log(np.arange(1, size + 1, dtype=np.float64)))])
-    k = np.arange(size + 1)
-    log_ways = np.full(size + 1, -np.inf)
-    log_ways[n:] = log_factorial[n:] - log_factorial[: max(size + 1 - n, 0)]
-    table = np.full((size + 1, size + 1), np.nan)
-    table[n:] = np.exp(np.minimum(log_ways[None, :] - log_ways[n:, None], 0.0))
-    table[k[:, None] < k[None, :]] = np.nan
-    return table.astype(np.float32)
-
-
-def _expected_best(
-    ranks: Ranking, gold: Float[Array, "R"], mask: Bool[Array, "R"], cdf: Float[Array, "size k"]
-) -> Float[Array, ""]:
-    row = cdf[ranks.size]
-    real = mask & (ranks.size > 0)
-    below, upto = jnp.where(real, ranks.below, 0), jnp.where(real, ranks.upto, 1)
-    # Tied responses share what their group gets; the weights of a prompt sum to 1.
-    weight = (row[upto] - row[below]) / (upto - below)
-    best = jnp.where(real, weight * gold, 0).sum()
-    return jnp.where(jnp.isnan(row[0]), jnp.nan, best)
-
-
-def best_of_n(pred: Float[Array, "R"], gold: Float[Array, "R"], mask: Bool[Array, "R"], n: int) -> Float[Array, ""]:
-    """Exact expected gold reward of the best-predicted of n of one prompt's N responses, drawn without replacement.
-
-    `sum_{i >= n} C(i-1, n-1) / C(N, n) gold_(i)`, gold ordered by prediction; ties are broken uniformly at random.
-
-    Args:
-      pred: `[R]` predicted rewards.
-      gold: `[R]` gold rewards.
-      mask: `[R]`, true where a response exists.
-      n: how many are drawn.
-
-    Returns:
-      The expectation, in units of gold; NaN where the prompt has fewer than n responses, or a NaN prediction.
-    """
-    return _expected_best(ranking(pred, mask), gold, mask, jnp.asarray(subset_cdf(n, pred.shape[0])))
 
 
 def pair_offsets(width: int) -> tuple[np.ndarray, np.ndarray]:
@@ -167,13 +53,12 @@ class _Truth(NamedTuple):
     wins: Float[Array, "J R"]
 
 
-def _truth(gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
+def _truth(annotator: AnnotatorConfig, gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
     partner, once = pair_offsets(gold.shape[0])
     gap = gold[None, :] - gold[partner]
-    noisy = (noise >= 0) & jnp.isfinite(noise)
-    wins = jnp.where(noisy, jax.nn.sigmoid(jnp.where(noisy, noise, 0) * gap / scale), (jnp.sign(gap) + 1) / 2)
+    wins = preference(annotator, noise, gap / scale, jnp.zeros_like(gap))
     real = jnp.asarray(once) & mask[None, :] & mask[partner]
-    return _Truth(gold, mask, _centred(ranking(gold, mask), mask), real, gap, wins)
+    return _Truth(gold, mask, centred_ranks(ranking(gold, mask), mask), real, gap, wins)
 
 
 def _score(pred: Float[Array, "R"], truth: _Truth, cdfs: Float[Array, "n size k"]) -> dict[str, Array]:
@@ -194,8 +79,8 @@ def _score(pred: Float[Array, "R"], truth: _Truth, cdfs: Float[Array, "n size k"
     brier = (p - truth.wins) ** 2 + truth.wins * (1 - truth.wins)
     total = functools.partial(jnp.sum, dtype=jnp.float32)
     return {
-        "spearman": _correlation(_centred(ranks, truth.mask), truth.ranks),
-        "best": jax.vmap(lambda cdf: _expected_best(ranks, truth.gold, truth.mask, cdf))(cdfs),
+        "spearman": correlation(centred_ranks(ranks, truth.mask), truth.ranks),
+        "best": jax.vmap(lambda cdf: expected_best(ranks, truth.gold, truth.mask, cdf))(cdfs),
         "pairs": total(truth.real),
         "untied": total(untied),
         "right": total(jnp.where(untied, right, 0)),
@@ -218,11 +103,11 @@ def _sums(pred: Array, truth: _Truth, cdfs: Array) -> dict[str, Array]:
     return sums | {name: values.sum(0) for name, values in each.items()}
 
 
-def _truths(gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
-    return jax.vmap(_truth, in_axes=(0, 0, None, None))(gold, mask, noise, scale)
+def _truths(annotator: AnnotatorConfig, gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
+    return jax.vmap(functools.partial(_truth, annotator), in_axes=(0, 0, None, None))(gold, mask, noise, scale)
 
 
-@functools.partial(jax.jit, static_argnames=("head", "together"))
+@functools.partial(jax.jit, static_argnames=("head", "annotator", "together"))
 def _evaluate_chunk(
     params: Params,
     constants: tuple[Array, Array, Array],
@@ -231,10 +116,11 @@ def _evaluate_chunk(
     mask: Bool[Array, "p R"],
     *,
     head: RewardHead,
+    annotator: AnnotatorConfig,
     together: bool,
 ) -> dict[str, Array]:
     noise, scale, cdfs = constants
-    flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(gold, mask, noise, scale)
+    flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(annotator, gold, mask, noise, scale)
 
     def one(members: Params) -> dict[str, Array]:
         def rewards(member: Params) -> Array:
@@ -248,15 +134,17 @@ def _evaluate_chunk(
         return jax.lax.map(one, params)
 
 
-@jax.jit
+@functools.partial(jax.jit, static_argnames=("annotator",))
 def _score_chunk(
     constants: tuple[Array, Array, Array],
     scores: Float[Array, "p R"],
     gold: Float[Array, "p R"],
     mask: Bool[Array, "p R"],
+    *,
+    annotator: AnnotatorConfig,
 ) -> dict[str, Array]:
     noise, scale, cdfs = constants
-    sums = _sums(scores, _truths(gold, mask, noise, scale), cdfs)
+    sums = _sums(scores, _truths(annotator, gold, mask, noise, scale), cdfs)
     return {name: value[None] for name, value in sums.items()}
 
 
@@ -339,6 +227,7 @@ def evaluate(
     params: Params,
     table: ResponseTable,
     *,
+    annotator: AnnotatorConfig = AnnotatorConfig(),
     noise: float = 2.0,
     scale: float = 1.0,
     best_of: tuple[int, ...] | None = None,
@@ -359,6 +248,7 @@ def evaluate(
       head: the reward head.
       params: leaves `[H, K, ...]`.
       table: test prompts with gold rewards.
+      annotator: who labels; a length bias is not part of what is judged by, and its `scale` is not looked at.
       noise: beta of the annotator; negative or infinite for perfect labels.
       scale: what gold differences are divided by, in units of gold.
       best_of: the n of best-of-n; by default `best_of_sizes(table)`.
@@ -381,7 +271,8 @@ def evaluate(
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
         return table.embeddings(prompts), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
-    kernel = functools.partial(_evaluate_chunk, params, constants, head=head, together=together)
+    unbiased = dataclasses.replace(annotator, length_bias=0.0)
+    kernel = functools.partial(_evaluate_chunk, params, constants, head=head, annotator=unbiased, together=together)
     return _means(_in_chunks(kernel, read, len(gold), size), len(gold), best_of)
 
 
@@ -389,6 +280,7 @@ def evaluate_scores(
     scores: np.ndarray,
     table: ResponseTable,
     *,
+    annotator: AnnotatorConfig = AnnotatorConfig(),
     noise: float = 2.0,
     scale: float = 1.0,
     best_of: tuple[int, ...] | None = None,
@@ -401,28 +293,36 @@ def evaluate_scores(
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
         return np.asarray(scores[prompts], np.float32), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
-    kernel = functools.partial(_score_chunk, constants)
+    kernel = functools.partial(_score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0))
     means = _means(_in_chunks(kernel, read, len(gold), size), len(gold), best_of)
     return {name: value.item() for name, value in means.items()}
 
 
 def reference_lines(
-    table: ResponseTable, *, noise: float = 2.0, scale: float = 1.0, best_of: tuple[int, ...] | None = None
+    table: ResponseTable,
+    *,
+    annotator: AnnotatorConfig = AnnotatorConfig(),
+    noise: float = 2.0,
+    scale: float = 1.0,
+    best_of: tuple[int, ...] | None = None,
 ) -> dict[str, dict[str, float]]:
     """What no reward model is needed for: the oracle, the mean response, and every ruler of the table.
 
-    The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the least that can be had.
+    The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the least that can be had
+    (an annotator who `flip`s has odds that no reward has, so there it has none).
     The mean response is a constant prediction: best-of-n is the mean gold reward, Spearman is undefined, `nll` is
     log 2. Rulers are not log odds: they have no `nll`, `brier` or `calibration_error`; their sign is left as it is.
 
     Args:
-      table, noise, scale, best_of: as for `evaluate`.
+      table, annotator, noise, scale, best_of: as for `evaluate`.
 
     Returns:
       `oracle`, `mean response` or ruler -> metrics.
     """
     gold, *_ = _prepare(table, noise, scale, best_of)
-    measure = functools.partial(evaluate_scores, table=table, noise=noise, scale=scale, best_of=best_of)
+    measure = functools.partial(
+        evaluate_scores, table=table, annotator=annotator, noise=noise, scale=scale, best_of=best_of
+    )
 
     def ordinal(scores: np.ndarray) -> dict[str, float]:
         return {name: value for name, value in measure(scores).items() if name not in CALIBRATED}
@@ -430,7 +330,7 @@ def reference_lines(
     log_odds = gold * np.float32((noise if 0 <= noise < np.inf else 1e6) / scale)
     calibrated = {name: value for name, value in measure(log_odds).items() if name in CALIBRATED}
     return {
-        "oracle": ordinal(gold) | calibrated,
+        "oracle": ordinal(gold) | ({} if annotator.kind == "flip" else calibrated),
         "mean response": measure(np.zeros_like(gold)),
         **{name: ordinal(ruler) for name, ruler in table.rulers.items()},
     }

@@ -16,12 +16,17 @@ import os
 import pathlib
 import platform
 import subprocess
-from typing import Any
+from typing import IO, Any
 
 import jax
 import numpy as np
 
 from jarm.base import JarmError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
 
 
 def plain(value: Any) -> Any:
@@ -64,12 +69,14 @@ def _commit() -> str | None:
 
 @dataclasses.dataclass
 class RecordFolder:
-    """The records of one configuration, open for appending.
+    """The records of one configuration, open for appending by one process; a context manager.
+
+    A run is whole when it has a line for every round, or one of kind `failed`.
 
     Attributes:
       path: the folder.
       settings: what every record in it was made with.
-      rounds: T; a run is whole when it has T + 1 lines.
+      rounds: T, so that a run has T + 1 lines.
       done: the (rule, seed) of the runs that were whole when it was opened.
     """
 
@@ -77,16 +84,18 @@ class RecordFolder:
     settings: dict[str, Any]
     rounds: int
     done: set[tuple[str, int]] = dataclasses.field(default_factory=set, init=False)
+    _lock: IO[str] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Open or make the folder.
 
         Raises:
-          JarmError: it holds another configuration, or cannot be written.
+          JarmError: it holds another configuration, cannot be written, or is being written to.
         """
         self.settings = json.loads(json.dumps(self.settings, default=str))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
+            self._claim()
             config = self.path / "config.json"
             if config.exists():
                 self._refuse_other(json.loads(config.read_text()))
@@ -95,8 +104,35 @@ class RecordFolder:
             else:
                 replace_text(config, json.dumps(self.settings, indent=2) + "\n")
             self._recover()
-        except (OSError, json.JSONDecodeError) as error:
+        except (OSError, json.JSONDecodeError, JarmError) as error:
+            self.close()
+            if isinstance(error, JarmError):
+                raise
             raise JarmError(f"The folder {self.path} cannot be used ({error}): give another --out.") from error
+
+    def __enter__(self) -> RecordFolder:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let another process have the folder."""
+        if self._lock is not None:
+            self._lock.close()
+
+    def _claim(self) -> None:
+        """Hold a lock until the folder is closed or the process ends, however it ends."""
+        self._lock = (self.path / ".lock").open("a")
+        try:
+            if fcntl is not None:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JarmError(
+                f"Another process is writing to {self.path}: wait until it has ended, or give another --out."
+            ) from None
+        except OSError:
+            pass  # a file system without locks
 
     @property
     def _file(self) -> pathlib.Path:
@@ -136,9 +172,9 @@ class RecordFolder:
                 ) from None
         counts: dict[tuple[str, int], int] = {}
         for _, record in lines:
-            if record["kind"] == "run":
+            if record["kind"] != "reference":
                 run = record["rule"], record["seed"]
-                counts[run] = counts.get(run, 0) + 1
+                counts[run] = counts.get(run, 0) + (1 if record["kind"] == "run" else self.rounds + 1)
         self.done = {run for run, count in counts.items() if count == self.rounds + 1}
         for line, record in lines:
             if record["kind"] != "run" or (record["rule"], record["seed"]) in self.done:

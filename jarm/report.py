@@ -29,6 +29,7 @@ BOUGHT = {
     "batch_distinct_responses": "responses",
     "batch_distinct_prompts": "prompts",
     "batch_mean_fisher_weight": "Fisher weight",
+    "batch_mean_member_variance": "variance",
     "batch_mean_gold_gap": "gold gap",
     "label_error": "wrong labels",
     "seconds_to_fit": "s to fit",
@@ -41,7 +42,7 @@ def runs_of(records: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str,
     """rule -> seed -> its records by round, of the runs that are whole: every round that any run has."""
     by_run: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
     for record in records:
-        if record.get("kind") != "reference":
+        if record.get("kind", "run") == "run":
             by_run.setdefault(record["rule"], {}).setdefault(record["seed"], {})[record["round"]] = record
     rounds = sorted({t for seeds in by_run.values() for run in seeds.values() for t in run})
     return {
@@ -92,12 +93,18 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[s
       `rules`: rule -> its numbers and `verdict`; `reference`: name -> metrics; `provenance`; what was compared.
     """
     runs, best = runs_of(records), best_of_names(records)
+    runs |= {r["rule"]: {} for r in records if r.get("kind") == "failed" and r["rule"] not in runs}
     shown = best[-1] if best else None
     base_runs = runs.get(baseline, {})
     rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown) for rule in runs}
     for rule, row in rules.items():
-        begun = {r["seed"] for r in records if r.get("kind") != "reference" and r["rule"] == rule}
-        row["unfinished_seeds"] = len(begun) - row["seeds"]
+        begun = {r["seed"] for r in records if r.get("kind", "run") == "run" and r["rule"] == rule}
+        failed = [r["message"] for r in records if r.get("kind") == "failed" and r["rule"] == rule]
+        row |= {
+            "unfinished_seeds": len(begun) - row["seeds"],
+            "failed_seeds": len(failed),
+            "failure": max(failed, default=None),
+        }
     return _plain(
         {
             "baseline": baseline,
@@ -237,8 +244,9 @@ def markdown(summary: dict[str, Any]) -> str:
     text += [
         "",
         "Means over rounds and seeds. log det and mean distance: diversity of a batch in embedding space; responses "
-        "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; gold "
-        "gap: between the two responses, in units of the annotator's scale; wrong labels: share of all labels bought "
+        "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; "
+        "variance: of a pair's reward difference over the members of the ensemble; gold gap: between the two "
+        "responses, in units of the annotator's scale; wrong labels: share of all labels bought "
         "that go against the gold order.",
         "",
         "## Without a reward model",
@@ -266,6 +274,8 @@ def _seeds_note(row: dict[str, Any], baseline: str) -> str:
         notes.append(f"compared on the {row['paired_seeds']} of its {row['seeds']} seeds that {baseline} has too")
     if row["unfinished_seeds"]:
         notes.append(f"{row['unfinished_seeds']} unfinished left out")
+    if row["failed_seeds"]:
+        notes.append(f"{row['failed_seeds']} failed: {row['failure']}")
     return f" [{'; '.join(notes)}]" if notes else ""
 
 

@@ -111,6 +111,21 @@ def test_preference_is_a_probability_even_at_huge_gaps():
         np.testing.assert_allclose(preference(config, jnp.float32(3), gap, jnp.zeros(5)), [0, 0, 0.5, 1, 1], atol=1e-30)
 
 
+@pytest.mark.parametrize("pairs", ["cross", "all"])
+def test_the_solved_noise_is_for_the_pairs_that_are_asked_about(pairs):
+    """Prompt offsets make pairs across prompts easier, so that they need more noise for as many errors."""
+    rng = np.random.default_rng(3)
+    gold = (rng.normal(size=(30, 6)) + rng.normal(size=(30, 1)) * 9).astype(np.float32)
+    mask = rng.random((30, 6)) < 0.8
+    noise = solve_noise(0.2, gold, mask, 1.0, pairs=pairs)
+    flat, real, prompt = np.float64(gold).reshape(-1), mask.reshape(-1), np.arange(180) // 6
+    first, second = np.triu_indices(180, 1)
+    keep = real[first] & real[second] & ((prompt[first] != prompt[second]) | (pairs == "all"))
+    chance = sigmoid(-noise * np.abs(flat[first] - flat[second])[keep])
+    assert abs(chance.mean() - 0.2) < 0.01
+    assert noise < solve_noise(0.2, gold, mask, 1.0)
+
+
 @pytest.mark.parametrize("rate", [0.02, 0.25, 0.45])
 @pytest.mark.parametrize("scale", [1.0, 6.0])
 def test_the_solved_noise_gives_the_wanted_error(rate, scale):
@@ -162,5 +177,5 @@ def test_a_rate_that_no_noise_reaches_is_named():
     gold, mask = np.ones((3, 4), np.float32), np.ones((3, 4), bool)
     with pytest.raises(JarmError, match="cannot be reached"):
         solve_noise(0.5, gold, mask, 1.0)
-    with pytest.raises(JarmError, match="All gold rewards of each prompt are equal"):
+    with pytest.raises(JarmError, match="gold rewards of every pair are equal"):
         solve_noise(0.2, gold, mask, 1.0)

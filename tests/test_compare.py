@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jarm import CompareConfig, JarmError, compare
+from jarm import CompareConfig, JarmError, Status, compare, runner
 from jarm.cli import main
 from jarm.records import RecordFolder, plain
 
@@ -22,7 +22,7 @@ SMALL = CompareConfig(
 )
 ARGS = ["compare", *"--rules greedy_dopt --rounds 2 --batch 5 --initial 10 --seeds 2".split()]  # noqa: SIM905
 ARGS += "--pool 200 --steps 20 --head mlp:8 --members 1".split()  # noqa: SIM905
-TIMES = ("seconds", "seconds_to_fit", "seconds_to_select")
+TIMES = ("seconds", "seconds_to_fit", "seconds_to_select", "seconds_to_compile")
 
 
 def lines(folder):
@@ -58,7 +58,7 @@ def test_folder_holds_what_is_promised(finished):
         (rule, 0, t) for rule in ("random", "greedy_dopt") for t in range(3)
     ]
     assert [r["labels"] for r in runs[:3]] == [10, 15, 20]
-    promised = {"spearman", "best_of_2", "pair_accuracy", "nll", "calibration_error", "label_error", "device"}
+    promised = {"spearman", "best_of_20", "pair_accuracy", "nll", "calibration_error", "label_error", "device"}
     promised |= {"batch_diversity_log_det", "batch_distinct_prompts", "batch_mean_fisher_weight", "batch_mean_gold_gap"}
     promised |= {*TIMES, "versions", "commit", "config"}
     assert promised <= runs[-1].keys()
@@ -106,6 +106,8 @@ def test_finished_folder_is_not_run_again(finished, capsys):
         ({"batch": 10_000, "pool": 0}, "buy fewer"),
         ({"batch": 300}, "draw a larger pool or buy fewer"),
         ({"seeds": 0}, "give at least 1"),
+        ({"together": -1}, "--together -1"),
+        ({"loss": "hinge"}, "choose one of bradley_terry"),
         ({"best_of": "two"}, "list of numbers"),
         ({"head": "transformer"}, "head"),
         ({"prompts": 1000}, "draw fewer"),
@@ -130,22 +132,77 @@ def test_folder_of_another_configuration_is_refused_and_kept(finished):
     assert (out / "records.jsonl").read_bytes() == before
 
 
-def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
-    folder = RecordFolder(tmp_path, {}, rounds=0)
-    folder.append([{"kind": "run", "rule": "random", "seed": 0}])
-    before = (tmp_path / "records.jsonl").read_bytes()
+def test_files_may_move_and_a_folder_goes_on(tmp_path):
+    """A folder knows its data by content, not by path."""
+    for place in ("here", "there"):
+        (tmp_path / place).mkdir()
+        rng = np.random.default_rng(0)
+        rows = [{"prompt_id": p, "score": float(rng.normal())} for p in range(40) for _ in range(4)]
+        (tmp_path / place / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        np.save(tmp_path / place / "e.npy", rng.normal(size=(160, 32)).astype(np.float32))
+        data = {"data": str(tmp_path / place / "t.jsonl"), "embeddings": str(tmp_path / place / "e.npy")}
+        config = dataclasses.replace(SMALL, **data, target="score", seeds=1, rules="", out=tmp_path / "out")
+        compare(config)
+    assert len(lines(tmp_path / "out")) == 3 + 3
 
+
+def test_two_commands_do_not_write_to_one_folder(tmp_path):
+    with RecordFolder(tmp_path, {}, rounds=0), pytest.raises(JarmError, match="Another process is writing"):
+        RecordFolder(tmp_path, {}, rounds=0)
+    RecordFolder(tmp_path, {}, rounds=0).close()
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
+    """A rule that cannot go on at seed 1 costs that run, not the comparison; and it is not tried again."""
+    make = runner.Runner._results
+
+    def failing(self, rule, seeds, *rest):
+        for result in make(self, rule, seeds, *rest):
+            bad = (rule, result.seed) == ("greedy_dopt", 1)
+            yield dataclasses.replace(result, failure=Status.SINGULAR.message) if bad else result
+
+    monkeypatch.setattr(runner.Runner, "_results", failing)
+    summary = compare(dataclasses.replace(SMALL, out=tmp_path))
+    failed = [line for line in lines(tmp_path) if line["kind"] == "failed"]
+    assert [(line["rule"], line["seed"]) for line in failed] == [("greedy_dopt", 1)]
+    assert "not positive definite" in failed[0]["message"]
+    assert summary["rules"]["greedy_dopt"]["failed_seeds"] == 1
+    assert summary["rules"]["random"]["seeds"] == 2
+    assert "1 failed: An information matrix" in (tmp_path / "summary.md").read_text()
+    before = (tmp_path / "records.jsonl").read_bytes()
+    compare(dataclasses.replace(SMALL, out=tmp_path))
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_seeds_by_vmap_are_seeds_one_by_one(finished, tmp_path):
+    out, _ = finished
+    compare(dataclasses.replace(SMALL, out=tmp_path, together=3))
+    pairs = list(zip(in_order(out), in_order(tmp_path), strict=True))
+    assert len(pairs) > 10
+    for one, other in pairs:
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            if isinstance(value, float):
+                assert other[name] == pytest.approx(value, rel=2e-2, abs=2e-2), name
+            else:
+                assert other[name] == value, name
+
+
+def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(JarmError, match="make room"):
-        folder.append([{"kind": "run", "rule": "random", "seed": 1}])
+    with RecordFolder(tmp_path, {}, rounds=0) as folder:
+        folder.append([{"kind": "run", "rule": "random", "seed": 0}])
+        before = (tmp_path / "records.jsonl").read_bytes()
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(JarmError, match="make room"):
+            folder.append([{"kind": "run", "rule": "random", "seed": 1}])
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
 def test_damaged_line_is_named(tmp_path):
-    RecordFolder(tmp_path, {}, rounds=0)
+    RecordFolder(tmp_path, {}, rounds=0).close()
     (tmp_path / "records.jsonl").write_text('{"kind": "reference"}\nnonsense\n')
     with pytest.raises(JarmError, match="Line 2"):
         RecordFolder(tmp_path, {}, rounds=0)

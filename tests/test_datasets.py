@@ -14,9 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from jarm.base import JarmError, ResponseTable
-from jarm.data import files, tables
+from jarm.base import Benchmark, JarmError, ResponseTable
+from jarm.data import files, standardise, tables
 from jarm.data.datasets import load, load_published, load_table, split_by
+from jarm.data.standardise import standardised
 
 SETTING = "Gemma2b-sft_Gemma2b_Harmless"
 WIDTH = 5
@@ -57,7 +58,7 @@ def publish(directory, setting=SETTING, dtype=np.float32, train=(6, 3), test=(4,
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, np.float64, ml_dtypes.bfloat16])
 def test_published_layout_is_read_without_a_copy(tmp_path, dtype):
     arrays = publish(tmp_path, dtype=dtype)
-    for split, table in zip(("train", "test"), load(tmp_path), strict=True):
+    for split, table in zip(("train", "test"), load(tmp_path, standardise=False), strict=True):
         embeddings, rewards = arrays[split]
         assert table.shape == embeddings.shape
         assert table.store.dtype == dtype
@@ -114,7 +115,7 @@ def test_published_faults(tmp_path):
     message = complaint(load, tmp_path)
     assert "row 1 (prompt 0, response 1), row 4 (prompt 1, response 1), row 10" in message
     assert "and 1 more" in message
-    assert load(tmp_path, validate=False).train.shape == embeddings.shape
+    assert load(tmp_path, validate=False, standardise=False).train.shape == embeddings.shape
     np.save(path, arrays["train"][0][..., :-1])
     assert "train embeddings are 4 wide" in complaint(load, tmp_path)
     np.save(path, arrays["train"][0][:, 0])
@@ -223,7 +224,7 @@ def write(tmp_path, rows, kind="jsonl", embeddings=None, name="t"):
 @pytest.mark.parametrize("kind", ["jsonl", "parquet"])
 def test_table_is_grouped_by_prompt_padded_and_masked(tmp_path, kind):
     table, array = write(tmp_path, ROWS, kind)
-    train, test = load(table, embeddings=array, target="score")
+    train, test = load(table, embeddings=array, target="score", standardise=False)
     np.testing.assert_array_equal(train.rows[train.mask], [0, 2, 5, 4])
     np.testing.assert_array_equal(train.mask, [[True, True, True], [True, False, False]])
     np.testing.assert_array_equal(train.gold, np.float32([[0.5, -1.0, 3.0], [0, 0, 0]]))
@@ -252,6 +253,29 @@ def test_parquet_and_jsonl_agree(tmp_path):
         np.testing.assert_array_equal(a.gold, b.gold)
         for name in a.rulers:
             np.testing.assert_array_equal(a.rulers[name], b.rulers[name])
+
+
+@pytest.mark.parametrize("dtype", [np.float16, np.float32])
+def test_standardised_embeddings_have_no_mean_and_unit_variance(tmp_path, dtype, monkeypatch):
+    """By the training responses, masked ones left out, in chunks, for both sides; a constant dimension becomes 0."""
+    rng = np.random.default_rng(0)
+    raw = (1000 * rng.normal(size=WIDTH) + rng.normal(size=(len(ROWS), WIDTH)) * np.geomspace(1, 50, WIDTH)).astype(
+        dtype
+    )
+    raw[:, 2] = 7
+    paths = write(tmp_path, ROWS, "jsonl", raw)
+    monkeypatch.setattr(standardise, "_CHUNK", 1)
+    train, test = load(paths[0], embeddings=paths[1], target="score")
+    own = raw[train.rows[train.mask]].astype(np.float64)
+    deviation = np.where(own.std(axis=0) > 0, own.std(axis=0), np.inf)
+    for table in (train, test):
+        expected = (raw[table.rows[table.mask]].astype(np.float64) - own.mean(axis=0)) / deviation
+        np.testing.assert_allclose(table.embeddings()[table.mask], expected, rtol=1e-4, atol=1e-4)
+        assert not table.embeddings()[~table.mask].any()
+        assert shares_file(table.store)
+        assert table.provenance["standardised"]
+    again = standardised(Benchmark(train, test)).train
+    np.testing.assert_array_equal(again.embeddings(), train.embeddings())
 
 
 def test_categories_blank_lines_and_extra_columns_are_fine(tmp_path):
@@ -430,7 +454,7 @@ SHARED = os.environ.get("JARM_SHARED_DATA")
 @pytest.mark.parametrize(("target", "length"), [("golden_logit", 0.65), ("golden_z_lc", 0.28)])
 def test_real_embeddings(target, length):
     stem = Path(SHARED) / "alpaca_eval_200x20"
-    train, test = load(f"{stem}.parquet", embeddings=f"{stem}_minilm_mean.npy", target=target)
+    train, test = load(f"{stem}.parquet", embeddings=f"{stem}_minilm_mean.npy", target=target, standardise=False)
     assert train.shape == (150, 20, 384)
     assert test.shape == (50, 20, 384)
     assert train.mask.all()

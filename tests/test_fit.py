@@ -6,21 +6,30 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.optimize
 
 from jarm import fit as module
 from jarm.base import HParams, JarmError, Labelled, Status
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import linear_head, mlp_head
+from jarm.losses import classification
+
+
+def two_halves(**changes):
+    """A fit of one head, stopped by two that hold out a half each."""
+    return FitConfig(**{"members": 1, "holdout": 0.5, "folds": 2} | changes)
+
 
 SMALL = mlp_head((8, 4))
+TWO_HALVES = two_halves()
 HPARAMS = HParams(learning_rate=jnp.float32(1e-2), weight_decay=jnp.float32(1e-2), ridge=jnp.float32(0.5))
-FEW = FitConfig(holdout=0.0, steps=7)
-OWN_PARTS = FitConfig(members=2, folds=1, holdout=0.5)
+FEW = two_halves(holdout=0.0, steps=7)
+OWN_PARTS = two_halves(members=2, folds=1, holdout=0.5)
 HEADS = [SMALL, linear_head()]
 
 
 @functools.cache
-def fit_of(head=SMALL, config=FitConfig()):
+def fit_of(head=SMALL, config=TWO_HALVES):
     """The same function for all tests, so that what one has compiled serves the others."""
     return make_fit(head, config)
 
@@ -84,7 +93,7 @@ def test_steps_are_those_of_adamw_by_hand(batching, key):
     assert np.isnan(info.valid_nll[0])
 
 
-@pytest.mark.parametrize("config", [FitConfig(), FitConfig(folds=1, holdout=0.2), FitConfig(batch_size=16)])
+@pytest.mark.parametrize("config", [two_halves(), two_halves(folds=1, holdout=0.2), two_halves(batch_size=16)])
 def test_an_mlp_learns_and_stops(config, key):
     e, pairs, gold = problem(n=100, capacity=100)
     params, info = fit_of(SMALL, config)(key, HPARAMS, e, pairs)
@@ -99,10 +108,10 @@ def test_an_mlp_learns_and_stops(config, key):
 @pytest.mark.parametrize(
     ("head", "config"),
     [
-        (SMALL, FitConfig(members=2)),
-        (SMALL, FitConfig(members=3, folds=1, holdout=0.2, ensemble="bootstrap")),
-        (SMALL, FitConfig(members=2, batch_size=8, folds=1)),
-        (HEADS[1], FitConfig(members=3, ensemble="bootstrap")),
+        (SMALL, two_halves(members=2)),
+        (SMALL, two_halves(members=3, folds=1, holdout=0.2, ensemble="bootstrap")),
+        (SMALL, two_halves(members=2, batch_size=8, folds=1)),
+        (HEADS[1], two_halves(members=3, ensemble="bootstrap")),
     ],
 )
 def test_members_in_turn_and_together_are_the_same(head, config, key):
@@ -116,7 +125,7 @@ def test_members_in_turn_and_together_are_the_same(head, config, key):
 
 def test_small_sizes_are_branched_to_without_a_trace_of_it(key, monkeypatch):
     e, pairs, _ = problem(capacity=130, responses=400)
-    config = FitConfig(folds=1)
+    config = two_halves(folds=1)
     branching = make_fit(SMALL, config)(key, HPARAMS, e, pairs)
     monkeypatch.setattr(module, "_smallest", lambda may, f, *needs: f(*(capacity for capacity, _ in needs)))
     whole = make_fit(SMALL, config)(jax.random.clone(key), HPARAMS, e, pairs)
@@ -129,7 +138,7 @@ def test_what_is_not_labelled_is_not_looked_at(head, batching, key):
     e, pairs, _ = problem()
     junk = jnp.where(pairs.mask, 0, 7)
     changed = Labelled(pairs.first + junk, pairs.second + junk, pairs.label + junk, pairs.weight + junk, pairs.mask)
-    config = FitConfig() if head.linear else OWN_PARTS
+    config = two_halves() if head.linear else OWN_PARTS
     fit = fit_of(head, dataclasses.replace(config, batching=batching))
     chex.assert_trees_all_equal(
         fit(key, HPARAMS, e, pairs), fit(jax.random.clone(key), HPARAMS, e, jax.tree.map(jnp.asarray, changed))
@@ -139,7 +148,7 @@ def test_what_is_not_labelled_is_not_looked_at(head, batching, key):
 def test_each_member_trains_without_its_own_part(key):
     """Which labels a member's parameters depend on, by flipping them one at a time."""
     e, pairs, _ = problem(n=20, capacity=24)
-    config = FitConfig(members=5, folds=1, holdout=0.2, steps=3, check_every=3)  # one step of Adam sees signs only
+    config = two_halves(members=5, folds=1, holdout=0.2, steps=3, check_every=3)  # one step of Adam sees signs only
     fit = make_fit(SMALL, config)
 
     def weights(label):
@@ -179,7 +188,7 @@ def test_a_warm_start_is_where_it_starts(key):
     e, pairs, _ = problem()
     start = jax.vmap(lambda k: SMALL.init(k, 6))(jax.random.split(jax.random.fold_in(key, 1), 2))
     still = HParams(learning_rate=0.0, weight_decay=0.0)
-    params, _ = make_fit(SMALL, FitConfig(members=2))(key, still, e, pairs, start)
+    params, _ = make_fit(SMALL, two_halves(members=2))(key, still, e, pairs, start)
     chex.assert_trees_all_equal(params, start)
 
 
@@ -187,7 +196,7 @@ def test_a_warm_start_is_where_it_starts(key):
 def test_one_program_for_all_rounds_and_seeds(head, key):
     """Scanned over a growing set, seeds mapped or batched: the same fits, compiled once, with strong types."""
     e, pairs, _ = problem(n=40)
-    fit = fit_of(head, FitConfig() if head.linear else OWN_PARTS)
+    fit = fit_of(head, two_halves() if head.linear else OWN_PARTS)
 
     def rounds(key):
         def step(_, n):
@@ -219,9 +228,52 @@ def test_a_fit_that_blows_up_is_a_status(key):
         assert info.status == Status.DIVERGED
 
 
-def test_linear_ensembles_need_a_bootstrap():
+def test_linear_ensembles_need_a_bootstrap(key):
     with pytest.raises(JarmError, match="bootstrap"):
-        make_fit(linear_head(), FitConfig(members=2))
+        make_fit(linear_head(), two_halves(members=2, ensemble="init"))
+    e, pairs, _ = problem()
+    params, _ = make_fit(linear_head(), FitConfig(members=2))(key, HPARAMS, e, pairs)
+    first, second = params["out"]["kernel"]
+    assert (first != second).all()
+
+
+def test_smoothed_labels_are_labels_moved_towards_even_odds(key):
+    e, pairs, _ = problem()
+    smoothed = fit_of(SMALL, FEW)(key, dataclasses.replace(HPARAMS, label_smoothing=jnp.float32(0.3)), e, pairs)
+    moved = dataclasses.replace(pairs, label=0.7 * pairs.label + 0.15)
+    chex.assert_trees_all_close(smoothed, fit_of(SMALL, FEW)(jax.random.clone(key), HPARAMS, e, moved), rtol=1e-4)
+
+
+def test_linear_classification_is_logistic_regression_of_responses(key):
+    e, pairs, _ = problem()
+    params, info = make_fit(linear_head(), FitConfig(members=1, loss="classification"))(key, HPARAMS, e, pairs)
+    x = np.float64(e)[np.concatenate([pairs.first, pairs.second])]
+    y, real = np.concatenate([pairs.label, 1 - pairs.label]), np.tile(pairs.mask, 2)
+
+    def objective(w):
+        return np.logaddexp(0, np.where(y > 0, -1, 1) * (x @ w))[real].sum() + 0.25 * w @ w  # ridge / 2 = 0.25
+
+    best = scipy.optimize.minimize(objective, np.zeros(6), tol=1e-10).x
+    np.testing.assert_allclose(params["out"]["kernel"][0, :, 0], best, rtol=1e-3, atol=1e-4)
+    loss = (objective(best) - 0.25 * best @ best) / np.sum(pairs.mask)
+    np.testing.assert_allclose(info.train_nll[0], loss, rtol=1e-4)
+
+
+@pytest.mark.parametrize("batching", ["map", "vmap"])
+def test_classification_descends_on_its_own_loss(batching, key):
+    """One step of Adam moves every parameter against the sign of the gradient, here taken by autograd."""
+    e, pairs, _ = problem(n=40)
+    config = two_halves(holdout=0.0, steps=1, loss="classification", batching=batching)
+    start = jax.vmap(lambda k: SMALL.init(k, 6))(jax.random.split(jax.random.fold_in(key, 1), 1))
+    params, info = make_fit(SMALL, config)(key, HPARAMS, e, pairs, start)
+
+    def loss(one):
+        return classification(*(SMALL.rewards(one, e[end]) for end in (pairs.first, pairs.second)), pairs.label).mean()
+
+    before, after = (jax.tree.map(lambda p: p[0], tree) for tree in (start, params))
+    moved = jax.tree.map(lambda p, q: (q - 0.9999 * p) / 1e-2, before, after)  # learning rate x decay = 1e-4
+    chex.assert_trees_all_close(moved, jax.tree.map(lambda g: -jnp.sign(g), jax.grad(loss)(before)), atol=1e-2)
+    np.testing.assert_allclose(info.train_nll[0], loss(after), rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -230,9 +282,10 @@ def test_linear_ensembles_need_a_bootstrap():
         ({"members": 0}, "members"),
         ({"patience": 0}, "patience"),
         ({"holdout": 0.6}, "holdout"),
-        ({"folds": 3}, "folds"),
+        ({"folds": 6}, "folds"),
         ({"batch_size": 0}, "batch_size"),
         ({"ensemble": "bagging"}, "init, bootstrap"),
+        ({"loss": "hinge"}, "bradley_terry, classification"),
         ({"batching": "scan"}, "auto, vmap, map"),
     ],
 )

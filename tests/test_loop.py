@@ -10,7 +10,8 @@ from jarm.annotators import AnnotatorConfig, annotate
 from jarm.base import HParams, JarmError, ResponseTable, Status
 from jarm.fit import FitConfig
 from jarm.heads import HeadConfig
-from jarm.loop import LoopConfig, check_budget, make_hparams, make_loop, make_pool
+from jarm.loop import LoopConfig, check_budget, make_hparams, make_loop
+from jarm.pool import make_pool
 from jarm.selection import top_pairs
 from jarm.testing import count_compilations, count_traces
 from jarm.testing import quick_jit as jit
@@ -75,7 +76,7 @@ CONFIGS = {
         prompts=7,
         pool=30,
         head=LINEAR,
-        fit=FitConfig(members=2, ensemble="bootstrap"),
+        fit=FitConfig(members=2),
         warm_start=True,
     ),
 }

@@ -11,15 +11,17 @@ from hypothesis import strategies as st
 
 from jarm import batch as bought
 from jarm import metrics
+from jarm import ranking as order
+from jarm.annotators import AnnotatorConfig
 from jarm.base import JarmError, ResponseTable
 from jarm.heads import linear_head, mlp_head
 
 CONSTANTS = {"noise": 2.0, "scale": 1.5}
 
 
-spearman = jax.jit(metrics.spearman)
-best_of_n = jax.jit(metrics.best_of_n, static_argnames="n")
-ranking = jax.jit(metrics.ranking, static_argnames="compare_up_to")
+spearman = jax.jit(order.spearman)
+best_of_n = jax.jit(order.best_of_n, static_argnames="n")
+ranking = jax.jit(order.ranking, static_argnames="compare_up_to")
 batch_report = jax.jit(bought.batch_report, static_argnames="width")
 
 
@@ -99,7 +101,7 @@ def test_spearman_is_scipys_with_ties(R):
     pred = np.round(rng.normal(size=(30, R)), 1).astype(np.float32)
     gold = np.round(rng.normal(size=(30, R)) + pred, 0).astype(np.float32)
     mask = np.arange(R) < rng.integers(2, R + 1, 30)[:, None]
-    ours = jax.vmap(metrics.spearman)(jnp.array(pred), jnp.array(gold), jnp.array(mask))
+    ours = jax.vmap(order.spearman)(jnp.array(pred), jnp.array(gold), jnp.array(mask))
     for rho, p, g in zip(ours, lists(pred, mask), lists(gold, mask), strict=True):
         if np.ptp(p) == 0 or np.ptp(g) == 0:
             assert np.isnan(rho)
@@ -254,11 +256,30 @@ def batch(B, d, seed=0):
     return pairs, embeddings[pairs[:, 0]], embeddings[pairs[:, 1]], rng.random(B).astype(np.float32)
 
 
+@pytest.mark.parametrize("flip_rate", [0.0, 0.3])
+def test_an_annotator_who_flips_is_judged_by_its_own_odds(flip_rate):
+    table = make_table(6, 5, 3)
+    pred = np.random.default_rng(1).normal(size=(6, 5)).astype(np.float32)
+    annotator = AnnotatorConfig("flip", flip_rate=flip_rate)
+    losses = []
+    for p, (i, j) in itertools.product(range(6), itertools.combinations(range(5), 2)):
+        if table.mask[p, i] and table.mask[p, j]:
+            gap = float(table.gold[p, i]) - float(table.gold[p, j])
+            wins = 0.5 if gap == 0 else flip_rate + (1 - 2 * flip_rate) * (gap > 0)
+            margin = float(pred[p, i]) - float(pred[p, j])
+            losses.append(wins * np.logaddexp(0, -margin) + (1 - wins) * np.logaddexp(0, margin))
+    ours = metrics.evaluate_scores(pred, table, annotator=annotator)
+    np.testing.assert_allclose(ours["nll"], np.mean(losses), rtol=1e-5)
+    lines = metrics.reference_lines(table, annotator=annotator)
+    assert "nll" not in lines["oracle"]
+    assert lines["oracle"]["spearman"] == pytest.approx(1)
+
+
 def test_a_batch_is_reported_as_the_formulas_say():
     pairs, first, second, weight = batch(9, 4)
     valid = np.arange(9) < 7
     gap = weight - 0.5
-    ours = batch_report(*map(jnp.array, (first, second, pairs, valid, weight, gap)), width=4, scale=8.0)
+    ours = batch_report(*map(jnp.array, (first, second, pairs, valid, weight, 2 * weight, gap)), width=4, scale=8.0)
     z = (first - second)[:7].astype(np.float64)
     np.testing.assert_allclose(ours["diversity_log_det"], np.linalg.slogdet(np.eye(7) + z @ z.T / 8)[1], rtol=1e-5)
     apart = [min(np.linalg.norm(a - b), np.linalg.norm(a + b)) / np.sqrt(8) for a, b in itertools.combinations(z, 2)]
@@ -266,16 +287,17 @@ def test_a_batch_is_reported_as_the_formulas_say():
     assert ours["distinct_responses"] == len(set(pairs[:7].ravel()))
     assert ours["distinct_prompts"] == len(set(pairs[:7].ravel() // 4))
     np.testing.assert_allclose(ours["mean_fisher_weight"], weight[:7].mean(), rtol=1e-6)
+    np.testing.assert_allclose(ours["mean_member_variance"], 2 * weight[:7].mean(), rtol=1e-6)
     np.testing.assert_allclose(ours["mean_gold_gap"], np.abs(gap[:7]).mean(), rtol=1e-6)
 
 
 def test_an_empty_batch_is_zero_and_a_mirrored_one_the_same():
     pairs, first, second, weight = map(jnp.array, batch(5, 3))
-    empty = batch_report(first, second, pairs, jnp.zeros(5, bool), weight, weight, width=4, scale=1.0)
+    empty = batch_report(first, second, pairs, jnp.zeros(5, bool), weight, weight, weight, width=4, scale=1.0)
     assert all(value == 0 for value in empty.values())
     valid, flip = jnp.ones(5, bool), jnp.array([True, False, True, False, False])[:, None]
-    one = batch_report(first, second, pairs, valid, weight, weight, width=4, scale=1.0)
+    one = batch_report(first, second, pairs, valid, weight, weight, weight, width=4, scale=1.0)
     mirrored = (jnp.where(flip, second, first), jnp.where(flip, first, second), jnp.where(flip, pairs[:, ::-1], pairs))
-    other = batch_report(*mirrored, valid, weight, -weight, width=4, scale=1.0)
+    other = batch_report(*mirrored, valid, weight, weight, -weight, width=4, scale=1.0)
     for name, value in one.items():
         np.testing.assert_allclose(value, other[name], rtol=1e-5, err_msg=name)

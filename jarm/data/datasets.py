@@ -14,6 +14,7 @@ import numpy as np
 
 from jarm.base import Benchmark, JarmError, ResponseTable
 from jarm.data.files import PathLike, described, nearest, open_npy, read_columns, refuse_nonfinite
+from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic
 from jarm.data.tables import check_sides, choice, load_table, split_by, stated
 
@@ -29,6 +30,7 @@ def load(
     emb: str | None = None,
     task: str | None = None,
     seed: int = 0,
+    standardise: bool = True,
     validate: bool = True,
 ) -> Benchmark:
     """The benchmark that `data` names: `synthetic`, `synthetic:VARIANT`, a folder, or a `.parquet` or `.jsonl` table.
@@ -38,11 +40,26 @@ def load(
       embeddings, target: for a table, and needed there: the `.npy` of its rows, and the column of its gold scores.
       gen, emb, task: for a folder: the setting, as far as the folder holds several.
       seed: of the synthetic benchmark.
+      standardise: whether embeddings are given mean 0 and variance 1 in each dimension, as `standardised` does.
       validate: whether to read all embeddings once in search of NaN and infinities.
 
     Raises:
       JarmError: if the data is not there, damaged, or not what the options fit.
     """
+    benchmark = _as_it_is(data, embeddings, target, gen, emb, task, seed, validate)
+    return standardised(benchmark) if standardise else benchmark
+
+
+def _as_it_is(
+    data: PathLike,
+    embeddings: PathLike | None,
+    target: str | None,
+    gen: str | None,
+    emb: str | None,
+    task: str | None,
+    seed: int,
+    validate: bool,
+) -> Benchmark:
     name = str(data)
     table_options = {"embeddings": embeddings, "target": target}
     folder_options = {"gen": gen, "emb": emb, "task": task}

@@ -197,12 +197,12 @@ def fingerprint(path: PathLike) -> str:
 
 
 def described(**paths: PathLike) -> dict[str, Any]:
-    """Provenance of files: name, `name_bytes` and `name_fingerprint` of each."""
+    """Provenance of files: the last part of the path, `name_bytes` and `name_fingerprint` of each."""
     return {
         key: value
         for name, path in paths.items()
         for key, value in (
-            (name, str(path)),
+            (name, Path(path).name),
             (f"{name}_bytes", Path(path).stat().st_size),
             (f"{name}_fingerprint", fingerprint(path)),
         )

@@ -1,0 +1,53 @@
+"""Embeddings of mean 0 and variance 1 in every dimension, so that one learning rate suits every embedding model."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+from jarm.base import Benchmark, JarmError
+
+_CHUNK = 1 << 24
+
+
+def standardised(benchmark: Benchmark) -> Benchmark:
+    """The benchmark with embeddings `(e - mean) / deviation` in each dimension, measured on its training responses.
+
+    Language models put most of a hidden state into a few dimensions, and sentence embedders give vectors of norm 1: a
+    head trained on either as it is starts far from where its optimiser works well (`experiments/README.md` has what
+    that costs). The store stays as it is; rows are transformed as they are read. Each training row is read once, 16
+    million numbers at a time. A dimension that does not vary becomes 0.
+
+    Raises:
+      JarmError: an embedding of a training response is not finite.
+    """
+    train = dataclasses.replace(benchmark.train, mean=None, deviation=None)
+    prompts, responses, d = train.shape
+    step = max(1, _CHUNK // (responses * d))
+    count, total, squares = int(train.mask.sum()), np.zeros(d), np.zeros(d)
+    anchor = train.store[train.rows[train.mask][0]].astype(np.float64)  # sums of differences from it stay small
+    for start in range(0, prompts, step):
+        some = slice(start, start + step)
+        rows = train.embeddings(some)[train.mask[some]] - anchor
+        total += rows.sum(axis=0)
+        squares += np.square(rows, out=rows).sum(axis=0)
+    if not np.isfinite(squares).all():
+        raise JarmError(
+            "The training embeddings hold NaN or infinities, so they cannot be standardised: load them with "
+            "validate=True, which names the rows."
+        )
+    mean = total / count
+    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    # What is left of a constant after rounding is no variation.
+    constant = deviation <= 1e-6 * (np.abs(mean + anchor) + deviation.max(initial=0))
+    measured = {
+        "mean": (mean + anchor).astype(np.float32),
+        "deviation": np.where(constant, np.inf, deviation).astype(np.float32),
+    }
+    return Benchmark(
+        *(
+            dataclasses.replace(side, **measured, provenance={**side.provenance, "standardised": True})
+            for side in benchmark
+        )
+    )

@@ -1,0 +1,69 @@
+"""What a run reads: a training table on the device, gold rewards in units of the annotator's scale."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.annotators import AnnotatorConfig, reward_scale
+from jarm.base import JarmError, ResponseTable, record
+from jarm.types import Array, Bool, Float
+
+
+@record
+class Pool:
+    """A training table on the device, as `run` reads it.
+
+    Attributes:
+      embeddings: `[P, R, d]` float32.
+      mask: `[P, R]` bool.
+      gold: `[P, R]` gold rewards divided by the annotator's scale; zeros where people will answer.
+      lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
+      spread: mean squared distance of the embeddings of two random responses: the unit of batch diversity.
+    """
+
+    embeddings: Float[Array, "P R d"]
+    mask: Bool[Array, "P R"]
+    gold: Float[Array, "P R"]
+    lengths: Float[Array, "P R"]
+    spread: Float[Array, ""]
+
+
+def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig()) -> tuple[Pool, float]:
+    """Put a training table on the device.
+
+    Args:
+      table: with gold rewards, unless people will answer.
+      annotator: whose scale gold rewards are divided by.
+
+    Returns:
+      The pool, and the scale.
+
+    Raises:
+      JarmError: the length bias of the annotator needs lengths that the table does not have.
+    """
+    embeddings = table.embeddings()
+    gold = np.zeros(table.mask.shape, np.float32)
+    scale = 1.0
+    if table.gold is not None:
+        scale = reward_scale(annotator, table.gold, table.mask)
+        gold = np.where(table.mask, table.gold / scale, 0).astype(np.float32)
+    lengths = np.zeros(table.mask.shape, np.float32)
+    if "length" in table.rulers:
+        length = np.asarray(table.rulers["length"], np.float64)
+        deviation = np.std(length[table.mask])
+        lengths = np.where(table.mask, (length - length[table.mask].mean()) / (deviation or 1), 0).astype(np.float32)
+    elif annotator.length_bias:
+        raise JarmError("The table knows no response lengths, so there can be no length bias: leave it at 0.")
+    # E |a - b|^2 of two random responses is twice the total variance. A prompt at a time: float64 copies are large.
+    prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
+    mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
+    spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
+    pool = Pool(
+        embeddings=jnp.asarray(embeddings),
+        mask=jnp.asarray(table.mask),
+        gold=jnp.asarray(gold),
+        lengths=jnp.asarray(lengths),
+        spread=jnp.float32(spread or 1),
+    )
+    return pool, scale
