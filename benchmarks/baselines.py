@@ -34,62 +34,51 @@ def _gradient_scores(
     return torch.autograd.grad(torch.logdet(information), selection)[0]
 
 
-def _fisher_weight(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    p = torch.sigmoid(x @ head)
+def _fisher_weight(margin: torch.Tensor) -> torch.Tensor:
+    p = torch.sigmoid(margin)
     return p * (1 - p)
 
 
-def released_xtx(first: torch.Tensor, second: torch.Tensor, k: int, chunk: int | None = None) -> torch.Tensor:
+def released_xtx(x: torch.Tensor, k: int, chunk: int | None = None) -> torch.Tensor:
     """Indices of the k pairs of the released X^T X rule: all Fisher weights 1."""
-    return torch.topk(_gradient_scores(first - second, None, None, chunk), k).indices
+    return torch.topk(_gradient_scores(x, None, None, chunk), k).indices
 
 
-def released_dopt(
-    first: torch.Tensor, second: torch.Tensor, head: torch.Tensor, k: int, chunk: int | None = None
-) -> torch.Tensor:
+def released_dopt(x: torch.Tensor, margin: torch.Tensor, k: int, chunk: int | None = None) -> torch.Tensor:
     """Indices of the k pairs of the released D-optimal rule."""
-    x = first - second
-    return torch.topk(_gradient_scores(x, _fisher_weight(x, head), None, chunk), k).indices
+    return torch.topk(_gradient_scores(x, _fisher_weight(margin), None, chunk), k).indices
 
 
 def released_pa_dopt(
-    first: torch.Tensor,
-    second: torch.Tensor,
-    past_first: torch.Tensor,
-    past_second: torch.Tensor,
-    head: torch.Tensor,
+    x: torch.Tensor,
+    margin: torch.Tensor,
+    past_x: torch.Tensor,
+    past_margin: torch.Tensor,
     k: int,
     chunk: int | None = None,
 ) -> torch.Tensor:
     """As `released_dopt`, with the information of the labelled pairs in the determinant."""
-    x, past_x = first - second, past_first - past_second
-    past = _weighted_sum(past_x, (_fisher_weight(past_x, head),), chunk)
-    return torch.topk(_gradient_scores(x, _fisher_weight(x, head), past, chunk), k).indices
+    past = _weighted_sum(past_x, (_fisher_weight(past_margin),), chunk)
+    return torch.topk(_gradient_scores(x, _fisher_weight(margin), past, chunk), k).indices
 
 
 def closed_form_dopt(
-    first: torch.Tensor,
-    second: torch.Tensor,
-    head: torch.Tensor,
-    k: int,
-    past: tuple[torch.Tensor, torch.Tensor] | None = None,
+    x: torch.Tensor, margin: torch.Tensor, k: int, past: tuple[torch.Tensor, torch.Tensor] | None = None
 ) -> torch.Tensor:
     """The same picks without autograd: leverages v x^T M^-1 x by one product and one triangular solve."""
-    x = first - second
-    scaled = _fisher_weight(x, head).sqrt()[:, None] * x
+    scaled = _fisher_weight(margin).sqrt()[:, None] * x
     information = scaled.T @ scaled
     if past is not None:
-        past_x = past[0] - past[1]
-        information += past_x.T @ (_fisher_weight(past_x, head)[:, None] * past_x)
+        past_x, past_margin = past
+        information += past_x.T @ (_fisher_weight(past_margin)[:, None] * past_x)
     information.diagonal().add_(JITTER)
     factor = torch.linalg.cholesky(information)
     white = torch.linalg.solve_triangular(factor, scaled.T, upper=False)
     return torch.topk(white.square().sum(dim=0), k).indices
 
 
-def closed_form_xtx(first: torch.Tensor, second: torch.Tensor, k: int) -> torch.Tensor:
+def closed_form_xtx(x: torch.Tensor, k: int) -> torch.Tensor:
     """`released_xtx` without autograd."""
-    x = first - second
     information = x.T @ x
     information.diagonal().add_(JITTER)
     white = torch.linalg.solve_triangular(torch.linalg.cholesky(information), x.T, upper=False)

@@ -4,12 +4,12 @@
 
 Pairs of 5,000 responses, as in the paper's rounds of 500 prompts x 10 (`--responses 0`: each pair has its own two).
 Every side gets what it would hold at that point: jarm the features of the responses and the indices of the pairs, the
-PyTorch rules the features of both ends of every pair.
+PyTorch rules the features of both ends of every pair; and the last layer of the head. Margins, and for `pa_dopt` the
+information of 1,000 labelled pairs, are part of what is timed on both sides.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -46,13 +46,21 @@ def torch_rule(kind: str, rule: str, k: int, chunk: int | None, *sizes: int) -> 
     features, head = torch.from_numpy(given["features"]), torch.from_numpy(given["head"])
     ends = [features[torch.from_numpy(given["pairs"][:, side])] for side in (0, 1)]
     past = [features[torch.from_numpy(given["past"][:, side])] for side in (0, 1)]
-    options = {"chunk": chunk} if kind == "released" else {}
-    if kind == "closed_form":
-        given_past = {"past": past} if rule == "pa_dopt" else {}
-        return functools.partial(baselines.closed_form_dopt, *ends, head, k, **given_past)
-    if rule == "pa_dopt":
-        return functools.partial(baselines.released_pa_dopt, *ends, *past, head, k, **options)
-    return functools.partial(baselines.released_dopt, *ends, head, k, **options)
+
+    def run() -> Any:
+        x = ends[0] - ends[1]
+        pairs = x, x @ head
+        if rule == "pa_dopt":
+            past_x = past[0] - past[1]
+            labelled = past_x, past_x @ head
+            if kind == "closed_form":
+                return baselines.closed_form_dopt(*pairs, k, labelled)
+            return baselines.released_pa_dopt(*pairs, *labelled, k, chunk)
+        if kind == "closed_form":
+            return baselines.closed_form_dopt(*pairs, k)
+        return baselines.released_dopt(*pairs, k, chunk)
+
+    return run
 
 
 def main() -> None:
@@ -64,6 +72,8 @@ def main() -> None:
     from benchmarks import referee
     from jarm.acquisition.registry import get_rule
     from jarm.base import Belief, HParams, PairSpace
+    from jarm.fisher import fisher_weight, pair_information
+    from jarm.linalg import matmul
 
     product, reading = timing.gemm_rate(), timing.read_rate()
     print(f"one product of 1024 x 1024: {product / 1e9:.0f} Gflop/s; reading: {reading / 1e9:.1f} GB/s")
@@ -79,8 +89,6 @@ def main() -> None:
             )
             past = past_x.T @ (past_v[:, None] * past_x)
             features = jnp.asarray(given["features"])
-            rewards = features @ given["head"]
-            belief = Belief(features, rewards, rewards[None], jnp.asarray(past, jnp.float32), jnp.int32(LABELS))
             space = PairSpace(
                 kind="listed",
                 width=1,
@@ -91,14 +99,17 @@ def main() -> None:
             place = {tuple(pair): index for index, pair in enumerate(given["pairs"].tolist())}
             for rule in ("dopt", "pa_dopt"):
                 scores = referee.leverages(x, v, past if rule == "pa_dopt" else 0.0)
-                run = functools.partial(get_rule(rule), k=options.k, hparams=HParams())
-                ours = timing.jax_side(
-                    "jarm",
-                    lambda key, belief, space, run=run: run(key, belief, space),
-                    jax.random.key(0),
-                    belief,
-                    space,
-                )
+
+                def run(key: Any, features: Any, head: Any, labelled: Any, space: Any, rule: str = rule) -> Any:
+                    rewards = matmul(features, head)
+                    first, second = labelled.T
+                    weight = fisher_weight(rewards[first] - rewards[second])
+                    known = pair_information(features[first], features[second], weight)
+                    belief = Belief(features, rewards, rewards[None], known, jnp.int32(LABELS))
+                    return get_rule(rule)(key, belief, space, options.k, HParams())
+
+                arguments = (jax.random.key(0), features, given["head"], given["past"].astype(np.int32), space)
+                ours = timing.jax_side("jarm", run, *arguments)
                 sides = [ours]
                 for kind, chunk in (("released", None), ("released", 1000), ("closed_form", None)):
                     if kind == "released" and 8 * (chunk or pairs) * width**2 > options.largest_gb * 1e9:

@@ -139,36 +139,35 @@ def spearman(heads: list[Head], embeddings: torch.Tensor, gold_ranks: torch.Tens
 
 def choose(
     rule: str,
-    head: Head,
+    heads: list[Head],
     embeddings: torch.Tensor,
     candidates: np.ndarray,
     past: np.ndarray,
     rng: np.random.Generator,
     protocol: Protocol,
 ) -> np.ndarray:
-    """Indices of the batch among the candidates."""
+    """Indices of the batch among the candidates: features of the first head, margins of the mean of all, as jarm."""
     k = protocol.batch
     if rule == "random":
         return rng.choice(len(candidates), k, replace=False)
     with torch.no_grad():
-        features = head.features(embeddings)
-    weights = head.out.weight[0].detach()
-    first, second = features[torch.from_numpy(candidates[:, 0])], features[torch.from_numpy(candidates[:, 1])]
-    past_first, past_second = features[torch.from_numpy(past[:, 0])], features[torch.from_numpy(past[:, 1])]
+        features = heads[0].features(embeddings)
+        rewards = torch.stack([head(embeddings) for head in heads]).mean(dim=0)
+    first, second, past_first, past_second = (torch.from_numpy(each) for each in (*candidates.T, *past.T))
+    x, past_x = features[first] - features[second], features[past_first] - features[past_second]
+    margin, past_margin = rewards[first] - rewards[second], rewards[past_first] - rewards[past_second]
     if rule in ("entropy", "max_diff"):
-        margin = ((first - second) @ weights).abs()
-        return torch.topk(margin, k, largest=rule == "max_diff").indices.numpy()
+        return torch.topk(margin.abs(), k, largest=rule == "max_diff").indices.numpy()
     if rule == "xtx":
-        return baselines.released_xtx(first, second, k, protocol.chunk).numpy()
+        return baselines.released_xtx(x, k, protocol.chunk).numpy()
     if rule == "dopt":
-        return baselines.released_dopt(first, second, weights, k, protocol.chunk).numpy()
+        return baselines.released_dopt(x, margin, k, protocol.chunk).numpy()
     if rule == "pa_dopt":
-        ends = (first, second, past_first, past_second)
-        return baselines.released_pa_dopt(*ends, weights, k, protocol.chunk).numpy()
+        return baselines.released_pa_dopt(x, margin, past_x, past_margin, k, protocol.chunk).numpy()
     if rule != "greedy_dopt":
         raise ValueError(f"no rule {rule!r} here")
-    x, past_x, w = (first - second).numpy(), (past_first - past_second).numpy(), weights.numpy()
-    v, past_v = referee.fisher_weight(x @ w), referee.fisher_weight(past_x @ w)
+    x, past_x = x.numpy(), past_x.numpy()
+    v, past_v = referee.fisher_weight(margin.numpy()), referee.fisher_weight(past_margin.numpy())
     mean = x.T @ (v[:, None] * x) / len(x)
     ridge = np.trace(mean) / len(mean) * np.eye(len(mean), dtype=np.float32)
     shape = (1 - protocol.prior_mix) * ridge + protocol.prior_mix * mean
@@ -223,7 +222,7 @@ def run(
         marks.append(time.process_time())
         if round_ < protocol.rounds:
             pool = rng.permutation(len(left))[: protocol.pool]
-            buy(pool[choose(rule, heads[0], embeddings, left[pool], pairs, rng, protocol)])
+            buy(pool[choose(rule, heads, embeddings, left[pool], pairs, rng, protocol)])
         marks.append(time.process_time())
         for part, (begin, end) in zip(("fit", "evaluate", "select"), itertools.pairwise(marks), strict=True):
             seconds[part] += end - begin

@@ -94,7 +94,7 @@ def test_growth_of_resident_memory():
 def torch_pairs():
     torch = pytest.importorskip("torch")
     generator = torch.Generator().manual_seed(0)
-    shapes = {"first": (300, 8), "second": (300, 8), "past_first": (20, 8), "past_second": (20, 8), "head": (8,)}
+    shapes = {"x": (300, 8), "past_x": (20, 8), "head": (8,)}
     return {name: torch.randn(*shape, generator=generator) for name, shape in shapes.items()}
 
 
@@ -102,21 +102,20 @@ def torch_pairs():
 def test_torch_rules_pick_the_largest_leverages(rule, torch_pairs):
     from benchmarks import baselines
 
-    ends = (torch_pairs["first"], torch_pairs["second"])
-    past = (torch_pairs["past_first"], torch_pairs["past_second"])
-    head = torch_pairs["head"]
-    x, past_x = (ends[0] - ends[1]).double().numpy(), (past[0] - past[1]).double().numpy()
-    v = np.ones(len(x)) if rule == "xtx" else referee.fisher_weight(x @ head.double().numpy())
-    past_v = referee.fisher_weight(past_x @ head.double().numpy())
+    x, past_x, head = torch_pairs["x"], torch_pairs["past_x"], torch_pairs["head"]
+    pairs, past = (x, x @ head), (past_x, past_x @ head)
+    x, past_x, head = (each.double().numpy() for each in (x, past_x, head))
+    v = np.ones(len(x)) if rule == "xtx" else referee.fisher_weight(x @ head)
+    past_v = referee.fisher_weight(past_x @ head)
     information = past_x.T @ (past_v[:, None] * past_x) if rule == "pa_dopt" else 0.0
     scores = referee.leverages(x, v, information)
 
     released = getattr(baselines, f"released_{rule}")
-    arguments = {"xtx": ends, "dopt": (*ends, head), "pa_dopt": (*ends, *past, head)}[rule]
+    arguments = {"xtx": pairs[:1], "dopt": pairs, "pa_dopt": (*pairs, *past)}[rule]
     closed = {
-        "xtx": lambda: baselines.closed_form_xtx(*ends, 16),
-        "dopt": lambda: baselines.closed_form_dopt(*ends, head, 16),
-        "pa_dopt": lambda: baselines.closed_form_dopt(*ends, head, 16, past),
+        "xtx": lambda: baselines.closed_form_xtx(pairs[0], 16),
+        "dopt": lambda: baselines.closed_form_dopt(*pairs, 16),
+        "pa_dopt": lambda: baselines.closed_form_dopt(*pairs, 16, past),
     }[rule]
     for picks in (released(*arguments, 16), released(*arguments, 16, chunk=7), closed()):
         judged = referee.judge_top(picks.numpy(), scores)
@@ -164,13 +163,13 @@ def test_torch_loop_buys_new_pairs_and_learns(torch_loop, rule, monkeypatch):
     bought = []
     choose = torch_loop.choose
 
-    def choose_and_tell(rule, head, embeddings, candidates, *rest):
-        chosen = choose(rule, head, embeddings, candidates, *rest)
+    def choose_and_tell(rule, heads, embeddings, candidates, *rest):
+        chosen = choose(rule, heads, embeddings, candidates, *rest)
         bought.append(candidates[chosen])
         return chosen
 
     monkeypatch.setattr(torch_loop, "choose", choose_and_tell)
-    protocol = torch_loop.Protocol(rounds=2, batch=20, initial=40, pool=200, steps=60, folds=2, holdout=0.5)
+    protocol = torch_loop.Protocol(rounds=2, batch=20, initial=40, pool=200, steps=60, members=2)
     result = torch_loop.run(rule, 0, train, test, protocol)
     assert len(result["spearman"]) == 3
     assert result["spearman"][-1] > 0.5

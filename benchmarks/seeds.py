@@ -1,0 +1,61 @@
+"""How to run several seeds of one rule: one by one, by `lax.map`, by `vmap`, or in threads.
+
+    python -m benchmarks.seeds --cores all --out benchmarks/results/seeds.jsonl
+
+Whole runs with the defaults of `jarm compare` on the built-in data, `greedy_dopt`. On all cores, since that is where
+threads could win; ratios are of wall time. `jarm compare` runs seeds as the outcome says: see `jarm.runner`.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import functools
+from typing import Any
+
+from benchmarks import timing
+
+
+def main() -> None:
+    options = timing.start(data="synthetic", embeddings="", target="", seeds=4)
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    from jarm.compare import CompareConfig
+    from jarm.data.datasets import load
+    from jarm.loop import make_hparams, make_loop
+    from jarm.pool import make_pool
+    from jarm.runner import default_jobs
+
+    config = CompareConfig(rules="greedy_dopt")
+    loop = config.loop()
+    benchmark = load(options.data, embeddings=options.embeddings or None, target=options.target or None)
+    pool, scale = make_pool(benchmark.train, loop.annotator)
+    hparams = make_hparams(loop, benchmark.train, scale, config.hparams())
+    rule = jnp.int32(loop.rules.index("greedy_dopt"))
+    run = functools.partial(make_loop(loop).run, hparams=hparams, pool=pool, rule=rule)
+    keys = jnp.stack([jax.random.key(seed) for seed in range(options.seeds)])
+    one = timing.jax_side("", run, keys[0])
+    single = jax.jit(run).lower(keys[0]).compile()
+
+    def in_threads() -> Any:
+        with concurrent.futures.ThreadPoolExecutor(default_jobs()) as workers:
+            return list(workers.map(lambda key: jax.block_until_ready(single(key)), keys))
+
+    sides = [
+        timing.Side("one by one", lambda: [jax.block_until_ready(single(key)) for key in keys], one.compile_s),
+        timing.Side(f"{default_jobs()} threads", in_threads, one.compile_s),
+        timing.jax_side("lax.map", functools.partial(jax.lax.map, run), keys),
+        timing.jax_side("vmap", jax.vmap(run), keys),
+    ]
+    sides[0].temp_bytes = one.temp_bytes
+    for side in sides:
+        result = side.run()
+        records = [result[1]] if isinstance(result, tuple) else [records for _, records in result]
+        side.outcome["valid_nll"] = float(np.nanmean([np.asarray(each.fit.valid_nll) for each in records]))
+    sizes = {"seeds": options.seeds, "d": int(pool.embeddings.shape[2]), "members": config.members}
+    timing.compare("seeds", sides, sizes=sizes)
+
+
+if __name__ == "__main__":
+    main()
