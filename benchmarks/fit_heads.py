@@ -14,6 +14,9 @@ sides start alike, and look at what they hold out equally often.
 
 `batching`: K heads one by one and by vmap, on the same pairs and on their own.
 
+`accelerator` (only if asked for): `--members` heads for each of `--seeds` seeds by vmap, against PyTorch one head after
+another on the same device; with `--cores all`, since processor time says nothing there.
+
 The PyTorch side is the best of its forms tried: inputs gathered once, both ends in one call, fused Adam, one thread.
 """
 
@@ -61,7 +64,7 @@ def torch_steps(params: Any, rows: Any, labels: Any, steps: int, decay: float) -
     """A head after so many steps on all pairs."""
     import torch
 
-    head = torch_head(params)
+    head = torch_head(params).to(rows.device)
     optimiser = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=decay, fused=True)
     for _ in range(steps):
         optimiser.zero_grad()
@@ -311,9 +314,63 @@ def batching(widths: list[int], labels: list[int]) -> None:
             timing.compare("batching members", sides, sizes=sizes)
 
 
+def accelerator(widths: list[int], labels: list[int], members: int, seeds: int) -> None:
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+    import torch
+
+    from jarm.base import HParams
+    from jarm.fit import FitConfig, make_fit
+    from jarm.heads import mlp_head
+
+    place = "cuda" if torch.cuda.is_available() else "cpu"
+    head, hparams, steps = mlp_head(), HParams(jnp.float32(LEARNING_RATE), jnp.float32(0)), 100
+    for width, n in itertools.product(widths, labels):
+        fit = make_fit(head, FitConfig(members=members, holdout=0.0, steps=steps, batching="vmap"))
+        embeddings, *_ = noise(n, width)
+        answered = [noise(n, width, seed)[1:] for seed in range(seeds)]
+        labelled = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(pairs_of(*each) for each in answered))
+        keys = jax.random.split(jax.random.key(0), (seeds, members))
+        starts = jax.vmap(jax.vmap(lambda key, d=width: head.init(key, d)))(keys)
+        run = jax.vmap(fit, in_axes=(0, None, None, 0, 0))
+        arguments = (jax.random.split(jax.random.key(1), seeds), hparams, jnp.asarray(embeddings), labelled, starts)
+        ours = timing.jax_side("jarm, all heads at once", run, *arguments)
+        on_host = jax.tree.map(np.asarray, starts)
+        given = [
+            (
+                torch.from_numpy(embeddings[np.concatenate([first, second])]).to(place),
+                torch.from_numpy(answers).to(place),
+            )
+            for first, second, answers in answered
+        ]
+
+        def one_by_one(on_host: Any = on_host, given: Any = given) -> Any:
+            heads = [
+                torch_steps(jax.tree.map(lambda leaf, s=s, k=k: leaf[s, k], on_host), *given[s], steps, 0.0)
+                for s, k in itertools.product(range(seeds), range(members))
+            ]
+            if place == "cuda":
+                torch.cuda.synchronize()
+            return heads
+
+        theirs = timing.Side("PyTorch, one after another", one_by_one)
+        _, info = ours.run()
+        ours.outcome = {"train_nll": float(info.train_nll.mean())}
+        losses = [torch_loss(one, *given[i // members]).item() for i, one in enumerate(theirs.run())]
+        theirs.outcome = {"train_nll": float(np.mean(losses))}
+        sizes = {"width": width, "labels": n, "members": members, "seeds": seeds, "steps": steps}
+        timing.compare("many heads", [ours, theirs], sizes=sizes, turns=3)
+
+
 def main() -> None:
     options = timing.start(
-        parts=["work", "stopping", "batching"], widths=WIDTHS, labels=LABELS, stopping_labels=[100, 450, 1000], seeds=6
+        parts=["work", "stopping", "batching"],
+        widths=WIDTHS,
+        labels=LABELS,
+        stopping_labels=[100, 450, 1000],
+        seeds=6,
+        members=64,
     )
     if "work" in options.parts:
         same_work(options.widths, options.labels)
@@ -321,6 +378,8 @@ def main() -> None:
         stopping(options.widths, options.stopping_labels, options.seeds)
     if "batching" in options.parts:
         batching(options.widths, [50, 450, 2000])
+    if "accelerator" in options.parts:
+        accelerator(options.widths, options.labels, options.members, options.seeds)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ from jarm.base import (
 from jarm.compare import CompareConfig, compare
 from jarm.data.datasets import load, load_published, load_table, split_by
 from jarm.data.pairs import exclude, listed_space, pair_count, pair_space, sample_pairs, subset
+from jarm.data.standardise import standardised
 from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
@@ -89,6 +90,7 @@ __all__ = [
     "space_information",
     "spearman",
     "split_by",
+    "standardised",
     "subset",
     "synthetic",
     "top_pairs",
