@@ -21,10 +21,11 @@ import tyro
 
 from jarm import CompareConfig, JarmError, compare
 
-# The head as jarm fits it; as in a first look at these data, where nothing keeps it from overfitting; and that head on
+# The head as jarm fits it, and as in a first look at these data, where nothing keeps it from overfitting; each also on
 # embeddings as they are, of norm 1.
 LOOSE = {"members": 1, "steps": 200, "holdout": 0.0, "weight_decay": 0.01}
-FITS = {"stopped": {}, "200 steps": LOOSE, "200 steps, raw": {**LOOSE, "standardise": False}}
+RAW = {"standardise": False}
+FITS = {"stopped": {}, "stopped, raw": RAW, "200 steps": LOOSE, "200 steps, raw": LOOSE | RAW}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Config:
       embeddings: .npy array in its row order.
       out: folder; one folder inside for each comparison.
       targets: columns of gold rewards, separated by commas.
-      fits: ways of fitting the heads, separated by semicolons: "stopped", "200 steps", "200 steps, raw".
+      fits: ways of fitting the heads, separated by semicolons: "stopped", "stopped, raw", "200 steps", "200 steps, raw".
       pairs: pair spaces, separated by commas.
       seeds: seeds of each comparison.
     """
@@ -45,7 +46,7 @@ class Config:
     embeddings: str
     out: pathlib.Path = pathlib.Path("out/acquisition_curves")
     targets: str = "golden_logit,golden_z_lc"
-    fits: str = "stopped; 200 steps; 200 steps, raw"
+    fits: str = "; ".join(FITS)
     pairs: str = "within,cross"
     seeds: int = 12
 

@@ -132,7 +132,7 @@ def _references(axes: Axes, references: dict[str, dict[str, Any]], metric: str, 
         place, last = (place + 0.25 if value - last < margin else 0.01), value
         axes.axhline(value, color="#555555", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
         axes.annotate(
-            name, (0.01, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7.5, color="#555555"
+            name, (place, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7.5, color="#555555"
         )
     for names, arrow, height, side in ((above, "\u2191", 0.985, "top"), (below, "\u2193", 0.015, "bottom")):
         if names:
