@@ -26,10 +26,15 @@ class NewtonFit(NamedTuple):
 
 class _State(NamedTuple):
     weights: Float[Array, "d"]
-    objective: Float[Array, ""]
     steps: Int[Array, ""]
-    done: Bool[Array, ""]
-    definite: Bool[Array, ""]
+    decrement: Float[Array, ""]
+    stuck: Bool[Array, ""]
+    restarted: Bool[Array, ""]
+
+
+_HALVINGS = (*range(0, 4), *range(4, 32, 3))  # halvings: where pairs are saturated, a whole step leads far off
+_SMALL = 1e-5  # decrement, relative to the objective, of a minimum in float32
+_LEAST = 1e-7  # where the objective no longer moves in float32
 
 
 def newton(
@@ -44,8 +49,10 @@ def newton(
     """Minimise `sum_l weight_l bradley_terry(x_l . w, label_l) + ridge / 2 |w|^2` by damped Newton steps.
 
     A step solves with the Hessian exactly, by Cholesky of the smaller of its d x d form and its L x L dual, and is
-    halved until the objective falls enough. The margin with a pair left out is one Newton step away:
-    `m + h g / (1 - h v)`, with g and v the derivatives of the pair's loss and h = x^T H^-1 x.
+    halved until the objective falls enough. At a minimum the Newton decrement `g^T H^-1 g` is small relative to the
+    objective. Where the start is worse than zero, or the steps from it get stuck before a minimum, they start anew from
+    zero. The margin with a pair left out is one Newton step away: `m + h g / (1 - h v)`, with g and v the derivatives
+    of the pair's loss and h = x^T H^-1 x.
 
     Args:
       x: `[L, d]`, the embedding of the first response minus that of the second.
@@ -56,81 +63,101 @@ def newton(
       steps: most steps.
 
     Returns:
-      The fit; `SINGULAR` if a Hessian was not positive definite in float32, or if the steps did not lead to a minimum,
-      as for separable pairs without a ridge; `DIVERGED` if the objective was not finite to begin with.
+      The fit; `SINGULAR` if the steps did not lead to a minimum: for separable pairs without a ridge, or where a
+      Hessian was not positive definite in float32; `DIVERGED` if the objective at the start was NaN.
 
     Source: Rad and Maleki, "A scalable estimate of the out-of-sample prediction error via approximate leave-one-out
     cross-validation", JRSS-B 2020, for the margins left out.
     """
     factorise = _dual if len(x) < x.shape[1] else _primal
+    lengths = jnp.asarray([*(0.5**n for n in _HALVINGS), 0.0], jnp.float32)
 
-    def objective(weights: Float[Array, "d"]) -> Float[Array, ""]:
-        return jnp.vdot(bradley_terry(x @ weights, label), weight) + 0.5 * ridge * jnp.vdot(weights, weights)
-
-    def derivatives(weights: Float[Array, "d"]) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
-        p, q = jax.nn.sigmoid(x @ weights), jax.nn.sigmoid(-(x @ weights))
+    def derivatives(margin: Float[Array, "L"]) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
+        p, q = jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
         return weight * ((1.0 - label) * p - label * q), weight * p * q
 
+    def along(weights: Float[Array, "d"], direction: Float[Array, "d"]) -> Float[Array, "_"]:
+        """The objective at all lengths, of which the last is 0."""
+        margin, change = x @ weights, x @ direction
+
+        def at(length: Float[Array, ""]) -> Float[Array, ""]:
+            there = weights + length * direction
+            return jnp.vdot(bradley_terry(margin + length * change, label), weight) + 0.5 * ridge * there @ there
+
+        return jax.vmap(at)(lengths)
+
     def step(state: _State) -> _State:
-        slope, curvature = derivatives(state.weights)
-        gradient = x.T @ slope + ridge * state.weights
-        direction = -factorise(x, curvature, ridge)[0](gradient)
-        decrease = -jnp.vdot(gradient, direction)
-        lengths = 0.5 ** jnp.arange(8, dtype=jnp.float32)
-        objectives = jax.vmap(lambda t: objective(state.weights + t * direction))(lengths)
-        longest = jnp.argmax(objectives < state.objective - 1e-4 * lengths * decrease)
-        better = objectives[longest] < state.objective
+        margin = x @ state.weights
+        slope, curvature = derivatives(margin)
+        curvature = jnp.maximum(curvature, 1e-20 * jnp.abs(slope))  # some, where it underflows and the slope does not
+        direction = factorise(x, curvature, ridge)[0](state.weights, margin, slope)
+        change = x @ direction
+        # The decrement twice, equal but for rounding: where they differ, the step is not Newton's.
+        decrease = -jnp.vdot(slope, change) - ridge * jnp.vdot(state.weights, direction)
+        squared = jnp.vdot(curvature, change**2) + ridge * jnp.vdot(direction, direction)
+        objectives = along(state.weights, jnp.where(jnp.isfinite(decrease), direction, 0.0))
+        decrement = jnp.maximum(jnp.abs(decrease), squared) / jnp.maximum(objectives[-1], 1e-30)
+        enough = objectives < objectives[-1] - 1e-4 * lengths * decrease
+        length = jnp.where(enough.any(), lengths[jnp.argmax(enough)], 0.0)
+        again = (length == 0.0) & ~(decrement <= _SMALL) & ~state.restarted & jnp.isfinite(objectives[-1])
+        moved = jnp.where(length > 0.0, state.weights + length * direction, state.weights)
         return _State(
-            weights=jnp.where(better, state.weights + lengths[longest] * direction, state.weights),
-            objective=jnp.where(better, objectives[longest], state.objective),
+            weights=jnp.where(again, 0.0, moved),
             steps=state.steps + 1,
-            # Below this the objective no longer moves in float32.
-            done=~better | (decrease <= 1e-7 * state.objective),
-            definite=jnp.isfinite(decrease),
+            decrement=jnp.where(again, jnp.inf, decrement),
+            stuck=(length == 0.0) & ~again,
+            restarted=state.restarted | again,
         )
 
-    state = _State(start, objective(start), jnp.int32(0), jnp.bool_(False), jnp.bool_(True))
-    state = jax.lax.while_loop(lambda s: ~s.done & (s.steps < steps), step, state)
+    at_start = along(start, jnp.zeros_like(start))[-1]
+    worse = at_start > jnp.log(2.0) * weight.sum()
+    state = _State(jnp.where(worse, 0.0, start), jnp.int32(0), jnp.float32(jnp.inf), jnp.bool_(False), worse)
+    state = jax.lax.while_loop(lambda s: (s.decrement > _LEAST) & ~s.stuck & (s.steps < steps), step, state)
 
     margin = x @ state.weights
-    slope, curvature = derivatives(state.weights)
+    slope, curvature = derivatives(margin)
     leverage = factorise(x, curvature, ridge)[1]()
-    status = jnp.where(jnp.isfinite(state.objective), Status.OK, Status.DIVERGED)
+    failure = jnp.where(jnp.isnan(at_start), Status.DIVERGED, Status.SINGULAR)
     return NewtonFit(
         weights=state.weights,
         margin=margin,
         margin_left_out=margin + leverage * slope / jnp.maximum(1.0 - curvature * leverage, 1e-6),
         steps=state.steps,
-        status=jnp.where(state.done & state.definite, status, Status.SINGULAR).astype(jnp.int32),
+        status=jnp.where(state.decrement <= _SMALL, Status.OK, failure).astype(jnp.int32),
     )
 
 
-_Factorised: TypeAlias = tuple[Callable[[Array], Array], Callable[[], Array]]
+_Factorised: TypeAlias = tuple[Callable[[Array, Array, Array], Array], Callable[[], Array]]
 
 
 def _primal(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> _Factorised:
-    """With H = x^T diag(curvature) x + ridge I: the function that solves with it, and one for all x_l^T H^-1 x_l."""
+    """With H = x^T diag(curvature) x + ridge I: the Newton direction, and a function for all x_l^T H^-1 x_l."""
     factor = jnp.linalg.cholesky((x.T * curvature[None, :]) @ x + ridge * jnp.eye(x.shape[1], dtype=x.dtype))
 
-    def solve(g: Float[Array, "d"]) -> Float[Array, "d"]:
-        return jax.scipy.linalg.cho_solve((factor, True), g)
+    def direction(weights: Float[Array, "d"], margin: Float[Array, "L"], slope: Float[Array, "L"]) -> Float[Array, "d"]:
+        return -jax.scipy.linalg.cho_solve((factor, True), x.T @ slope + ridge * weights)
 
     def leverages() -> Float[Array, "L"]:
         return (jax.scipy.linalg.solve_triangular(factor, x.T, lower=True) ** 2).sum(0)
 
-    return solve, leverages
+    return direction, leverages
 
 
 def _dual(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> _Factorised:
-    """The same by Woodbury: H^-1 = (I - x^T s B^-1 s x) / ridge, s = sqrt(curvature), B = ridge I + s x x^T s."""
+    """The same with B = ridge I + s x x^T s, s = sqrt(curvature).
+
+    Where a step ends, weights are x^T s B^-1 (s m - slope / s), which does not divide by the ridge, as Woodbury does:
+    H^-1 = (I - x^T s B^-1 s x) / ridge.
+    """
     root, gram = jnp.sqrt(curvature), x @ x.T
     factor = jnp.linalg.cholesky(root[:, None] * gram * root[None, :] + ridge * jnp.eye(len(x), dtype=x.dtype))
 
-    def solve(g: Float[Array, "d"]) -> Float[Array, "d"]:
-        return (g - x.T @ (root * jax.scipy.linalg.cho_solve((factor, True), root * (x @ g)))) / ridge
+    def direction(weights: Float[Array, "d"], margin: Float[Array, "L"], slope: Float[Array, "L"]) -> Float[Array, "d"]:
+        target = root * margin - slope / jnp.maximum(root, 1e-30)
+        return x.T @ (root * jax.scipy.linalg.cho_solve((factor, True), target)) - weights
 
     def leverages() -> Float[Array, "L"]:
         half = jax.scipy.linalg.solve_triangular(factor, root[:, None] * gram, lower=True)
         return (jnp.diagonal(gram) - (half**2).sum(0)) / ridge
 
-    return solve, leverages
+    return direction, leverages

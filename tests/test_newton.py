@@ -2,10 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 from scipy.optimize import minimize
 
 from jarm.base import Status
 from jarm.newton import newton
+
+fit = jax.jit(newton, static_argnames="steps")
 
 
 def problem(d, n=25, capacity=32, seed=0):
@@ -23,9 +26,9 @@ def objective(w, x, label, weight, ridge):
     return nll @ np.float64(weight) + ridge / 2 * w @ w
 
 
-def solve(x, label, weight, ridge, start=None):
+def solve(x, label, weight, ridge, start=None, steps=30):
     start = jnp.zeros(x.shape[1]) if start is None else start
-    return newton(jnp.asarray(x), jnp.asarray(label), jnp.asarray(weight), jnp.float32(ridge), start)
+    return fit(jnp.asarray(x), jnp.asarray(label), jnp.asarray(weight), jnp.float32(ridge), start, steps=steps)
 
 
 @pytest.mark.parametrize("d", [4, 40])  # the primal form, and the dual
@@ -51,6 +54,51 @@ def test_a_far_start_is_reached_from_by_halving(d, key):
     assert far.status == Status.OK
 
 
+def least(x, label, weight, ridge):
+    """The least objective, by damped Newton steps from zero in float64."""
+    x, w = np.float64(x), np.zeros(x.shape[1])
+    for _ in range(500):
+        p, q = scipy.special.expit(x @ w), scipy.special.expit(-x @ w)
+        gradient = x.T @ (weight * ((1 - label) * p - label * q)) + ridge * w
+        direction = -np.linalg.solve((x.T * (weight * p * q)) @ x + ridge * np.eye(len(w)), gradient)
+        now, decrease = objective(w, x, label, weight, ridge), -gradient @ direction
+        if decrease <= 1e-12 * now:
+            return now
+        t = 1.0
+        while objective(w + t * direction, x, label, weight, ridge) > now - 1e-4 * t * decrease:
+            t /= 2
+        w = w + t * direction
+    raise AssertionError("no minimum")
+
+
+@pytest.mark.parametrize("d", [24, 80])  # the primal form, and the dual
+@pytest.mark.parametrize("scale", [1, 100])
+@pytest.mark.parametrize("ridge", [1.0, 1e-2, 1e-4, 1e-6])
+def test_ok_is_a_minimum_from_any_start(d, scale, ridge):
+    """Saturated margins have no curvature: a whole step is too long by many orders of magnitude."""
+    rng = np.random.default_rng(0)
+    x = (scale * rng.normal(size=(64, d))).astype(np.float32)
+    label = (rng.random(64) < 1 / (1 + np.exp(-x @ rng.normal(size=d) / scale))).astype(np.float32)
+    weight, half = np.ones(64, np.float32), (np.arange(64) < 32).astype(np.float32)
+    flipped = np.where(rng.random(64) < 0.1, 1 - label, label)
+    wrong = np.linalg.lstsq(np.float64(x), 2 * flipped - 1, rcond=None)[0]  # all margins -1 or 1, or nearly
+    best = least(x, label, weight, ridge)
+    starts = {"zero": np.zeros(d), "random": rng.normal(size=d), "far": 100 * rng.normal(size=d)}
+    starts |= {"warm": solve(x, label, half, ridge, steps=60).weights}
+    starts |= {f"margins of {margin}": margin * wrong for margin in (5, 20, 100)}
+    for name, start in starts.items():
+        found = solve(x, label, weight, ridge, jnp.asarray(start, jnp.float32), steps=60)
+        value = objective(np.float64(found.weights), x, label, weight, ridge)
+        assert found.status == Status.OK, name
+        np.testing.assert_allclose(value, best, rtol=1e-5, err_msg=name)
+        assert found.steps < 60
+
+
+def test_too_few_steps_are_a_status():
+    x, label, weight = problem(4)
+    assert solve(x, label, weight, 0.01, steps=1).status == Status.SINGULAR
+
+
 @pytest.mark.parametrize("d", [4, 40])
 def test_margins_left_out_are_those_of_refits(d):
     x, label, weight = problem(d)
@@ -73,13 +121,14 @@ def test_primal_and_dual_agree():
 def test_without_a_ridge_separable_pairs_are_a_status(d):
     x, _, weight = problem(d)
     label = (x[:, 0] > 0).astype(np.float32)
-    found = solve(x, label, weight, 0.0)
-    assert found.status == Status.SINGULAR
-    assert np.isfinite(found.weights).all()
+    for far in (0, 1, 10, 100, 1e4):
+        found = solve(x, label, weight, 0.0, far * jnp.eye(d)[0])
+        assert found.status == Status.SINGULAR
+        assert np.isfinite(found.weights).all()
 
 
 def test_a_start_that_is_not_finite_is_a_status():
-    assert solve(*problem(4), 1.0, jnp.full(4, jnp.nan)).status >= Status.SINGULAR
+    assert solve(*problem(4), 1.0, jnp.full(4, jnp.nan)).status == Status.DIVERGED
 
 
 def test_soft_labels_and_no_pairs():
