@@ -208,7 +208,7 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
         norm = np.sqrt(np.mean(np.sum(train.store**2, axis=1)))
         for table in (train, test):
             table.store[:] /= norm
-        pool, scale = make_pool(train)
+        pool, scale = make_pool(train, AnnotatorConfig())
         embeddings = pool.embeddings.reshape(-1, width)
         gold, lengths = pool.gold.reshape(-1), pool.lengths.reshape(-1)
         tensor = torch.from_numpy(np.array(embeddings))
@@ -259,7 +259,9 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
                 heads = side.run()
                 if isinstance(heads[0], torch.nn.Module):
                     heads = [jax_params(each) for each in heads]
-                metrics = evaluate(head, jax.tree.map(lambda *leaves: jnp.stack(leaves), *heads), test, scale=scale)
+                metrics = evaluate(
+                    head, jax.tree.map(lambda *leaves: jnp.stack(leaves), *heads), test, noise=2.0, scale=scale
+                )
                 side.outcome = {
                     "nll": float(metrics["nll"].mean()),
                     "nll_error": float(metrics["nll"].std(ddof=1) / seeds**0.5),
@@ -325,6 +327,7 @@ def accelerator(widths: list[int], labels: list[int], members: int, seeds: int) 
     from jarm.heads import mlp_head
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.backends.cuda.matmul.allow_tf32 = True  # as jax does by default
     head, hparams, steps = mlp_head(), HParams(jnp.float32(LEARNING_RATE), jnp.float32(0)), 100
     for width, n in itertools.product(widths, labels):
         fit = make_fit(head, FitConfig(members=members, holdout=0.0, steps=steps, batching="vmap"))

@@ -99,7 +99,7 @@ def main() -> None:
             with open(options.out, "a") as file:
                 file.write(json.dumps(row) + "\n")
 
-    oracle = reference_lines(test, scale=scale)["oracle"]
+    oracle = reference_lines(test, noise=2.0, scale=scale)["oracle"]
     judge("oracle", 0, [oracle["nll"]], [1.0], [0])
     judge("constant", 0, [float(np.log(2))], [0.0], [0])
     for n in map(int, options.labels):
@@ -111,7 +111,7 @@ def main() -> None:
             keys = jax.random.split(jax.random.key(n), SEEDS.get(n, 5))
             found = [fit(jax.random.fold_in(key, 1), HParams(**hparams), rows, bought(key, n)) for key in keys]
             params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in found))
-            metrics = evaluate(head, params, test, scale=scale)
+            metrics = evaluate(head, params, test, noise=2.0, scale=scale)
             judge(
                 name,
                 n,

@@ -9,6 +9,7 @@ threads could win; ratios are of wall time. `jarm compare` runs seeds as the out
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import functools
 from typing import Any
 
@@ -23,17 +24,20 @@ def main() -> None:
 
     from jarm.compare import CompareConfig
     from jarm.data.datasets import load
-    from jarm.loop import make_hparams, make_loop
-    from jarm.pool import make_pool
+    from jarm.loop import make_loop, prepare
     from jarm.runner import default_jobs
 
     config = CompareConfig(rules="greedy_dopt")
     loop = config.loop()
     benchmark = load(options.data, embeddings=options.embeddings or None, target=options.target or None)
-    pool, scale = make_pool(benchmark.train, loop.annotator)
-    hparams = make_hparams(loop, benchmark.train, scale, config.hparams())
+    pool, hparams, _ = prepare(loop, benchmark.train, config.hparams())
     rule = jnp.int32(loop.rules.index("greedy_dopt"))
-    run = functools.partial(make_loop(loop).run, hparams=hparams, pool=pool, rule=rule)
+
+    def run_with(batching: str) -> Any:
+        own = dataclasses.replace(loop, fit=dataclasses.replace(loop.fit, batching=batching))
+        return functools.partial(make_loop(own).run, hparams=hparams, pool=pool, rule=rule)
+
+    run = run_with("auto")
     keys = jnp.stack([jax.random.key(seed) for seed in range(options.seeds)])
     one = timing.jax_side("", run, keys[0])
     single = jax.jit(run).lower(keys[0]).compile()
@@ -46,7 +50,7 @@ def main() -> None:
         timing.Side("one by one", lambda: [jax.block_until_ready(single(key)) for key in keys], one.compile_s),
         timing.Side(f"{default_jobs()} threads", in_threads, one.compile_s),
         timing.jax_side("lax.map", functools.partial(jax.lax.map, run), keys),
-        timing.jax_side("vmap", jax.vmap(run), keys),
+        timing.jax_side("vmap", jax.vmap(run_with("vmap")), keys),
     ]
     sides[0].temp_bytes = one.temp_bytes
     for side in sides:

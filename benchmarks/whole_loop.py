@@ -32,16 +32,14 @@ def main() -> None:
     from benchmarks import torch_loop
     from jarm.compare import RULES, CompareConfig
     from jarm.data.datasets import load
-    from jarm.loop import make_hparams, make_loop
+    from jarm.loop import make_loop, prepare
     from jarm.metrics import evaluate
-    from jarm.pool import make_pool
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     config = CompareConfig(rules=options.rules or RULES)
     loop, rules = config.loop(), config.rule_names()
     benchmark = load(options.data, embeddings=options.embeddings or None, target=options.target or None)
-    pool, scale = make_pool(benchmark.train, loop.annotator)
-    hparams = make_hparams(loop, benchmark.train, scale, config.hparams())
+    pool, hparams, scale = prepare(loop, benchmark.train, config.hparams())
     head, run = loop.head.head(), make_loop(loop).run
 
     product = timing.gemm_rate()

@@ -37,7 +37,7 @@ class Config:
       embeddings: .npy array in its row order.
       out: folder; one folder inside for each comparison.
       targets: columns of gold rewards, separated by commas.
-      fits: ways of fitting the heads, separated by semicolons: "stopped", "stopped, raw", "200 steps", "200 steps, raw".
+      fits: ways of fitting, separated by semicolons: "stopped", "stopped, raw", "200 steps", "200 steps, raw".
       pairs: pair spaces, separated by commas.
       seeds: seeds of each comparison.
     """

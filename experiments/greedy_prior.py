@@ -24,17 +24,18 @@ import json
 import pathlib
 import sys
 
+import jax.numpy as jnp
 import numpy as np
 import tyro
 from tqdm import tqdm
 
-from jarm import Benchmark, CompareConfig, HParams, JarmError, evaluate, load, make_hparams, make_pool
+from jarm import Benchmark, CompareConfig, JarmError, evaluate, load, prepare
 from jarm.records import provenance, replace_text
 from jarm.runner import Runner, default_jobs, side_by_side
 from jarm.statistics import paired_difference
 
 GRID = [*itertools.product((0.01, 0.1, 1.0), (0.0, 0.5, 1.0)), (10.0, 0.0), (10.0, 1.0), (0.001, 1.0)]
-FINALISTS = [(0.1, 1.0), (1.0, 1.0), (0.1, 0.0)]
+FINALISTS = [(0.1, 1.0), (1.0, 1.0), (0.1, 0.0), (0.001, 1.0)]  # the last after the grid
 BLIND = [(0.1, 1.0), (1.0, 1.0)]
 
 
@@ -76,14 +77,13 @@ def _curves(config: Config, benchmark: Benchmark, pairs: str) -> dict[str, np.nd
     """Mean Spearman after the bought batches, by arm, one value a seed."""
     options = CompareConfig(rules="random,dopt,greedy_dopt,greedy_dopt_blind", pairs=pairs)
     loop = options.loop()
-    pool, scale = make_pool(benchmark.train, loop.annotator)
-    hparams = make_hparams(loop, benchmark.train, scale)
+    pool, hparams, scale = prepare(loop, benchmark.train)
     runner, head = Runner(loop, hparams, pool), loop.head.head()
     judge = functools.partial(evaluate, head, noise=float(hparams.noise), scale=scale)
     arms = {"random": ("random", hparams, config.seeds), "dopt": ("dopt", hparams, config.seeds)}
     for rule, priors in (("greedy_dopt", GRID), ("greedy_dopt_blind", BLIND)):
         for c, rho in priors:
-            prior = make_hparams(loop, benchmark.train, scale, HParams(prior=c, prior_mix=rho))
+            prior = dataclasses.replace(hparams, prior=jnp.float32(c), prior_mix=jnp.float32(rho))
             final = rule == "greedy_dopt" and (c, rho) in FINALISTS
             seeds = config.seeds if final else min(config.seeds, config.grid_seeds)
             arms[f"{rule} c={c:g} rho={rho:g}"] = (rule, prior, seeds)

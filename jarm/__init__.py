@@ -27,9 +27,9 @@ from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig, linear_head, mlp_head
-from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_hparams, make_loop
+from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop, prepare
 from jarm.metrics import evaluate, reference_lines
-from jarm.pool import Pool, make_pool
+from jarm.pool import Pool
 from jarm.ranking import best_of_n, spearman
 from jarm.selection import greedy_log_det, random_pairs, top_pairs
 
@@ -75,14 +75,13 @@ __all__ = [
     "load_published",
     "load_table",
     "make_fit",
-    "make_hparams",
     "make_loop",
-    "make_pool",
     "mlp_head",
     "pair_count",
     "pair_information",
     "pair_space",
     "pair_variance",
+    "prepare",
     "random_pairs",
     "reference_lines",
     "sample_pairs",

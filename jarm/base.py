@@ -42,6 +42,7 @@ class Status(enum.IntEnum):
     DIVERGED = 3
     NONFINITE = 4
     FULL = 5
+    NO_RULE = 6
 
     @property
     def message(self) -> str:
@@ -64,6 +65,7 @@ _MESSAGES = {
         "Rewards or features are NaN or infinite, or a label is not in [0, 1]: check the embeddings and the labels, "
         "then lower the learning rate."
     ),
+    Status.NO_RULE: "The index of the rule is not one of `LoopConfig.rules`: count them from 0.",
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }
 
@@ -261,7 +263,7 @@ class FitInfo(NamedTuple):
 
     Attributes:
       train_nll, valid_nll: `[K]` mean loss, in nats, of the labels trained on and of those held out.
-      steps: `[K]` int32 optimiser steps taken.
+      steps: `[K]` int32 optimiser steps of the parameters that are kept.
       status: scalar int32 `Status`.
     """
 

@@ -22,7 +22,7 @@ def batch_report(
 ) -> dict[str, Array]:
     """Diversity and informativeness of a bought batch, in an embedding space that no head changes.
 
-    With z the embedding differences of its pairs and s the mean squared difference of a pair of the pool:
+    With z the embedding differences of its pairs and s the mean squared difference of two random responses:
     `diversity_log_det = log det(I + Z Z^T / s)`, in nats; `diversity_distance`: mean over two pairs of
     `min(|z - z'|, |z + z'|) / sqrt(s)`, as a pair and its mirror image are one. Then `distinct_responses` and
     `distinct_prompts`, `mean_fisher_weight` p (1 - p), `mean_member_variance`, and `mean_gold_gap`. All are 0 for an

@@ -20,9 +20,8 @@ from jarm.data.datasets import load
 from jarm.figures import learning_curves, require_matplotlib
 from jarm.fit import FitConfig
 from jarm.heads import HeadConfig
-from jarm.loop import LoopConfig, check_budget, make_hparams
+from jarm.loop import LoopConfig, prepare
 from jarm.metrics import evaluate, reference_lines
-from jarm.pool import make_pool
 from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_summary
 from jarm.runner import Runner, default_jobs, default_together, side_by_side
@@ -197,9 +196,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     benchmark = load(config.data, **{name: getattr(config, name) for name in source})
     if benchmark.train.gold is None or benchmark.test.gold is None:
         raise JarmError("The data has no gold rewards, so there is nothing to judge by: give `--target COLUMN`.")
-    check_budget(loop_config, benchmark.train)
-    pool, scale = make_pool(benchmark.train, loop_config.annotator)
-    hparams = make_hparams(loop_config, benchmark.train, scale, config.hparams())
+    pool, hparams, scale = prepare(loop_config, benchmark.train, config.hparams())
     judged: dict[str, Any] = {
         "annotator": loop_config.annotator,
         "noise": float(hparams.noise),
@@ -207,7 +204,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         "best_of": sizes,
     }
     head = loop_config.head.head()
-    runner = Runner(loop_config, hparams, pool, config.together or default_together())
+    runner = Runner(loop_config, hparams, pool, min(config.together or default_together(), config.seeds))
 
     with RecordFolder(config.out, _settings(config, benchmark), config.rounds) as folder:
         common = {"config": fingerprint(folder.settings), **provenance()}
@@ -244,11 +241,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
                 bar.set_postfix_str(f"{lines[-1]['rule']}, seed {lines[-1]['seed']}", refresh=False)
                 bar.update()
         shown = [line for line in folder.read() if line["kind"] == "reference" or line["rule"] in rules]
-    try:
-        summary = write_summary(shown, config.out)
-        learning_curves(shown, config.out / "curves")
-    except OSError as error:
-        raise JarmError(f"Cannot write to {config.out} ({error}): make room, and give the same command.") from error
+        try:
+            summary = write_summary(shown, config.out)
+            learning_curves(shown, config.out / "curves")
+        except OSError as error:
+            raise JarmError(f"Cannot write to {config.out} ({error}): make room, and give the same command.") from error
     return summary
 
 

@@ -358,8 +358,9 @@ def _early_stopped(
     own_rows = in_turn and config.batch_size is None
     table, indexed = embeddings, pairs
     if not in_turn and config.batch_size is None:
-        # Heads under vmap share the rows of all labelled pairs, so that these are read once for all of them.
-        everything, _ = pairs.compact(len(table), min(len(table), 2 * capacity))
+        # Heads under vmap share the rows of all labelled pairs, so that these are read once for all of them; a row for
+        # each end of a pair, since adding up the gradients of a shared row has no fixed order on an accelerator.
+        everything = pairs.take(jnp.arange(capacity, dtype=jnp.int32))
         table, indexed = everything.rows(embeddings), everything.pairs
     descend = _make_descend(head, config, hparams, jax.tree.map(lambda leaf: leaf[0], starts), table)
     begin = jax.vmap(descend.start)(starts)

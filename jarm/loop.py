@@ -30,12 +30,12 @@ from jarm.base import (
     record,
 )
 from jarm.batch import batch_report
-from jarm.data.pairs import KINDS, pair_space, sample_pairs, subset
+from jarm.data.pairs import KINDS, compact, pair_space, sample_pairs, subset
 from jarm.fisher import fisher_weight, pair_information, pair_variance
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig
 from jarm.linalg import worst
-from jarm.pool import Pool
+from jarm.pool import Pool, make_pool
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
 
@@ -151,6 +151,11 @@ class Loop(NamedTuple):
     run: Callable[..., tuple[LoopState, RunRecord]]
 
 
+# What each hyperparameter may be; the noise may also be negative, for none.
+_LEAST = {"learning_rate": 0, "weight_decay": 0, "ridge": 0, "label_smoothing": 0, "prior": 0, "prior_mix": 0}
+_MOST = {"label_smoothing": 1, "prior_mix": 1}
+
+
 def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams: HParams = HParams()) -> HParams:
     """HParams as float32 arrays, with the noise solved for where the annotator has a flip rate; -1 if it is perfect."""
     wanted = config.annotator.flip_rate
@@ -159,10 +164,30 @@ def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams
     if config.annotator.kind == "bradley_terry" and wanted is not None and table.gold is not None:
         noise = solve_noise(wanted, table.gold, table.mask, scale, pairs=config.pairs) if wanted > 0 else -1.0
         hparams = dataclasses.replace(hparams, noise=noise)
-    for field in dataclasses.fields(hparams):
-        if np.isnan(np.asarray(getattr(hparams, field.name))).any():
-            raise JarmError(f"The hyperparameter `{field.name}` is NaN: give a number.")
+    for name in (field.name for field in dataclasses.fields(hparams)):
+        values, least, most = np.asarray(getattr(hparams, name)), _LEAST.get(name, -np.inf), _MOST.get(name, np.inf)
+        if not ((values >= least) & (values <= most)).all():  # nor is NaN
+            raise JarmError(f"The hyperparameter `{name}` is {values}: give a number from {least} to {most}.")
     return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
+
+
+def prepare(config: LoopConfig, table: ResponseTable, hparams: HParams = HParams()) -> tuple[Pool, HParams, float]:
+    """What `run` reads, made for one configuration.
+
+    Args:
+      config: the shape of a run; its annotator says what gold rewards are divided by, and what noise means.
+      table: training prompts, with gold rewards unless people will answer.
+      hparams: numbers to start from.
+
+    Returns:
+      The pool, the hyperparameters as arrays, and the scale that gold rewards were divided by.
+
+    Raises:
+      JarmError: the table cannot meet the budget, lacks lengths for a length bias, or a number is out of its range.
+    """
+    check_budget(config, table)
+    pool, scale = make_pool(table, config.annotator)
+    return pool, make_hparams(config, table, scale, hparams), scale
 
 
 def check_budget(config: LoopConfig, table: ResponseTable) -> None:
@@ -237,8 +262,8 @@ def make_loop(config: LoopConfig) -> Loop:
         params, info = fit(key_fit, hparams, flat, state.labelled, state.params if config.warm_start else None)
         return dataclasses.replace(state, params=params, status=worst(state.status, info.status)), info
 
-    def candidates(key: PRNGKey, state: LoopState, pool: Pool) -> tuple[Int[Array, "p"], PairSpace]:
-        """The prompts of this round, and the space of their unlabelled pairs in local indices."""
+    def candidates(key: PRNGKey, state: LoopState, pool: Pool) -> tuple[Int[Array, "n"] | None, PairSpace]:
+        """The responses of this round, None for all, and the space of their unlabelled pairs in local indices."""
         count, width = pool.mask.shape
         key_prompts, key_pool = jax.random.split(key)
         if config.prompts is None:
@@ -252,12 +277,21 @@ def make_loop(config: LoopConfig) -> Loop:
         ends = jnp.stack([state.labelled.first, state.labelled.second], axis=1)
         local = jnp.where(state.labelled.mask[:, None], home[ends // width] * width + ends % width, size)
         space = pair_space(config.pairs, width, pool.mask[prompts].reshape(-1), local)
-        return prompts, space if config.pool is None else subset(key_pool, space, config.pool)
+        responses = None
+        if config.prompts is not None:
+            responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)
+        if config.pool is None:
+            return responses, space
+        space = subset(key_pool, space, config.pool)
+        if 2 * config.pool >= size:
+            return responses, space
+        # Few pairs of many responses: only those at their ends are looked at.
+        used, space = compact(space)
+        return (used if responses is None else responses[used]), space
 
-    def believe(state: LoopState, pool: Pool, prompts: Int[Array, "p"]) -> Belief:
-        d = pool.embeddings.shape[2]
-        local = pool.embeddings[prompts].reshape(-1, d)
-        flat, labelled = pool.embeddings.reshape(-1, d), state.labelled
+    def believe(state: LoopState, pool: Pool, responses: Int[Array, "n"] | None) -> Belief:
+        flat, labelled = pool.embeddings.reshape(-1, pool.embeddings.shape[2]), state.labelled
+        local = flat if responses is None else flat[responses]
         member_rewards = jax.vmap(head.rewards, in_axes=(0, None))(state.params, local)
         # The layer that is learnt about is the first member's: features of different heads have no common mean. How
         # sure a pair is, its margin, is the ensemble's to say.
@@ -280,24 +314,24 @@ def make_loop(config: LoopConfig) -> Loop:
         def branch(one: Rule) -> Callable[..., Selection]:
             return lambda key, belief, space: one(key, belief, space, config.batch, hparams)
 
-        if len(rules) == 1:
-            return branch(rules[0])(key, belief, space)
-        return jax.lax.switch(rule, [branch(one) for one in rules], key, belief, space)
+        chosen = jax.lax.switch(rule, [branch(one) for one in rules], key, belief, space)
+        known = (jnp.asarray(rule) >= 0) & (jnp.asarray(rule) < len(rules))
+        status = worst(chosen.status, jnp.where(known, jnp.int32(Status.OK), jnp.int32(Status.NO_RULE)))
+        return dataclasses.replace(chosen, status=status)
 
     def choose(
         hparams: HParams, state: LoopState, pool: Pool, rule: int | Array
     ) -> tuple[Selection, Float[Array, "B"], Float[Array, "B"]]:
         """The next batch in global indices; of its pairs, the Fisher weights and the variances over the ensemble."""
         key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
-        prompts, space = candidates(key_space, state, pool)
+        responses, space = candidates(key_space, state, pool)
         # On some accelerators a plain product has a third of the digits of its type, too few for differences.
         with jax.default_matmul_precision("highest"):
-            belief = believe(state, pool, prompts)
+            belief = believe(state, pool, responses)
         chosen = pick(rule, key_rule, belief, space, hparams)
-        width = pool.mask.shape[1]
         weight = fisher_weight(belief.rewards[chosen.pairs[:, 0]] - belief.rewards[chosen.pairs[:, 1]])
         variance = pair_variance(belief.member_rewards, chosen.pairs)
-        pairs = jnp.sort(prompts[chosen.pairs // width] * width + chosen.pairs % width, axis=1)
+        pairs = chosen.pairs if responses is None else jnp.sort(responses[chosen.pairs], axis=1)
         pairs = jnp.where(chosen.valid[:, None], pairs, 0)
         return dataclasses.replace(chosen, pairs=pairs), weight, variance
 

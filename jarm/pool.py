@@ -29,7 +29,7 @@ class Pool:
     spread: Float[Array, ""]
 
 
-def make_pool(table: ResponseTable, annotator: AnnotatorConfig = AnnotatorConfig()) -> tuple[Pool, float]:
+def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, float]:
     """Put a training table on the device.
 
     Args:

@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import math
 import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -116,6 +117,9 @@ class Runner:
     """
 
     def __init__(self, config: LoopConfig, hparams: HParams, pool: Pool, together: int = 1):
+        if together > 1 and config.fit.batching == "auto":
+            # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
+            config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
         loop = make_loop(config)
         self.rules, self.hparams, self.pool, self.together = config.rules, hparams, pool, together
         self._run = jax.jit(loop.run if together == 1 else jax.vmap(loop.run, in_axes=(0, None, None, None)))
@@ -123,6 +127,7 @@ class Runner:
         self._compiled: Any = None
         self._to_compile = math.nan
         self._took: dict[str, tuple[float, float]] = {}
+        self._lock = threading.Lock()  # of what only the first of several threads should do
 
     def __call__(self, rule: str, *seeds: int, hparams: HParams | None = None) -> list[Result]:
         """Run one rule with at most `together` seeds; a rule's first call also times a fit and a selection."""
@@ -130,17 +135,19 @@ class Runner:
         padded = [*seeds, *[seeds[-1]] * (self.together - len(seeds))]
         keys = jnp.stack([jax.random.key(seed) for seed in padded])
         arguments = (keys[0] if self.together == 1 else keys, hparams, self.pool, index)
-        if self._compiled is None:
-            start = time.perf_counter()
-            self._compiled = self._run.lower(*arguments).compile()
-            self._to_compile = time.perf_counter() - start
+        with self._lock:
+            if self._compiled is None:
+                start = time.perf_counter()
+                self._compiled = self._run.lower(*arguments).compile()
+                self._to_compile = time.perf_counter() - start
         start = time.perf_counter()
         state, records = jax.block_until_ready(self._compiled(*arguments))
         seconds = (time.perf_counter() - start) / len(seeds)
         if self.together == 1:
             state, records = jax.tree.map(lambda leaf: leaf[None], (state, records))
-        if rule not in self._took:
-            self._took[rule] = self._time(hparams, jax.tree.map(lambda leaf: leaf[0], state), index)
+        with self._lock:
+            if rule not in self._took:
+                self._took[rule] = self._time(hparams, jax.tree.map(lambda leaf: leaf[0], state), index)
         return list(self._results(rule, seeds, records, seconds))
 
     def _results(self, rule: str, seeds: tuple[int, ...], records: RunRecord, seconds: float) -> Iterator[Result]:

@@ -8,9 +8,10 @@ import pytest
 
 from jarm.annotators import AnnotatorConfig, annotate
 from jarm.base import HParams, JarmError, ResponseTable, Status
+from jarm.data.pairs import pair_space, subset
 from jarm.fit import FitConfig
 from jarm.heads import HeadConfig
-from jarm.loop import LoopConfig, check_budget, make_hparams, make_loop
+from jarm.loop import LoopConfig, check_budget, make_hparams, make_loop, prepare
 from jarm.pool import make_pool
 from jarm.selection import top_pairs
 from jarm.testing import count_compilations, count_traces
@@ -40,7 +41,8 @@ def make_table(seed=0, ragged=True):
 
 
 TABLE = make_table()
-POOL, SCALE = make_pool(TABLE)
+NO_LENGTHS = dataclasses.replace(TABLE, rulers={})
+POOL, SCALE = make_pool(TABLE, AnnotatorConfig())
 
 
 def in_order(key, belief, space, k, hparams):
@@ -148,7 +150,7 @@ def test_one_trace_for_every_seed_rule_and_number(name):
     loop, traces = loop_of(name)
     assert len(traces) == 1
     hparams = hparams_of(name, noise=5.0, prior=3.0, prior_mix=0.5, learning_rate=0.1, weight_decay=0.0, ridge=2.0)
-    other, _ = make_pool(make_table(seed=1, ragged=False))
+    other, _ = make_pool(make_table(seed=1, ragged=False), AnnotatorConfig())
     key, rule = jax.random.key(7), jnp.int32(len(CONFIGS[name].rules) - 1)
     with count_compilations() as compiled:
         jax.block_until_ready(loop.run(key, hparams, other, rule))
@@ -235,7 +237,7 @@ def test_a_run_that_runs_out_of_pairs_says_so_and_stays_distinct():
     mask = np.zeros((PROMPTS, WIDTH), bool)
     mask[:3, :3] = True
     table = dataclasses.replace(TABLE, mask=mask)
-    pool, _ = make_pool(table)
+    pool, _ = make_pool(table, AnnotatorConfig())
     loop, _ = loop_of("within")
     for rule in (0, 2):
         state, records = loop.run(jax.random.key(0), hparams_of("within"), pool, jnp.int32(rule))
@@ -292,6 +294,71 @@ def test_a_rule_of_your_own_takes_the_place_of_a_name():
         assert len(np.unique(batch // WIDTH)) <= 4
 
 
+def test_a_rule_that_is_not_there_is_a_status():
+    for name, count in (("within", 3), ("all prompts pool", 1)):
+        loop, _ = loop_of(name)
+        for rule in (-1, count):
+            _, records = loop.run(jax.random.key(0), hparams_of(name), POOL, jnp.int32(rule))
+            assert (records.status[:-1] == Status.NO_RULE).all()
+
+
+def test_what_is_prepared_is_for_the_annotator_of_the_configuration():
+    config = dataclasses.replace(CONFIGS["within"], annotator=AnnotatorConfig(scale=0.5, flip_rate=0.4))
+    pool, hparams, scale = prepare(config, TABLE)
+    assert scale == 0.5
+    np.testing.assert_allclose(np.asarray(pool.gold) * 0.5, TABLE.gold, rtol=1e-6)
+    assert 0 < hparams.noise < 1
+    with pytest.raises(JarmError, match="no response lengths"):
+        prepare(dataclasses.replace(config, annotator=AnnotatorConfig("perfect", length_bias=1.0)), NO_LENGTHS)
+    with pytest.raises(JarmError, match="holds 46 pairs"):
+        prepare(dataclasses.replace(config, initial=1000), TABLE)
+
+
+def test_few_candidates_of_many_responses_are_chosen_as_among_all():
+    """Only the responses at the ends of the candidates are scored; the batch is that of a belief about all."""
+    config = dataclasses.replace(
+        CONFIGS["cross prompts pool"], prompts=None, pool=8, batch=4, fit=ONE, warm_start=False
+    )
+    loop = make_loop(dataclasses.replace(config, rules=("entropy",)))
+    state, first = loop.init(jax.random.key(0), POOL)
+    state = loop.tell(state, first, jnp.ones(5))
+    selection = jit(loop.select)(hparams_of("cross prompts pool"), state, POOL)
+    key_space, _ = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
+    _, key_pool = jax.random.split(key_space)
+    past = jnp.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
+    space = subset(key_pool, pair_space("cross", WIDTH, POOL.mask.reshape(-1), past), 8)
+    one = jax.tree.map(lambda leaf: leaf[0], state.params)
+    rewards = MLP.head().rewards(one, POOL.embeddings.reshape(-1, D))
+    expected = top_pairs(lambda margin, _: -jnp.abs(margin), rewards, None, space, 4)
+    np.testing.assert_array_equal(selection.pairs, expected.pairs)
+    np.testing.assert_allclose(selection.gains, expected.gains, rtol=1e-5)
+
+
+OTHERS = {
+    "flip": {"annotator": AnnotatorConfig("flip", flip_rate=0.3), "fit": FitConfig(members=1, loss="classification")},
+    "biased": {"annotator": AnnotatorConfig(scale=2.0, length_bias=3.0), "fit": FitConfig(members=2)},
+    "perfect": {
+        "annotator": AnnotatorConfig("perfect", length_bias=0.5),
+        "head": MLP,
+        "fit": FitConfig(members=1, steps=10, batch_size=4, ensemble="bootstrap"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_annotators_and_fits_run(name):
+    config = dataclasses.replace(CONFIGS["within"], rules=("random",), rounds=2, **OTHERS[name])
+    pool, hparams, _ = prepare(config, TABLE, HParams(label_smoothing=0.1))
+    state, records = jit(make_loop(config).run)(jax.random.key(0), hparams, pool)
+    assert (records.status == Status.OK).all()
+    assert state.labelled.mask.sum() == 16
+    unbiased = dataclasses.replace(config.annotator, length_bias=0.0)
+    _, other = jit(make_loop(dataclasses.replace(config, annotator=unbiased)).run)(jax.random.key(0), hparams, pool)
+    np.testing.assert_array_equal(records.selection.pairs, other.selection.pairs)
+    if config.annotator.length_bias:
+        assert records.wrong[-1] > other.wrong[-1]
+
+
 def test_a_pool_is_in_units_of_the_scale():
     np.testing.assert_allclose(np.asarray(POOL.gold) * SCALE, TABLE.gold, rtol=1e-6)
     real = TABLE.mask
@@ -326,9 +393,18 @@ def test_bad_settings_are_named():
     with pytest.raises(JarmError, match="no rule 'dpot': did you mean"):
         make_loop(LoopConfig(rules=("dpot",)))
     with pytest.raises(JarmError, match="no response lengths"):
-        make_pool(dataclasses.replace(TABLE, rulers={}), AnnotatorConfig(length_bias=1.0))
-    with pytest.raises(JarmError, match="`noise` is NaN"):
-        make_hparams(CONFIGS["within"], TABLE, SCALE, HParams(noise=float("nan")))
+        make_pool(NO_LENGTHS, AnnotatorConfig(length_bias=1.0))
+    for name, value in (
+        ("noise", float("nan")),
+        ("label_smoothing", 3.0),
+        ("learning_rate", -1e-3),
+        ("weight_decay", -1.0),
+        ("ridge", -1.0),
+        ("prior", float("nan")),
+        ("prior_mix", 2.0),
+    ):
+        with pytest.raises(JarmError, match=f"`{name}` is"):
+            make_hparams(CONFIGS["within"], TABLE, SCALE, HParams(**{name: value}))
 
 
 @pytest.mark.parametrize("pairs", ["within", "cross", "all"])

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from jarm import metrics
-from jarm.base import ResponseTable
+from jarm.annotators import AnnotatorConfig
+from jarm.base import HParams, ResponseTable
 from jarm.heads import mlp_head
+from jarm.loop import LoopConfig, make_loop
+from jarm.pool import Pool
 
 # A scaled test set: 60 x 100 x 256 float32 is 6.1 MB; the budget is 1 MiB for a chunk, for any number of heads.
 P, R, D = 60, 100, 256
@@ -42,7 +45,9 @@ def test_a_compiled_chunk_of_an_evaluation_fits_its_budget():
     cdfs = jnp.zeros((3, R + 1, R + 1))
     arrays = jnp.zeros((size, R, D)), jnp.zeros((size, R)), jnp.ones((size, R), bool)
     constants = (jnp.float32(1), jnp.float32(1), cdfs)
-    kernel = metrics._evaluate_chunk.lower(params, constants, *arrays, head=head, together=False)
+    kernel = metrics._evaluate_chunk.lower(
+        params, constants, *arrays, head=head, annotator=AnnotatorConfig(), together=False
+    )
     memory = kernel.compile().memory_analysis()
     taken = memory.temp_size_in_bytes + memory.output_size_in_bytes + arrays[0].nbytes
     assert taken < BUDGET
@@ -60,3 +65,19 @@ def test_the_host_holds_few_chunks_of_a_stored_table(stored_table):
         tracemalloc.stop()
     assert peak < BUDGET
     np.testing.assert_array_equal(first["spearman"], second["spearman"])
+
+
+def test_a_selection_does_not_copy_the_table():
+    """A few candidates of a table of 10 MB: what is held beside it is of the size of the candidates."""
+    config = LoopConfig(rules=("random", "dopt"), rounds=1, batch=5, initial=5, pool=100)
+    loop = make_loop(config)
+    pool = Pool(
+        embeddings=jnp.zeros((1000, 10, D)),
+        mask=jnp.ones((1000, 10), bool),
+        gold=jnp.zeros((1000, 10)),
+        lengths=jnp.zeros((1000, 10)),
+        spread=jnp.float32(1),
+    )
+    state, _ = jax.eval_shape(loop.init, jax.random.key(0), pool)
+    compiled = jax.jit(loop.select).lower(HParams(), state, pool, jnp.int32(1)).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 2 << 20

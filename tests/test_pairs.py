@@ -8,7 +8,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from jarm.data.pairs import contains, exclude, get_tile, listed_space, pair_count, pair_space, sample_pairs, subset
+from jarm.data.pairs import (
+    compact,
+    contains,
+    exclude,
+    get_tile,
+    listed_space,
+    pair_count,
+    pair_space,
+    sample_pairs,
+    subset,
+)
 from jarm.data.pairs import tile_count as count_tiles
 from jarm.testing import list_pairs, quick_jit
 
@@ -165,3 +175,14 @@ def test_bad_spaces_are_named():
         pair_space("inside", 2, jnp.ones(4, bool))
     with pytest.raises(ValueError, match="5 responses do not form whole prompts of 2"):
         pair_space("all", 2, jnp.ones(5, bool))
+
+
+def test_a_compacted_list_is_the_same_pairs_on_fewer_responses():
+    space = listed_space(jnp.array([[3, 9], [3, 5], [20, 20], [0, 9]], jnp.int32), jnp.ones(20, bool))
+    responses, local = jax.jit(compact)(space)
+    np.testing.assert_array_equal(responses[:4], [0, 3, 5, 9])
+    assert local.eligible.sum() == 4
+    assert local.pairs.shape == (4, 2)
+    inside = np.asarray(local.pairs) < len(responses)
+    found = np.where(inside, np.asarray(responses)[np.minimum(local.pairs, 7)], 20)
+    np.testing.assert_array_equal(found, space.pairs)

@@ -258,3 +258,26 @@ def subset(key: PRNGKey, space: PairSpace, count: int) -> PairSpace:
         excluded=jnp.zeros((0, 2), jnp.int32),
         pairs=jnp.where(valid[:, None], pairs, size),
     )
+
+
+def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
+    """A listed space of M pairs on the responses that are in one, at most 2 M.
+
+    Returns:
+      `[2 M]` the responses, in rising order and then padded with 0; and the space in their indices, of width 1, whose
+      padding is not eligible.
+    """
+    assert space.pairs is not None
+    size, room = space.eligible.shape[0], 2 * space.pairs.shape[0]
+    present = jnp.zeros(size, bool).at[space.pairs].set(True, mode="drop")
+    place = jnp.cumsum(present, dtype=jnp.int32) - 1
+    index = jnp.arange(size, dtype=jnp.int32)
+    responses = jnp.zeros(room, jnp.int32).at[jnp.where(present, place, room)].set(index, mode="drop")
+    local = PairSpace(
+        kind="listed",
+        width=1,
+        eligible=jnp.arange(room, dtype=jnp.int32) < present.sum(),
+        excluded=jnp.zeros((0, 2), jnp.int32),
+        pairs=jnp.where(space.pairs < size, place[jnp.minimum(space.pairs, size - 1)], room),
+    )
+    return responses, local

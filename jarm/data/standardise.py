@@ -39,11 +39,9 @@ def standardised(benchmark: Benchmark) -> Benchmark:
         )
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
-    # What is left of a constant after rounding is no variation.
-    constant = deviation <= 1e-6 * (np.abs(mean + anchor) + deviation.max(initial=0))
     measured = {
         "mean": (mean + anchor).astype(np.float32),
-        "deviation": np.where(constant, np.inf, deviation).astype(np.float32),
+        "deviation": np.where(deviation > 0, deviation, np.inf).astype(np.float32),
     }
     return Benchmark(
         *(
