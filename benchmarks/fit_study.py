@@ -49,7 +49,7 @@ def main() -> None:
     import numpy as np
 
     from jarm.annotators import AnnotatorConfig, annotate
-    from jarm.base import HParams, Labelled
+    from jarm.base import HParams, Labelled, check
     from jarm.data.datasets import load
     from jarm.data.pairs import pair_space, sample_pairs
     from jarm.fit import FitConfig, make_fit
@@ -110,6 +110,7 @@ def main() -> None:
             fit = make_fit(head, FitConfig(**config))
             keys = jax.random.split(jax.random.key(n), SEEDS.get(n, 5))
             found = [fit(jax.random.fold_in(key, 1), HParams(**hparams), rows, bought(key, n)) for key in keys]
+            check(np.array([info.status for _, info in found]), name)
             params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in found))
             metrics = evaluate(head, params, test, noise=2.0, scale=scale)
             judge(

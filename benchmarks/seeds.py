@@ -22,6 +22,7 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
+    from jarm.base import check
     from jarm.compare import CompareConfig
     from jarm.data.datasets import load
     from jarm.loop import make_loop, prepare
@@ -56,6 +57,7 @@ def main() -> None:
     for side in sides:
         result = side.run()
         records = [result[1]] if isinstance(result, tuple) else [records for _, records in result]
+        check(np.concatenate([np.ravel(each.status) for each in records]), side.name)
         side.outcome["valid_nll"] = float(np.nanmean([np.asarray(each.fit.valid_nll) for each in records]))
     sizes = {"seeds": options.seeds, "d": int(pool.embeddings.shape[2]), "members": config.members}
     timing.compare("seeds", sides, sizes=sizes)

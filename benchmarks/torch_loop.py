@@ -39,6 +39,7 @@ class Protocol:
     prior: float = 0.1
     prior_mix: float = 1.0
     chunk: int | None = None
+    released: bool = True  # one-shot rules by autograd of log det, as released; or else by their closed form
 
 
 class Head(torch.nn.Module):
@@ -158,12 +159,17 @@ def choose(
     margin, past_margin = rewards[first] - rewards[second], rewards[past_first] - rewards[past_second]
     if rule in ("entropy", "max_diff"):
         return torch.topk(margin.abs(), k, largest=rule == "max_diff").indices.numpy()
-    if rule == "xtx":
+    if rule == "xtx" and protocol.released:
         return baselines.released_xtx(x, k, protocol.chunk).numpy()
-    if rule == "dopt":
+    if rule == "dopt" and protocol.released:
         return baselines.released_dopt(x, margin, k, protocol.chunk).numpy()
-    if rule == "pa_dopt":
+    if rule == "pa_dopt" and protocol.released:
         return baselines.released_pa_dopt(x, margin, past_x, past_margin, k, protocol.chunk).numpy()
+    if rule == "xtx":
+        return baselines.closed_form_xtx(x, k).numpy()
+    if rule in ("dopt", "pa_dopt"):
+        labelled = (past_x, past_margin) if rule == "pa_dopt" else None
+        return baselines.closed_form_dopt(x, margin, k, labelled).numpy()
     if rule != "greedy_dopt":
         raise ValueError(f"no rule {rule!r} here")
     x, past_x = x.numpy(), past_x.numpy()
