@@ -78,19 +78,22 @@ class RecordFolder:
       settings: what every record in it was made with.
       rounds: T, so that a run has T + 1 lines.
       done: the (rule, seed) of the runs that were whole when it was opened.
+      others: other versions or commits of jarm that its records were made by, as "jarm 0.1.0, commit 0123456789ab".
     """
 
     path: pathlib.Path
     settings: dict[str, Any]
     rounds: int
     done: set[tuple[str, int]] = dataclasses.field(default_factory=set, init=False)
+    others: list[str] = dataclasses.field(default_factory=list, init=False)
     _lock: IO[str] | None = dataclasses.field(default=None, init=False)
 
     def __post_init__(self) -> None:
         """Open or make the folder.
 
         Raises:
-          JarmError: it holds another configuration, cannot be written, or is being written to.
+          JarmError: it holds another configuration or a line that is not a record, cannot be written, or is being
+            written to. The records and the settings in it stay as they are.
         """
         self.settings = json.loads(json.dumps(self.settings, default=str))
         try:
@@ -98,13 +101,13 @@ class RecordFolder:
             self._claim()
             config = self.path / "config.json"
             if config.exists():
-                self._refuse_other(json.loads(config.read_text()))
+                self._refuse_other(_read_settings(config))
             elif self._file.exists():
                 raise JarmError(f"{self._file} stands there without its config.json: give another --out.")
             else:
                 replace_text(config, json.dumps(self.settings, indent=2) + "\n")
             self._recover()
-        except (OSError, json.JSONDecodeError, JarmError) as error:
+        except (OSError, JarmError) as error:
             self.close()
             if isinstance(error, JarmError):
                 raise
@@ -154,33 +157,48 @@ class RecordFolder:
         """Drop half a line, half a run, and what two commands at once wrote twice; rewrite the file only if needed."""
         if not self._file.exists():
             return
-        text = self._file.read_text()
-        lines, kept = [], []
-        seen: set[tuple[Any, ...]] = set()
-        for number, line in enumerate(text.splitlines(keepends=True), 1):
-            try:
-                if not line.endswith("\n"):
-                    break  # cut short by a kill
-                record = json.loads(line)
-                place = record.get("rule"), record.get("seed"), record.get("round")
-                if place not in seen:
-                    seen.add(place)
-                    lines.append((line, record))
-            except json.JSONDecodeError:
+        text = self._file.read_bytes()
+        *lines, _ = text.split(b"\n")  # the last, cut short by a kill, has no end
+        records: dict[tuple[Any, ...], tuple[bytes, dict[str, Any]]] = {}
+        for number, line in enumerate(lines, 1):
+            record = self._record(line)
+            if record is None:
                 raise JarmError(
                     f"Line {number} of {self._file} is not a record: remove that line, and its run is made again."
-                ) from None
+                )
+            records.setdefault((record["rule"], record.get("seed"), record.get("round")), (line, record))
         counts: dict[tuple[str, int], int] = {}
-        for _, record in lines:
+        for _, record in records.values():
             if record["kind"] != "reference":
                 run = record["rule"], record["seed"]
                 counts[run] = counts.get(run, 0) + (1 if record["kind"] == "run" else self.rounds + 1)
         self.done = {run for run, count in counts.items() if count == self.rounds + 1}
-        for line, record in lines:
-            if record["kind"] != "run" or (record["rule"], record["seed"]) in self.done:
-                kept.append(line)
-        if "".join(kept) != text:
-            replace_text(self._file, "".join(kept))
+        kept = [
+            (line, record)
+            for line, record in records.values()
+            if record["kind"] != "run" or (record["rule"], record["seed"]) in self.done
+        ]
+        if (whole := b"".join(line + b"\n" for line, _ in kept)) != text:
+            replace_text(self._file, whole.decode())
+        made = {_jarm(record) for _, record in kept if isinstance(record.get("versions"), dict)}
+        self.others = sorted(made - {_jarm(provenance())})
+
+    def _record(self, line: bytes) -> dict[str, Any] | None:
+        """The record of a line; None if it is not one."""
+        try:
+            record = json.loads(line.decode())
+        except (ValueError, RecursionError):
+            return None
+        if not isinstance(record, dict) or not isinstance(record.get("rule"), str):
+            return None
+        seed, t = (value if type(value) is int else None for value in (record.get("seed"), record.get("round")))
+        valid = {
+            "run": seed is not None and t is not None and 0 <= t <= self.rounds,
+            "failed": seed is not None and "round" not in record,
+            "reference": "seed" not in record and "round" not in record,
+        }
+        kind = record.get("kind")
+        return record if isinstance(kind, str) and valid.get(kind) else None
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add the records of one run at once, on disk when this returns.
@@ -210,7 +228,23 @@ class RecordFolder:
         """All records."""
         if not self._file.exists():
             return []
-        return [json.loads(line) for line in self._file.read_text().splitlines()]
+        return [json.loads(line) for line in self._file.read_bytes().splitlines()]
+
+
+def _jarm(record: dict[str, Any]) -> str:
+    """The jarm that a record was made by."""
+    commit = f", commit {record['commit']}" if record.get("commit") else ""
+    return f"jarm {record['versions'].get('jarm')}{commit}"
+
+
+def _read_settings(config: pathlib.Path) -> dict[str, Any]:
+    try:
+        settings = json.loads(config.read_bytes().decode())
+    except (ValueError, RecursionError):
+        settings = None
+    if not isinstance(settings, dict):
+        raise JarmError(f"{config} does not hold the settings of a comparison: put it right, or give another --out.")
+    return settings
 
 
 def replace_text(path: pathlib.Path, text: str) -> None:
