@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -15,7 +14,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jarm import CompareConfig, JarmError, Status, compare, runner
 from jarm.cli import main
-from jarm.records import RecordFolder, plain
 
 SMALL = CompareConfig(
     rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, pool=200, steps=20, head="mlp:8", members=1
@@ -146,12 +144,6 @@ def test_files_may_move_and_a_folder_goes_on(tmp_path):
     assert len(lines(tmp_path / "out")) == 3 + 3
 
 
-def test_two_commands_do_not_write_to_one_folder(tmp_path):
-    with RecordFolder(tmp_path, {}, rounds=0), pytest.raises(JarmError, match="Another process is writing"):
-        RecordFolder(tmp_path, {}, rounds=0)
-    RecordFolder(tmp_path, {}, rounds=0).close()
-
-
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     """A rule that cannot go on at seed 1 costs that run, not the comparison; and it is not tried again."""
     make = runner.Runner._results
@@ -186,32 +178,6 @@ def test_seeds_by_vmap_are_seeds_one_by_one(finished, tmp_path):
                 assert other[name] == pytest.approx(value, rel=2e-2, abs=2e-2), name
             else:
                 assert other[name] == value, name
-
-
-def test_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
-    def full(_):
-        raise OSError(28, "No space left on device")
-
-    with RecordFolder(tmp_path, {}, rounds=0) as folder:
-        folder.append([{"kind": "run", "rule": "random", "seed": 0}])
-        before = (tmp_path / "records.jsonl").read_bytes()
-        monkeypatch.setattr(os, "fsync", full)
-        with pytest.raises(JarmError, match="make room"):
-            folder.append([{"kind": "run", "rule": "random", "seed": 1}])
-    assert (tmp_path / "records.jsonl").read_bytes() == before
-
-
-def test_damaged_line_is_named(tmp_path):
-    RecordFolder(tmp_path, {}, rounds=0).close()
-    (tmp_path / "records.jsonl").write_text('{"kind": "reference"}\nnonsense\n')
-    with pytest.raises(JarmError, match="Line 2"):
-        RecordFolder(tmp_path, {}, rounds=0)
-
-
-def test_records_are_plain_json():
-    assert plain(np.float32("nan")) is None
-    assert plain(np.int32(3)) == 3
-    assert plain(float("inf")) is None
 
 
 def test_cli_says_one_sentence(capsys):
