@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import pathlib
+import sys
 from typing import Any
 
 from tqdm import tqdm
@@ -207,6 +208,12 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     runner = Runner(loop_config, hparams, pool, min(config.together or default_together(), config.seeds))
 
     with RecordFolder(config.out, _settings(config, benchmark), config.rounds) as folder:
+        if folder.others:
+            print(
+                f"jarm: {config.out} holds runs by {'; '.join(folder.others)}, which are kept; to have them made anew, "
+                "give another --out.",
+                file=sys.stderr,
+            )
         common = {"config": fingerprint(folder.settings), **provenance()}
         known = {line["rule"] for line in folder.read() if line["kind"] == "reference"}
         references = reference_lines(benchmark.test, **judged)
