@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jarm.base import JarmError
-from jarm.report import METRIC, best_of_names, curves, references_of, runs_of
+from jarm.report import METRIC, best_of_names, curves, references_of, runs_of, valued
 from jarm.statistics import bootstrap_ci
 
 if TYPE_CHECKING:
@@ -119,7 +119,8 @@ def _panel(axes: Axes, runs: dict[str, Any], references: dict[str, dict[str, Any
 def _references(axes: Axes, references: dict[str, dict[str, Any]], metric: str, low: float, high: float) -> None:
     """Thin lines, named at their left end; one that would squash the curves is named at the edge it lies beyond."""
     room = 0.6 * max(high - low, 1e-6)
-    known = {name: line[metric] for name, line in references.items() if line.get(metric) is not None}
+    known = {name: valued(line, metric) for name, line in references.items()}
+    known = {name: value for name, value in known.items() if not math.isnan(value)}
     near = {name: value for name, value in known.items() if low - room <= value <= high + room}
     low, high = min([low, *near.values()]), max([high, *near.values()])
     above = [f"{name} {value:.2f}" for name, value in known.items() if value > high]

@@ -80,6 +80,7 @@ def _score(pred: Float[Array, "R"], truth: _Truth, cdfs: Float[Array, "n size k"
     total = functools.partial(jnp.sum, dtype=jnp.float32)
     return {
         "spearman": correlation(centred_ranks(ranks, truth.mask), truth.ranks),
+        "rankable": (truth.ranks != 0).any().astype(jnp.int32),
         "best": jax.vmap(lambda cdf: expected_best(ranks, truth.gold, truth.mask, cdf))(cdfs),
         "pairs": total(truth.real),
         "untied": total(untied),
@@ -168,20 +169,25 @@ def _in_chunks(
     return totals
 
 
-def _means(sums: dict[str, np.ndarray], prompts: int, best_of: tuple[int, ...]) -> dict[str, np.ndarray]:
+def _means(
+    sums: dict[str, np.ndarray], prompts: int, best_of: tuple[int, ...], calibrated: bool
+) -> dict[str, np.ndarray]:
     def over(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
     means = {
         "spearman": over(sums["spearman"], sums["spearman_defined"]),
         "spearman_undefined": prompts - sums["spearman_defined"].astype(np.int64),
+        "spearman_share": over(sums["spearman_defined"], sums["rankable"]),
     }
     for i, n in enumerate(best_of):
         defined = sums["best_defined"][..., i]
         means[f"best_of_{n}"] = over(sums["best"][..., i], defined)
         means[f"best_of_{n}_undefined"] = prompts - defined.astype(np.int64)
+    means["pair_accuracy"] = over(sums["right"], sums["untied"])
+    if not calibrated:
+        return means
     return means | {
-        "pair_accuracy": over(sums["right"], sums["untied"]),
         "nll": over(sums["nll"], sums["pairs"]),
         "brier": over(sums["brier"], sums["pairs"]),
         "calibration_error": over(np.abs(sums["over"]).sum(-1), sums["pairs"]),
@@ -189,13 +195,23 @@ def _means(sums: dict[str, np.ndarray], prompts: int, best_of: tuple[int, ...]) 
 
 
 def best_of_sizes(table: ResponseTable) -> tuple[int, ...]:
-    """The n worth reporting: those of 5, 10, 30, ..., 500 below the most responses of any prompt, and that number."""
-    most = int(table.mask.sum(axis=1).max())
+    """The n worth reporting: the most responses that 90 % of the prompts have, and those of 5, 10, ..., 500 below.
+
+    Prompts with fewer than two responses do not count, unless there are no others.
+    """
+    counts = table.mask.sum(axis=1)
+    several = counts[counts > 1]
+    most = int(np.sort(several)[several.size // 10]) if several.size else int(counts.max())
     return (*(n for n in BEST_OF if n < most), most)
 
 
+def _has_odds(annotator: AnnotatorConfig, noise: float | None, scale: float | None) -> bool:
+    """Whether the annotator's label probabilities are known."""
+    return annotator.kind != "bradley_terry" or (noise is not None and scale is not None)
+
+
 def _prepare(
-    table: ResponseTable, noise: float, scale: float, best_of: tuple[int, ...] | None
+    table: ResponseTable, noise: float | None, scale: float | None, best_of: tuple[int, ...] | None
 ) -> tuple[np.ndarray, tuple[int, ...], tuple[Array, Array, Array]]:
     if table.gold is None:
         raise JarmError("The test table has no gold rewards, so no metric can be computed: name a score column.")
@@ -206,7 +222,8 @@ def _prepare(
     if best_of and min(best_of) < 1:
         raise JarmError(f"The best of {min(best_of)} responses is nothing: ask for the best of 1 or more.")
     cdfs = np.stack([subset_cdf(n, width) for n in best_of]) if best_of else np.zeros((0, width + 1, width + 1))
-    return table.gold, best_of, (jnp.float32(noise), jnp.float32(scale), jnp.asarray(cdfs, jnp.float32))
+    constants = jnp.float32(0 if noise is None else noise), jnp.float32(1 if scale is None else scale)
+    return table.gold, best_of, (*constants, jnp.asarray(cdfs, jnp.float32))
 
 
 def chunk_size(shape: tuple[int, int, int], widest: int, chunk_bytes: int) -> int:
@@ -228,15 +245,17 @@ def evaluate(
     table: ResponseTable,
     *,
     annotator: AnnotatorConfig = AnnotatorConfig(),
-    noise: float = 2.0,
-    scale: float = 1.0,
+    noise: float | None = None,
+    scale: float | None = None,
     best_of: tuple[int, ...] | None = None,
     chunk_bytes: int = 256 << 20,
     together: bool | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of H reward models, each the mean of K heads, on a test table that is read once, in chunks.
 
-    `spearman`: mean over prompts of the within-prompt correlation; `spearman_undefined`: prompts left out of it.
+    `spearman`: mean over prompts of the within-prompt correlation; `spearman_undefined`: prompts left out of it;
+    `spearman_share`: prompts in it, of those where gold has a ranking (two responses or more, not all equal, no NaN),
+    so that `spearman * spearman_share` counts what a model leaves undefined as 0.
     `best_of_{n}`: expected gold reward of the best-predicted of n responses; `best_of_{n}_undefined`: prompts with
     fewer, left out of it. Of the within-prompt pairs of `pair_offsets`, where the annotator prefers the first response
     with probability `p* = sigmoid(noise (gold difference) / scale)`: `pair_accuracy`: share ordered as gold does, ties
@@ -244,13 +263,16 @@ def evaluate(
     squared error of p; `calibration_error`: `sum_b |sum_{pairs in b} (confidence - p* of the predicted order)| / pairs`
     over 15 equal bins b of confidence `max(p, 1 - p)` in [.5, 1], which is the same whichever response comes first.
 
+    `nll`, `brier` and `calibration_error` are not in the result where `p*` is not known: for a `bradley_terry`
+    annotator where `noise` or `scale` is None. A `perfect` annotator and one who `flip`s need neither.
+
     Args:
       head: the reward head.
       params: leaves `[H, K, ...]`.
       table: test prompts with gold rewards.
       annotator: who labels; a length bias is not part of what is judged by, and its `scale` is not looked at.
-      noise: beta of the annotator; negative or infinite for perfect labels.
-      scale: what gold differences are divided by, in units of gold.
+      noise: beta of a `bradley_terry` annotator, as in the labels; negative or infinite for perfect labels.
+      scale: what gold differences are divided by, in units of gold, as in the labels (`annotators.reward_scale`).
       best_of: the n of best-of-n; by default `best_of_sizes(table)`.
       chunk_bytes: about how much memory to take beyond the parameters; pages of a memory-mapped file that the system
         keeps in its cache are not counted.
@@ -273,7 +295,8 @@ def evaluate(
 
     unbiased = dataclasses.replace(annotator, length_bias=0.0)
     kernel = functools.partial(_evaluate_chunk, params, constants, head=head, annotator=unbiased, together=together)
-    return _means(_in_chunks(kernel, read, len(gold), size), len(gold), best_of)
+    sums = _in_chunks(kernel, read, len(gold), size)
+    return _means(sums, len(gold), best_of, _has_odds(annotator, noise, scale))
 
 
 def evaluate_scores(
@@ -281,12 +304,15 @@ def evaluate_scores(
     table: ResponseTable,
     *,
     annotator: AnnotatorConfig = AnnotatorConfig(),
-    noise: float = 2.0,
-    scale: float = 1.0,
+    noise: float | None = None,
+    scale: float | None = None,
     best_of: tuple[int, ...] | None = None,
     chunk_bytes: int = 256 << 20,
 ) -> dict[str, float]:
-    """The metrics of `evaluate` for given scores `[P, R]`; `nll` and its kin are of scores taken as log odds."""
+    """The metrics of `evaluate` for given scores `[P, R]`.
+
+    `nll`, `brier` and `calibration_error` are of scores taken as log odds, and not there without `noise` and `scale`.
+    """
     gold, best_of, constants = _prepare(table, noise, scale, best_of)
     size = chunk_size((*table.mask.shape, 1), 1, chunk_bytes)
 
@@ -294,24 +320,35 @@ def evaluate_scores(
         return np.asarray(scores[prompts], np.float32), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
     kernel = functools.partial(_score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0))
-    means = _means(_in_chunks(kernel, read, len(gold), size), len(gold), best_of)
+    sums = _in_chunks(kernel, read, len(gold), size)
+    means = _means(sums, len(gold), best_of, _has_odds(annotator, noise, scale))
     return {name: value.item() for name, value in means.items()}
+
+
+def _oracle_log_odds(
+    gold: np.ndarray, annotator: AnnotatorConfig, noise: float | None, scale: float | None
+) -> np.ndarray:
+    if annotator.kind == "bradley_terry" and noise is not None and scale is not None and 0 <= noise < np.inf:
+        return gold * np.float32(noise / scale)
+    # Sure of every order, however small the difference: e**-64 is nothing.
+    return 64 * np.unique(gold, return_inverse=True)[1].reshape(gold.shape).astype(np.float32)
 
 
 def reference_lines(
     table: ResponseTable,
     *,
     annotator: AnnotatorConfig = AnnotatorConfig(),
-    noise: float = 2.0,
-    scale: float = 1.0,
+    noise: float | None = None,
+    scale: float | None = None,
     best_of: tuple[int, ...] | None = None,
 ) -> dict[str, dict[str, float]]:
     """What no reward model is needed for: the oracle, the mean response, and every ruler of the table.
 
-    The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the least that can be had
-    (an annotator who `flip`s has odds that no reward has, so there it has none).
+    The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the least that can be had,
+    0 but for ties where the annotator is perfect (one who `flip`s has odds that no reward has, so there it has none).
     The mean response is a constant prediction: best-of-n is the mean gold reward, Spearman is undefined, `nll` is
     log 2. Rulers are not log odds: they have no `nll`, `brier` or `calibration_error`; their sign is left as it is.
+    Without `noise` and `scale` no line has these three, as for `evaluate`.
 
     Args:
       table, annotator, noise, scale, best_of: as for `evaluate`.
@@ -327,10 +364,12 @@ def reference_lines(
     def ordinal(scores: np.ndarray) -> dict[str, float]:
         return {name: value for name, value in measure(scores).items() if name not in CALIBRATED}
 
-    log_odds = gold * np.float32((noise if 0 <= noise < np.inf else 1e6) / scale)
-    calibrated = {name: value for name, value in measure(log_odds).items() if name in CALIBRATED}
+    oracle = ordinal(gold)
+    if annotator.kind != "flip" and _has_odds(annotator, noise, scale):
+        odds = _oracle_log_odds(np.asarray(gold, np.float32), annotator, noise, scale)
+        oracle |= {name: value for name, value in measure(odds).items() if name in CALIBRATED}
     return {
-        "oracle": ordinal(gold) | ({} if annotator.kind == "flip" else calibrated),
+        "oracle": oracle,
         "mean response": measure(np.zeros_like(gold)),
         **{name: ordinal(ruler) for name, ruler in table.rulers.items()},
     }

@@ -13,16 +13,19 @@ import numpy as np
 from jarm.records import plain, replace_text
 from jarm.statistics import (
     Interval,
+    LabelSaving,
     area_under_curve,
     bootstrap_ci,
     interval,
     label_saving,
     number,
     paired_difference,
+    times_fewer,
     verdict,
 )
 
 METRIC = "spearman"
+SHARE = "spearman_share"
 BOUGHT = {
     "batch_diversity_log_det": "log det",
     "batch_diversity_distance": "mean distance",
@@ -67,11 +70,16 @@ def best_of_names(records: list[dict[str, Any]]) -> list[str]:
     return sorted(names, key=lambda name: int(name[8:]))
 
 
+def valued(record: dict[str, Any], metric: str) -> float:
+    """A metric of a record, NaN where it has no value; Spearman with what is undefined of it, by prompt, as 0."""
+    value, share = record.get(metric), record.get(SHARE) if metric == METRIC else None
+    return math.nan if value is None else float(value) * (1.0 if share is None else float(share))
+
+
 def curve(run: list[dict[str, Any]], metric: str) -> list[float]:
-    """A metric over rounds, NaN where it has no value; but Spearman 0, as for a model that knows nothing."""
+    """`valued` over rounds; Spearman without a value is 0, as for a model that knows nothing."""
     missing = 0.0 if metric == METRIC else math.nan
-    values = (record.get(metric) for record in run)
-    return [missing if value is None or math.isnan(value) else float(value) for value in values]
+    return [missing if math.isnan(value) else value for value in (valued(record, metric) for record in run)]
 
 
 def curves(runs: Mapping[int, list[dict[str, Any]]], metric: str, seeds: list[int]) -> np.ndarray:
@@ -83,7 +91,9 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[s
     """All that `summary.md` says, as numbers.
 
     Each rule is compared with the baseline on the seeds that are whole for both. `area` is the area under the Spearman
-    curve divided by its width in labels; a gain is a mean of paired differences with its 95 % bootstrap interval.
+    curve divided by its width in labels; a gain is a mean of paired differences with its 95 % bootstrap interval. A
+    prompt whose Spearman correlation a model leaves undefined counts as 0: curves are of `spearman * spearman_share`,
+    where records without a share have 1.
 
     Args:
       records: flat, one per rule, seed and round, with kind `run`; and one per reference line, with kind `reference`.
@@ -110,6 +120,7 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[s
             "baseline": baseline,
             "metric": METRIC,
             "best_of": shown,
+            "best_of_left_out": max((r.get(f"{shown}_undefined") or 0 for r in records), default=0),
             "rules": rules,
             "reference": {
                 name: {key: value for key, value in line.items() if key not in ("kind", "rule", *PROVENANCE)}
@@ -152,13 +163,14 @@ def _rule(
             row[f"{name}_gain"] = paired_difference(*pair)
     row["labels"], row[METRIC] = labels, curves(runs, METRIC, seeds).mean(0)
     row |= {name: _mean(runs, name) for name in BOUGHT}
+    row["least_spearman_share"] = _known(runs, SHARE).min(initial=1.0)
     row["label_error"] = _mean({seed: run[-1:] for seed, run in runs.items()}, "label_error")
     saving = None
     if paired:
         base_labels = curves(base_runs, "labels", paired).mean(0)
         pair = curves(runs, METRIC, paired), curves(base_runs, METRIC, paired)
         saving = label_saving(labels, pair[0], base_labels, pair[1])
-        row["saving"] = saving
+        row |= {"saving": saving, "labels_needed": _labels(saving, rule == baseline)}
     gain = row.get("area_gain", Interval(math.nan, math.nan, math.nan, 0))
     row["verdict"] = "the baseline" if rule == baseline else verdict(gain, saving, baseline=baseline)
     return row
@@ -166,9 +178,13 @@ def _rule(
 
 def _mean(runs: Mapping[int, list[dict[str, Any]]], name: str) -> float:
     """Mean over seeds and the rounds that have a value."""
-    values = [record.get(name) for run in runs.values() for record in run]
-    known = [value for value in values if value is not None and not math.isnan(value)]
-    return float(np.mean(known)) if known else math.nan
+    known = _known(runs, name)
+    return float(known.mean()) if known.size else math.nan
+
+
+def _known(runs: Mapping[int, list[dict[str, Any]]], name: str) -> np.ndarray:
+    values = np.array([record.get(name) for run in runs.values() for record in run], np.float64)
+    return values[~np.isnan(values)]
 
 
 def _distinct(records: list[dict[str, Any]], name: str) -> list[Any]:
@@ -223,7 +239,11 @@ def markdown(summary: dict[str, Any]) -> str:
             f"labels to {baseline}'s final value",
         ],
         [
-            [rule, *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")), _labels(row)]
+            [
+                rule,
+                *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")),
+                row.get("labels_needed", "-"),
+            ]
             for rule, row in rules.items()
         ],
     )
@@ -232,7 +252,11 @@ def markdown(summary: dict[str, Any]) -> str:
         f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
         "seeds (95 % bootstrap interval over seeds; not corrected for comparing several rules). The area is the mean "
         "height of the learning curve over label counts. Labels are read off the curve averaged over seeds, where it "
-        f"first reaches the value that {baseline} ends with.",
+        f"first reaches the value that {baseline} ends with; in brackets, the interval of how many times fewer than "
+        f"{baseline} needs, or more. Intervals are over label seeds only: the test prompts and the pool are fixed. "
+        "Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, or not a "
+        "number), it counts as 0.",
+        *_left_out(summary["best_of_left_out"], best_name),
         "",
         "## What each rule buys",
         "",
@@ -260,7 +284,10 @@ def markdown(summary: dict[str, Any]) -> str:
     }
     text += _table(
         ["line", *columns.values()],
-        [[name, *(_number(line.get(key)) for key in columns)] for name, line in summary["reference"].items()],
+        [
+            [name, *(_number(plain(valued(line, key))) for key in columns)]
+            for name, line in summary["reference"].items()
+        ],
     )
     text += ["", "## Settings and provenance", ""]
     settings = summary.get("settings", {})
@@ -276,7 +303,17 @@ def _seeds_note(row: dict[str, Any], baseline: str) -> str:
         notes.append(f"{row['unfinished_seeds']} unfinished left out")
     if row["failed_seeds"]:
         notes.append(f"{row['failed_seeds']} failed: {row['failure']}")
+    if row.get("least_spearman_share", 1) < 1:
+        share = math.floor(100 * row["least_spearman_share"])
+        notes.append(f"ranks only {share}% of the test prompts in some round, the others count as Spearman 0")
     return f" [{'; '.join(notes)}]" if notes else ""
+
+
+def _left_out(prompts: int, best_name: str) -> list[str]:
+    if not prompts:
+        return []
+    some = f"{prompts} test prompt{'s' * (prompts > 1)}"
+    return ["", f"The {best_name} leaves out {some}, with fewer responses or predictions that are not a number."]
 
 
 def _number(value: float | None) -> str:
@@ -298,11 +335,11 @@ def _cell(row: dict[str, Any], name: str, baseline: bool) -> str:
     return f"{_number(row[name]['mean'])}, {'+' if mean >= 0 else ''}{number(mean)}{ends}"
 
 
-def _labels(row: dict[str, Any]) -> str:
-    saving = row.get("saving")
-    if saving is None:
-        return "-"
-    return f"not within {saving['limit']:.0f}" if saving["labels"] is None else f"{saving['labels']:.0f}"
+def _labels(saving: LabelSaving, baseline: bool) -> str:
+    if math.isinf(saving.labels):
+        return f"not within {saving.limit:.0f}"
+    _, ends, which = times_fewer(saving)
+    return f"{saving.labels:.0f}" + (f" ({ends} times {which})" if ends and not baseline else "")
 
 
 def _inline(value: Any) -> str:

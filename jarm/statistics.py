@@ -14,6 +14,8 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 10_000
+# Share of resamples without a value above which an end of the interval is only a bound.
+CENSORED = 0.025
 
 
 class Interval(NamedTuple):
@@ -196,17 +198,29 @@ def interval(low: float, high: float, form: Callable[[float], str] = number) -> 
     return "(no interval from one seed)" if math.isnan(low) or math.isnan(high) else f"({form(low)} to {form(high)})"
 
 
+def times_fewer(saving: LabelSaving) -> tuple[float, str, str]:
+    """The ratio of labels, its interval and which way: `(3.1, "2.2 to 4.0", "fewer")`; no interval from one seed.
+
+    "more", and the inverse, where all of the interval lies below 1.
+    """
+    ratio, low, high, _ = saving.ratio
+    more = ratio < 1 and not high >= 1
+    if more:
+        ratio, low, high = 1 / ratio, 1 / high, 1 / low
+    ends = "" if math.isnan(low) else f"{low:.1f} to {high:.1f}"
+    beyond = " or beyond" if more and saving.unreached > CENSORED else ""
+    return ratio, ends + beyond, "more" if more else "fewer"
+
+
 def _saving_in_words(saving: LabelSaving, baseline: str) -> str:
     if math.isinf(saving.labels):
         return f"does not reach {baseline}'s final value within {saving.limit:.0f} labels"
-    ratio, low, high, _ = saving.ratio
-    more = ratio < 1
-    if more:
-        ratio, low, high = 1 / ratio, 1 / high, 1 / low
-    censored = saving.unreached > 0.025
-    ends = "" if math.isnan(low) else f" ({low:.1f} to {high:.1f}{' or beyond' if more and censored else ''})"
-    words = f"needs {ratio:.1f} times {'more' if more else 'fewer'} labels{ends}"
-    if censored and not more:
+    ratio, ends, which = times_fewer(saving)
+    if saving.ratio.low <= 1 <= saving.ratio.high:
+        words = f"labels needed: no difference shown ({ends} times {which})"
+    else:
+        words = f"needs {ratio:.1f} times {which} labels{f' ({ends})' if ends else ''}"
+    if saving.unreached > CENSORED and which == "fewer":
         words += f", though {saving.unreached:.0%} of resamples never reach {baseline}'s final value"
     return words
 
@@ -224,7 +238,8 @@ def verdict(
 
     Returns:
       "beats random by .031 (.020 to .042) in mean Spearman, needs 3.1 times fewer labels (2.2 to 4.0)",
-      "worse than random by ...", or "no gain shown: ..." where the interval holds 0; with one seed, that there is none.
+      "worse than random by ...", or "no gain shown: ..." where the interval holds 0; "labels needed: no difference
+      shown (0.8 to 3.0 times fewer)" where that of the ratio holds 1; with one seed, that there is no interval.
     """
     mean, low, high, seeds = difference
     if seeds == 0 or math.isnan(mean):

@@ -436,6 +436,17 @@ def test_split_by_shares_the_store():
     assert (train.provenance["prompts"], test.provenance["split"]) == (2, "test")
 
 
+@pytest.mark.parametrize(
+    "is_test",
+    [[1], [0, 1, 0], [True, False], [[True], [False], [False]], True, [0.0, 1, 0], []],
+)
+def test_split_by_takes_a_bool_a_prompt_and_nothing_else(is_test):
+    table = ResponseTable(np.ones((6, 2), np.float32), np.arange(6).reshape(3, 2), np.ones((3, 2), bool))
+    assert "one bool for each of the 3 prompts" in complaint(split_by, table, np.array(is_test))
+    train, test = split_by(table, np.array([False, True, False]))
+    assert not set(train.rows.ravel()) & set(test.rows.ravel())
+
+
 def test_examples_of_the_page_on_data_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     page = (Path(__file__).parents[1] / "docs" / "data.md").read_text(encoding="utf-8")

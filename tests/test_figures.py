@@ -28,6 +28,32 @@ def test_any_records_can_be_drawn(tmp_path, records):
         assert path.stat().st_size > 1000
 
 
+def test_curves_count_prompts_without_a_ranking_as_zero(tmp_path, monkeypatch):
+    import jarm.figures
+
+    records = make_records()
+    for record in records:
+        record["spearman_share"] = 0.5
+    drawn, lines = {}, {}
+    panel, references = jarm.figures._panel, jarm.figures._references
+
+    def watched(axes, runs, given, metric, baseline):
+        panel(axes, runs, given, metric, baseline)
+        drawn[metric] = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+
+    def watched_references(axes, given, metric, low, high):
+        references(axes, given, metric, low, high)
+        lines[metric] = [line.get_ydata()[0] for line in axes.get_lines()[2:]]
+
+    monkeypatch.setattr(jarm.figures, "_panel", watched)
+    monkeypatch.setattr(jarm.figures, "_references", watched_references)
+    learning_curves(records, tmp_path / "curves")
+    values = [[r["spearman"] for r in records if r["rule"] == "dopt" and r["round"] == t] for t in range(5)]
+    np.testing.assert_allclose(drawn["spearman"]["dopt"], 0.5 * np.mean(values, axis=1))
+    np.testing.assert_allclose(drawn["best_of_5"]["dopt"], 3 * np.mean(values, axis=1))
+    assert 0.15 in lines["spearman"]
+
+
 def test_no_colours_are_needed_to_tell_rules_apart():
     from jarm.figures import _style
 

@@ -172,6 +172,8 @@ def test_scores_are_measured_as_the_formulas_say(noise):
     rho = np.array([float(spearman(*map(jnp.array, row))) for row in zip(pred, table.gold, table.mask, strict=True)])
     np.testing.assert_allclose(ours["spearman"], np.nanmean(rho), rtol=1e-5)
     assert ours["spearman_undefined"] == np.isnan(rho).sum() > 0
+    rankable = [len(set(g)) > 1 for g in golds]
+    np.testing.assert_allclose(ours["spearman_share"], np.mean(~np.isnan(rho[rankable])), rtol=1e-6)
     for n in (1, 3, 8):
         best = np.array([expected_best(p, g, n) for p, g in zip(preds, golds, strict=True)])
         np.testing.assert_allclose(ours[f"best_of_{n}"], np.nanmean(best), atol=1e-5)
@@ -182,7 +184,7 @@ def test_scores_are_measured_as_the_formulas_say(noise):
 
 def test_nothing_overflows_for_a_confident_head():
     table = make_table(3, 5, 2, ragged=False)
-    ours = metrics.evaluate_scores(-200 * table.gold, table, noise=np.inf)
+    ours = metrics.evaluate_scores(-200 * table.gold, table, noise=np.inf, scale=1.0)
     assert ours["pair_accuracy"] == 0
     gaps = np.abs(table.gold[:, :, None] - table.gold[:, None, :])[:, *np.triu_indices(5, 1)].astype(np.float64)
     np.testing.assert_allclose(ours["nll"], np.where(gaps > 0, 200 * gaps, np.log(2)).mean(), rtol=1e-5)
@@ -230,6 +232,78 @@ def test_reference_lines_bound_what_a_model_can_do():
     assert oracle["nll"] < mean["nll"]
     assert abs(length["spearman"]) < 0.5
     assert "nll" not in length
+
+
+@pytest.mark.parametrize("annotator", [AnnotatorConfig(), AnnotatorConfig(flip_rate=0.2, length_bias=1.0)])
+@pytest.mark.parametrize("known", [{}, {"noise": 2.0}, {"scale": 1.5}])
+def test_without_the_annotators_odds_nothing_is_calibrated(key, annotator, known):
+    table, head = make_table(5, 4, 3), linear_head()
+    params = jax.tree.map(lambda leaf: jnp.ones((1, 1, *leaf.shape)), head.init(key, 3))
+    full = metrics.evaluate(head, params, table, annotator=annotator, **CONSTANTS)
+    ours = metrics.evaluate(head, params, table, annotator=annotator, **known)
+    assert full.keys() - ours.keys() == set(metrics.CALIBRATED)
+    for name, value in ours.items():
+        np.testing.assert_array_equal(value, full[name])
+    lines = metrics.reference_lines(table, annotator=annotator, **known)
+    complete = metrics.reference_lines(table, annotator=annotator, **CONSTANTS)
+    for name, line in lines.items():
+        assert line.keys() == complete[name].keys() - set(metrics.CALIBRATED)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"annotator": AnnotatorConfig("perfect")},
+        {"annotator": AnnotatorConfig("perfect"), **CONSTANTS},
+        {"noise": np.inf, "scale": 1e-3},
+        {"noise": -1.0, "scale": 1e3},
+    ],
+)
+def test_the_oracle_of_a_perfect_annotator_is_sure(settings):
+    table = make_table(20, 9, 2, ragged=False)
+    table.gold[0, :2] = 0.1, np.nextafter(np.float32(0.1), np.float32(1))
+    oracle = metrics.reference_lines(table, **settings)["oracle"]
+    first, second = np.triu_indices(9, 1)
+    ties = np.mean(table.gold[:, first] == table.gold[:, second])
+    assert 0 < ties < 0.1
+    np.testing.assert_allclose(oracle["nll"], ties * np.log(2), rtol=1e-5)
+    np.testing.assert_allclose(oracle["brier"], ties / 4, rtol=1e-5)
+    assert oracle["calibration_error"] < 1e-6
+
+
+def test_a_model_that_ranks_few_prompts_says_how_few():
+    table = make_table(50, 6, 2, ties=False, ragged=False)
+    table.gold[:4] = 0.3  # nothing to rank: no fault of the model
+    pred = np.where(np.arange(50)[:, None] % 10 == 9, table.gold, 0).astype(np.float32)
+    pred[49, 0] = np.nan
+    ours = metrics.evaluate_scores(pred, table)
+    assert ours["spearman"] == pytest.approx(1)
+    assert ours["spearman_undefined"] == 46
+    assert ours["spearman_share"] == pytest.approx(4 / 46)
+    table.gold[:] = 0.3
+    assert np.isnan(metrics.evaluate_scores(pred, table)["spearman_share"])
+
+
+@pytest.mark.parametrize(
+    ("counts", "sizes"),
+    [
+        ([20] * 9 + [500], (5, 10, 20)),
+        ([3] + [20] * 9, (5, 10, 20)),
+        ([3, 4] + [20] * 8, (4,)),
+        ([0, 1, 1, 1, 30, 30], (5, 10, 30)),
+        ([5] * 3, (5,)),
+        ([1, 1, 0], (1,)),
+    ],
+)
+def test_best_of_sizes_are_within_the_reach_of_nine_prompts_in_ten(counts, sizes):
+    mask = np.arange(max(counts)) < np.array(counts)[:, None]
+    table = ResponseTable(np.zeros((1, 2), np.float32), np.zeros(mask.shape, int), mask)
+    assert metrics.best_of_sizes(table) == sizes
+    several = [count for count in counts if count > 1] or counts
+    reach = [np.mean([count >= n for count in several]) for n in range(1, max(counts) + 1)]
+    if max(several) > 1:
+        assert sizes[-1] in counts
+        assert reach[sizes[-1] - 1] >= 0.9
 
 
 def test_more_than_there_are_is_undefined():

@@ -92,4 +92,55 @@ def test_a_model_that_ranks_all_alike_counts_as_zero():
             record["spearman"] = None
     row = summarise(records)["rules"]["dopt"]
     assert row["area"]["mean"] == 0
+    assert row["least_spearman_share"] == 1
     assert "does not reach random's final value within 250 labels" in row["verdict"]
+
+
+def test_prompts_that_a_model_cannot_rank_count_as_zero(tmp_path):
+    records = make_records(gain=0.2)
+    full = summarise(records)["rules"]["dopt"]
+    assert full["verdict"].startswith("beats random")
+    for record in records:
+        if record["rule"] == "dopt":
+            record["spearman_share"] = 0.1 if record["round"] else 1.0
+        if record["rule"] == "length":
+            record["spearman_share"] = 0.5
+    summary = write_summary(records, tmp_path)
+    row, text = summary["rules"]["dopt"], (tmp_path / "summary.md").read_text()
+    assert row["verdict"].startswith("worse than random")
+    assert row["final"]["mean"] == pytest.approx(0.1 * full["final"]["mean"])
+    assert row["spearman"] == pytest.approx([full["spearman"][0], *(0.1 * value for value in full["spearman"][1:])])
+    assert "[ranks only 10% of the test prompts in some round, the others count as Spearman 0]" in text
+    assert text.count("ranks only") == 1
+    assert "of a test prompt undefined (predictions all equal, or not a number), it counts as 0" in text
+    assert "| length | .150 |" in text
+    assert summary["reference"]["length"]["spearman"] == 0.3
+
+
+def test_the_table_shows_how_sure_the_labels_are(tmp_path):
+    records = make_records(rules=("random", "slower", "faster"), gain=0.0)
+    for record in records:
+        if record["kind"] == "run" and record["rule"] != "random":
+            record["spearman"] += 0.08 if record["rule"] == "faster" else -0.03
+    rows = write_summary(records, tmp_path)["rules"]
+    text = (tmp_path / "summary.md").read_text()
+    low, high = (rows["faster"]["saving"]["ratio"][end] for end in ("low", "high"))
+    assert low > 1
+    cell = f"{rows['faster']['saving']['labels']:.0f} ({low:.1f} to {high:.1f} times fewer)"
+    assert cell in next(line for line in text.splitlines() if line.startswith("| faster |"))
+    assert rows["random"]["labels_needed"] == f"{rows['random']['saving']['labels']:.0f}"
+    assert rows["slower"]["labels_needed"] == "not within 250"
+    assert "Intervals are over label seeds only: the test prompts and the pool are fixed." in text
+
+
+@pytest.mark.parametrize(
+    ("left", "said"), [(0, None), (1, "leaves out 1 test prompt,"), (3, "leaves out 3 test prompts,")]
+)
+def test_a_best_of_value_says_what_it_leaves_out(tmp_path, left, said):
+    records = [{**record, "best_of_5_undefined": left, "best_of_900_undefined": 50} for record in make_records()]
+    summary = write_summary(records, tmp_path)
+    assert summary["best_of_left_out"] == left
+    text = (tmp_path / "summary.md").read_text()
+    assert ("leaves out" in text) == bool(said)
+    if said:
+        assert f"The best of 5 {said}" in text

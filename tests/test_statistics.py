@@ -16,6 +16,7 @@ from jarm.statistics import (
     number,
     paired_difference,
     tail,
+    times_fewer,
     verdict,
 )
 
@@ -118,8 +119,34 @@ def test_the_verdict_says_what_the_numbers_say():
     more = LabelSaving(450, 300, Interval(0.667, 0.5, 0.8, 10), 0.1, 450)
     assert "needs 1.5 times more labels (1.2 to 2.0 or beyond)" in verdict(Interval(-0.1, -0.2, -0.05, 10), more)
     assert verdict(Interval(0.005, 0.001, 0.009, 4)).endswith("with 4 seeds the interval is too narrow, run at least 5")
+    either = LabelSaving(200, 300, Interval(1.5, 0.8, 3.0, 10), 0.0, 450)
+    assert verdict(Interval(0.005, -0.01, 0.021, 10), either) == (
+        "no gain shown: .005 (-.010 to .021) against random in mean Spearman, "
+        "labels needed: no difference shown (0.8 to 3.0 times fewer)"
+    )
+    slower = either._replace(ratio=Interval(0.8, 0.5, 1.2, 10))
+    assert verdict(Interval(-0.1, -0.2, -0.05, 10), slower).endswith(
+        "labels needed: no difference shown (0.5 to 1.2 times fewer)"
+    )
+    assert verdict(Interval(0.005, -0.01, 0.021, 10), either._replace(unreached=0.1)).endswith(
+        "no difference shown (0.8 to 3.0 times fewer), though 10% of resamples never reach random's final value"
+    )
     unsure = saving._replace(unreached=0.1)
     assert "10% of resamples never reach" in verdict(Interval(0.031, 0.02, 0.042, 10), unsure)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "unreached", "words"),
+    [
+        ((3.1, 2.2, 4.0), 0.0, (3.1, "2.2 to 4.0", "fewer")),
+        ((0.5, 0.4, 0.8), 0.1, (2.0, "1.2 to 2.5 or beyond", "more")),
+        ((0.5, 0.4, 1.0), 0.1, (0.5, "0.4 to 1.0", "fewer")),
+        ((0.5, math.nan, math.nan), 0.0, (2.0, "", "more")),
+        ((2.0, math.nan, math.nan), 0.0, (2.0, "", "fewer")),
+    ],
+)
+def test_a_ratio_of_labels_in_words(ratio, unreached, words):
+    assert times_fewer(LabelSaving(100, 200, Interval(*ratio, 10), unreached, 450)) == words
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,16 @@ def split_by(table: ResponseTable, is_test: np.ndarray) -> Benchmark:
     Args:
       table: P prompts.
       is_test: `[P]` bool.
+
+    Raises:
+      JarmError: `is_test` is no such array; numbers of prompts would not split them.
     """
+    is_test = np.asarray(is_test)
+    if is_test.dtype != bool or is_test.shape != table.rows.shape[:1]:
+        raise JarmError(
+            f"The mask of test prompts is {is_test.dtype} of shape {is_test.shape}: give one bool for each of the "
+            f"{len(table.rows)} prompts, such as `np.isin(np.arange({len(table.rows)}), test_prompts)`."
+        )
     sides = table.take(~is_test), table.take(is_test)
     return Benchmark(*(stated(side, split) for side, split in zip(sides, ("train", "test"), strict=True)))
 
