@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -28,17 +29,20 @@ def lines(folder):
 
 
 def in_order(folder):
-    """Records but for what they took, by rule, seed and round."""
-    kept = [{name: value for name, value in line.items() if name not in TIMES} for line in lines(folder)]
+    """Records but for what they took and the commit, which may move on meanwhile, by rule, seed and round."""
+    kept = [{name: value for name, value in line.items() if name not in (*TIMES, "commit")} for line in lines(folder)]
     return sorted(kept, key=lambda line: (line["kind"], line["rule"], line.get("seed", 0), line.get("round", 0)))
 
 
 @pytest.fixture(scope="module", autouse=True)
 def compiled_once(tmp_path_factory):
     """The comparisons of this module are one program: keep it, as the command does."""
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
     jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     yield
     jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
     compilation_cache.reset_cache()
 
 
@@ -194,19 +198,28 @@ def test_rules_are_listed(capsys):
     assert "cost" in shown
 
 
-@pytest.mark.slow
-def test_killed_process_goes_on(tmp_path):
-    """SIGKILL in the middle; the same command ends with the records of an unbroken run."""
-
-    def command(out):
-        return [sys.executable, "-m", "jarm.cli", *ARGS, "--out", str(tmp_path / out)]
-
-    process = subprocess.Popen(command("killed"), stderr=subprocess.DEVNULL)
-    records = tmp_path / "killed" / "records.jsonl"
-    while not (records.exists() and b'"run"' in records.read_bytes()):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    for out in ("killed", "unbroken"):
-        subprocess.run(command(out), check=True, capture_output=True)
-    assert in_order(tmp_path / "killed") == in_order(tmp_path / "unbroken")
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
+    """Killed or interrupted after its first run; the same command ends with the records of an unbroken run."""
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    process = subprocess.Popen(
+        [sys.executable, "-m", "jarm.cli", *ARGS, "--out", str(tmp_path)],
+        env={**os.environ, **compiled},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    records = tmp_path / "records.jsonl"
+    while process.poll() is None and not (records.exists() and b'"run"' in records.read_bytes()):
+        time.sleep(0.005)
+    process.send_signal(stop)
+    _, said = process.communicate()
+    assert process.returncode == code, said
+    if stop == signal.SIGINT:
+        assert "the same command goes on from here" in said
+        assert sum(line["kind"] == "run" for line in lines(tmp_path)) % (SMALL.rounds + 1) == 0
+    compare(dataclasses.replace(SMALL, out=tmp_path))
+    assert in_order(tmp_path) == in_order(finished[0])
