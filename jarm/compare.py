@@ -75,7 +75,7 @@ class CompareConfig:
       label_smoothing: share by which labels are drawn towards 1/2 in training.
       prior: c, weight of the prior of greedy_dopt, in units of what as many average pairs would tell.
       prior_mix: rho, shape of that prior: 0 a ridge, 1 the information of the pool.
-      best_of: sizes N of best-of-N, separated by commas; "auto": 5, 10, 30, ... up to what 90 % of the test prompts have.
+      best_of: sizes N of best-of-N, separated by commas; "auto": 5, 10, 30, ... up to what 90 % of test prompts have.
       jobs: runs at a time; 0 takes one a core on a CPU, else 1.
       together: seeds run as one batch by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
     """
