@@ -251,7 +251,7 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
                 theirs("PyTorch, stopped on a fifth", stopped),
                 ours("jarm, steps found on two halves", FitConfig(members=1, folds=2, holdout=0.5), hparams),
             ]
-            if n <= 1000:
+            if n <= 450:
                 steps = FitConfig(members=1, holdout=0.0, steps=1000)
                 sides.append(ours("jarm, 1,000 steps", steps, HParams(jnp.float32(LEARNING_RATE), jnp.float32(0))))
                 sides.append(theirs("PyTorch, 1,000 steps (released)", released))
