@@ -63,7 +63,7 @@ class CompareConfig:
       ensemble: how members differ: "init" (where they start), "bootstrap" (also weights of the labels), or "auto" (the
         latter for linear heads, whose fit has one answer).
       loss: "bradley_terry" of pairs, or "classification" of each response by itself.
-      warm_start: start each round's fit from the last round's heads.
+      warm_start: start each round's fit from the last round's heads, which have seen the labels it then holds out.
       steps: most Adam steps of a fit.
       batch_size: labelled pairs an Adam step looks at; 0 takes all.
       holdout: share of the labels that a member holds out, its own, to stop early; 0 takes all steps.

@@ -55,7 +55,7 @@ class FitConfig:
     check_every: int = 5
     patience: int = 5
     batch_size: int | None = None
-    newton_steps: int = 30
+    newton_steps: int = 60
     batching: str = "auto"
 
     def __post_init__(self) -> None:

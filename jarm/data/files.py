@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import json
 import os
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -48,8 +49,10 @@ def open_npy(path: PathLike) -> np.ndarray:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
             start = file.tell()
-    except ValueError as error:
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise JarmError(f"{path} is not a readable .npy file ({_brief(error)}): write or copy it again.") from None
+    if min(shape, default=0) < 0:
+        raise JarmError(f"{path} is not a readable .npy file (shape {shape}): write or copy it again.")
     if dtype == np.dtype("V2"):  # NumPy has no name for bfloat16, so np.save stores raw two-byte values
         dtype = np.dtype(ml_dtypes.bfloat16)
     if not jnp.issubdtype(dtype, np.floating):
