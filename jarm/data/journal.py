@@ -61,12 +61,11 @@ class Meta:
 
 
 class Journal(NamedTuple):
-    """The commits of a store, the row of each key, how many bytes of the file hold whole lines, and how many follow."""
+    """The commits of a store, the row of each key, and how many bytes of the file hold whole lines."""
 
     commits: list[Commit]
     row_of: dict[str, int]
     end: int
-    rest: int
 
 
 def is_store(path: Path) -> bool:
@@ -128,20 +127,21 @@ def read_journal(folder: Path, meta: Meta) -> Journal:
     """The whole lines of the journal; what follows the last of them was never committed.
 
     Raises:
-      JarmError: a line is damaged, which no interrupted write leaves behind.
+      JarmError: a line is damaged, or all is missing, as no interrupted write leaves it.
     """
     commits: list[Commit] = []
     row_of: dict[str, int] = {}
-    end = rest = 0
+    end = 0
     path = folder / JOURNAL
     if not path.exists():
-        return Journal(commits, row_of, 0, 0)
+        if any(folder.glob("shard-*.bin")):
+            raise JarmError(f"{folder} has shards without their {JOURNAL}: copy that here too.")
+        return Journal(commits, row_of, end)
     with path.open("rb") as file:
         for number, line in enumerate(file, 1):
             decoded = _decode_commit(line[:-1], len(row_of), meta)
             if not line.endswith(b"\n"):
                 if decoded is None:
-                    rest = len(line)
                     break
                 decoded = None  # only the byte that ends the line is not what it was
             commit, keys = decoded or (None, [])
@@ -150,11 +150,11 @@ def read_journal(folder: Path, meta: Meta) -> Journal:
             if commit is None or len(row_of) != commit.stop:
                 raise JarmError(
                     f"Line {number} of {path} is damaged, as its checksum shows: copy the journal again from where the "
-                    f"store was made, or cut it before that line and embed all texts after row {first - 1:,} again."
+                    f"store was made, or cut it before that line and embed again what came after its {first:,} rows."
                 )
             commits.append(commit)
             end += len(line)
-    return Journal(commits, row_of, end, rest)
+    return Journal(commits, row_of, end)
 
 
 def _decode_commit(line: bytes, start: int, meta: Meta) -> tuple[Commit, list[str]] | None:

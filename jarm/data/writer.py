@@ -123,8 +123,11 @@ class StoreWriter:
         for key in keys:
             if not is_key(key):
                 raise JarmError(f"{key!r} is no key of a store: make it with key_of(text).")
-        fresh = [at for at, key in enumerate(keys) if key not in self._row_of]
-        fresh = list({keys[at]: at for at in reversed(fresh)}.values())[::-1]  # the first of equal keys
+        first: dict[str, int] = {}
+        for at, key in enumerate(keys):
+            if key not in self._row_of:
+                first.setdefault(key, at)
+        fresh = list(first.values())
         if len(fresh) < len(keys):
             keys, rows = [keys[at] for at in fresh], rows[fresh]
         if not keys:
@@ -209,8 +212,6 @@ class StoreWriter:
     def _cut_shards(self) -> None:
         """Drop rows that were never committed; refuse, and touch nothing, where committed ones are not there."""
         held = {path: path.stat().st_size for path in self.path.glob("shard-*.bin")}
-        if held and not (self.path / JOURNAL).exists():
-            raise JarmError(f"{self.path} has shards without its {JOURNAL}: copy that here too.")
         full, rest = divmod(len(self), self.meta.shard_rows)
         wanted = {number: self.meta.shard_rows for number in range(full)} | ({full: rest} if rest else {})
         sizes = {self.path / shard_name(number): rows * self.meta.row_bytes for number, rows in wanted.items()}
