@@ -184,6 +184,8 @@ def test_a_store_made_otherwise_is_refused_and_stays(tmp_path):
         assert files(tmp_path) == before
     with pytest.raises(JarmError, match=r"no dtype 'floot16' \(did you mean 'float16'\?\)"):
         StoreWriter(tmp_path, D, MADE_BY, dtype="floot16")
+    with pytest.raises(JarmError, match="rows 0 wide holds nothing"):
+        StoreWriter(tmp_path, 0, MADE_BY)
 
 
 def test_one_writer_at_a_time(tmp_path):
@@ -306,6 +308,24 @@ def test_no_room_says_so_and_what_was_there_stays(tmp_path, limit):
     assert "make room" in said
     assert said.count("\n") == 1
     assert holds(tmp_path, *range(20), *range(30, 50))
+
+
+def test_rows_are_on_disk_before_their_line_is_written(tmp_path, monkeypatch):
+    done, write, sync = [], writing._write_at, os.fsync
+
+    def log(what, number):
+        inode = os.fstat(number).st_ino
+        done.append((what, next((f.name for f in tmp_path.iterdir() if f.stat().st_ino == inode), "folder")))
+
+    with writer(tmp_path) as store:
+        add(store, *range(8))
+        monkeypatch.setattr(writing, "_write_at", lambda f, *rest: (log("write", f.fileno()), write(f, *rest)))
+        monkeypatch.setattr(writing.os, "fsync", lambda number: (log("sync", number), sync(number)))
+        add(store, *range(8, 15))
+        monkeypatch.undo()
+    old, new, journal = "shard-00000.bin", "shard-00001.bin", "journal.jsonl"
+    shards = [("write", old), ("sync", old), ("write", new), ("sync", new), ("sync", "folder")]
+    assert done == [*shards, ("write", journal), ("sync", journal)]
 
 
 NO_SPACE = OSError(28, "No space left on device")

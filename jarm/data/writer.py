@@ -69,6 +69,8 @@ class StoreWriter:
         """
         if dtype not in DTYPES:
             raise JarmError(f"A store has no dtype {dtype!r}{nearest(dtype, DTYPES)}: use {', '.join(DTYPES)}.")
+        if width < 1:
+            raise JarmError(f"A store of rows {width} wide holds nothing: give the width of the embeddings.")
         self.path = Path(path)
         rows = max(1, shard_bytes // (width * DTYPES[dtype].itemsize))
         meta = Meta(dtype, width, rows, json.loads(json.dumps(made_by)), importlib.metadata.version("jarm"))
@@ -82,6 +84,7 @@ class StoreWriter:
             self._file = stack.enter_context(_opened(self.path / JOURNAL))
             self._file.truncate(self._end)
             _sync_folder(self.path)
+            _sync_folder(self.path.parent)
             self._open = stack.pop_all()
 
     def __enter__(self) -> StoreWriter:
@@ -101,7 +104,7 @@ class StoreWriter:
         return key in self._row_of
 
     def append(self, keys: Sequence[str], rows: Any) -> int:
-        """Add rows, on disk and committed when this returns.
+        """Add rows, on disk and committed when this returns; two syncs a call, so a few MB at once are best.
 
         Args:
           keys: `key_of` the text of each row.
