@@ -245,6 +245,7 @@ def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(tmp_path, m
         assert holds(tmp_path, *range(rows))
         with writer(tmp_path) as store:
             assert len(store) == rows
+            assert (tmp_path / "journal.jsonl").read_bytes() == journal[: journal.rfind(b"\n", 0, at) + 1]
             assert sum(f.stat().st_size for f in tmp_path.glob("shard-*.bin")) == rows * D * 4
             for batch in batches:
                 add(store, *batch)
@@ -351,6 +352,7 @@ def test_a_sync_that_fails_or_is_interrupted_undoes_its_append(tmp_path, monkeyp
         with pytest.raises((JarmError, KeyboardInterrupt)):
             add(store, *range(8, 15))
         assert len(store) == 8
+        assert holds(tmp_path, *range(8))
         monkeypatch.setattr(writing.os, "fsync", real)
         add(store, 40, 41)
     assert holds(tmp_path, *range(8), 40, 41)
