@@ -37,7 +37,7 @@ class CompareConfig:
     Attributes:
       data: "synthetic" (built in), "synthetic:outliers" (a variant where active selection does not help), a Parquet or
         JSONL table of responses, or a folder in the layout embd_{gen}_{emb}_{task}_{split}.npy.
-      embeddings: .npy array with one row for each row of the table.
+      embeddings: .npy array with one row for each row of the table, or a store that has its texts.
       standardise: give every dimension of the embeddings mean 0 and variance 1 over the training responses.
       target: column of the table that holds the gold reward.
       gen: for a folder that holds several settings, the generating model, as in its file names.

@@ -9,7 +9,7 @@ import os
 import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,6 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jarm.base import JarmError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
 
@@ -210,6 +215,36 @@ def described(**paths: PathLike) -> dict[str, Any]:
             (f"{name}_fingerprint", fingerprint(path)),
         )
     }
+
+
+def claim(folder: Path) -> IO[str]:
+    """Hold a folder for writing until what is returned is closed or the process ends, however it ends.
+
+    Raises:
+      JarmError: another process holds it.
+    """
+    lock = (folder / ".lock").open("a")
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise JarmError(
+            f"Another process is writing to {folder}: wait until it has ended, or give another --out."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return lock
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def _existing(path: PathLike) -> Path:
