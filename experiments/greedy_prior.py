@@ -30,7 +30,8 @@ import tyro
 from tqdm import tqdm
 
 from jarm import Benchmark, CompareConfig, JarmError, evaluate, load, prepare
-from jarm.records import provenance, replace_text
+from jarm.data.files import replace_text
+from jarm.records import provenance
 from jarm.runner import Runner, default_jobs, side_by_side
 from jarm.statistics import paired_difference
 

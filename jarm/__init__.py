@@ -23,7 +23,9 @@ from jarm.compare import CompareConfig, compare
 from jarm.data.datasets import load, load_published, load_table, split_by
 from jarm.data.pairs import exclude, listed_space, pair_count, pair_space, sample_pairs, subset
 from jarm.data.standardise import standardised
+from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.synthetic import SyntheticConfig, synthetic
+from jarm.data.writer import StoreWriter
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig, linear_head, mlp_head
@@ -41,6 +43,7 @@ __all__ = [
     "Belief",
     "Benchmark",
     "CompareConfig",
+    "EmbeddingStore",
     "FitConfig",
     "FitInfo",
     "HParams",
@@ -59,6 +62,7 @@ __all__ = [
     "RunRecord",
     "Selection",
     "Status",
+    "StoreWriter",
     "SyntheticConfig",
     "annotate",
     "best_of_n",
@@ -69,6 +73,7 @@ __all__ = [
     "fisher_weight",
     "get_rule",
     "greedy_log_det",
+    "key_of",
     "linear_head",
     "listed_space",
     "load",

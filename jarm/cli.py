@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 import sys
+from collections.abc import Callable
 from typing import Annotated
 
 import jax
@@ -12,6 +14,9 @@ import tyro
 from jarm.acquisition.registry import RULES
 from jarm.base import JarmError
 from jarm.compare import CompareConfig, compare
+from jarm.data.store import EmbeddingStore
+
+Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
 
 
 def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> None:
@@ -40,10 +45,49 @@ def _rules() -> None:
         )
 
 
+def _store_info(store: Store) -> None:
+    """Show what a store of embeddings holds and what made it."""
+    for name, value in EmbeddingStore(store).info().items():
+        print(f"{name:<24} {value if isinstance(value, str) else json.dumps(value)}")
+
+
+def _store_verify(store: Store) -> None:
+    """Read every byte of a store and compare it with its checksums."""
+    opened = EmbeddingStore(store)
+    damage = opened.verify()
+    if damage:
+        places = ", ".join(f"{shard} rows {first:,} to {last:,}" for shard, first, last in damage[:3])
+        more = f" and {len(damage) - 3:,} places more" if len(damage) > 3 else ""
+        raise JarmError(f"{store} is damaged ({places}{more}): copy these shards again from where the store was made.")
+    print(f"{len(opened):,} rows are as they were written.")
+
+
+def _store_export(store: Store, out: pathlib.Path) -> None:
+    """Write all rows of a store to one file, with their keys.
+
+    Args:
+      out: an .npy, which gets NAME.keys.txt beside it, or a .safetensors.
+    """
+    EmbeddingStore(store).export(out)
+    print(out)
+
+
+_StoreCommand = (
+    Annotated[None, tyro.conf.subcommand("info", constructor=_store_info)]
+    | Annotated[None, tyro.conf.subcommand("verify", constructor=_store_verify)]
+    | Annotated[None, tyro.conf.subcommand("export", constructor=_store_export)]
+)
+
+
+def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_StoreCommand]]) -> None:
+    """Look into a store of embeddings, check it, or export it."""
+
+
 def main(args: list[str] | None = None) -> int:
     """Entry point: 0 if all went well, 1 with one sentence on standard error if not."""
     try:
-        tyro.extras.subcommand_cli_from_dict({"compare": _compare, "rules": _rules}, prog="jarm", args=args)
+        commands: dict[str, Callable[..., None]] = {"compare": _compare, "rules": _rules, "store": _store}
+        tyro.extras.subcommand_cli_from_dict(commands, prog="jarm", args=args)
     except JarmError as error:
         print(f"jarm: {error}", file=sys.stderr)
         return 1

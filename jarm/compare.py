@@ -37,7 +37,7 @@ class CompareConfig:
     Attributes:
       data: "synthetic" (built in), "synthetic:outliers" (a variant where active selection does not help), a Parquet or
         JSONL table of responses, or a folder in the layout embd_{gen}_{emb}_{task}_{split}.npy.
-      embeddings: .npy array with one row for each row of the table.
+      embeddings: .npy array with one row for each row of the table, or a store that has its texts.
       standardise: give every dimension of the embeddings mean 0 and variance 1 over the training responses.
       target: column of the table that holds the gold reward.
       gen: for a folder that holds several settings, the generating model, as in its file names.
@@ -63,7 +63,7 @@ class CompareConfig:
       ensemble: how members differ: "init" (where they start), "bootstrap" (also weights of the labels), or "auto" (the
         latter for linear heads, whose fit has one answer).
       loss: "bradley_terry" of pairs, or "classification" of each response by itself.
-      warm_start: start each round's fit from the last round's heads.
+      warm_start: start each round's fit from the last round's heads, which have seen the labels it then holds out.
       steps: most Adam steps of a fit.
       batch_size: labelled pairs an Adam step looks at; 0 takes all.
       holdout: share of the labels that a member holds out, its own, to stop early; 0 takes all steps.

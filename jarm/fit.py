@@ -28,8 +28,8 @@ class FitConfig:
     An MLP is stopped early. Heads train side by side, each without its own part of the labelled pairs, until the mean
     loss of all that they hold out stops falling. With one fold these heads are the members, as they were at the best
     look. With more they only find the number of steps, which fresh members then take on all pairs. For a single head
-    `folds=2, holdout=0.5` is better than the default, since 50 labels are too few to stop on a fifth of them, and two
-    halves serve almost as well as knowing the answer (`benchmarks/README.md`).
+    `folds=2, holdout=0.5` is better than the default, since 50 labels are too few to stop on a fifth of them
+    (`benchmarks/README.md` has both).
 
     Attributes:
       loss: `bradley_terry` of pairs, or `classification` of each response by itself.
@@ -55,7 +55,7 @@ class FitConfig:
     check_every: int = 5
     patience: int = 5
     batch_size: int | None = None
-    newton_steps: int = 30
+    newton_steps: int = 60
     batching: str = "auto"
 
     def __post_init__(self) -> None:

@@ -22,11 +22,7 @@ import jax
 import numpy as np
 
 from jarm.base import JarmError
-
-try:
-    import fcntl
-except ImportError:  # not on Windows, where folders are not locked
-    fcntl = None  # type: ignore[assignment]
+from jarm.data.files import claim, replace_text
 
 
 def plain(value: Any) -> Any:
@@ -98,7 +94,7 @@ class RecordFolder:
         self.settings = json.loads(json.dumps(self.settings, default=str))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            self._claim()
+            self._lock = claim(self.path)
             config = self.path / "config.json"
             if config.exists():
                 self._refuse_other(_read_settings(config))
@@ -123,19 +119,6 @@ class RecordFolder:
         """Let another process have the folder."""
         if self._lock is not None:
             self._lock.close()
-
-    def _claim(self) -> None:
-        """Hold a lock until the folder is closed or the process ends, however it ends."""
-        self._lock = (self.path / ".lock").open("a")
-        try:
-            if fcntl is not None:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JarmError(
-                f"Another process is writing to {self.path}: wait until it has ended, or give another --out."
-            ) from None
-        except OSError:
-            pass  # a file system without locks
 
     @property
     def _file(self) -> pathlib.Path:
@@ -245,13 +228,3 @@ def _read_settings(config: pathlib.Path) -> dict[str, Any]:
     if not isinstance(settings, dict):
         raise JarmError(f"{config} does not hold the settings of a comparison: put it right, or give another --out.")
     return settings
-
-
-def replace_text(path: pathlib.Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)

@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from jarm.records import plain, replace_text
+from jarm.data.files import replace_text
+from jarm.records import plain
 from jarm.statistics import (
     Interval,
     LabelSaving,

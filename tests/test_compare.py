@@ -15,6 +15,8 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jarm import CompareConfig, JarmError, Status, compare, runner
 from jarm.cli import main
+from jarm.compare import _settings
+from jarm.data.datasets import load
 
 SMALL = CompareConfig(
     rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, pool=200, steps=20, head="mlp:8", members=1
@@ -134,18 +136,18 @@ def test_folder_of_another_configuration_is_refused_and_kept(finished):
     assert (out / "records.jsonl").read_bytes() == before
 
 
-def test_files_may_move_and_a_folder_goes_on(tmp_path):
-    """A folder knows its data by content, not by path."""
-    for place in ("here", "there"):
+def test_a_folder_knows_its_data_by_content_and_not_by_path(tmp_path):
+    settings = []
+    for place, scale in (("here", 1.0), ("there", 1.0), ("changed", 2.0)):
         (tmp_path / place).mkdir()
         rng = np.random.default_rng(0)
-        rows = [{"prompt_id": p, "score": float(rng.normal())} for p in range(40) for _ in range(4)]
+        rows = [{"prompt_id": p, "score": scale * float(rng.normal())} for p in range(40) for _ in range(4)]
         (tmp_path / place / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
         np.save(tmp_path / place / "e.npy", rng.normal(size=(160, 32)).astype(np.float32))
         data = {"data": str(tmp_path / place / "t.jsonl"), "embeddings": str(tmp_path / place / "e.npy")}
-        config = dataclasses.replace(SMALL, **data, target="score", seeds=1, rules="", out=tmp_path / "out")
-        compare(config)
-    assert len(lines(tmp_path / "out")) == 3 + 3
+        config = dataclasses.replace(SMALL, **data, target="score", out=tmp_path / "out")
+        settings.append(_settings(config, load(config.data, embeddings=config.embeddings, target="score")))
+    assert settings[0] == settings[1] != settings[2]
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):

@@ -128,6 +128,16 @@ def test_published_faults(tmp_path):
 # --- .npy files -----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(
+    "header", ["{'descr': '<f4', 'fortran_order': False, 'shape': (-2, 3), }", "{'descr': '<f4', ("]
+)
+def test_a_damaged_header_of_an_npy_says_so(tmp_path, header):
+    path = tmp_path / "e.npy"
+    text = header.ljust(117) + "\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(100))
+    assert "not a readable .npy" in complaint(files.open_npy, path)
+
+
 @pytest.mark.parametrize("missing", [1, 100, 10**6])
 def test_a_truncated_npy_says_so(tmp_path, missing):
     path = tmp_path / "e.npy"

@@ -41,7 +41,14 @@ def test_ci_runs_the_readme_command():
     assert command in (ROOT / ".ci" / "run").read_text()
 
 
-PAGES = ["README.md", "CONTRIBUTING.md", "docs/data.md", "experiments/README.md", "benchmarks/README.md"]
+PAGES = [
+    "README.md",
+    "CONTRIBUTING.md",
+    "docs/data.md",
+    "docs/store.md",
+    "experiments/README.md",
+    "benchmarks/README.md",
+]
 
 
 @pytest.mark.parametrize("name", PAGES)

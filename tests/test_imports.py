@@ -16,6 +16,8 @@ LAYERS = [
     ["base"],
     ["linalg", "statistics"],
     ["data.pairs", "data.files"],
+    ["data.journal"],
+    ["data.store", "data.writer"],
     ["data.synthetic", "data.tables", "data.standardise"],
     ["data.datasets"],
     ["llm.rope", "llm.pooling"],

@@ -37,7 +37,8 @@ def load(
 
     Args:
       data: a folder is read by `load_published`, a table by `load_table`.
-      embeddings, target: for a table, and needed there: the `.npy` of its rows, and the column of its gold scores.
+      embeddings, target: for a table, and needed there: the `.npy` of its rows or the store that has its texts, and the
+        column of its gold scores.
       gen, emb, task: for a folder: the setting, as far as the folder holds several.
       seed: of the synthetic benchmark.
       standardise: whether embeddings are given mean 0 and variance 1 in each dimension, as `standardised` does.
@@ -79,7 +80,9 @@ def _as_it_is(
     if target is None or embeddings is None:
         numeric = read_columns(name, []).numeric
         if embeddings is None:
-            raise JarmError(f"{name} is a table without embeddings: give the .npy of its rows (`--embeddings`).")
+            raise JarmError(
+                f"{name} is a table without embeddings: give the .npy of its rows, or their store (`--embeddings`)."
+            )
         raise JarmError(f"{name} needs the name of its score column (`--target`); {choice(numeric)}.")
     return load_table(name, embeddings, target, validate=validate)
 

@@ -6,9 +6,10 @@ import difflib
 import hashlib
 import json
 import os
+import tokenize
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -17,6 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jarm.base import JarmError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
 
@@ -48,8 +54,10 @@ def open_npy(path: PathLike) -> np.ndarray:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
             start = file.tell()
-    except ValueError as error:
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
         raise JarmError(f"{path} is not a readable .npy file ({_brief(error)}): write or copy it again.") from None
+    if min(shape, default=0) < 0:
+        raise JarmError(f"{path} is not a readable .npy file (shape {shape}): write or copy it again.")
     if dtype == np.dtype("V2"):  # NumPy has no name for bfloat16, so np.save stores raw two-byte values
         dtype = np.dtype(ml_dtypes.bfloat16)
     if not jnp.issubdtype(dtype, np.floating):
@@ -207,6 +215,36 @@ def described(**paths: PathLike) -> dict[str, Any]:
             (f"{name}_fingerprint", fingerprint(path)),
         )
     }
+
+
+def claim(folder: Path) -> IO[str]:
+    """Hold a folder for writing until what is returned is closed or the process ends, however it ends.
+
+    Raises:
+      JarmError: another process holds it.
+    """
+    lock = (folder / ".lock").open("a")
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise JarmError(
+            f"Another process is writing to {folder}: wait until it has ended, or give another --out."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return lock
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
 
 
 def _existing(path: PathLike) -> Path:

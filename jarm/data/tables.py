@@ -1,10 +1,12 @@
-"""A table of responses, one row each, beside an `.npy` of their embeddings in the same order."""
+"""A table of responses, one row each, and their embeddings: an `.npy` in the same order, or a store."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,6 +23,8 @@ from jarm.data.files import (
     read_columns,
     refuse_nonfinite,
 )
+from jarm.data.journal import is_store
+from jarm.data.store import EmbeddingStore, fields, fill, key_of
 
 TEST_SHARE = 0.25
 """Share of the prompts that a table without a split column puts in the test set, by a hash of the prompt."""
@@ -36,37 +40,42 @@ def load_table(
     split: str | None = None,
     validate: bool = True,
 ) -> Benchmark:
-    """Read a Parquet or JSONL table of responses, and the `.npy` (n, d) of their embeddings in the table's order.
+    """Read a Parquet or JSONL table of responses, and their embeddings from an `.npy` or a store.
 
     Rows of one `prompt_id` (of one `prompt`, without that column) are the responses of one prompt, wherever they
     stand; prompts are in order of first appearance. Prompts with fewer responses than others are padded and masked.
 
     Args:
       table: `.parquet` or `.jsonl`.
-      embeddings: `.npy` of n rows, memory-mapped and never copied.
+      embeddings: `.npy` (n, d) in the table's order, or the folder of an `EmbeddingStore`, whose rows are found by
+        their texts: its template filled in with the table's columns. Either is memory-mapped and never copied.
       target: the column of gold scores (arbitrary units, larger is better), or None for a table without.
       split: the column that says `train` or `test`, alike in all rows of a prompt; by default `split` where there is
         one, else a hash puts about a quarter of the prompts in the test set, the same ones whatever else is there.
-      validate: whether to read all embeddings once in search of NaN and infinities.
+      validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store takes none.
 
     Returns:
       Train and test tables over one store, with the rulers that the columns allow: `length` (characters of
       `response`), `position` (index in the prompt), `prompt_cosine` (of the word counts of `prompt` and `response`).
 
     Raises:
-      JarmError: if a file is missing or damaged, a column is missing or has gaps, the two files disagree, a value is
-        not finite, or a side of the split has no prompt with two responses.
+      JarmError: if a file is missing or damaged, a column is missing or has gaps, the two files disagree, the store
+        lacks a text, a value is not finite, or a side of the split has no prompt with two responses.
     """
-    name, store = str(table), open_npy(embeddings)
+    name, store = str(table), _opened(embeddings)
     wanted = ["prompt_id", "prompt", "response", split or "split", *([] if target is None else [target])]
-    columns, names, numeric = read_columns(table, wanted)
+    columns, names, numeric = read_columns(table, [*wanted, *_template_fields(store)])
     n = len(columns)
-    if store.ndim != 2:
+    if isinstance(store, EmbeddingStore):
+        places = _places(name, columns, store)
+    elif store.ndim != 2:
         raise JarmError(f"{embeddings} has shape {store.shape}: save one row of d numbers per row of {name}.")
-    if len(store) != n:
+    elif len(store) != n:
         raise JarmError(
             f"{name} has {n:,} rows and {embeddings} has {len(store):,}: embed the table again, one row a response."
         )
+    else:
+        places = np.arange(n)
     prompt = _prompts(name, columns, names)
     gold = None if target is None else _scores(name, columns, target, names, numeric)
     is_test = _sides(name, columns, prompt, split, names)
@@ -76,17 +85,18 @@ def load_table(
         rulers["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
         if _is_text(columns, "prompt"):
             rulers["prompt_cosine"] = bag_cosine(columns["prompt"], columns["response"])[rows]
-    if validate:
+    if validate and not isinstance(store, EmbeddingStore):
         refuse_nonfinite(store, str(embeddings))
     whole = ResponseTable(
         store=store,
-        rows=rows,
+        rows=places[rows],
         mask=mask,
         gold=None if gold is None else np.where(mask, gold[rows], np.float32(0)),
         rulers={key: np.where(mask, value, np.float32(0)) for key, value in rulers.items()},
         provenance={
             "source": "table",
-            **described(table=table, embeddings=embeddings),
+            **described(table=table),
+            **_described(store, embeddings, places),
             "dtype": str(store.dtype),
             "target": target,
             "split_by": f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test",
@@ -132,6 +142,56 @@ def check_sides(benchmark: Benchmark, name: str) -> Benchmark:
                 f"or more to a prompt, and rows of one prompt the same prompt_id."
             )
     return benchmark
+
+
+def _opened(embeddings: PathLike) -> Any:
+    """An `.npy` or a store."""
+    return EmbeddingStore(embeddings) if is_store(Path(embeddings)) else open_npy(embeddings)
+
+
+def _template_fields(store: Any) -> list[str]:
+    """The columns that the texts of a store are made of."""
+    if not isinstance(store, EmbeddingStore):
+        return []
+    template = store.meta.made_by.get("template")
+    if not isinstance(template, str) or not fields(template):
+        raise JarmError(
+            f"{store.path} does not say how its texts are made of a table's columns (template {template!r}): save "
+            "`store.rows(keys)`, in the table's order, as an .npy."
+        )
+    return fields(template)
+
+
+def _places(name: str, columns: pa.Table, store: EmbeddingStore) -> np.ndarray:
+    """The row of the store that has the text of each row of the table, `[n]`."""
+    template = store.meta.made_by["template"]
+    for column in fields(template):
+        if column not in columns.column_names:
+            raise JarmError(f"{name} has no column {column!r}, of which {store.path} makes its texts: add it.")
+        if columns[column].null_count:
+            row = int(np.flatnonzero(np.asarray(columns[column].is_null()))[0])
+            raise JarmError(f"{name}, row {row}: {column} is missing; {store.path} makes its texts of it.")
+    rows = zip(*(columns[column].to_pylist() for column in fields(template)), strict=True)
+    texts = (fill(template, dict(zip(fields(template), row, strict=True))) for row in rows)
+    places = store.indices(map(key_of, texts))
+    missing = np.flatnonzero(places < 0)
+    if missing.size:
+        raise JarmError(
+            f"{store.path} lacks the texts of {missing.size:,} of the {len(places):,} rows of {name}, "
+            f"{listed(missing)}: embed the table into it."
+        )
+    return places
+
+
+def _described(store: Any, embeddings: PathLike, places: np.ndarray) -> dict[str, Any]:
+    """Provenance of the embeddings."""
+    if not isinstance(store, EmbeddingStore):
+        return described(embeddings=embeddings)
+    return {
+        "embeddings": store.path.name,
+        "embeddings_fingerprint": store.fingerprint(places),
+        "embedded_by": dict(store.meta.made_by),
+    }
 
 
 def _prompts(name: str, columns: pa.Table, names: Sequence[str]) -> pa.DictionaryArray:

@@ -1,0 +1,273 @@
+"""A store of embeddings for reading: rows on disk, found by the hash of the text that was embedded.
+
+The layout is in `docs/store.md`. Shards are memory-mapped when they are first needed and never copied whole.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import numpy as np
+
+from jarm.base import JarmError
+from jarm.data.files import PathLike
+from jarm.data.journal import DTYPES, Commit, read_journal, read_meta, shard_name
+
+_FIELD = re.compile(r"\{(\w+)\}")
+_SAFETENSORS = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
+
+
+def key_of(text: str) -> str:
+    """The key of a text: the first 32 hexadecimal digits of the SHA-256 of its UTF-8 bytes, exactly as it is."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
+
+
+def fields(template: str) -> list[str]:
+    """The columns that a template like `{prompt}\\n\\n{response}` names."""
+    return list(dict.fromkeys(_FIELD.findall(template)))
+
+
+def fill(template: str, row: Mapping[str, Any]) -> str:
+    """A template with the values of a row in the place of their names; braces in the values mean nothing."""
+    return _FIELD.sub(lambda field: str(row[field[1]]), template)
+
+
+class Damage(NamedTuple):
+    """Rows `first` to `last` of a store, in one shard, of which at least one is not what was written."""
+
+    shard: str
+    first: int
+    last: int
+
+
+class EmbeddingStore:
+    """Embeddings `[n, d]` on disk and the keys of their texts, as committed when the store was opened.
+
+    `store[i]`, `store[i:j]` and `store[indices]` read as an array does; nothing else is held in memory but the keys.
+    A process may write to the store meanwhile: it only adds.
+
+    Attributes:
+      path: the folder.
+      meta: dtype, width and what made it.
+      shape: `(n, d)`.
+      dtype: of a value.
+    """
+
+    ndim = 2
+
+    def __init__(self, path: PathLike) -> None:
+        """Open a store for reading.
+
+        Raises:
+          JarmError: there is none, or `meta.json` or the journal is damaged.
+        """
+        self.path = Path(path)
+        self.meta = read_meta(self.path)
+        self._journal = read_journal(self.path, self.meta)
+        self.shape = (len(self._journal.row_of), self.meta.width)
+        self.dtype = DTYPES[self.meta.dtype]
+        self._shards: dict[int, np.memmap] = {}
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __contains__(self, key: object) -> bool:
+        return key in self._journal.row_of
+
+    def __getitem__(self, index: Any) -> np.ndarray:
+        """Rows; a slice within one shard is a view of the file."""
+        if not isinstance(index, slice):
+            return self.gather(index)
+        start, stop, step = index.indices(len(self))
+        number = start // self.meta.shard_rows
+        if step == 1 and start < stop <= (number + 1) * self.meta.shard_rows:
+            return self.shard(number)[start - number * self.meta.shard_rows : stop - number * self.meta.shard_rows]
+        return self.gather(np.arange(start, stop, step))
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each row."""
+        return list(self._journal.row_of)
+
+    @property
+    def shards(self) -> int:
+        """How many shards hold rows."""
+        return -(-len(self) // self.meta.shard_rows)
+
+    def shard(self, number: int) -> np.memmap:
+        """The committed rows of a shard, memory-mapped; `jax.device_put` of it copies nothing on a CPU.
+
+        Raises:
+          JarmError: the file is missing or too short.
+        """
+        if number not in self._shards:
+            path = self.path / shard_name(number)
+            rows = min(self.meta.shard_rows, len(self) - number * self.meta.shard_rows)
+            held = path.stat().st_size if path.is_file() else 0
+            if held < rows * self.meta.row_bytes:
+                raise JarmError(
+                    f"{path} holds {held:,} of the {rows * self.meta.row_bytes:,} bytes that the journal counts: copy "
+                    "it again from where the store was made."
+                )
+            self._shards[number] = np.memmap(path, self.dtype, mode="r", shape=(rows, self.meta.width))
+        return self._shards[number]
+
+    def gather(self, indices: Any) -> np.ndarray:
+        """Rows in the order of `indices` (int, any shape), `[..., d]`; each shard is read once, from front to back."""
+        indices = np.asarray(indices)
+        if indices.size and not np.issubdtype(indices.dtype, np.integer):
+            raise IndexError(f"rows of a store are counted by integers, not {indices.dtype}")
+        flat = indices.reshape(-1).astype(np.int64)
+        flat = np.where(flat < 0, flat + len(self), flat)
+        if flat.size and not 0 <= flat.min() <= flat.max() < len(self):
+            raise IndexError(f"a row is out of range for a store of {len(self):,}")
+        order = np.argsort(flat, kind="stable")
+        number, within = np.divmod(flat[order], self.meta.shard_rows)
+        rows = np.empty((len(flat), self.meta.width), self.dtype)
+        ends = np.flatnonzero(np.diff(number, append=-1)) + 1
+        for start, end in zip([0, *ends[:-1]], ends, strict=True) if len(flat) else ():
+            rows[order[start:end]] = self.shard(int(number[start]))[within[start:end]]
+        return rows.reshape(*indices.shape, self.meta.width)
+
+    def indices(self, keys: Iterable[str]) -> np.ndarray:
+        """The row of each key, `[k]` int64; -1 where there is none."""
+        return np.fromiter((self._journal.row_of.get(key, -1) for key in keys), np.int64)
+
+    def rows(self, keys: Sequence[str]) -> np.ndarray:
+        """The rows of some keys, `[k, d]`.
+
+        Raises:
+          JarmError: the store lacks a key.
+        """
+        indices = self.indices(keys)
+        missing = np.flatnonzero(indices < 0)
+        if missing.size:
+            raise JarmError(
+                f"{self.path} lacks {missing.size:,} of {len(indices):,} keys, the first of them "
+                f"{keys[missing[0]]!r}: embed those texts into it."
+            )
+        return self.gather(indices)
+
+    def fingerprint(self, indices: np.ndarray) -> str:
+        """A SHA-256, hexadecimal, of what some rows hold, by the journal's checksums; the store may grow meanwhile."""
+        starts = np.array([commit.start for commit in self._journal.commits])
+        commits = np.unique(np.searchsorted(starts, indices.reshape(-1), side="right") - 1)
+        checksums = [self._journal.commits[commit] for commit in commits]
+        text = json.dumps([self.meta.dtype, self.meta.width, self.meta.made_by, checksums], sort_keys=True)
+        return hashlib.sha256(text.encode() + indices.astype("<i8").tobytes()).hexdigest()
+
+    def info(self) -> dict[str, Any]:
+        """What the store is, in numbers and names."""
+        return {
+            "rows": len(self),
+            "width": self.meta.width,
+            "dtype": self.meta.dtype,
+            "bytes": len(self) * self.meta.row_bytes,
+            "shards": self.shards,
+            "commits": len(self._journal.commits),
+            "jarm": self.meta.jarm,
+            **{f"made by {name}": value for name, value in self.meta.made_by.items()},
+        }
+
+    def verify(self) -> list[Damage]:
+        """Read every committed byte, one commit at a time, and compare it with the journal's checksums."""
+        return [
+            Damage(shard_name(commit.start // self.meta.shard_rows), commit.start, commit.stop - 1)
+            for commit, data in self._commits()
+            if zlib.crc32(data) != commit.crc
+        ]
+
+    def export(self, out: PathLike) -> None:
+        """Write all rows, in the store's order, as `.npy` or `.safetensors`; memory does not grow with the store.
+
+        Keys go along: one a line in `NAME.keys.txt` beside an `.npy`, and as the tensor `keys`, `[n, 16]` uint8, beside
+        `embeddings` in `.safetensors`, whose metadata has what made the store. NumPy has no bfloat16 and loads such an
+        `.npy` as two-byte values; `.view(ml_dtypes.bfloat16)` gives them back their type.
+
+        Raises:
+          JarmError: another ending, damage in a shard, or a file that cannot be written.
+        """
+        out = Path(out)
+        if out.suffix == ".npy":
+            _write_whole(out.with_suffix(".keys.txt"), self._write_keys)
+            _write_whole(out, self._write_npy)
+        elif out.suffix == ".safetensors":
+            _write_whole(out, self._write_safetensors)
+        else:
+            raise JarmError(f"{out} ends in neither .npy nor .safetensors: give one of the two.")
+
+    def _commits(self) -> Iterator[tuple[Commit, bytes]]:
+        """Each commit and the bytes that its shard has there, as far as it has them."""
+        file, opened = None, -1
+        try:
+            for commit in self._journal.commits:
+                number, within = divmod(commit.start, self.meta.shard_rows)
+                if number != opened:
+                    if file is not None:
+                        file.close()
+                    path = self.path / shard_name(number)
+                    file, opened = path.open("rb") if path.is_file() else None, number
+                data = b""
+                if file is not None:
+                    file.seek(within * self.meta.row_bytes)
+                    data = file.read((commit.stop - commit.start) * self.meta.row_bytes)
+                yield commit, data
+        finally:
+            if file is not None:
+                file.close()
+
+    def _write_rows(self, file: IO[bytes]) -> None:
+        for commit, data in self._commits():
+            if zlib.crc32(data) != commit.crc:
+                path = self.path / shard_name(commit.start // self.meta.shard_rows)
+                raise JarmError(
+                    f"{path} is damaged in rows {commit.start:,} to {commit.stop - 1:,}: copy it again from where "
+                    "the store was made."
+                )
+            file.write(data)
+
+    def _write_keys(self, file: IO[bytes]) -> None:
+        for key in self._journal.row_of:
+            file.write(key.encode() + b"\n")
+
+    def _write_npy(self, file: IO[bytes]) -> None:
+        descr = "|V2" if self.meta.dtype == "bfloat16" else self.dtype.str
+        header = {"descr": descr, "fortran_order": False, "shape": self.shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        self._write_rows(file)
+
+    def _write_safetensors(self, file: IO[bytes]) -> None:
+        end = len(self) * self.meta.row_bytes
+        header = {
+            "__metadata__": {"made_by": json.dumps(self.meta.made_by)},
+            "embeddings": {"dtype": _SAFETENSORS[self.meta.dtype], "shape": self.shape, "data_offsets": [0, end]},
+            "keys": {"dtype": "U8", "shape": [len(self), 16], "data_offsets": [end, end + 16 * len(self)]},
+        }
+        text = json.dumps(header).encode()
+        text += b" " * (-len(text) % 8)
+        file.write(len(text).to_bytes(8, "little") + text)
+        self._write_rows(file)
+        for key in self._journal.row_of:
+            file.write(bytes.fromhex(key))
+
+
+def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    try:
+        with draft.open("wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise JarmError(f"Cannot write {path} ({error}): make room, or give another --out.") from error
+    finally:
+        draft.unlink(missing_ok=True)
