@@ -1,0 +1,1 @@
+"""Language models in Flax NNX that read Hugging Face checkpoints, to embed text with."""

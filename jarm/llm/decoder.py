@@ -1,0 +1,60 @@
+"""One decoder for all families of causal language models."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+
+from jarm.llm.config import LayerConfig, ModelConfig
+from jarm.llm.layers import MLP, Attention, Embedding, Lead, Norm, Stack, Tables
+from jarm.llm.rope import rotary_tables
+from jarm.types import Array
+
+
+class DecoderLayer(nnx.Module):
+    """x + attention, then + MLP; norms before, after or on both sides; in parallel, both read the same x."""
+
+    def __init__(self, config: ModelConfig, layer: LayerConfig, dtype: Any, lead: Lead):
+        self.parallel = config.parallel
+        self.attention = Attention(config, layer, dtype, lead)
+        self.mlp = MLP(config, dtype, lead)
+        self.attention_norm = Norm(config, config.width, lead) if config.pre_norm else None
+        self.mlp_norm = Norm(config, config.width, lead) if config.pre_norm else None
+        self.attention_out_norm = Norm(config, config.width, lead) if config.post_norm else None
+        self.mlp_out_norm = Norm(config, config.width, lead) if config.post_norm else None
+
+    def __call__(self, x: Array, tables: Tables, lengths: Array) -> Array:
+        """Hidden states after this layer."""
+
+        def norm(norm: Norm | None, x: Array) -> Array:
+            return x if norm is None else norm(x)
+
+        attended = self.attention(norm(self.attention_norm, x), tables, lengths)
+        after = x + norm(self.attention_out_norm, attended)
+        mixed = self.mlp(norm(self.mlp_norm, x if self.parallel else after))
+        return after + norm(self.mlp_out_norm, mixed)
+
+
+class Decoder(nnx.Module):
+    """Embedding, layers, final norm; right padding and a causal mask."""
+
+    def __init__(self, config: ModelConfig, dtype: Any):
+        self.config = config
+        self.embed = Embedding(config.vocab, config.width, dtype)
+        self.positions = Embedding(config.max_positions, config.width, dtype) if config.learned_positions else None
+        self.stack = Stack(DecoderLayer, config, dtype)
+        self.final_norm = Norm(config, config.width, ())
+
+    def __call__(self, tokens: Array, lengths: Array, watch: Callable[[Array], Any]) -> tuple[Array, Array, Any]:
+        """Hidden states before the first layer and after the final norm, and what `watch` said after each layer."""
+        start = self.embed(tokens)
+        start = start * jnp.asarray(self.config.embed_scale, start.dtype)
+        if self.positions is not None:
+            start = start + self.positions(jnp.arange(tokens.shape[1]))[None]
+        ropes = {layer.rope for layer in self.config.layers if layer.rope is not None}
+        tables = {rope: rotary_tables(rope, lengths, tokens.shape[1]) for rope in ropes}
+        end, watched = self.stack(start, tables, lengths, watch)
+        return start, self.final_norm(end), watched

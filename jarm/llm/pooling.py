@@ -1,0 +1,57 @@
+"""From hidden states of tokens to one vector a text."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+
+from jarm.base import JarmError
+from jarm.types import Array, Float, Int
+
+KINDS = ("last", "mean", "cls")
+
+
+@dataclasses.dataclass(frozen=True)
+class Pooling:
+    """Which token of which layer: `last` (the last real one), `mean` (of all real ones) or `cls` (the first).
+
+    Layers count as `hidden_states` of transformers: 0 is the input of the first layer, and the last, -1, the output of
+    the model with its final norm.
+    """
+
+    kind: str = "last"
+    layer: int = -1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise JarmError(f"Unknown pooling '{self.kind}': choose one of {', '.join(KINDS)}.")
+
+    def layer_of(self, depth: int) -> int:
+        """The layer counted from 0, of a model with this many layers."""
+        if not -depth - 1 <= self.layer <= depth:
+            raise JarmError(
+                f"There is no layer {self.layer} in a model of {depth}: choose from {-depth - 1} to {depth}."
+            )
+        return self.layer % (depth + 1)
+
+
+def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"]) -> Float[Array, "B d"]:
+    """Pool the hidden states of right-padded texts, in float32.
+
+    Args:
+      kind: `last`, `mean` or `cls`.
+      hidden: hidden states; those past a text's end do not count.
+      lengths: tokens in each text, 1 or more.
+
+    Returns:
+      One vector a text, in float32.
+    """
+    if kind == "cls":
+        return hidden[:, 0].astype(jnp.float32)
+    if kind == "last":
+        chosen = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1, mode="clip")
+        return chosen[:, 0].astype(jnp.float32)
+    real = jnp.arange(hidden.shape[1])[None, :, None] < lengths[:, None, None]
+    total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
+    return total / jnp.maximum(lengths, 1)[:, None]
