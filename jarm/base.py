@@ -62,8 +62,8 @@ _MESSAGES = {
     ),
     Status.DIVERGED: "The fit of a reward head ended at a loss that is not finite: lower the learning rate.",
     Status.NONFINITE: (
-        "Rewards or features are NaN or infinite, or a label is not in [0, 1]: check the embeddings and the labels, "
-        "then lower the learning rate."
+        "Rewards, gold rewards or features are missing, NaN or infinite, or a label is not in [0, 1]: check the "
+        "embeddings and the labels (without gold rewards, call `init`, `ask` and `tell`), then lower the learning rate."
     ),
     Status.NO_RULE: "The index of the rule is not one of `LoopConfig.rules`: count them from 0.",
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",

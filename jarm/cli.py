@@ -32,7 +32,8 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
     summary = compare(config)
     for rule, row in summary["rules"].items():
-        print(f"{rule:>18}  {row['verdict']}")
+        failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
+        print(f"{rule:>18}  {row['verdict']}{failed}")
     print(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
 
 

@@ -41,7 +41,7 @@ def require_matplotlib() -> None:
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
-        raise JarmError("Figures need matplotlib: `pip install 'jarm[plots]'`.") from error
+        raise JarmError("Figures need matplotlib: install it with `pip install matplotlib`.") from error
 
 
 def learning_curves(

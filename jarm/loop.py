@@ -166,8 +166,9 @@ def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams
         hparams = dataclasses.replace(hparams, noise=noise)
     for name in (field.name for field in dataclasses.fields(hparams)):
         values, least, most = np.asarray(getattr(hparams, name)), _LEAST.get(name, -np.inf), _MOST.get(name, np.inf)
-        if not ((values >= least) & (values <= most)).all():  # nor is NaN
-            raise JarmError(f"The hyperparameter `{name}` is {values}: give a number from {least} to {most}.")
+        if not (np.isfinite(values) & (values >= least) & (values <= most)).all():
+            within = f" of at least {least}" * (least == 0) + f" and at most {most}" * (most == 1)
+            raise JarmError(f"The hyperparameter `{name}` is {values}: give a finite number{within}.")
     return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
 
 
@@ -375,6 +376,8 @@ def make_loop(config: LoopConfig) -> Loop:
 
         def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
             labels, wrong = annotate(key_annotator, config.annotator, noise, selection.pairs, gold, lengths)
+            known = jnp.where(selection.valid[:, None], jnp.isfinite(gold[selection.pairs]), True)
+            labels = jnp.where(known.all(axis=1), labels, jnp.nan)  # nobody can answer, and `tell` says so
             return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
 
         def report(selection: Selection, weight: Float[Array, "B"], variance: Float[Array, "B"]) -> dict[str, Array]:

@@ -17,7 +17,7 @@ class Pool:
     Attributes:
       embeddings: `[P, R, d]` float32.
       mask: `[P, R]` bool.
-      gold: `[P, R]` gold rewards divided by the annotator's scale; zeros where people will answer.
+      gold: `[P, R]` gold rewards divided by the annotator's scale; NaN where people will answer.
       lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
       spread: mean squared distance of the embeddings of two random responses: the unit of batch diversity.
     """
@@ -43,9 +43,11 @@ def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, f
       JarmError: the length bias of the annotator needs lengths that the table does not have.
     """
     embeddings = table.embeddings()
-    gold = np.zeros(table.mask.shape, np.float32)
+    gold = np.full(table.mask.shape, np.nan, np.float32)
     scale = 1.0
     if table.gold is not None:
+        if not np.isfinite(table.gold[table.mask]).all():
+            raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
         scale = reward_scale(annotator, table.gold, table.mask)
         gold = np.where(table.mask, table.gold / scale, 0).astype(np.float32)
     lengths = np.zeros(table.mask.shape, np.float32)

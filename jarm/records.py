@@ -63,6 +63,10 @@ def _commit() -> str | None:
     return f"{commit}+changes" if changed else commit
 
 
+WRITTEN = ("records.jsonl", "summary.json", "summary.md", "curves.png", "curves.svg")
+"""What a comparison writes into its folder, beside `config.json` and `.lock`."""
+
+
 @dataclasses.dataclass
 class RecordFolder:
     """The records of one configuration, open for appending by one process; a context manager.
@@ -98,8 +102,10 @@ class RecordFolder:
             config = self.path / "config.json"
             if config.exists():
                 self._refuse_other(_read_settings(config))
-            elif self._file.exists():
-                raise JarmError(f"{self._file} stands there without its config.json: give another --out.")
+            elif foreign := [name for name in WRITTEN if (self.path / name).exists()]:
+                raise JarmError(
+                    f"{self.path / foreign[0]} stands there without a config.json and may be yours: give another --out."
+                )
             else:
                 replace_text(config, json.dumps(self.settings, indent=2) + "\n")
             self._recover()

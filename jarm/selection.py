@@ -48,8 +48,10 @@ def top_pairs(
       The pairs, best first; equal scores in the order of the space. Status NONFINITE where features or rewards of
       an eligible response, or scores, are not finite, EXHAUSTED where the space holds fewer than k pairs.
     """
+    rewards, space = jnp.asarray(rewards, jnp.float32), jax.tree.map(jnp.asarray, space)
     finite = jnp.isfinite(rewards)
     if features is not None:
+        features = jnp.asarray(features, jnp.float32)
         finite &= jnp.isfinite(features).all(axis=1)
     best = _best_tiled if space.pairs is None else _best_listed
     gains, pairs = best(score, rewards, features, space, k, whiten, tile)
@@ -187,6 +189,9 @@ def greedy_log_det(
       The batch in the order of choice, with gains in nats, and how many passes it took. Status SINGULAR where the
       prior is not positive definite, and as `top_pairs` otherwise.
     """
+    # NumPy arrays, of any number type, are as good as JAX's.
+    features, rewards, prior = (jnp.asarray(each, jnp.float32) for each in (features, rewards, prior))
+    space = jax.tree.map(jnp.asarray, space)
     size = space.eligible.shape[0]
     keep = max(shortlist, k)
     available = jnp.minimum(pair_count(space), k).astype(jnp.int32)

@@ -288,6 +288,17 @@ def test_standardised_embeddings_have_no_mean_and_unit_variance(tmp_path, dtype,
     np.testing.assert_array_equal(again.embeddings(), train.embeddings())
 
 
+def test_constant_embeddings_and_those_beyond_float32_are_named(tmp_path):
+    paths = write(tmp_path, ROWS, "jsonl", np.ones((len(ROWS), WIDTH)))
+    assert "Every dimension of the embeddings is constant" in complaint(
+        load, paths[0], embeddings=paths[1], target="score"
+    )
+    huge = np.random.default_rng(0).normal(size=(len(ROWS), WIDTH))
+    huge[3, 1] = 1e39
+    paths = write(tmp_path, ROWS, "jsonl", huge)
+    assert "NaN or infinite in row 3" in complaint(load, paths[0], embeddings=paths[1], target="score")
+
+
 def test_categories_blank_lines_and_extra_columns_are_fine(tmp_path):
     columns = {name: pa.array([row[name] for row in ROWS]) for name in ROWS[0]}
     columns |= {name: columns[name].dictionary_encode() for name in ("prompt_id", "split")}

@@ -422,3 +422,14 @@ def test_too_few_prompts_are_named():
     check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=4, rounds=1), TABLE)
     with pytest.raises(JarmError, match="2 prompts a round may hold fewer pairs within prompts than a batch of 5"):
         check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=5, rounds=1), TABLE)
+
+
+def test_without_gold_rewards_nobody_answers():
+    pool, hparams, _ = prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=None))
+    loop, _ = loop_of("within")
+    _, records = loop.run(jax.random.key(0), hparams, pool, jnp.int32(0))
+    assert (records.status == Status.NONFINITE).all()
+    broken = TABLE.gold.copy()
+    broken[0, 0] = np.nan
+    with pytest.raises(JarmError, match="Gold rewards of the table are NaN"):
+        prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=broken))

@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
+from jarm.base import JarmError
 from jarm.data.pairs import (
     compact,
     contains,
@@ -171,9 +172,9 @@ def test_a_subset_is_a_list_of_distinct_pairs():
 
 
 def test_bad_spaces_are_named():
-    with pytest.raises(ValueError, match="'inside' is not one of within, cross, all"):
+    with pytest.raises(JarmError, match="no pair space 'inside': choose from within, cross, all"):
         pair_space("inside", 2, jnp.ones(4, bool))
-    with pytest.raises(ValueError, match="5 responses do not form whole prompts of 2"):
+    with pytest.raises(JarmError, match="5 responses do not form whole prompts of 2"):
         pair_space("all", 2, jnp.ones(5, bool))
 
 

@@ -127,7 +127,7 @@ def test_damaged_settings_get_a_sentence_and_nothing_changes(tmp_path, config):
 def test_records_without_settings_and_a_file_in_the_way_get_a_sentence(tmp_path):
     holding(tmp_path / "a", run("random", 0))
     (tmp_path / "a" / "config.json").unlink()
-    with pytest.raises(JarmError, match=r"without its config\.json"):
+    with pytest.raises(JarmError, match=r"without a config\.json"):
         opened(tmp_path / "a")
     (tmp_path / "b").write_text("")
     with pytest.raises(JarmError, match=r"cannot be used .*: give another --out"):
@@ -190,3 +190,10 @@ def test_records_are_plain_json():
 
 def test_a_fingerprint_is_of_the_values_and_not_of_their_order():
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+
+
+def test_files_of_somebody_else_are_not_written_over(tmp_path):
+    (tmp_path / "summary.md").write_text("mine")
+    with pytest.raises(JarmError, match=r"summary.md stands there without a config.json"):
+        RecordFolder(tmp_path, {}, rounds=0)
+    assert (tmp_path / "summary.md").read_text() == "mine"

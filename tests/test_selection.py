@@ -1,4 +1,6 @@
 import functools
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import numpy as np
@@ -213,3 +215,19 @@ def test_the_same_pair_twice_is_worth_less_the_second_time():
     assert np.asarray(batch.pairs)[:2].tolist() == [[0, 1], [6, 7]]
     scores = leverages64(features, np.zeros(SIZE), list_pairs(space), np.asarray(prior))
     assert scores[0] == scores[1] == scores[2] > scores[3]
+
+
+def test_numpy_arrays_are_as_good_as_those_of_jax():
+    """In a process of its own: here signatures are checked, and say JAX."""
+    code = """
+import numpy as np, jax.numpy as jnp, jarm
+rng = np.random.default_rng(0)
+features, rewards = rng.normal(size=(12, 3)), rng.normal(size=12)
+batches = []
+for array in (np.asarray, lambda x: jnp.asarray(x, jnp.float32)):
+    space = jarm.pair_space("all", 3, np.ones(12, bool))
+    batches.append(jarm.greedy_log_det(array(features), array(rewards), space, array(np.eye(3)), 5)[0].pairs)
+assert (batches[0] == batches[1]).all() and len(batches[0]) == 5
+"""
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr

@@ -79,7 +79,9 @@ def nonfinite_rows(array: np.ndarray) -> Iterator[int]:
     """Indices of the rows (first axis) with a NaN or an infinity, read in blocks of at most 16 MiB or one row."""
     step = max(1, _SCAN // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))))
     for start in range(0, len(array), step):
-        finite = np.isfinite(array[start : start + step]).reshape(min(step, len(array) - start), -1)
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in every use
+            finite = np.isfinite(array[start : start + step].astype(np.float32))
+        finite = finite.reshape(min(step, len(array) - start), -1)
         if not finite.all():
             yield from (start + int(row) for row in np.flatnonzero(~finite.all(axis=1)))
 

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.base import PairSpace
+from jarm.base import JarmError, PairSpace
 from jarm.types import Array, Bool, Float, Int, PRNGKey
 
 KINDS = ("within", "cross", "all")
@@ -48,13 +48,14 @@ def pair_space(
       The space.
 
     Raises:
-      ValueError: unknown kind, or N is not a multiple of R.
+      JarmError: unknown kind, or N is not a multiple of R.
     """
     if kind not in KINDS:
-        raise ValueError(f"pair space {kind!r} is not one of {', '.join(KINDS)}")
+        raise JarmError(f"There is no pair space {kind!r}: choose from {', '.join(KINDS)}.")
+    eligible = jnp.asarray(eligible, bool)
     size = eligible.shape[0]
-    if size % width:
-        raise ValueError(f"{size} responses do not form whole prompts of {width}")
+    if width < 1 or size % width:
+        raise JarmError(f"{size} responses do not form whole prompts of {width}: pad `eligible` with false.")
     space = PairSpace(kind=kind, width=width, eligible=eligible, excluded=jnp.zeros((0, 2), jnp.int32))
     return space if excluded is None else exclude(space, excluded)
 

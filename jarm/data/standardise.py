@@ -39,6 +39,8 @@ def standardised(benchmark: Benchmark) -> Benchmark:
         )
     mean = total / count
     deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    if not deviation.any():
+        raise JarmError("Every dimension of the embeddings is constant over the training responses: embed them again.")
     measured = {
         "mean": (mean + anchor).astype(np.float32),
         "deviation": np.where(deviation > 0, deviation, np.inf).astype(np.float32),
