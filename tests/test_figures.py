@@ -71,6 +71,6 @@ def test_without_matplotlib_the_cure_is_named(tmp_path, monkeypatch):
         return real(name, *args, **kwargs)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(JarmError, match=r"pip install 'jarm\[plots\]'"):
+    with pytest.raises(JarmError, match=r"pip install matplotlib"):
         learning_curves(make_records(), tmp_path / "curves")
     assert not np.any(list(tmp_path.iterdir()))
