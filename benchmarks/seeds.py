@@ -25,7 +25,8 @@ def main() -> None:
     from jarm.base import check
     from jarm.compare import CompareConfig
     from jarm.data.datasets import load
-    from jarm.loop import make_loop, prepare
+    from jarm.loop import make_loop
+    from jarm.prepare import prepare
     from jarm.runner import default_jobs
 
     config = CompareConfig(rules="greedy_dopt")

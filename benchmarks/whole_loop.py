@@ -34,8 +34,9 @@ def main() -> None:
     from jarm.base import check
     from jarm.compare import RULES, CompareConfig
     from jarm.data.datasets import load
-    from jarm.loop import make_loop, prepare
+    from jarm.loop import make_loop
     from jarm.metrics import evaluate
+    from jarm.prepare import prepare
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     config = CompareConfig(rules=options.rules or RULES)

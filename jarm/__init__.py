@@ -29,9 +29,10 @@ from jarm.data.writer import StoreWriter
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig, linear_head, mlp_head
-from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop, prepare
+from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop
 from jarm.metrics import evaluate, reference_lines
 from jarm.pool import Pool
+from jarm.prepare import prepare
 from jarm.ranking import best_of_n, spearman
 from jarm.selection import greedy_log_det, random_pairs, top_pairs
 

@@ -21,8 +21,9 @@ from jarm.data.datasets import load
 from jarm.figures import learning_curves, require_matplotlib
 from jarm.fit import FitConfig
 from jarm.heads import HeadConfig
-from jarm.loop import LoopConfig, prepare
+from jarm.loop import LoopConfig
 from jarm.metrics import evaluate, reference_lines
+from jarm.prepare import prepare
 from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_summary
 from jarm.runner import Runner, default_jobs, default_together, side_by_side

@@ -16,8 +16,9 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
 from jarm.base import Fit, FitInfo, HParams, JarmError, Labelled, RewardHead, Status
-from jarm.losses import bradley_terry, classification, smooth
+from jarm.losses import bradley_terry, smooth
 from jarm.newton import newton
+from jarm.tasks import Pairs, Task, pair_loss, weighted_mean
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
 
@@ -86,60 +87,6 @@ class FitConfig:
         return round(1 / self.holdout) if self.holdout else 1
 
 
-class _Pairs(NamedTuple):
-    """Weighted pairs, as indices into some rows of embeddings."""
-
-    first: Int[Array, "L"]
-    second: Int[Array, "L"]
-    label: Float[Array, "L"]
-    weight: Float[Array, "L"]
-
-    def mean_loss(self, kind: str, rewards: Float[Array, "U"]) -> Float[Array, ""]:
-        """Weighted mean loss, given the rewards of the rows."""
-        return _mean(_loss(kind, rewards[self.first], rewards[self.second], self.label), self.weight)
-
-    def take(self, at: Int[Array, "B"]) -> _Task:
-        """Some of the pairs, on the responses at their ends."""
-        ends = jnp.concatenate([self.first[at], self.second[at]])
-        places = jnp.arange(len(ends), dtype=jnp.int32).reshape(2, -1)
-        return _Task(_Pairs(places[0], places[1], self.label[at], self.weight[at]), ends)
-
-    def compact(self, n: int, most: int) -> tuple[_Task, Int[Array, ""]]:
-        """The pairs on those of n responses that they weigh, each once and `most` at most, and how many these are."""
-        used = (self.weight > 0)[None, :]
-        ends = jnp.where(used, jnp.stack([self.first, self.second]), n)
-        present = jnp.zeros(n, bool).at[ends].set(True, mode="drop")
-        place = jnp.cumsum(present, dtype=jnp.int32) - 1
-        responses = jnp.arange(n, dtype=jnp.int32)
-        ids = jnp.zeros(most, jnp.int32).at[jnp.where(present, place, most)].set(responses, mode="drop")
-        first, second = jnp.where(used, place[ends.clip(max=n - 1)], 0)
-        return _Task(self._replace(first=first, second=second), ids), present.sum(dtype=jnp.int32)
-
-
-class _Task(NamedTuple):
-    """Pairs, and the responses that they index, themselves rows of a table; None for all of it."""
-
-    pairs: _Pairs
-    ids: Int[Array, "U"] | None
-
-    def rows(self, table: Float[Array, "N d"]) -> Float[Array, "U d"]:
-        return table if self.ids is None else table[self.ids]
-
-    def narrow(self, size: int) -> _Task:
-        """Room for fewer responses, that hold all those used."""
-        return self if self.ids is None else self._replace(ids=self.ids[..., :size])
-
-
-def _loss(kind: str, first: Float[Array, "*l"], second: Float[Array, "*l"], label: Float[Array, "*l"]) -> Array:
-    """Elementwise loss of pairs, given the rewards of their ends."""
-    return classification(first, second, label) if kind == "classification" else bradley_terry(first - second, label)
-
-
-def _mean(losses: Float[Array, "L"], weight: Float[Array, "L"]) -> Float[Array, ""]:
-    """Weighted mean; 0 where nothing weighs anything."""
-    return jnp.vdot(losses, weight) / jnp.maximum(weight.sum(), jnp.finfo(jnp.float32).tiny)
-
-
 def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     """Make the function that fits `config.members` heads to labelled pairs.
 
@@ -176,7 +123,7 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     ) -> tuple[Params, FitInfo]:
         hparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
         weight = jnp.where(labelled.mask, labelled.weight, 0.0)
-        pairs = _Pairs(labelled.first, labelled.second, smooth(labelled.label, hparams.label_smoothing), weight)
+        pairs = Pairs(labelled.first, labelled.second, smooth(labelled.label, hparams.label_smoothing), weight)
         key_start, key_weight, key_fit = jax.random.split(key, 3)
         if warm is None:
             warm = jax.vmap(lambda key: head.init(key, embeddings.shape[1]))(jax.random.split(key_start, members))
@@ -201,7 +148,7 @@ def _newton(
     hparams: HParams,
     starts: Params,
     embeddings: Float[Array, "N d"],
-    pairs: _Pairs,
+    pairs: Pairs,
     weights: Float[Array, "K L"],
 ) -> tuple[Params, FitInfo]:
     """Linear members, exactly."""
@@ -215,8 +162,8 @@ def _newton(
         start, weight = xs[0], jnp.tile(xs[1], ends)
         ridge, (_, unravel) = jnp.asarray(hparams.ridge), jax.flatten_util.ravel_pytree(start)
         found = newton(x, label, weight, ridge, head.weights(start), steps=config.newton_steps)
-        train_nll = ends * _mean(bradley_terry(found.margin, label), weight)
-        valid_nll = ends * _mean(bradley_terry(found.margin_left_out, label), jnp.tile(pairs.weight, ends))
+        train_nll = ends * weighted_mean(bradley_terry(found.margin, label), weight)
+        valid_nll = ends * weighted_mean(bradley_terry(found.margin_left_out, label), jnp.tile(pairs.weight, ends))
         return unravel(found.weights), FitInfo(train_nll, valid_nll, found.steps, found.status)
 
     # Hessians at the precision of their type: on some accelerators a plain product has a third of its digits.
@@ -232,8 +179,8 @@ class _Descend(NamedTuple):
     """AdamW on the loss of a task, as functions of where it stands."""
 
     start: Callable[[Params], _Descent]
-    steps: Callable[[PRNGKey, Array, _Descent, _Task, Array | int, Array | int], _Descent]
-    nll: Callable[[_Descent, _Task], Float[Array, ""]]
+    steps: Callable[[PRNGKey, Array, _Descent, Task, Array | int, Array | int], _Descent]
+    nll: Callable[[_Descent, Task], Float[Array, ""]]
     params: Callable[[_Descent], Params]
 
 
@@ -256,17 +203,17 @@ def _make_descend(
     def params(descent: _Descent) -> Params:
         return flip(unravel(descent[0]))
 
-    def loss(vector: Float[Array, "W"], pairs: _Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
+    def loss(vector: Float[Array, "W"], pairs: Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
         return pairs.mean_loss(config.loss, head.rewards(flip(unravel(vector)), rows))
 
-    def minibatch(key: PRNGKey, pairs: _Pairs, size: int) -> _Task:
+    def minibatch(key: PRNGKey, pairs: Pairs, size: int) -> Task:
         total = jnp.cumsum(pairs.weight)
         at = jnp.searchsorted(total, total[-1] * jax.random.uniform(key, (size,)), side="right")
         drawn = pairs.take(at.clip(max=len(total) - 1))
         return drawn._replace(pairs=drawn.pairs._replace(weight=jnp.ones(size)))
 
     def steps(
-        key: PRNGKey, index: Array, descent: _Descent, task: _Task, first: Array | int, last: Array | int
+        key: PRNGKey, index: Array, descent: _Descent, task: Task, first: Array | int, last: Array | int
     ) -> _Descent:
         """Steps number `first` to `last` of the head of that index."""
         key, rows = jax.random.fold_in(key, index), task.rows(table)
@@ -283,7 +230,7 @@ def _make_descend(
 
         return jax.lax.fori_loop(first, last, step, descent)
 
-    def nll(descent: _Descent, task: _Task) -> Float[Array, ""]:
+    def nll(descent: _Descent, task: Task) -> Float[Array, ""]:
         return loss(descent[0], task.pairs, task.rows(table))
 
     return _Descend(start, steps, nll, params)
@@ -306,8 +253,8 @@ def _search(
     descend: _Descend,
     key: PRNGKey,
     heads: _Descent,
-    train: _Task,
-    valid: _Task,
+    train: Task,
+    valid: Task,
 ) -> _Search:
     """Descend with all heads side by side, until the mean loss of all that they hold out stops falling."""
     weights = valid.pairs.weight.sum(axis=1)
@@ -315,14 +262,14 @@ def _search(
     def look(search: _Search) -> _Search:
         last = jnp.minimum(search.steps + config.check_every, config.steps)
 
-        def advance(xs: tuple[Array, _Descent, _Task, _Task]) -> tuple[_Descent, Float[Array, ""]]:
+        def advance(xs: tuple[Array, _Descent, Task, Task]) -> tuple[_Descent, Float[Array, ""]]:
             index, head, train, valid = xs
             head = descend.steps(key, index, head, train, search.steps, last)
             return head, descend.nll(head, valid)
 
         indices = jnp.arange(len(weights), dtype=jnp.int32)
         heads, losses = _over(in_turn, advance, (indices, search.heads, train, valid))
-        nll = _mean(losses, weights)
+        nll = weighted_mean(losses, weights)
         better = nll < search.best_nll
         return _Search(
             heads=heads,
@@ -349,7 +296,7 @@ def _early_stopped(
     hparams: HParams,
     starts: Params,
     embeddings: Float[Array, "N d"],
-    pairs: _Pairs,
+    pairs: Pairs,
     weights: Float[Array, "K L"],
 ) -> tuple[Params, FitInfo]:
     """Members by AdamW: find the number of steps on pairs held out, then take them on all pairs."""
@@ -365,11 +312,11 @@ def _early_stopped(
     descend = _make_descend(head, config, hparams, jax.tree.map(lambda leaf: leaf[0], starts), table)
     begin = jax.vmap(descend.start)(starts)
 
-    def tasks(weights: Float[Array, "H L"], most: int) -> tuple[_Task, int, Int[Array, ""]]:
+    def tasks(weights: Float[Array, "H L"], most: int) -> tuple[Task, int, Int[Array, ""]]:
         """What heads train on, room for its responses, and how many the largest has."""
         weighted = jax.vmap(lambda weight: indexed._replace(weight=weight))(weights)
         if not own_rows:
-            return _Task(weighted, None), 0, jnp.int32(0)
+            return Task(weighted, None), 0, jnp.int32(0)
         room = min(len(table), most)
         task, used = jax.vmap(lambda one: one.compact(len(table), room))(weighted)
         return task, room, used.max()
@@ -404,7 +351,7 @@ def _early_stopped(
         task, room, used = tasks(weights, 2 * capacity)
 
         def finish(size: int) -> Params:
-            def one(xs: tuple[Array, _Descent, _Task]) -> Params:
+            def one(xs: tuple[Array, _Descent, Task]) -> Params:
                 return descend.params(descend.steps(key_finish, *xs, 0, steps))
 
             return _over(in_turn, one, (jnp.arange(members, dtype=jnp.int32), begin, task.narrow(size)))
@@ -434,12 +381,12 @@ def _smallest(may: bool, f: Callable[..., Any], *needs: tuple[int, Int[Array, ""
 
 
 def _chunked_loss(
-    kind: str, head: RewardHead, params: Params, embeddings: Float[Array, "N d"], pairs: _Pairs
+    kind: str, head: RewardHead, params: Params, embeddings: Float[Array, "N d"], pairs: Pairs
 ) -> Float[Array, ""]:
     """Weighted mean loss of pairs, looked up a few at a time."""
 
-    def one(pair: _Pairs) -> Float[Array, ""]:
+    def one(pair: Pairs) -> Float[Array, ""]:
         first, second = (head.rewards(params, embeddings[end]) for end in (pair.first, pair.second))
-        return _loss(kind, first, second, pair.label)
+        return pair_loss(kind, first, second, pair.label)
 
-    return _mean(jax.lax.map(one, pairs, batch_size=256), pairs.weight)
+    return weighted_mean(jax.lax.map(one, pairs, batch_size=256), pairs.weight)

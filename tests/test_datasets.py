@@ -479,6 +479,7 @@ def test_examples_of_the_page_on_data_run(tmp_path, monkeypatch):
 
 # --- real data, where it is at hand ----------------------------------------------------------------------------
 
+# The data may not be passed on, so they are not in the repository; `.ci/run` names them where they lie beside it.
 SHARED = os.environ.get("JARM_SHARED_DATA")
 
 

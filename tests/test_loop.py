@@ -11,8 +11,9 @@ from jarm.base import HParams, JarmError, ResponseTable, Status
 from jarm.data.pairs import pair_space, subset
 from jarm.fit import FitConfig
 from jarm.heads import HeadConfig
-from jarm.loop import LoopConfig, check_budget, make_hparams, make_loop, prepare
+from jarm.loop import LoopConfig, make_loop
 from jarm.pool import make_pool
+from jarm.prepare import check_budget, make_hparams, prepare
 from jarm.selection import top_pairs
 from jarm.testing import count_compilations, count_traces
 from jarm.testing import quick_jit as jit
