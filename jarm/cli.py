@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import sys
@@ -15,6 +16,7 @@ from jarm.acquisition.registry import RULES
 from jarm.base import JarmError
 from jarm.compare import CompareConfig, compare
 from jarm.data.store import EmbeddingStore
+from jarm.embed import EmbedConfig, embed
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
 
@@ -27,14 +29,48 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        # A comparison that goes on, or differs only in numbers, need not compile again.
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
+    _keep_compiled()
     summary = compare(config)
     for rule, row in summary["rules"].items():
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
         print(f"{rule:>18}  {row['verdict']}{failed}")
     print(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
+
+
+def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
+    """Embed prompts and responses with a language model, once, into a store.
+
+    Stop it as you like, with Control-C or without warning: the same command goes on where it was.
+
+    jarm embed --model HuggingFaceTB/SmolLM2-135M --input responses.jsonl --out out/embeddings
+    """
+    _keep_compiled()
+    if config.template is not None:  # as shells pass it on
+        config = dataclasses.replace(config, template=config.template.replace("\\n", "\n").replace("\\t", "\t"))
+    summary = embed(config)
+    if config.show:
+        return
+    print(
+        f"{summary.distinct:,} distinct of {summary.texts:,} texts; {summary.embedded:,} embedded now, "
+        f"{summary.distinct - summary.embedded:,} were there."
+    )
+    if summary.embedded:
+        print(
+            f"{summary.embedded / summary.seconds:,.1f} texts/s, {summary.tokens / summary.seconds:,.0f} tokens/s, "
+            f"{summary.waste:.1%} padding, {summary.seconds:,.0f} s"
+        )
+    if summary.truncated:
+        print(f"{summary.truncated:,} texts were longer than --max-length and were cut.")
+    if summary.empty_responses:
+        print(f"{summary.empty_responses:,} responses are empty; they were embedded as any other.")
+    for store in summary.stores:
+        print(store)
+
+
+def _keep_compiled() -> None:
+    """What goes on, or differs only in numbers, need not compile again."""
+    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
+        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
 
 
 def _rules() -> None:
@@ -87,7 +123,12 @@ def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_
 def main(args: list[str] | None = None) -> int:
     """Entry point: 0 if all went well, 1 with one sentence on standard error if not."""
     try:
-        commands: dict[str, Callable[..., None]] = {"compare": _compare, "rules": _rules, "store": _store}
+        commands: dict[str, Callable[..., None]] = {
+            "compare": _compare,
+            "embed": _embed,
+            "rules": _rules,
+            "store": _store,
+        }
         tyro.extras.subcommand_cli_from_dict(commands, prog="jarm", args=args)
     except JarmError as error:
         print(f"jarm: {error}", file=sys.stderr)

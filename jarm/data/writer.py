@@ -74,7 +74,7 @@ class StoreWriter:
         self.path = Path(path)
         rows = max(1, shard_bytes // (width * DTYPES[dtype].itemsize))
         meta = Meta(dtype, width, rows, json.loads(json.dumps(made_by)), importlib.metadata.version("jarm"))
-        with contextlib.ExitStack() as stack, _explained(self.path):
+        with contextlib.ExitStack() as stack, explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claim(self.path))
             self.meta = self._made_or_refused(meta)
@@ -102,6 +102,11 @@ class StoreWriter:
 
     def __contains__(self, key: object) -> bool:
         return key in self._row_of
+
+    @property
+    def keys(self) -> list[str]:
+        """The key of each committed row."""
+        return list(self._row_of)
 
     def append(self, keys: Sequence[str], rows: Any) -> int:
         """Add rows, on disk and committed when this returns; two syncs a call, so a few MB at once are best.
@@ -159,7 +164,7 @@ class StoreWriter:
         """Rows to disk, then their lines; after any failure or interruption it is as if nothing had been asked."""
         start, end, lines = len(self), self._end, b""
         try:
-            with _explained(self.path):
+            with explained(self.path):
                 for commit in self._pieces(rows):
                     within = slice(commit.start - start, commit.stop - start)
                     lines += encode_commit(commit.start, keys[within], commit.crc)
@@ -200,13 +205,14 @@ class StoreWriter:
             old = read_meta(self.path)
             theirs, ours = ({"dtype": m.dtype, "width": m.width, **m.made_by} for m in (old, meta))
             other = [n for n in dict.fromkeys([*theirs, *ours]) if theirs.get(n) != ours.get(n)]
-            if other:
+            if other and (_size(self.path / JOURNAL) or any(self.path.glob("shard-*.bin"))):
                 shown = ", ".join(f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here" for name in other[:4])
                 raise JarmError(
                     f"The store {self.path} was made otherwise ({shown}): give another --out, or the same settings."
                 )
-            return old
-        if (self.path / JOURNAL).exists() or any(self.path.glob("shard-*.bin")):
+            if not other:
+                return old
+        elif (self.path / JOURNAL).exists() or any(self.path.glob("shard-*.bin")):
             raise JarmError(f"{self.path} holds parts of a store without its {META}: give another --out.")
         write_meta(self.path, meta)
         _sync_folder(self.path)
@@ -243,6 +249,10 @@ def _opened(path: Path) -> IO[bytes]:
     return path.open("r+b", buffering=0) if path.exists() else path.open("x+b", buffering=0)
 
 
+def _size(path: Path) -> int:
+    return path.stat().st_size if path.exists() else 0
+
+
 def _write_at(file: IO[bytes], offset: int, data: Any) -> None:
     file.seek(offset)
     left = memoryview(data)
@@ -261,7 +271,8 @@ def _sync_folder(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """What the system says, in one sentence with its cure."""
     try:
         yield
     except OSError as error:

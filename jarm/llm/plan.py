@@ -1,0 +1,217 @@
+"""Which texts go through the model together: batches of few shapes and little padding, fixed by the whole input alone.
+
+Texts are put in order of size, cut into chunks that are tokenised one after the other, and sorted by tokens within a
+chunk. Where many share a prompt, a chunk keeps the texts of a prompt together and their common tokens are taken out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+
+import numpy as np
+
+CHUNK = 8192
+"""Texts in a chunk, about."""
+SHAPES, PREFIX_SHAPES = 16, 3
+"""How many lengths batches are padded to, and prefixes: each is a compilation."""
+
+Encoded = tuple[int, np.ndarray]
+"""The row of a text, and its token ids."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Padded texts: the first `len(rows)` are those of `rows`, the others fill the shape.
+
+    Attributes:
+      rows: `[k]` which texts these are.
+      tokens: `[B, T]` int32, padded on the right with 0.
+      lengths: `[B]` int32, 1 or more.
+      group: `[B]` int32, the prefix that each continues, or None.
+    """
+
+    rows: np.ndarray
+    tokens: np.ndarray
+    lengths: np.ndarray
+    group: np.ndarray | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Work:
+    """Batches, after prefixes that they continue, if any; prefixes come as batches whose `rows` are their numbers."""
+
+    batches: list[Batch]
+    prefixes: list[Batch]
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Real tokens, and tokens with padding."""
+        every = [*self.prefixes, *self.batches]
+        return sum(int(b.lengths[: len(b.rows)].sum()) for b in every), sum(b.tokens.size for b in every)
+
+
+@dataclasses.dataclass(frozen=True)
+class Shapes:
+    """The shapes that batches may have.
+
+    Attributes:
+      lengths: that texts, or what is left of them after a prefix, are padded to; longer ones to `round_up`.
+      prefix_lengths: that prefixes are padded to.
+      budget: tokens of a batch on one device, padding included.
+      devices: that a batch is spread over.
+    """
+
+    lengths: tuple[int, ...]
+    prefix_lengths: tuple[int, ...]
+    budget: int
+    devices: int
+
+    def rows(self, length: int) -> int:
+        """Texts in a batch of this length."""
+        return max(1, self.budget // length) * self.devices
+
+
+def round_up(length: int) -> int:
+    """The next of a grid of lengths: multiples of 8, and eight steps from each power of two to the next."""
+    step = max(8, (1 << (int(length) - 1).bit_length()) // 16)
+    return -(-length // step) * step
+
+
+def choose_lengths(lengths: Sequence[int], most: int) -> tuple[int, ...]:
+    """At most `most` lengths of the grid, the largest included, that pad these texts least; exact, by dynamic programming."""
+    grid, counts = np.unique([round_up(length) for length in lengths], return_counts=True)
+    m = len(grid)
+    texts = np.concatenate([[0], np.cumsum(counts)])
+    # cost[j]: tokens of the texts up to grid[j - 1], which is chosen; one more choice at each turn.
+    cost, chosen = np.where(np.arange(m + 1) == 0, 0.0, np.inf), []
+    for _ in range(min(most, m)):
+        step = [[cost[i] + (texts[j] - texts[i]) * float(grid[j - 1]) for i in range(j)] or [0.0] for j in range(m + 1)]
+        before = np.array([int(np.argmin(row)) for row in step])
+        cost = np.minimum(cost, [row[i] for row, i in zip(step, before, strict=True)])
+        chosen.append(before)
+    out, j = [], m
+    for before in reversed(chosen):
+        if j:
+            out.append(int(grid[j - 1]))
+            j = int(before[j])
+    return tuple(sorted(out))
+
+
+def padded_to(length: int, lengths: Sequence[int]) -> int:
+    """The least of `lengths` that holds this one, else its own on the grid."""
+    return next((padded for padded in lengths if padded >= length), round_up(length))
+
+
+def make_chunks(sizes: np.ndarray, groups: np.ndarray | None, prefix_budget: int = 0) -> list[np.ndarray]:
+    """Cut texts into chunks, the long ones first, or, if grouped, those with long prompts first.
+
+    Args:
+      sizes: `[n]` about how long each text is, in any unit; if grouped, how long its prompt is.
+      groups: `[n]` int, texts of one number share a prompt; or None. More than `CHUNK` of them are parted.
+      prefix_budget: what the sizes of the prompts in a chunk may add up to, if grouped.
+
+    Returns:
+      Rows of each chunk, the rows of a group side by side.
+    """
+    if groups is None:
+        order = np.argsort(-sizes, kind="stable")
+        return [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
+    order = np.lexsort((groups, -sizes))  # stable, so in order of rows where both are the same
+    starts = [*np.flatnonzero(np.diff(groups[order], prepend=-1)), len(order)]
+    chunks, first, prompts = [], 0, 0
+    for start, end in itertools.pairwise(starts):
+        # The first prompt of a chunk is the longest.
+        full = end - first > CHUNK or (prompts + 1) * sizes[order[first]] > prefix_budget
+        if full and prompts:
+            chunks.append(order[first:start])
+            first, prompts = start, 0
+        prompts += 1
+    chunks.append(order[first:])
+    return [chunk[at : at + CHUNK] for chunk in chunks for at in range(0, len(chunk), CHUNK)]
+
+
+def plain_work(chunks: Iterable[list[Encoded]], shapes: Shapes) -> Iterator[Work]:
+    """Batches of chunks in order; texts that do not fill a batch wait for the next chunk."""
+    waiting: list[Encoded] = []
+    for chunk in chunks:
+        batches, waiting = _cut_batches([*waiting, *chunk], shapes, last=False)
+        yield Work(batches, [])
+    yield Work(_cut_batches(waiting, shapes, last=True)[0], [])
+
+
+def split_prefixes(texts: list[tuple[int, Encoded]]) -> tuple[list[Encoded], list[Encoded], dict[int, int]]:
+    """The tokens that all texts of a group begin with, apart from the rest.
+
+    Args:
+      texts: the group of each, and the text.
+
+    Returns:
+      Prefixes, numbered from 0; what is left of each text, one token at least; the number of each row's prefix.
+    """
+    members: dict[int, list[Encoded]] = {}
+    for group, text in texts:
+        members.setdefault(group, []).append(text)
+    prefixes, rest, number = [], [], {}
+    for each in members.values():
+        shared = _common([ids for _, ids in each])
+        number |= {row: len(prefixes) for row, _ in each}
+        prefixes.append((len(prefixes), each[0][1][:shared]))
+        rest += [(row, ids[shared:]) for row, ids in each]
+    return prefixes, rest, number
+
+
+def shared_work(chunk: list[tuple[int, Encoded]], shapes: Shapes) -> Work:
+    """The work of one chunk of texts, each with the number of its prompt."""
+    prefixes, rest, number = split_prefixes(chunk)
+    longest = padded_to(max(1, *(len(ids) for _, ids in prefixes)), shapes.prefix_lengths)
+    width = shapes.rows(longest)
+    heads = [_pad(prefixes[at : at + width], width, longest) for at in range(0, len(prefixes), width)]
+    batches = [
+        dataclasses.replace(batch, group=_fill([number[row] for row in batch.rows.tolist()], len(batch.tokens)))
+        for batch in _cut_batches(rest, shapes, last=True)[0]
+    ]
+    return Work(batches, heads)
+
+
+def _common(texts: list[np.ndarray]) -> int:
+    """How many tokens all begin with, such that each has one left; none if there is one text."""
+    if len(texts) == 1:
+        return 0
+    shared = min(map(len, texts)) - 1
+    for ids in texts[1:]:
+        differ = np.flatnonzero(texts[0][:shared] != ids[:shared])
+        shared = int(differ[0]) if differ.size else shared
+    return shared
+
+
+def _cut_batches(texts: list[Encoded], shapes: Shapes, *, last: bool) -> tuple[list[Batch], list[Encoded]]:
+    """Whole batches, the longest texts first; what is left fills a smaller one if it is the last, else it is returned."""
+    texts = sorted(texts, key=lambda text: (-len(text[1]), text[0]))
+    batches, at = [], 0
+    while at < len(texts):
+        length = padded_to(len(texts[at][1]), shapes.lengths)
+        count, left = shapes.rows(length), len(texts) - at
+        if left < count:
+            if not last:
+                break
+            # A power of two, so that what is left over brings few shapes more.
+            count = min(count, shapes.devices << (-(-left // shapes.devices) - 1).bit_length())
+        batches.append(_pad(texts[at : at + count], count, length))
+        at += count
+    return batches, texts[at:]
+
+
+def _pad(texts: list[Encoded], count: int, length: int) -> Batch:
+    tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
+    for at, (_, ids) in enumerate(texts):
+        tokens[at, : len(ids)] = ids
+        lengths[at] = len(ids)
+    return Batch(np.array([row for row, _ in texts], np.int64), tokens, lengths)
+
+
+def _fill(values: list[int], count: int) -> np.ndarray:
+    out = np.zeros(count, np.int32)
+    out[: len(values)] = values
+    return out
