@@ -18,6 +18,7 @@ LAYERS = [
     ["data.pairs", "data.files"],
     ["data.journal"],
     ["data.store", "data.writer"],
+    ["data.texts"],
     ["data.synthetic", "data.tables", "data.standardise"],
     ["data.datasets"],
     ["llm.rope", "llm.pooling"],

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import tokenize
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
@@ -25,20 +25,26 @@ except ImportError:  # not on Windows, where folders are not locked
     fcntl = None  # type: ignore[assignment]
 
 PathLike = str | os.PathLike[str]
+Pick = Callable[[list[str]], Sequence[str]]
 
 WHOLE = 1 << 26
 """Files up to so many bytes (64 MiB) are fingerprinted whole."""
 
+_MISFITS = pa.ArrowException, OverflowError, UnicodeEncodeError
 _SAMPLES, _BLOCK = 256, 1 << 16
 _SCAN = 1 << 24
 
 
 class Columns(NamedTuple):
-    """The columns asked for that a table has, all its column names, and which of them hold numbers."""
+    """The columns asked for that a table has, all its column names, which of them hold numbers, and of JSONL the lines.
+
+    `lines` is the line of each row, counted from 1; blank lines hold no row.
+    """
 
     table: pa.Table
     names: list[str]
     numeric: list[str]
+    lines: np.ndarray | None = None
 
 
 def open_npy(path: PathLike) -> np.ndarray:
@@ -55,7 +61,7 @@ def open_npy(path: PathLike) -> np.ndarray:
             shape, fortran, dtype = read(file)
             start = file.tell()
     except (ValueError, SyntaxError, tokenize.TokenError) as error:
-        raise JarmError(f"{path} is not a readable .npy file ({_brief(error)}): write or copy it again.") from None
+        raise JarmError(f"{path} is not a readable .npy file ({brief(error)}): write or copy it again.") from None
     if min(shape, default=0) < 0:
         raise JarmError(f"{path} is not a readable .npy file (shape {shape}): write or copy it again.")
     if dtype == np.dtype("V2"):  # NumPy has no name for bfloat16, so np.save stores raw two-byte values
@@ -102,17 +108,22 @@ def listed(rows: Sequence[int] | np.ndarray, width: int | None = None) -> str:
     return ", ".join(places) + (f" and {len(rows) - 3:,} more" if len(rows) > 3 else "")
 
 
-def read_columns(path: PathLike, wanted: Iterable[str]) -> Columns:
+def read_columns(path: PathLike, wanted: Iterable[str], pick: Pick | None = None) -> Columns:
     """The wanted columns of a Parquet or JSONL table, as far as it has them.
+
+    Args:
+      path: `.parquet` or `.jsonl`.
+      wanted: columns that may be needed.
+      pick: those of them that are, by all the names that the table turns out to have.
 
     Raises:
       JarmError: if the file is missing, truncated (with the line number for JSONL), empty, or of another kind.
     """
     path = _existing(path)
     if path.suffix == ".parquet":
-        columns = _read_parquet(path, list(dict.fromkeys(wanted)))
+        columns = _read_parquet(path, list(dict.fromkeys(wanted)), pick)
     elif path.suffix == ".jsonl":
-        columns = _read_jsonl(path, list(dict.fromkeys(wanted)))
+        columns = _read_jsonl(path, list(dict.fromkeys(wanted)), pick)
     else:
         raise JarmError(f"{path} ends in neither .parquet nor .jsonl: convert the table to one of the two.")
     if not len(columns.table):
@@ -120,16 +131,18 @@ def read_columns(path: PathLike, wanted: Iterable[str]) -> Columns:
     return columns
 
 
-def _read_parquet(path: Path, wanted: list[str]) -> Columns:
+def _read_parquet(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns:
     try:
         with pq.ParquetFile(path) as file:
             schema = file.schema_arrow
+            if pick is not None:
+                wanted = pick(schema.names)
             table = file.read(columns=[name for name in schema.names if name in wanted])
             if not table.num_columns:
                 table = file.read(columns=schema.names[:1])
     except (pa.ArrowInvalid, OSError) as error:
         raise JarmError(
-            f"{path} is not a whole Parquet file ({_brief(error)}): it may be truncated; write or download it again."
+            f"{path} is not a whole Parquet file ({brief(error)}): it may be truncated; write or download it again."
         ) from None
     for at, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):  # categories, as dataframes write them
@@ -137,10 +150,10 @@ def _read_parquet(path: Path, wanted: list[str]) -> Columns:
     return Columns(table, schema.names, [field.name for field in schema if is_number(field.type)])
 
 
-def _read_jsonl(path: Path, wanted: list[str]) -> Columns:
+def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns:
     values: dict[str, list[Any]] = {name: [] for name in wanted}
     first: dict[str, Any] = {}
-    rows = 0
+    lines: list[int] = []
     with path.open("rb") as file:
         for line, text in enumerate(file, start=1):
             if not text.strip():
@@ -148,7 +161,7 @@ def _read_jsonl(path: Path, wanted: list[str]) -> Columns:
             try:
                 record = json.loads(text)
             except ValueError as error:
-                record, reason = None, f" ({_brief(error)})"
+                record, reason = None, f" ({brief(error)})"
             else:
                 reason = ""
             if not isinstance(record, dict):
@@ -161,23 +174,45 @@ def _read_jsonl(path: Path, wanted: list[str]) -> Columns:
             for name, value in record.items():
                 if first.get(name) is None:
                     first[name] = value
-            rows += 1
+            lines.append(line)
+    names = list(first)
     arrays = {}
-    for name in (name for name in wanted if name in first):
+    for name in (name for name in (wanted if pick is None or not names else pick(names)) if name in first):
+        column = values.pop(name)
         try:
-            arrays[name] = pa.array(values[name])
-        except pa.ArrowException as error:
+            arrays[name] = pa.array(column)
+        except _MISFITS as error:
             raise JarmError(
-                f"{path}: column {name!r} mixes types ({_brief(error)}): write all its values as one type."
+                f"{path}, line {lines[_first_misfit(column)]}: {name!r} mixes types, or is no valid text or number "
+                f"({brief(error)}): write all values of that column as one type."
             ) from None
-    table = pa.table(arrays) if arrays else pa.table({"row": np.arange(rows)})
-    return Columns(table, list(first), [name for name, value in first.items() if isinstance(value, int | float)])
+    table = pa.table(arrays) if arrays else pa.table({"row": np.arange(len(lines))})
+    numeric = [name for name, value in first.items() if isinstance(value, int | float)]
+    return Columns(table, names, numeric, np.asarray(lines, np.int64))
+
+
+def _first_misfit(values: list[Any]) -> int:
+    """The first value that Arrow cannot put into one column with those before it."""
+    fits, fails = 0, len(values)
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        try:
+            pa.array(values[:middle])
+            fits = middle
+        except _MISFITS:
+            fails = middle
+    return fails - 1
 
 
 def is_number(kind: pa.DataType) -> bool:
     """Whether a column of this type can be a score."""
     types = pa.types
     return types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:
@@ -258,5 +293,6 @@ def _existing(path: PathLike) -> Path:
     return path
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
+    """The first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

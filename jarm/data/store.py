@@ -35,8 +35,23 @@ def fields(template: str) -> list[str]:
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
-    """A template with the values of a row in the place of their names; braces in the values mean nothing."""
-    return _FIELD.sub(lambda field: str(row[field[1]]), template)
+    """A template with the values of a row in the place of their names; braces in the values mean nothing.
+
+    A str stands as it is, anything else, such as a list of messages, as `canonical` JSON.
+    """
+    return _FIELD.sub(lambda field: value if isinstance(value := row[field[1]], str) else canonical(value), template)
+
+
+def canonical(value: Any) -> str:
+    """JSON with sorted keys and no spaces, its Unicode as it is; keys whose value is None are left out."""
+    return json.dumps(without_none(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
+
+
+def without_none(value: Any) -> Any:
+    """A value of JSON without the keys whose value is None, at any depth: Arrow adds them."""
+    if isinstance(value, Mapping):
+        return {key: without_none(held) for key, held in value.items() if held is not None}
+    return [without_none(held) for held in value] if isinstance(value, list | tuple) else value
 
 
 class Damage(NamedTuple):

@@ -64,7 +64,7 @@ def load_table(
     """
     name, store = str(table), _opened(embeddings)
     wanted = ["prompt_id", "prompt", "response", split or "split", *([] if target is None else [target])]
-    columns, names, numeric = read_columns(table, [*wanted, *_template_fields(store)])
+    columns, names, numeric, _ = read_columns(table, [*wanted, *_template_fields(store)])
     n = len(columns)
     if isinstance(store, EmbeddingStore):
         places = _places(name, columns, store)

@@ -1,0 +1,479 @@
+"""Texts in: the prompts and responses of tables and datasets, in the layouts that people have.
+
+A table is read by the first of `LAYOUTS` that it has the columns of, and by what these hold; `docs/data.md` has the
+rules. Each complaint is one sentence that names the file and the row.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jarm.base import JarmError
+from jarm.data.files import Columns, PathLike, Pick, brief, is_text, nearest, read_columns
+from jarm.data.store import without_none
+
+LAYOUTS = (("response",), ("responses",), ("completion",), ("chosen", "rejected"), ("messages",))
+"""Columns of responses, by precedence. The first three want a column of prompts besides, the last takes none."""
+
+TEMPLATE, JOINED = "{prompt}\n\n{response}", "{prompt}{response}"
+
+_TURN = "\n\nAssistant:"
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ENDINGS = (".parquet", ".jsonl")
+
+Conversation = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where each text stands in the input: `places[i]` says it in words, such as `a.jsonl, line 12, response 3`.
+
+    Attributes:
+      names: of the files.
+      starts: the first text of each file.
+      counted: what the rows of each file are counted in, `row` from 0 or `line` from 1.
+      rows: the row or line of each text.
+      slots: which response of its row each text is.
+      columns: what the slots are called, where they are columns.
+    """
+
+    names: list[str]
+    starts: list[int]
+    counted: list[str]
+    rows: np.ndarray
+    slots: np.ndarray
+    columns: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> str:
+        index = range(len(self))[index]
+        file = int(np.searchsorted(self.starts, index, side="right")) - 1
+        place = f"{self.names[file]}, {self.counted[file]} {self.rows[index]}"
+        if not self.columns:
+            return f"{place}, response {self.slots[index]}"
+        return f"{place}, {self.columns[self.slots[index]]}" if len(self.columns) > 1 else place
+
+
+class Texts(NamedTuple):
+    """Prompts and responses, one of each a text.
+
+    Attributes:
+      columns: `prompt`, `response` and the extra columns, all of one length. A prompt or a response is a str or a list
+        of messages; a response that is one message of the assistant is its content.
+      places: where each text stands in the input.
+      layout: how the input was read, in words.
+      template: how prompt and response make one text, if nothing else is said.
+    """
+
+    columns: dict[str, list]
+    places: Places
+    layout: str
+    template: str
+
+
+class Source(NamedTuple):
+    """A table, and what a complaint calls it."""
+
+    name: str
+    columns: Columns
+
+    def at(self, row: int) -> str:
+        """A row in words."""
+        lines = self.columns.lines
+        return f"{self.name}, row {row}" if lines is None else f"{self.name}, line {lines[row]}"
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column.
+
+        Raises:
+          JarmError: a value is missing.
+        """
+        values = self.columns.table[name]
+        if values.null_count:
+            row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+            raise JarmError(f"{self.at(row)}: {name} is missing; write it, or leave the row out.")
+        return values
+
+    def flattened(self, name: str) -> tuple[np.ndarray, pa.ChunkedArray]:
+        """The row of each element of a column of lists, and the elements.
+
+        Raises:
+          JarmError: a list or an element is missing, or a list is empty.
+        """
+        values = self.column(name)
+        counts = np.asarray(pc.list_value_length(values))
+        if not counts.all():
+            raise JarmError(
+                f"{self.at(int(np.argmin(counts)))}: {name} is an empty list; fill it, or leave the row out."
+            )
+        rows, elements = np.repeat(np.arange(len(counts)), counts), pc.list_flatten(values)
+        if elements.null_count:
+            row = int(rows[np.flatnonzero(np.asarray(elements.is_null()))[0]])
+            raise JarmError(f"{self.at(row)}: {name} has an element that is missing; write it, or leave it out.")
+        return rows, elements
+
+
+def read_texts(
+    inputs: Sequence[PathLike],
+    *,
+    prompt: str | None = None,
+    responses: Sequence[str] = (),
+    extra: Sequence[str] = (),
+    split: str | None = None,
+) -> Texts:
+    """Read prompts and responses; a row with several responses gives several texts, in its order.
+
+    Args:
+      inputs: `.jsonl` and `.parquet` files, folders of them (read in the order of their names), folders that
+        `datasets.save_to_disk` wrote, and ids of datasets on the Hugging Face hub; all of one layout.
+      prompt: the column of prompts, where it has another name.
+      responses: the columns of responses, where they have other names.
+      extra: further columns to read; a value is repeated for each response of its row.
+      split: of a dataset; by default `train`.
+
+    Raises:
+      JarmError: an input is missing, damaged, or of no known layout, a text is missing, or `datasets` is needed and
+        not installed.
+    """
+    wanted = _Wanted(prompt, tuple(responses), tuple(extra))
+    parts = [_read(source, wanted) for source in _sources(inputs, split, wanted)]
+    if not parts:
+        raise JarmError("There is no input: give a .jsonl or .parquet file, a folder of them, or a dataset.")
+    for part in parts:
+        if part.layout != parts[0].layout:
+            raise JarmError(
+                f"{parts[0].places.names[0]} is read as {parts[0].layout}, and {part.places.names[0]} as "
+                f"{part.layout}: embed them one after the other, with one template."
+            )
+    return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _joined(parts: list[Texts]) -> Texts:
+    places = [part.places for part in parts]
+    return Texts(
+        {name: list(itertools.chain(*(part.columns[name] for part in parts))) for name in parts[0].columns},
+        Places(
+            names=[place.names[0] for place in places],
+            starts=np.cumsum([0, *(len(place) for place in places[:-1])]).tolist(),
+            counted=[place.counted[0] for place in places],
+            rows=np.concatenate([place.rows for place in places]),
+            slots=np.concatenate([place.slots for place in places]),
+            columns=places[0].columns,
+        ),
+        parts[0].layout,
+        parts[0].template,
+    )
+
+
+# Which columns
+
+
+class _Wanted(NamedTuple):
+    """Names of columns, as far as the user gave them."""
+
+    prompt: str | None
+    responses: tuple[str, ...]
+    extra: tuple[str, ...]
+
+    def chosen(self, name: str, names: list[str]) -> tuple[str | None, tuple[str, ...]]:
+        """Of a table with these columns, that of the prompts, if there is one, and those of the responses."""
+        for column in (*self.named(), *self.extra):
+            if column not in names:
+                raise JarmError(f"{name} has no column {column!r}{nearest(column, names)}: it has {', '.join(names)}.")
+        prompt = self.prompt or ("prompt" if "prompt" in names else None)
+        if self.responses:
+            return prompt, self.responses
+        for layout in LAYOUTS:
+            if set(layout) <= set(names):
+                if layout == ("messages",):
+                    if self.prompt is None:
+                        return None, layout
+                elif prompt is not None or len(layout) > 1:
+                    return prompt, layout
+        lacking = "response" if prompt else "prompt"
+        raise JarmError(
+            f"{name} has no column {lacking!r}{nearest(lacking, names)}; of {', '.join(names)}, name that of the "
+            "prompts (`--prompt-column`) and those of the responses (`--response-columns`)."
+        )
+
+    def named(self) -> list[str]:
+        return [*([] if self.prompt is None else [self.prompt]), *self.responses]
+
+    def needed(self, name: str, names: list[str]) -> list[str]:
+        """All columns to read of a table."""
+        prompt, responses = self.chosen(name, names)
+        return list(dict.fromkeys([*([] if prompt is None else [prompt]), *responses, *self.extra]))
+
+    def possible(self) -> list[str]:
+        """All columns that may have to be read of a table that nothing is known about."""
+        return [*self.named(), *self.extra, "prompt", *itertools.chain(*LAYOUTS)]
+
+
+# Where from
+
+
+def _sources(inputs: Sequence[PathLike], split: str | None, wanted: _Wanted) -> Iterator[Source]:
+    """The tables of all inputs, with the columns that are needed."""
+    for given in inputs:
+        name, path = str(given), Path(given)
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        if saved or (not path.exists() and path.suffix not in _ENDINGS and _HUB_ID.fullmatch(name)):
+            yield Source(name, _read_dataset(name, saved, split, functools.partial(wanted.needed, name)))
+            continue
+        if split is not None:
+            raise JarmError(f"{name} is no dataset that has a split {split!r}: leave `--split` out, or name a dataset.")
+        shards = [path]
+        if path.is_dir():
+            shards = sorted(p for p in path.iterdir() if p.suffix in _ENDINGS and not p.name.startswith("."))
+            if not shards:
+                raise JarmError(
+                    f"{name} is a folder without .parquet or .jsonl files, and no dataset that `save_to_disk` wrote: "
+                    "name the folder that holds the files."
+                )
+        for shard in shards:
+            pick = functools.partial(wanted.needed, str(shard))
+            yield Source(str(shard), read_columns(shard, wanted.possible(), pick))
+
+
+def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Columns:
+    """The columns needed of a dataset on disk or on the hub."""
+    try:
+        import datasets
+    except ImportError:
+        what = "is a dataset that `save_to_disk` wrote" if saved else "is no file or folder here, but may be on the hub"
+        raise JarmError(f"{name} {what}: to read it, `pip install 'jarm[hub]'`.") from None
+    try:
+        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # datasets and what it calls raise what they like
+        what = "a dataset on disk" if saved else "a file or folder here, nor as a dataset of the hub"
+        raise JarmError(f"{name} cannot be read as {what} ({brief(error)}): check the name and the split.") from error
+    if isinstance(data, datasets.DatasetDict):
+        if (split or "train") not in data:
+            raise JarmError(f"{name} has no split {split or 'train'!r}: give `--split` one of {', '.join(data)}.")
+        data = data[split or "train"]
+    elif saved and split is not None:
+        raise JarmError(f"{name} is one dataset without splits: leave `--split` out.")
+    names = data.column_names
+    if not len(data):
+        raise JarmError(f"{name} holds no rows: give at least one prompt with a response.")
+    return Columns(data.select_columns(pick(names)).with_format("arrow")[:], names, [])
+
+
+# What they hold
+
+_TEXT, _MESSAGES, _LISTS = "text", "messages", "lists of texts"
+_KEYS = ("role", "content")
+
+
+def _read(source: Source, wanted: _Wanted) -> Texts:
+    """The texts of a table."""
+    prompt, responses = wanted.chosen(source.name, source.columns.names)
+    kind = _kind(source, responses)
+    prompts = None if prompt is None else _values(source, prompt, _kind(source, [prompt]))
+    labels: tuple[str, ...] = ()
+    layout, template = " + ".join([*([] if prompt is None else [prompt]), *responses]), TEMPLATE
+    if kind == _LISTS:
+        if prompts is None or len(responses) > 1:
+            raise JarmError(
+                f"{source.name}: {' and '.join(responses)} holds lists of responses: give one such column, and one of "
+                "the prompts (`--prompt-column`)."
+            )
+        rows, elements = source.flattened(responses[0])
+        answers, slots = elements.to_pylist(), np.arange(len(rows)) - np.searchsorted(rows, rows)
+    else:
+        sides = [_answers(source, name, kind) for name in responses]
+        if prompts is None or _hold_prompts(source, responses, prompts, sides, kind):
+            layout = f"{' + '.join(responses)}, which begin with the prompt"
+            template = JOINED if kind == _TEXT else TEMPLATE
+            part = _part_strings if kind == _TEXT else _part_conversations
+            prompts, sides = part(source, responses, sides)
+        rows, slots = np.divmod(np.arange(len(sides[0]) * len(sides)), len(sides))
+        answers, labels = [_content(answer) for row in zip(*sides, strict=True) for answer in row], responses
+    if prompt is not None and None in prompts:
+        source.column(prompt)
+    order = rows.tolist()
+    for row, answer in zip(order, answers, strict=True):
+        if not answer and not _says(prompts[row]):
+            raise JarmError(f"{source.at(row)}: prompt and response are both empty; write them, or leave the row out.")
+    columns = {"prompt": prompts, **{name: source.column(name).to_pylist() for name in wanted.extra}}
+    lines = source.columns.lines
+    places = Places(
+        names=[source.name],
+        starts=[0],
+        counted=["row" if lines is None else "line"],
+        rows=rows if lines is None else lines[rows],
+        slots=slots.astype(np.int32),
+        columns=labels,
+    )
+    columns = {name: [values[row] for row in order] for name, values in columns.items()}
+    return Texts({**columns, "response": answers}, places, layout, template)
+
+
+def _kind(source: Source, names: Sequence[str]) -> str:
+    """What columns hold, all of them alike: text, messages or lists of texts."""
+    kinds = [_kind_of(source, name) for name in names]
+    if len(set(kinds)) > 1:
+        held = ", ".join(f"{name} {kind}" for name, kind in zip(names, kinds, strict=True))
+        raise JarmError(f"{source.name}: the columns of responses hold different things ({held}): write them alike.")
+    return kinds[0]
+
+
+def _kind_of(source: Source, name: str) -> str:
+    kind = source.columns.table[name].type
+    if pa.types.is_null(kind) or is_text(kind):
+        return _TEXT
+    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    if inner is not None and (pa.types.is_null(inner) or is_text(inner)):
+        return _LISTS
+    if inner is not None and pa.types.is_struct(inner):
+        held = {field.name: field.type for field in inner}
+        if all(key in held and (is_text(held[key]) or pa.types.is_null(held[key])) for key in _KEYS):
+            return _MESSAGES
+    raise JarmError(
+        f"{source.at(0)}: {name} holds {kind}: give text, a list of messages with role and content, both of them text, "
+        "or a list of responses."
+    )
+
+
+def _values(source: Source, name: str, kind: str) -> list[Any]:
+    """A column of text or messages; None where a value is missing."""
+    column = source.columns.table[name]
+    if kind == _LISTS:
+        raise JarmError(f"{source.at(0)}: {name} holds a list that is not of messages: give each a role and a content.")
+    if kind == _TEXT:
+        return column.to_pylist()
+    values: list[Conversation | None] = []
+    for chunk in column.chunks:
+        messages = _messages(chunk.flatten())
+        counts = np.asarray(pc.fill_null(pc.list_value_length(chunk), 0))
+        ends = np.cumsum(counts)
+        bad = next((at for at, message in enumerate(messages) if not message.keys() >= set(_KEYS)), None)
+        if bad is not None:
+            row = len(values) + int(np.searchsorted(ends, bad, side="right"))
+            raise JarmError(f"{source.at(row)}: a message of {name} has no role or no content; give each message both.")
+        parts = [messages[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
+        values += [None if gone else part for gone, part in zip(chunk.is_null().to_pylist(), parts, strict=True)]
+    return values
+
+
+def _messages(values: pa.StructArray) -> Conversation:
+    """Messages as Python has them; keys that a message lacks, and Arrow adds as nulls, are dropped again."""
+    if {field.name for field in values.type} == set(_KEYS):
+        columns = [pc.struct_field(values, key) for key in _KEYS]
+        if not any(column.null_count for column in columns):
+            pairs = zip(*(column.to_pylist() for column in columns), strict=True)
+            return [{"role": role, "content": content} for role, content in pairs]
+    return [without_none(message) or {} for message in values.to_pylist()]
+
+
+def _answers(source: Source, name: str, kind: str) -> list[Any]:
+    """A column of responses: text, or messages of which the last is the assistant's."""
+    source.column(name)
+    values = _values(source, name, kind)
+    if kind == _MESSAGES:
+        for row, messages in enumerate(values):
+            if not messages:
+                raise JarmError(f"{source.at(row)}: {name} is an empty list; fill it, or leave the row out.")
+            if messages[-1]["role"] != "assistant":
+                raise JarmError(
+                    f"{source.at(row)}: {name} ends with a message of {messages[-1]['role']!r}, so there is no "
+                    "response; end it with one of 'assistant', or leave the row out."
+                )
+    return values
+
+
+def _content(answer: str | Conversation) -> str | Conversation:
+    """A response; of a single message its content."""
+    return answer[0]["content"] if isinstance(answer, list) and len(answer) == 1 else answer
+
+
+def _says(prompt: str | Conversation) -> bool:
+    """Whether a prompt has any text."""
+    return bool(prompt) if isinstance(prompt, str) else any(message["content"] for message in prompt)
+
+
+# Responses that begin with their prompt
+
+
+def _hold_prompts(source: Source, names: Sequence[str], prompts: list[Any], sides: list[list[Any]], kind: str) -> bool:
+    """Whether responses are conversations from their beginning, or strings that all begin with their row's prompt."""
+    if kind == _TEXT:
+        return (
+            len(sides) > 1
+            and any(isinstance(prompt, str) and prompt for prompt in prompts)
+            and all(
+                prompt is None or (isinstance(prompt, str) and text.startswith(prompt))
+                for side in sides
+                for prompt, text in zip(prompts, side, strict=True)
+            )
+        )
+    whole = sides[0][0][0]["role"] != "assistant"
+    for name, side in zip(names, sides, strict=True):
+        for row, messages in enumerate(side):
+            if (messages[0]["role"] != "assistant") != whole:
+                raise JarmError(
+                    f"{source.at(row)}: {name} begins with a message of {messages[0]['role']!r}, and others do "
+                    "not: have all begin with the prompt, or none."
+                )
+    return whole
+
+
+def _part_conversations(
+    source: Source, names: Sequence[str], sides: list[list[Conversation]]
+) -> tuple[list[Conversation], list[list[Conversation]]]:
+    """The messages that conversations share are the prompt; what follows, at least the last message, the response."""
+    prompts: list[Conversation] = []
+    rests: list[list[Conversation]] = [[] for _ in sides]
+    for row in zip(*sides, strict=True):
+        first, *others = row
+        most = min(map(len, row)) - 1
+        shared = next((at for at in range(most) if any(other[at] != first[at] for other in others)), most)
+        prompts.append(first[:shared])
+        for rest, messages in zip(rests, row, strict=True):
+            rest.append(messages[shared:])
+    return prompts, rests
+
+
+def _part_strings(source: Source, names: Sequence[str], sides: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """The beginning that strings share is the prompt, up to the assistant's last turn or to a white space."""
+    if len(sides) < 2:
+        raise JarmError(
+            f"{source.name} has responses ({names[0]}) and no prompts: name their column (`--prompt-column`)."
+        )
+    ends = [_prompt_end(row) for row in zip(*sides, strict=True)]
+    if not any(ends):
+        raise JarmError(
+            f"{source.name}: {' and '.join(names)} have no common beginning in any row, which would be the prompt: "
+            "name the column of the prompts (`--prompt-column`)."
+        )
+    prompts = [text[:end] for text, end in zip(sides[0], ends, strict=True)]
+    return prompts, [[text[end:] for text, end in zip(side, ends, strict=True)] for side in sides]
+
+
+def _prompt_end(texts: Sequence[str]) -> int:
+    """Where the prompt that texts share ends."""
+    first, last = min(texts), max(texts)  # whatever these share, those between them share, too
+    same, differs = 0, len(first) + 1
+    while differs - same > 1:
+        middle = (same + differs) // 2
+        if first[same:middle] == last[same:middle]:
+            same = middle
+        else:
+            differs = middle
+    turn = first.rfind(_TURN, 0, same)
+    if turn >= 0:
+        return turn + len(_TURN)
+    words = (first[:same] + "|").rsplit(None, 1)  # the mark is of the last word, so that a white space is a boundary
+    return len(words[0]) if len(words) > 1 else 0
