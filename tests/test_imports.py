@@ -26,6 +26,7 @@ LAYERS = [
     ["llm.decoder", "llm.encoder"],
     ["llm.model"],
     ["llm.weights"],
+    ["llm.sharding"],
     ["heads", "losses"],
     ["newton", "tasks"],
     ["fit", "fisher"],
