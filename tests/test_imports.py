@@ -27,6 +27,7 @@ LAYERS = [
     ["llm.decoder", "llm.encoder"],
     ["llm.model"],
     ["llm.weights"],
+    ["llm.sharding"],
     ["heads", "losses"],
     ["newton", "tasks"],
     ["fit", "fisher"],

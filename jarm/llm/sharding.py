@@ -1,0 +1,245 @@
+"""A model over many devices: texts are split along one axis of a mesh, parameters along the other.
+
+Parameters and batches are placed, and `embed_tokens` is called as ever: the compiler adds the communication, an
+all-reduce after the tokens are looked up and two in each layer. One process a host is the usual way to run on several;
+each executes the same program on the same batches and holds only its own part of the arrays.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+import re
+import socket
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from jarm.base import JarmError
+from jarm.llm.config import ModelConfig
+from jarm.llm.weights import Put, load_params
+from jarm.types import Array, Params
+
+DATA, MODEL = "data", "model"
+SHUTDOWN_SECONDS = 60
+"""How long a process that ends waits for the others: so long they hang where one has failed."""
+
+# The last axes of a parameter, by its name; an axis that is not here is whole on every device. What is split by outputs
+# feeds what is split by inputs, whose partial sums meet in one all-reduce; biases of those are added after it. A table
+# split by width would leave hidden states split by width: an all-gather and a further all-reduce before each kernel.
+RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
+    (r"embed\.table", (MODEL, None)),
+    (r".*\.(q|k|v|gate|up)\.kernel", (MODEL, None)),
+    (r".*\.(q|k|v|gate|up)\.bias", (MODEL,)),
+    (r".*\.(out|down)\.kernel", (None, MODEL)),
+)
+
+
+def start_processes(
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+    *,
+    timeout: int = 300,
+) -> None:
+    """Join the other processes of this run; to be called before anything touches a device.
+
+    What is not given is detected where SLURM, Open MPI, Kubernetes or a TPU pod tell it (`jax.distributed.initialize`).
+
+    Args:
+      coordinator: host and port of process 0, such as `10.0.0.1:1234`, which all processes reach.
+      processes: how many there are.
+      process_id: which this is, from 0.
+      timeout: how long to wait for the others, in seconds; when it has passed, JAX ends a waiting process 0.
+
+    Raises:
+      JarmError: an address that is none or does not answer, an id out of range, nothing to detect, or too late.
+    """
+    if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
+        raise JarmError(f"'{coordinator}' is no address of process 0: write HOST:PORT, such as 10.0.0.1:1234.")
+    if processes is not None and process_id is not None and not 0 <= process_id < processes:
+        raise JarmError(f"There is no process {process_id} of {processes}: count them from 0 to {processes - 1}.")
+    if jax.distributed.is_initialized():
+        raise JarmError("The processes are joined already: call `start_processes` once.")
+    if coordinator is not None and process_id:
+        _await(coordinator, timeout)
+    # It would take SIGTERM for itself, by which a run is asked to stop.
+    jax.config.update("jax_enable_preemption_service", False)
+    try:
+        jax.distributed.initialize(
+            coordinator,
+            processes,
+            process_id,
+            initialization_timeout=timeout,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except ValueError as error:
+        raise JarmError(
+            "Nothing here says which processes belong together: give the coordinator's HOST:PORT, the number of "
+            "processes and the id of this one, or start under SLURM, Open MPI, Kubernetes or on a TPU pod."
+        ) from error
+    except RuntimeError as error:
+        if "must be called before" in str(error):
+            raise JarmError("A device is in use already: join the processes before any computation.") from error
+        raise JarmError(
+            f"Process {process_id} did not join at {coordinator}: is the port free and the same for all "
+            f"({' '.join(str(error).split())})?"
+        ) from error
+
+
+def _await(coordinator: str, timeout: int) -> None:
+    # JAX would abort this process, with a stack trace of C++.
+    host, port = coordinator.rsplit(":", 1)
+    end = time.monotonic() + timeout
+    while True:
+        try:
+            return socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
+        except (OSError, OverflowError) as error:
+            if time.monotonic() >= end:
+                raise JarmError(
+                    f"Process 0 did not answer at {coordinator} within {timeout} s ({error}): start it, and give all "
+                    "processes an address that they reach."
+                ) from error
+            time.sleep(0.2)
+
+
+def make_mesh(tensor_parallel: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh with the axes `data` and `model` over all devices of all processes.
+
+    The devices of a group that shares one model are neighbours: in one process wherever its devices are enough.
+
+    Args:
+      tensor_parallel: over how many devices a model is split.
+      devices: those to take, if not all.
+
+    Raises:
+      JarmError: the devices cannot be divided into such groups.
+    """
+    ordered = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    if tensor_parallel < 1 or len(ordered) % tensor_parallel:
+        raise JarmError(
+            f"A model cannot be split over {tensor_parallel} of {len(ordered)} devices: choose a divisor of their "
+            "number."
+        )
+    return Mesh(np.array(ordered).reshape(-1, tensor_parallel), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
+
+
+def split_config(config: ModelConfig, mesh: Mesh) -> ModelConfig:
+    """The config of a model as `put_on` places it: with copies of key-value heads where they are too few to split.
+
+    Query head h of H reads key-value head floor(h K / H) of K. With each of the K repeated r times in a row it reads
+    floor(h K r / H), a copy of the same; r is the least that lets the model axis divide K r. Each device then has the
+    heads that its queries read and no others: attention needs no communication, which is also what cuDNN's asks for.
+
+    Args:
+      config: the model.
+      mesh: of `make_mesh`.
+
+    Raises:
+      JarmError: attention heads or the width of MLPs that the model axis does not divide.
+    """
+    groups = mesh.shape[MODEL]
+    for count, what in ((config.heads, "attention heads"), (config.mlp_width, "numbers in each MLP")):
+        if count % groups:
+            raise JarmError(
+                f"The {count} {what} of this {config.family} cannot be split over {groups} devices: choose a "
+                f"`tensor_parallel` that divides {math.gcd(config.heads, config.mlp_width)}."
+            )
+    return dataclasses.replace(config, kv_heads=math.lcm(config.kv_heads, groups))
+
+
+def put_on(mesh: Mesh, config: ModelConfig) -> Put:
+    """A `put` for `load_model` that gives each device its part of a parameter, by `RULES`.
+
+    A vocabulary that the model axis does not divide (GPT-2's 50257) stays whole on every device. Each array is on its
+    devices before the next is read, so a process holds its part of the model and one parameter.
+
+    Args:
+      mesh: of `make_mesh`.
+      config: of the checkpoint; the model computes with `split_config(config, mesh)`.
+
+    Raises:
+      JarmError: as `split_config`.
+    """
+    copies = split_config(config, mesh).kv_heads // config.kv_heads
+
+    def put(name: str, array: np.ndarray) -> Array:
+        if copies > 1:
+            array = _repeat_heads(name, array, config, copies)
+        held = jax.make_array_from_callback(array.shape, sharding_of(name, array.shape, mesh), lambda part: array[part])
+        return jax.block_until_ready(held)
+
+    return put
+
+
+def sharding_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Where a parameter lives, by its name; whole on every device if a table's rows cannot be divided."""
+    split = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), ())
+    if name.endswith(".table") and shape[0] % mesh.shape[MODEL]:
+        split = ()
+    return NamedSharding(mesh, PartitionSpec(*(None,) * (len(shape) - len(split)), *split))
+
+
+def _repeat_heads(name: str, array: np.ndarray, config: ModelConfig, copies: int) -> np.ndarray:
+    module, leaf = name.split(".")[-2:]
+    if not (module in ("k", "v") or (module == "k_norm" and config.qk_norm == "projection")):
+        return array
+    axis = array.ndim - (2 if leaf == "kernel" else 1)
+    before, after = array.shape[:axis], array.shape[axis + 1 :]
+    heads = array.reshape(*before, config.kv_heads, config.head_dim, *after)
+    return np.repeat(heads, copies, axis=axis).reshape(*before, -1, *after)
+
+
+def load_sharded(
+    folder: pathlib.Path, config: ModelConfig, mesh: Mesh, *, dtype: str = "float32"
+) -> tuple[ModelConfig, Params]:
+    """Read a checkpoint onto a mesh: the config to compute with, and the parameters.
+
+    Args:
+      folder: a checkpoint.
+      config: what `read_config` says of it.
+      mesh: of `make_mesh`.
+      dtype: `float32` or `bfloat16`.
+
+    Raises:
+      JarmError: as `load_model` and `split_config`.
+    """
+    return split_config(config, mesh), load_params(folder, config, dtype=dtype, put=put_on(mesh, config))
+
+
+def to_mesh(mesh: Mesh, batch: np.ndarray) -> Array:
+    """A batch that every process has whole, as one array split over the data axis; each sends only its own rows.
+
+    Raises:
+      JarmError: rows that the data axis does not divide.
+    """
+    if len(batch) % mesh.shape[DATA]:
+        raise JarmError(
+            f"A batch of {len(batch)} texts cannot be split over {mesh.shape[DATA]} groups of devices: pad it to a "
+            "multiple."
+        )
+    return jax.make_array_from_callback(batch.shape, NamedSharding(mesh, PartitionSpec(DATA)), lambda part: batch[part])
+
+
+def gather(mesh: Mesh, arrays: Any) -> Any:
+    """A pytree of arrays on a mesh, whole on every device, so that `np.asarray` reads them in every process.
+
+    All processes call this in the same order; it returns at once, as every computation does.
+    """
+    return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+
+
+def any_process(mesh: Mesh, flag: bool) -> Array:
+    """Whether the flag of any process is up: one truth value, the same everywhere, computed without waiting.
+
+    A process that left the loop over batches alone, for a signal or an error, would leave the others waiting for it.
+    Called after each batch and read with its results, this lets all of them leave after the same one.
+    """
+    every = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
+    return gather(mesh, jnp.any(jax.make_array_from_callback((mesh.size,), every, lambda part: np.array([flag]))))
