@@ -26,6 +26,7 @@ from jarm.data.standardise import standardised
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.data.writer import StoreWriter
+from jarm.embed import EmbedConfig, EmbedSummary, embed
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig, linear_head, mlp_head
@@ -44,6 +45,8 @@ __all__ = [
     "Belief",
     "Benchmark",
     "CompareConfig",
+    "EmbedConfig",
+    "EmbedSummary",
     "EmbeddingStore",
     "FitConfig",
     "FitInfo",
@@ -69,6 +72,7 @@ __all__ = [
     "best_of_n",
     "check",
     "compare",
+    "embed",
     "evaluate",
     "exclude",
     "fisher_weight",

@@ -48,7 +48,7 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
     if config.template is not None:  # as shells pass it on
         config = dataclasses.replace(config, template=config.template.replace("\\n", "\n").replace("\\t", "\t"))
     summary = embed(config)
-    if config.show:
+    if config.show or jax.process_index():
         return
     print(
         f"{summary.distinct:,} distinct of {summary.texts:,} texts; {summary.embedded:,} embedded now, "

@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -29,7 +29,7 @@ from jarm.data.writer import StoreWriter, explained
 from jarm.llm.config import ModelConfig, read_config
 from jarm.llm.extract import Corpus, Embedded, Model, extract
 from jarm.llm.pooling import Pooling
-from jarm.llm.sharding import load_sharded, make_mesh, start_processes
+from jarm.llm.sharding import any_process, load_sharded, make_mesh, start_processes
 from jarm.llm.tokens import Tokenizer
 from jarm.llm.weights import find_checkpoint
 
@@ -195,7 +195,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             share=SHARE[config.share_prompts],
             done=done,
         )
-        return _drain(results, corpus, sink, summary, int((~done[rows]).sum()))
+        return _drain(results, mesh, corpus, sink, summary, int((~done[rows]).sum()))
 
 
 class Sink:
@@ -229,18 +229,31 @@ class Sink:
             writer.append(keys, rows / np.linalg.norm(rows, axis=1, keepdims=True) if self.normalize else rows)
 
 
-def _drain(results: Iterator[Embedded], corpus: Corpus, sink: Sink, summary: EmbedSummary, left: int) -> EmbedSummary:
+def _drain(
+    results: Generator[Embedded],
+    mesh: jax.sharding.Mesh,
+    corpus: Corpus,
+    sink: Sink,
+    summary: EmbedSummary,
+    left: int,
+) -> EmbedSummary:
     """Commit results as they come, and show how it goes, until they end or a signal says stop."""
     embedded = tokens = padded = 0
     start = time.monotonic()
-    with _stopping() as stop, contextlib.closing(results), tqdm(total=left, unit="text", smoothing=0.1) as bar:
+    with (
+        _stopping() as stop,
+        contextlib.closing(results),
+        tqdm(total=left, unit="text", smoothing=0.1, disable=jax.process_index() > 0) as bar,
+    ):
         for result in results:
             sink.add(result)
             embedded, tokens, padded = embedded + len(result.rows), tokens + result.tokens, padded + result.padded
             seconds = time.monotonic() - start
             bar.set_postfix_str(f"{tokens / seconds:,.0f} tokens/s, {1 - tokens / padded:.1%} padding", refresh=False)
             bar.update(len(result.rows))
-            if _any_process(stop.is_set()):
+            # All processes have to leave after the same batch, or some wait for the others for ever.
+            if bool(any_process(mesh, stop.is_set())) if jax.process_count() > 1 else stop.is_set():
+                stop.set()
                 break
         sink.commit()
     if stop.is_set() and embedded < left:
@@ -274,13 +287,6 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _any_process(flag: bool) -> bool:
-    """Whether any process says so: all have to leave after the same batch, or one waits for the others for ever."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.asarray(flag))))
 
 
 def _open_stores(

@@ -88,7 +88,7 @@ def test_shared_work_puts_texts_together_again(spec, budget):
         (group, (row, np.concatenate([prompts[group][:of], rng.integers(10, 99, own)]).astype(np.int32)))
         for row, (group, of, own) in enumerate(spec)
     ]
-    prefixes, rest, number = split_prefixes(chunk)
+    prefixes, rest, _ = split_prefixes(chunk)
     assert all(len(ids) for _, ids in rest)
     work = shared_work(chunk, Shapes((8, 16), (8,), budget, 1))
     heads = {}

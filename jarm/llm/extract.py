@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import queue
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -123,7 +123,7 @@ def extract(
     budget: int,
     share: bool | None = None,
     done: np.ndarray | None = None,
-) -> Iterator[Embedded]:
+) -> Generator[Embedded]:
     """Embed rows, in an order and in batches that depend on the rows and settings alone.
 
     Args:
@@ -161,7 +161,7 @@ def extract(
                 config=model.config,
                 poolings=poolings,
                 prefix=prefix,
-                group=None if prefix is None else to_mesh(model.mesh, batch.group),
+                group=None if batch.group is None else to_mesh(model.mesh, batch.group),
             )
             # Prefixes are counted with the first batch that they were computed for.
             counted = [batch, *work.prefixes] if batch is batches[0] else [batch]

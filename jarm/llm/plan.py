@@ -80,7 +80,12 @@ def round_up(length: int) -> int:
 
 
 def choose_lengths(lengths: Sequence[int], most: int) -> tuple[int, ...]:
-    """At most `most` lengths of the grid, the largest included, that pad these texts least; exact, by dynamic programming."""
+    """The lengths of the grid, at most so many, that pad these texts least: exact, by dynamic programming.
+
+    Args:
+      lengths: tokens of each text; a sample of them will do.
+      most: how many lengths may be chosen; the largest of the grid that is needed is among them.
+    """
     grid, counts = np.unique([round_up(length) for length in lengths], return_counts=True)
     m = len(grid)
     texts = np.concatenate([[0], np.cumsum(counts)])
@@ -153,7 +158,9 @@ def split_prefixes(texts: list[tuple[int, Encoded]]) -> tuple[list[Encoded], lis
     members: dict[int, list[Encoded]] = {}
     for group, text in texts:
         members.setdefault(group, []).append(text)
-    prefixes, rest, number = [], [], {}
+    prefixes: list[Encoded] = []
+    rest: list[Encoded] = []
+    number: dict[int, int] = {}
     for each in members.values():
         shared = _common([ids for _, ids in each])
         number |= {row: len(prefixes) for row, _ in each}
@@ -187,7 +194,7 @@ def _common(texts: list[np.ndarray]) -> int:
 
 
 def _cut_batches(texts: list[Encoded], shapes: Shapes, *, last: bool) -> tuple[list[Batch], list[Encoded]]:
-    """Whole batches, the longest texts first; what is left fills a smaller one if it is the last, else it is returned."""
+    """Whole batches, the longest texts first, and what is left; if these are the `last`, it fills a smaller one."""
     texts = sorted(texts, key=lambda text: (-len(text[1]), text[0]))
     batches, at = [], 0
     while at < len(texts):

@@ -45,7 +45,7 @@ class Tokenizer:
           window: positions that the model has.
 
         Raises:
-          JarmError: no tokenizer there, no chat template where one is asked for, or a template or length that cannot be.
+          JarmError: no tokenizer, no chat template where one is asked for, or a template or length that cannot be.
         """
         from transformers import AutoTokenizer  # heavy, and needed by nobody who only reads embeddings
         from transformers.utils import logging
@@ -112,7 +112,7 @@ class Tokenizer:
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         messages += [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
         try:
-            return self._tokenizer.apply_chat_template(messages, tokenize=False)
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
         except Exception as error:  # templates are programs
             reason = " ".join(str(error).split())[:200]
             raise JarmError(f"The model's chat template refuses these messages ({reason}).") from error
@@ -137,7 +137,7 @@ class Tokenizer:
 
     def words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Tokens in writing."""
-        return self._tokenizer.convert_ids_to_tokens([int(i) for i in ids])
+        return [str(self._tokenizer.convert_ids_to_tokens(int(i))) for i in ids]
 
     def _cut(self, ids: np.ndarray) -> np.ndarray:
         room, head, tail = self.max_length, self._head, self._tail
