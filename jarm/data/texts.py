@@ -19,10 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jarm.base import JarmError
-from jarm.data.files import Columns, PathLike, Pick, brief, is_text, nearest, read_columns
+from jarm.data.files import Columns, PathLike, Pick, brief, is_list, is_text, nearest, read_columns
 from jarm.data.store import without_none
 
-LAYOUTS = (("response",), ("responses",), ("completion",), ("chosen", "rejected"), ("messages",))
+RESPONSES = ("response", "responses", "completion")
+"""Names of a column of responses; a table with several of them is read by the first."""
+
+LAYOUTS = (*((name,) for name in RESPONSES), ("chosen", "rejected"), ("messages",))
 """Columns of responses, by precedence. The first three want a column of prompts besides, the last takes none."""
 
 TEMPLATE, JOINED = "{prompt}\n\n{response}", "{prompt}{response}"
@@ -300,7 +303,7 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
             part = _part_strings if kind == _TEXT else _part_conversations
             prompts, sides = part(source, responses, sides)
         rows, slots = np.divmod(np.arange(len(sides[0]) * len(sides)), len(sides))
-        answers, labels = [_content(answer) for row in zip(*sides, strict=True) for answer in row], responses
+        answers, labels = [content(answer) for row in zip(*sides, strict=True) for answer in row], responses
     if prompt is not None and None in prompts:
         source.column(prompt)
     order = rows.tolist()
@@ -334,7 +337,7 @@ def _kind_of(source: Source, name: str) -> str:
     kind = source.columns.table[name].type
     if pa.types.is_null(kind) or is_text(kind):
         return _TEXT
-    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    inner = kind.value_type if is_list(kind) else None
     if inner is not None and (pa.types.is_null(inner) or is_text(inner)):
         return _LISTS
     if inner is not None and pa.types.is_struct(inner):
@@ -394,7 +397,7 @@ def _answers(source: Source, name: str, kind: str) -> list[Any]:
     return values
 
 
-def _content(answer: str | Conversation) -> str | Conversation:
+def content(answer: str | Conversation) -> str | Conversation:
     """A response; of a single message its content."""
     return answer[0]["content"] if isinstance(answer, list) and len(answer) == 1 else answer
 
