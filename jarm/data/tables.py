@@ -16,7 +16,6 @@ from jarm.base import Benchmark, JarmError, ResponseTable
 from jarm.data.files import (
     PathLike,
     described,
-    is_list,
     is_messages,
     is_number,
     is_text,
@@ -27,8 +26,9 @@ from jarm.data.files import (
     refuse_nonfinite,
 )
 from jarm.data.journal import is_store
+from jarm.data.sources import RESPONSES, Source, one_row_a_response
 from jarm.data.store import EmbeddingStore, canonical, fields, fill, key_of
-from jarm.data.texts import RESPONSES, Source, content
+from jarm.data.texts import content
 
 TEST_SHARE = 0.25
 """Share of the prompts that a table without a split column puts in the test set, by a hash of the prompt."""
@@ -73,7 +73,7 @@ def load_table(
     names, numeric = source.columns.names, source.columns.numeric
     prompt = _prompts(name, source.columns.table, names)
     is_test = _sides(name, source.columns.table, prompt, split, names)
-    columns, row_of = _one_row_a_response(source, target)
+    columns, row_of = one_row_a_response(source, target)
     n = len(columns)
 
     def place(response: int) -> str:
@@ -174,37 +174,6 @@ def _template_fields(store: Any) -> list[str]:
             "`store.rows(keys)`, in the table's order, as an .npy."
         )
     return fields(template)
-
-
-def _one_row_a_response(source: Source, target: str | None) -> tuple[pa.Table, np.ndarray]:
-    """The columns with a row for each response, in `response`, and the row of the table that each was in, `[n]`."""
-    table = source.columns.table
-    own = next((name for name in RESPONSES if name in table.column_names), "response")
-    if own not in table.column_names or not is_list(table[own].type) or is_messages(table[own].type):
-        aliased = own in table.column_names and own != "response"
-        return table.append_column("response", table[own]) if aliased else table, np.arange(len(table))
-    rows, responses = source.flattened(own)
-    flat = {own: responses, "response": responses}
-    if target in table.column_names and target is not None:
-        if not is_list(table[target].type):
-            raise JarmError(
-                f"{source.name}: {own} holds lists, and {target} {table[target].type}: give a list of scores, one for "
-                "each response of the row."
-            )
-        scored, flat[target] = source.flattened(target)
-        has, scores = (np.bincount(of, minlength=len(table)) for of in (rows, scored))
-        if (has != scores).any():
-            row = int(np.argmax(has != scores))
-            raise JarmError(
-                f"{source.at(row)}: {own} has {has[row]} elements and {target} {scores[row]}; give each response one "
-                "score."
-            )
-    others = {name: table[name] for name in table.column_names if name not in flat}
-    for name, column in others.items():
-        if pa.types.is_string(column.type):  # repeated, it may outgrow its offsets of 32 bits
-            column = column.cast(pa.large_string())
-        flat[name] = column.take(rows)
-    return pa.table(flat), rows
 
 
 def _places(name: str, columns: pa.Table, store: EmbeddingStore, place: Callable[[int], str]) -> np.ndarray:
