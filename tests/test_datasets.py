@@ -374,7 +374,7 @@ def test_table_faults(tmp_path, kind, rows, target, words):
 
 def test_embeddings_that_do_not_fit_the_table(tmp_path):
     table, array = write(tmp_path, ROWS, embeddings=np.zeros((5, 2), np.float32))
-    assert "has 6 rows" in complaint(load_table, table, array, "score")
+    assert "has 6 responses" in complaint(load_table, table, array, "score")
     write(tmp_path, ROWS, embeddings=np.zeros((6, 2, 2), np.float32))
     assert "shape (6, 2, 2)" in complaint(load_table, table, array, "score")
     embeddings = np.zeros((6, 2), np.float16)

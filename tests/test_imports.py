@@ -16,7 +16,7 @@ LAYERS = [
     ["base"],
     ["linalg", "statistics"],
     ["data.pairs", "data.files"],
-    ["data.journal"],
+    ["data.journal", "data.sources"],
     ["data.store", "data.writer"],
     ["data.texts"],
     ["data.synthetic", "data.tables", "data.standardise"],

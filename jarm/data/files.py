@@ -36,9 +36,9 @@ _SCAN = 1 << 24
 
 
 class Columns(NamedTuple):
-    """The columns asked for that a table has, all its column names, which of them hold numbers, and of JSONL the lines.
+    """The columns asked for that a table has, all its column names, and which of them hold numbers or lists of them.
 
-    `lines` is the line of each row, counted from 1; blank lines hold no row.
+    `lines` is, in a JSONL file, the line of each row, counted from 1; blank lines hold no row.
     """
 
     table: pa.Table
@@ -102,9 +102,16 @@ def refuse_nonfinite(array: np.ndarray, name: str, width: int | None = None) -> 
         )
 
 
-def listed(rows: Sequence[int] | np.ndarray, width: int | None = None) -> str:
-    """The first three rows, with prompt and response where `width` is R, and how many more there are."""
-    places = [f"row {row}" + (f" (prompt {row // width}, response {row % width})" if width else "") for row in rows[:3]]
+def listed(
+    rows: Sequence[int] | np.ndarray, width: int | None = None, place: Callable[[int], str] | None = None
+) -> str:
+    """The first three rows and how many more there are, with prompt and response where `width` is R.
+
+    `place` says where a row is, if not in a row of that number.
+    """
+    places = [f"row {row}" if place is None else place(int(row)) for row in rows[:3]]
+    if width:
+        places = [f"row {row} (prompt {row // width}, response {row % width})" for row in rows[:3]]
     return ", ".join(places) + (f" and {len(rows) - 3:,} more" if len(rows) > 3 else "")
 
 
@@ -147,7 +154,10 @@ def _read_parquet(path: Path, wanted: Sequence[str], pick: Pick | None) -> Colum
     for at, field in enumerate(table.schema):
         if pa.types.is_dictionary(field.type):  # categories, as dataframes write them
             table = table.set_column(at, field.name, table.column(at).cast(field.type.value_type))
-    return Columns(table, schema.names, [field.name for field in schema if is_number(field.type)])
+    numeric = [
+        field.name for field in schema if is_number(field.type.value_type if is_list(field.type) else field.type)
+    ]
+    return Columns(table, schema.names, numeric)
 
 
 def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns:
@@ -187,7 +197,11 @@ def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns
                 f"({brief(error)}): write all values of that column as one type."
             ) from None
     table = pa.table(arrays) if arrays else pa.table({"row": np.arange(len(lines))})
-    numeric = [name for name, value in first.items() if isinstance(value, int | float)]
+    numeric = [
+        name
+        for name, value in first.items()
+        if isinstance(value[0] if isinstance(value, list) and value else value, int | float)
+    ]
     return Columns(table, names, numeric, np.asarray(lines, np.int64))
 
 
@@ -213,6 +227,16 @@ def is_number(kind: pa.DataType) -> bool:
 def is_text(kind: pa.DataType) -> bool:
     """Whether a column of this type holds text."""
     return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def is_messages(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of messages, or of other records."""
+    return is_list(kind) and pa.types.is_struct(kind.value_type)
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

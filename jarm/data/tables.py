@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,9 @@ from jarm.base import Benchmark, JarmError, ResponseTable
 from jarm.data.files import (
     PathLike,
     described,
+    is_messages,
     is_number,
+    is_text,
     listed,
     nearest,
     open_npy,
@@ -24,7 +26,9 @@ from jarm.data.files import (
     refuse_nonfinite,
 )
 from jarm.data.journal import is_store
-from jarm.data.store import EmbeddingStore, fields, fill, key_of
+from jarm.data.sources import RESPONSES, Source, one_row_a_response
+from jarm.data.store import EmbeddingStore, canonical, fields, fill, key_of
+from jarm.data.texts import content
 
 TEST_SHARE = 0.25
 """Share of the prompts that a table without a split column puts in the test set, by a hash of the prompt."""
@@ -44,6 +48,7 @@ def load_table(
 
     Rows of one `prompt_id` (of one `prompt`, without that column) are the responses of one prompt, wherever they
     stand; prompts are in order of first appearance. Prompts with fewer responses than others are padded and masked.
+    A row may also hold a list of `responses` and one of their scores: it counts as a row for each of them.
 
     Args:
       table: `.parquet` or `.jsonl`.
@@ -63,23 +68,32 @@ def load_table(
         lacks a text, a value is not finite, or a side of the split has no prompt with two responses.
     """
     name, store = str(table), _opened(embeddings)
-    wanted = ["prompt_id", "prompt", "response", split or "split", *([] if target is None else [target])]
-    columns, names, numeric, _ = read_columns(table, [*wanted, *_template_fields(store)])
+    wanted = ["prompt_id", "prompt", *RESPONSES, split or "split", *([] if target is None else [target])]
+    source = Source(name, read_columns(table, [*wanted, *_template_fields(store)]))
+    names, numeric = source.columns.names, source.columns.numeric
+    prompt = _prompts(name, source.columns.table, names)
+    is_test = _sides(name, source.columns.table, prompt, split, names)
+    columns, row_of = one_row_a_response(source, target)
     n = len(columns)
+
+    def place(response: int) -> str:
+        row = row_of[response]
+        within = f", response {response - np.searchsorted(row_of, row)}" if n > len(source.columns.table) else ""
+        return f"row {row}{within}"
+
     if isinstance(store, EmbeddingStore):
-        places = _places(name, columns, store)
+        places = _places(name, columns, store, place)
     elif store.ndim != 2:
         raise JarmError(f"{embeddings} has shape {store.shape}: save one row of d numbers per row of {name}.")
     elif len(store) != n:
         raise JarmError(
-            f"{name} has {n:,} rows and {embeddings} has {len(store):,}: embed the table again, one row a response."
+            f"{name} has {n:,} responses and {embeddings} has {len(store):,} rows: embed the table again, one row a "
+            "response."
         )
     else:
         places = np.arange(n)
-    prompt = _prompts(name, columns, names)
-    gold = None if target is None else _scores(name, columns, target, names, numeric)
-    is_test = _sides(name, columns, prompt, split, names)
-    rows, mask = _grouped(np.asarray(prompt.indices), len(prompt.dictionary))
+    gold = None if target is None else _scores(name, columns, target, names, numeric, place)
+    rows, mask = _grouped(np.asarray(prompt.indices)[row_of], len(prompt.dictionary))
     rulers = {"position": np.tile(np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1))}
     if _is_text(columns, "response"):
         rulers["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
@@ -162,23 +176,26 @@ def _template_fields(store: Any) -> list[str]:
     return fields(template)
 
 
-def _places(name: str, columns: pa.Table, store: EmbeddingStore) -> np.ndarray:
-    """The row of the store that has the text of each row of the table, `[n]`."""
+def _places(name: str, columns: pa.Table, store: EmbeddingStore, place: Callable[[int], str]) -> np.ndarray:
+    """The row of the store that has the text of each response, `[n]`."""
     template = store.meta.made_by["template"]
     for column in fields(template):
         if column not in columns.column_names:
             raise JarmError(f"{name} has no column {column!r}, of which {store.path} makes its texts: add it.")
         if columns[column].null_count:
             row = int(np.flatnonzero(np.asarray(columns[column].is_null()))[0])
-            raise JarmError(f"{name}, row {row}: {column} is missing; {store.path} makes its texts of it.")
-    rows = zip(*(columns[column].to_pylist() for column in fields(template)), strict=True)
+            raise JarmError(f"{name}, {place(row)}: {column} is missing; {store.path} makes its texts of it.")
+    values = {column: columns[column].to_pylist() for column in fields(template)}
+    if "response" in values:
+        values["response"] = [content(response) for response in values["response"]]
+    rows = zip(*values.values(), strict=True)
     texts = (fill(template, dict(zip(fields(template), row, strict=True))) for row in rows)
     places = store.indices(map(key_of, texts))
     missing = np.flatnonzero(places < 0)
     if missing.size:
         raise JarmError(
-            f"{store.path} lacks the texts of {missing.size:,} of the {len(places):,} rows of {name}, "
-            f"{listed(missing)}: embed the table into it."
+            f"{store.path} lacks the texts of {missing.size:,} of the {len(places):,} responses of {name}, "
+            f"{listed(missing, place=place)}: embed the table into it."
         )
     return places
 
@@ -200,6 +217,8 @@ def _prompts(name: str, columns: pa.Table, names: Sequence[str]) -> pa.Dictionar
     if key is None:
         raise JarmError(f"{name} has neither a column prompt_id nor prompt ({', '.join(names)}): add one of them.")
     values = columns[key]
+    if is_messages(values.type):
+        values = pa.chunked_array([[None if value is None else canonical(value) for value in values.to_pylist()]])
     if not (pa.types.is_integer(values.type) or _is_text(columns, key)):
         raise JarmError(f"{name}: column {key} holds {values.type}: give text or integers, alike for one prompt.")
     if values.null_count:
@@ -208,8 +227,15 @@ def _prompts(name: str, columns: pa.Table, names: Sequence[str]) -> pa.Dictionar
     return pc.dictionary_encode(values.combine_chunks())
 
 
-def _scores(name: str, columns: pa.Table, target: str, names: Sequence[str], numeric: Sequence[str]) -> np.ndarray:
-    """Gold of each row, `[n]` float32."""
+def _scores(
+    name: str,
+    columns: pa.Table,
+    target: str,
+    names: Sequence[str],
+    numeric: Sequence[str],
+    place: Callable[[int], str],
+) -> np.ndarray:
+    """Gold of each response, `[n]` float32."""
     if target not in names:
         raise JarmError(f"{name} has no column {target!r}{nearest(target, numeric or names)}; {choice(numeric)}.")
     if not is_number(columns[target].type):
@@ -218,8 +244,8 @@ def _scores(name: str, columns: pa.Table, target: str, names: Sequence[str], num
     bad = np.flatnonzero(~np.isfinite(gold))
     if bad.size:
         raise JarmError(
-            f"{name}: {target} is missing, NaN or infinite in {listed(bad)}; score those responses, or leave "
-            f"their rows out of the table and of the embeddings."
+            f"{name}: {target} is missing, NaN or infinite in {listed(bad, place=place)}; score those responses, or "
+            f"leave them out of the table and of the embeddings."
         )
     return gold
 
@@ -296,10 +322,7 @@ def _bag_cosine(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
 
 
 def _is_text(columns: pa.Table, name: str) -> bool:
-    types = pa.types
-    return name in columns.column_names and (
-        types.is_string(columns[name].type) or types.is_large_string(columns[name].type)
-    )
+    return name in columns.column_names and is_text(columns[name].type)
 
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:

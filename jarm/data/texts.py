@@ -6,12 +6,9 @@ rules. Each complaint is one sentence that names the file and the row.
 
 from __future__ import annotations
 
-import functools
 import itertools
-import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,18 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jarm.base import JarmError
-from jarm.data.files import Columns, PathLike, Pick, brief, is_text, nearest, read_columns
+from jarm.data.files import PathLike, is_list, is_text, nearest
+from jarm.data.sources import RESPONSES, Source, read_sources
 from jarm.data.store import without_none
 
-LAYOUTS = (("response",), ("responses",), ("completion",), ("chosen", "rejected"), ("messages",))
+LAYOUTS = (*((name,) for name in RESPONSES), ("chosen", "rejected"), ("messages",))
 """Columns of responses, by precedence. The first three want a column of prompts besides, the last takes none."""
 
 TEMPLATE, JOINED = "{prompt}\n\n{response}", "{prompt}{response}"
 
 _TURN = "\n\nAssistant:"
-_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
-_ENDINGS = (".parquet", ".jsonl")
-
 Conversation = list[dict[str, Any]]
 
 
@@ -83,48 +78,6 @@ class Texts(NamedTuple):
     template: str
 
 
-class Source(NamedTuple):
-    """A table, and what a complaint calls it."""
-
-    name: str
-    columns: Columns
-
-    def at(self, row: int) -> str:
-        """A row in words."""
-        lines = self.columns.lines
-        return f"{self.name}, row {row}" if lines is None else f"{self.name}, line {lines[row]}"
-
-    def column(self, name: str) -> pa.ChunkedArray:
-        """A column.
-
-        Raises:
-          JarmError: a value is missing.
-        """
-        values = self.columns.table[name]
-        if values.null_count:
-            row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-            raise JarmError(f"{self.at(row)}: {name} is missing; write it, or leave the row out.")
-        return values
-
-    def flattened(self, name: str) -> tuple[np.ndarray, pa.ChunkedArray]:
-        """The row of each element of a column of lists, and the elements.
-
-        Raises:
-          JarmError: a list or an element is missing, or a list is empty.
-        """
-        values = self.column(name)
-        counts = np.asarray(pc.list_value_length(values))
-        if not counts.all():
-            raise JarmError(
-                f"{self.at(int(np.argmin(counts)))}: {name} is an empty list; fill it, or leave the row out."
-            )
-        rows, elements = np.repeat(np.arange(len(counts)), counts), pc.list_flatten(values)
-        if elements.null_count:
-            row = int(rows[np.flatnonzero(np.asarray(elements.is_null()))[0]])
-            raise JarmError(f"{self.at(row)}: {name} has an element that is missing; write it, or leave it out.")
-        return rows, elements
-
-
 def read_texts(
     inputs: Sequence[PathLike],
     *,
@@ -148,7 +101,7 @@ def read_texts(
         not installed.
     """
     wanted = _Wanted(prompt, tuple(responses), tuple(extra))
-    parts = [_read(source, wanted) for source in _sources(inputs, split, wanted)]
+    parts = [_read(source, wanted) for source in read_sources(inputs, wanted.possible(), wanted.needed, split)]
     if not parts:
         raise JarmError("There is no input: give a .jsonl or .parquet file, a folder of them, or a dataset.")
     for part in parts:
@@ -221,60 +174,10 @@ class _Wanted(NamedTuple):
         return [*self.named(), *self.extra, "prompt", *itertools.chain(*LAYOUTS)]
 
 
-# Where from
-
-
-def _sources(inputs: Sequence[PathLike], split: str | None, wanted: _Wanted) -> Iterator[Source]:
-    """The tables of all inputs, with the columns that are needed."""
-    for given in inputs:
-        name, path = str(given), Path(given)
-        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
-        if saved or (not path.exists() and path.suffix not in _ENDINGS and _HUB_ID.fullmatch(name)):
-            yield Source(name, _read_dataset(name, saved, split, functools.partial(wanted.needed, name)))
-            continue
-        if split is not None:
-            raise JarmError(f"{name} is no dataset that has a split {split!r}: leave `--split` out, or name a dataset.")
-        shards = [path]
-        if path.is_dir():
-            shards = sorted(p for p in path.iterdir() if p.suffix in _ENDINGS and not p.name.startswith("."))
-            if not shards:
-                raise JarmError(
-                    f"{name} is a folder without .parquet or .jsonl files, and no dataset that `save_to_disk` wrote: "
-                    "name the folder that holds the files."
-                )
-        for shard in shards:
-            pick = functools.partial(wanted.needed, str(shard))
-            yield Source(str(shard), read_columns(shard, wanted.possible(), pick))
-
-
-def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Columns:
-    """The columns needed of a dataset on disk or on the hub."""
-    try:
-        import datasets
-    except ImportError:
-        what = "is a dataset that `save_to_disk` wrote" if saved else "is no file or folder here, but may be on the hub"
-        raise JarmError(f"{name} {what}: to read it, `pip install 'jarm[hub]'`.") from None
-    try:
-        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # datasets and what it calls raise what they like
-        what = "a dataset on disk" if saved else "a file or folder here, nor as a dataset of the hub"
-        raise JarmError(f"{name} cannot be read as {what} ({brief(error)}): check the name and the split.") from error
-    if isinstance(data, datasets.DatasetDict):
-        if (split or "train") not in data:
-            raise JarmError(f"{name} has no split {split or 'train'!r}: give `--split` one of {', '.join(data)}.")
-        data = data[split or "train"]
-    elif saved and split is not None:
-        raise JarmError(f"{name} is one dataset without splits: leave `--split` out.")
-    names = data.column_names
-    if not len(data):
-        raise JarmError(f"{name} holds no rows: give at least one prompt with a response.")
-    return Columns(data.select_columns(pick(names)).with_format("arrow")[:], names, [])
-
-
 # What they hold
 
 _TEXT, _MESSAGES, _LISTS = "text", "messages", "lists of texts"
-_KEYS = ("role", "content")
+_KEYS = frozenset(("role", "content"))
 
 
 def _read(source: Source, wanted: _Wanted) -> Texts:
@@ -297,17 +200,21 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
         if prompts is None or _hold_prompts(source, responses, prompts, sides, kind):
             layout = f"{' + '.join(responses)}, which begin with the prompt"
             template = JOINED if kind == _TEXT else TEMPLATE
-            part = _part_strings if kind == _TEXT else _part_conversations
-            prompts, sides = part(source, responses, sides)
+            prompts, sides = (_part_strings if kind == _TEXT else _part_conversations)(sides)
+            if kind == _TEXT and not any(prompts):
+                raise JarmError(
+                    f"{source.name}: {' and '.join(responses)} have no prompts, and no common beginning in any row that "
+                    "could be one: name the column of the prompts (`--prompt-column`)."
+                )
         rows, slots = np.divmod(np.arange(len(sides[0]) * len(sides)), len(sides))
-        answers, labels = [_content(answer) for row in zip(*sides, strict=True) for answer in row], responses
+        answers, labels = [content(answer) for row in zip(*sides, strict=True) for answer in row], responses
     if prompt is not None and None in prompts:
         source.column(prompt)
     order = rows.tolist()
     for row, answer in zip(order, answers, strict=True):
         if not answer and not _says(prompts[row]):
             raise JarmError(f"{source.at(row)}: prompt and response are both empty; write them, or leave the row out.")
-    columns = {"prompt": prompts, **{name: source.column(name).to_pylist() for name in wanted.extra}}
+    columns = {**{name: source.column(name).to_pylist() for name in wanted.extra}, "prompt": prompts}
     lines = source.columns.lines
     places = Places(
         names=[source.name],
@@ -334,7 +241,7 @@ def _kind_of(source: Source, name: str) -> str:
     kind = source.columns.table[name].type
     if pa.types.is_null(kind) or is_text(kind):
         return _TEXT
-    inner = kind.value_type if pa.types.is_list(kind) or pa.types.is_large_list(kind) else None
+    inner = kind.value_type if is_list(kind) else None
     if inner is not None and (pa.types.is_null(inner) or is_text(inner)):
         return _LISTS
     if inner is not None and pa.types.is_struct(inner):
@@ -359,7 +266,7 @@ def _values(source: Source, name: str, kind: str) -> list[Any]:
         messages = _messages(chunk.flatten())
         counts = np.asarray(pc.fill_null(pc.list_value_length(chunk), 0))
         ends = np.cumsum(counts)
-        bad = next((at for at, message in enumerate(messages) if not message.keys() >= set(_KEYS)), None)
+        bad = next((at for at, message in enumerate(messages) if not message.keys() >= _KEYS), None)
         if bad is not None:
             row = len(values) + int(np.searchsorted(ends, bad, side="right"))
             raise JarmError(f"{source.at(row)}: a message of {name} has no role or no content; give each message both.")
@@ -370,10 +277,10 @@ def _values(source: Source, name: str, kind: str) -> list[Any]:
 
 def _messages(values: pa.StructArray) -> Conversation:
     """Messages as Python has them; keys that a message lacks, and Arrow adds as nulls, are dropped again."""
-    if {field.name for field in values.type} == set(_KEYS):
-        columns = [pc.struct_field(values, key) for key in _KEYS]
-        if not any(column.null_count for column in columns):
-            pairs = zip(*(column.to_pylist() for column in columns), strict=True)
+    if {field.name for field in values.type} == _KEYS:
+        roles, contents = pc.struct_field(values, "role"), pc.struct_field(values, "content")
+        if not roles.null_count + contents.null_count:
+            pairs = zip(roles.to_pylist(), contents.to_pylist(), strict=True)
             return [{"role": role, "content": content} for role, content in pairs]
     return [without_none(message) or {} for message in values.to_pylist()]
 
@@ -394,7 +301,7 @@ def _answers(source: Source, name: str, kind: str) -> list[Any]:
     return values
 
 
-def _content(answer: str | Conversation) -> str | Conversation:
+def content(answer: str | Conversation) -> str | Conversation:
     """A response; of a single message its content."""
     return answer[0]["content"] if isinstance(answer, list) and len(answer) == 1 else answer
 
@@ -430,9 +337,7 @@ def _hold_prompts(source: Source, names: Sequence[str], prompts: list[Any], side
     return whole
 
 
-def _part_conversations(
-    source: Source, names: Sequence[str], sides: list[list[Conversation]]
-) -> tuple[list[Conversation], list[list[Conversation]]]:
+def _part_conversations(sides: list[list[Conversation]]) -> tuple[list[Conversation], list[list[Conversation]]]:
     """The messages that conversations share are the prompt; what follows, at least the last message, the response."""
     prompts: list[Conversation] = []
     rests: list[list[Conversation]] = [[] for _ in sides]
@@ -446,18 +351,9 @@ def _part_conversations(
     return prompts, rests
 
 
-def _part_strings(source: Source, names: Sequence[str], sides: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+def _part_strings(sides: list[list[str]]) -> tuple[list[str], list[list[str]]]:
     """The beginning that strings share is the prompt, up to the assistant's last turn or to a white space."""
-    if len(sides) < 2:
-        raise JarmError(
-            f"{source.name} has responses ({names[0]}) and no prompts: name their column (`--prompt-column`)."
-        )
-    ends = [_prompt_end(row) for row in zip(*sides, strict=True)]
-    if not any(ends):
-        raise JarmError(
-            f"{source.name}: {' and '.join(names)} have no common beginning in any row, which would be the prompt: "
-            "name the column of the prompts (`--prompt-column`)."
-        )
+    ends = [_prompt_end(row) if len(row) > 1 else 0 for row in zip(*sides, strict=True)]
     prompts = [text[:end] for text, end in zip(sides[0], ends, strict=True)]
     return prompts, [[text[end:] for text, end in zip(side, ends, strict=True)] for side in sides]
 

@@ -1,0 +1,164 @@
+"""Tables in, wherever they are: files, folders of shards, datasets on disk or on the Hugging Face hub."""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from jarm.base import JarmError
+from jarm.data.files import Columns, PathLike, Pick, brief, is_list, is_messages, read_columns
+
+RESPONSES = ("response", "responses", "completion")
+"""Names of a column of responses; a table with several of them is read by the first."""
+
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
+_ENDINGS = (".parquet", ".jsonl")
+
+
+class Source(NamedTuple):
+    """A table, and what a complaint calls it."""
+
+    name: str
+    columns: Columns
+
+    def at(self, row: int) -> str:
+        """A row in words."""
+        lines = self.columns.lines
+        return f"{self.name}, row {row}" if lines is None else f"{self.name}, line {lines[row]}"
+
+    def column(self, name: str) -> pa.ChunkedArray:
+        """A column.
+
+        Raises:
+          JarmError: a value is missing.
+        """
+        values = self.columns.table[name]
+        if values.null_count:
+            row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
+            raise JarmError(f"{self.at(row)}: {name} is missing; write it, or leave the row out.")
+        return values
+
+    def flattened(self, name: str) -> tuple[np.ndarray, pa.ChunkedArray]:
+        """The row of each element of a column of lists, and the elements.
+
+        Raises:
+          JarmError: a list or an element is missing, or a list is empty.
+        """
+        values = self.column(name)
+        counts = np.asarray(pc.list_value_length(values))
+        if not counts.all():
+            raise JarmError(
+                f"{self.at(int(np.argmin(counts)))}: {name} is an empty list; fill it, or leave the row out."
+            )
+        rows, elements = np.repeat(np.arange(len(counts)), counts), pc.list_flatten(values)
+        if elements.null_count:
+            row = int(rows[np.flatnonzero(np.asarray(elements.is_null()))[0]])
+            raise JarmError(f"{self.at(row)}: {name} has an element that is missing; write it, or leave it out.")
+        return rows, elements
+
+
+def read_sources(
+    inputs: Sequence[PathLike], wanted: Sequence[str], needed: Callable[[str, list[str]], list[str]], split: str | None
+) -> Iterator[Source]:
+    """The tables of all inputs, in their order.
+
+    Args:
+      inputs: as `read_texts` takes them.
+      wanted: columns that may be needed.
+      needed: those of them that are, by the name of a table and the names of its columns.
+      split: of a dataset; by default `train`.
+
+    Raises:
+      JarmError: an input is missing, damaged or of another kind; `datasets` is needed and not installed.
+    """
+    for given in inputs:
+        name, path = str(given), Path(given)
+        saved = (path / "state.json").is_file() or (path / "dataset_dict.json").is_file()
+        if saved or (not path.exists() and path.suffix not in _ENDINGS and _HUB_ID.fullmatch(name)):
+            yield Source(name, _read_dataset(name, saved, split, functools.partial(needed, name)))
+            continue
+        if split is not None:
+            raise JarmError(f"{name} is no dataset that has a split {split!r}: leave `--split` out, or name a dataset.")
+        shards = [path]
+        if path.is_dir():
+            shards = sorted(p for p in path.iterdir() if p.suffix in _ENDINGS and not p.name.startswith("."))
+            if not shards:
+                raise JarmError(
+                    f"{name} is a folder without .parquet or .jsonl files, and no dataset that `save_to_disk` wrote: "
+                    "name the folder that holds the files."
+                )
+        for shard in shards:
+            yield Source(str(shard), read_columns(shard, wanted, functools.partial(needed, str(shard))))
+
+
+def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Columns:
+    """The columns needed of a dataset on disk or on the hub."""
+    try:
+        import datasets
+    except ImportError:
+        what = "is a dataset that `save_to_disk` wrote" if saved else "is no file or folder here, but may be on the hub"
+        raise JarmError(f"{name} {what}: to read it, `pip install 'jarm[hub]'`.") from None
+    try:
+        data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split or "train")
+    except Exception as error:  # datasets and what it calls raise what they like
+        what = "a dataset on disk" if saved else "a file or folder here, nor as a dataset of the hub"
+        raise JarmError(f"{name} cannot be read as {what} ({brief(error)}): check the name and the split.") from error
+    if isinstance(data, datasets.DatasetDict):
+        if (split or "train") not in data:
+            raise JarmError(f"{name} has no split {split or 'train'!r}: give `--split` one of {', '.join(data)}.")
+        data = data[split or "train"]
+    elif saved and split is not None:
+        raise JarmError(f"{name} is one dataset without splits: leave `--split` out.")
+    names = data.column_names
+    if not len(data):
+        raise JarmError(f"{name} holds no rows: give at least one prompt with a response.")
+    return Columns(data.select_columns(pick(names)).with_format("arrow")[:], names, [])
+
+
+def one_row_a_response(source: Source, target: str | None) -> tuple[pa.Table, np.ndarray]:
+    """A table with a row for each response, whether it has one a row or a list of them.
+
+    Args:
+      source: a table whose responses are in the first of `RESPONSES` that it has; without any it stays as it is.
+      target: the column of scores, if there is one; as many a row as responses.
+
+    Returns:
+      The columns, the response in `response`, and the row of the old table that each row was in, `[n]`.
+
+    Raises:
+      JarmError: a list is missing, empty, or not as long as that of the scores.
+    """
+    table = source.columns.table
+    own = next((name for name in RESPONSES if name in table.column_names), "response")
+    if own not in table.column_names or not is_list(table[own].type) or is_messages(table[own].type):
+        aliased = own in table.column_names and own != "response"
+        return table.append_column("response", table[own]) if aliased else table, np.arange(len(table))
+    rows, responses = source.flattened(own)
+    flat = {own: responses, "response": responses}
+    if target in table.column_names and target is not None:
+        if not is_list(table[target].type):
+            raise JarmError(
+                f"{source.name}: {own} holds lists, and {target} {table[target].type}: give a list of scores, one for "
+                "each response of the row."
+            )
+        scored, flat[target] = source.flattened(target)
+        has, scores = (np.bincount(of, minlength=len(table)) for of in (rows, scored))
+        if (has != scores).any():
+            row = int(np.argmax(has != scores))
+            raise JarmError(
+                f"{source.at(row)}: {own} has {has[row]} elements and {target} {scores[row]}; give each response one "
+                "score."
+            )
+    others = {name: table[name] for name in table.column_names if name not in flat}
+    for name, column in others.items():
+        if pa.types.is_string(column.type):  # repeated, it may outgrow its offsets of 32 bits
+            column = column.cast(pa.large_string())
+        flat[name] = column.take(rows)
+    return pa.table(flat), rows
