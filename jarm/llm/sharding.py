@@ -1,8 +1,8 @@
 """A model over many devices: texts are split along one axis of a mesh, parameters along the other.
 
 Parameters and batches are placed, and `embed_tokens` is called as ever: the compiler adds the communication, an
-all-reduce after the tokens are looked up and two in each layer. One process a host is the usual way to run on several;
-each executes the same program on the same batches and holds only its own part of the arrays.
+all-reduce after the tokens are looked up and two in each layer. Several processes, usually one a host, all run the
+same program on the same batches, and each holds only its own part of the arrays.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ SHUTDOWN_SECONDS = 60
 
 # The last axes of a parameter, by its name; an axis that is not here is whole on every device. What is split by outputs
 # feeds what is split by inputs, whose partial sums meet in one all-reduce; biases of those are added after it. A table
-# split by width would leave hidden states split by width: an all-gather and a further all-reduce before each kernel.
+# split by width would leave hidden states split by width: an all-gather more before each attention and MLP.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed\.table", (MODEL, None)),
     (r".*\.(q|k|v|gate|up)\.kernel", (MODEL, None)),
