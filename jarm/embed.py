@@ -29,7 +29,7 @@ from jarm.data.writer import StoreWriter, explained
 from jarm.llm.config import ModelConfig, read_config
 from jarm.llm.extract import Corpus, Embedded, Model, extract
 from jarm.llm.pooling import Pooling
-from jarm.llm.sharding import any_process, load_sharded, make_mesh, start_processes
+from jarm.llm.sharding import load_sharded, make_mesh, start_processes
 from jarm.llm.tokens import Tokenizer
 from jarm.llm.weights import find_checkpoint
 
@@ -186,6 +186,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             print(f"{len(corpus):,} texts ({read.layout}), {summary.distinct:,} distinct; the first:", file=sys.stderr)
             print(_shown(corpus, rows[:1], most=300), file=sys.stderr)
         model = Model(*load_sharded(folder, shape, mesh, dtype=_dtype(config)), mesh)
+        stop = stack.enter_context(_stopping())
         results = extract(
             model,
             corpus,
@@ -194,8 +195,9 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             budget=config.max_tokens_per_batch,
             share=SHARE[config.share_prompts],
             done=done,
+            stop=stop.is_set,
         )
-        return _drain(results, mesh, corpus, sink, summary, int((~done[rows]).sum()))
+        return _drain(results, corpus, sink, summary, int((~done[rows]).sum()))
 
 
 class Sink:
@@ -231,7 +233,6 @@ class Sink:
 
 def _drain(
     results: Generator[Embedded],
-    mesh: jax.sharding.Mesh,
     corpus: Corpus,
     sink: Sink,
     summary: EmbedSummary,
@@ -241,7 +242,6 @@ def _drain(
     embedded = tokens = padded = 0
     start = time.monotonic()
     with (
-        _stopping() as stop,
         contextlib.closing(results),
         tqdm(total=left, unit="text", smoothing=0.1, disable=jax.process_index() > 0) as bar,
     ):
@@ -251,12 +251,8 @@ def _drain(
             seconds = time.monotonic() - start
             bar.set_postfix_str(f"{tokens / seconds:,.0f} tokens/s, {1 - tokens / padded:.1%} padding", refresh=False)
             bar.update(len(result.rows))
-            # All processes have to leave after the same batch, or some wait for the others for ever.
-            if bool(any_process(mesh, stop.is_set())) if jax.process_count() > 1 else stop.is_set():
-                stop.set()
-                break
         sink.commit()
-    if stop.is_set() and embedded < left:
+    if embedded < left:
         raise KeyboardInterrupt
     return dataclasses.replace(
         summary,

@@ -26,7 +26,7 @@ sys.exit(jarm.cli.main(sys.argv[1:]))
 @pytest.fixture(scope="module")
 def job(tmp_path_factory):
     folder = tmp_path_factory.mktemp("job")
-    model = write_checkpoint(folder / "model", "qwen2")
+    model = write_checkpoint(folder / "model", "llama")
     table = write_rows(folder / "r.jsonl", random_rows(150, prompt=20))
     return folder, ["--model", str(model), "--input", str(table), "--dtype", "float32", "--max-tokens-per-batch", "128"]
 
@@ -79,7 +79,7 @@ def test_two_processes(job, reference):
     said = list(finish(*pair(options, folder / "two")))
     check(EmbeddingStore(folder / "two"), reference)
     assert "embedded now" in said[0]
-    assert said[1] == ""
+    assert "embedded now" not in said[1]  # and whatever gloo has to say
 
 
 def test_two_processes_stop_together_and_go_on(job, reference):

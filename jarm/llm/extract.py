@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 import queue
 import threading
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
@@ -33,7 +33,7 @@ from jarm.llm.plan import (
     split_prefixes,
 )
 from jarm.llm.pooling import Pooling
-from jarm.llm.sharding import gather, to_mesh
+from jarm.llm.sharding import any_process, gather, to_mesh
 from jarm.llm.tokens import Tokenizer
 from jarm.types import Params
 
@@ -123,6 +123,7 @@ def extract(
     budget: int,
     share: bool | None = None,
     done: np.ndarray | None = None,
+    stop: Callable[[], bool] = lambda: False,
 ) -> Generator[Embedded]:
     """Embed rows, in an order and in batches that depend on the rows and settings alone.
 
@@ -135,6 +136,7 @@ def extract(
       share: whether texts with one prompt share its computation, which bounds memory for prompts by `CACHE_BYTES` a
         device; if None, where it saves much.
       done: `[n]` bool, rows that need no computing any more: batches of nothing else are left out.
+      stop: asked with every batch; if it is true in any process, what was begun before is the last.
 
     Yields:
       Results, batch by batch.
@@ -149,7 +151,8 @@ def extract(
     groups = _groups(corpus, rows)
     share = can_share(model.config) and (_saved(corpus, rows, groups) > SAVED if share is None else share)
     works = _shared(model, corpus, rows, groups, budget) if share else _plain(model, corpus, rows, budget)
-    waiting: collections.deque[tuple[Batch, tuple[jax.Array, ...], Work]] = collections.deque()
+    several = jax.process_count() > 1
+    waiting: collections.deque[tuple[Batch, Work, tuple[jax.Array, ...], Any]] = collections.deque()
     for work in ahead(works):
         batches = [batch for batch in work.batches if not done[batch.rows].all()]
         prefix = _prefix(model, work.prefixes, poolings) if batches and work.prefixes else None
@@ -165,16 +168,22 @@ def extract(
             )
             # Prefixes are counted with the first batch that they were computed for.
             counted = [batch, *work.prefixes] if batch is batches[0] else [batch]
-            waiting.append((batch, gather(model.mesh, values), Work(counted, [])))
+            # All processes have to leave after the same batch, or some wait for the others for ever.
+            stopped = any_process(model.mesh, stop()) if several else stop()
+            waiting.append((batch, Work(counted, []), gather(model.mesh, values), stopped))
             if len(waiting) > _AHEAD:
-                yield _collected(*waiting.popleft())
+                result, stopped = _collected(*waiting.popleft())
+                yield result
+                if stopped:
+                    return
     while waiting:
-        yield _collected(*waiting.popleft())
+        yield _collected(*waiting.popleft())[0]
 
 
-def _collected(batch: Batch, values: tuple[jax.Array, ...], counted: Work) -> Embedded:
-    """Wait for a batch."""
-    return Embedded(batch.rows, [np.asarray(value)[: len(batch.rows)] for value in values], *counted.tokens)
+def _collected(batch: Batch, counted: Work, values: tuple[jax.Array, ...], stopped: Any) -> tuple[Embedded, bool]:
+    """Wait for a batch, and for whether to stop after it."""
+    rows = [np.asarray(value)[: len(batch.rows)] for value in values]
+    return Embedded(batch.rows, rows, *counted.tokens), bool(stopped)
 
 
 def _prefix(model: Model, batches: list[Batch], poolings: tuple[Pooling, ...]) -> Any:
