@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
 
 from jarm.llm.config import LayerConfig, ModelConfig
-from jarm.llm.layers import MLP, Attention, Embedding, Lead, Norm, Stack, Tables
+from jarm.llm.layers import MLP, Attention, Embedding, KeysValues, Lead, Norm, Past, Stack, Tables, Watch
 from jarm.types import Array
 
 
@@ -22,10 +21,11 @@ class EncoderLayer(nnx.Module):
         self.attention_norm = Norm(config, config.width, lead)
         self.mlp_norm = Norm(config, config.width, lead)
 
-    def __call__(self, x: Array, tables: Tables, lengths: Array) -> Array:
-        """Hidden states after this layer."""
-        x = self.attention_norm(x + self.attention(x, tables, lengths))
-        return self.mlp_norm(x + self.mlp(x))
+    def __call__(self, x: Array, tables: Tables, lengths: Array, past: Past | None) -> tuple[Array, KeysValues]:
+        """Hidden states after this layer, and its keys and values; nothing precedes an encoder's texts."""
+        attended, kept = self.attention(x, tables, lengths)
+        x = self.attention_norm(x + attended)
+        return self.mlp_norm(x + self.mlp(x)), kept
 
 
 class Encoder(nnx.Module):
@@ -38,7 +38,7 @@ class Encoder(nnx.Module):
         self.embed_norm = Norm(config, config.width, ())
         self.stack = Stack(EncoderLayer, config, dtype)
 
-    def __call__(self, tokens: Array, lengths: Array, watch: Callable[[Array], Any]) -> tuple[Array, Array, Any]:
+    def __call__(self, tokens: Array, lengths: Array, watch: Watch) -> tuple[Array, Array, Any]:
         """Hidden states before the first and after the last layer, and what `watch` said after each."""
         first_type = self.types(jnp.zeros(1, jnp.int32))[None]
         start = self.embed(tokens) + first_type + self.positions(jnp.arange(tokens.shape[1]))[None]

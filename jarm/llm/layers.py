@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +17,11 @@ from flax import nnx
 
 from jarm.llm.config import LayerConfig, ModelConfig
 from jarm.llm.rope import Rope, rotate
-from jarm.types import Array, Float, Int
+from jarm.types import Array, Bool, Float, Int
 
 Tables = dict[Rope, tuple[Array, Array]]
+KeysValues = tuple[Array, Array]
+"""Keys after their rotation, and values, `[B, T, K, D]`."""
 Lead = tuple[int, ...]
 """Leading axes of parameters: `(repeats,)` where layers are stacked for a scan."""
 
@@ -99,22 +101,49 @@ def _implementation(q: Array) -> Any:
     return "cudnn" if flash_applies(jax.default_backend(), capability, q.dtype, q.shape[-1]) else "xla"
 
 
+def visible(
+    queries: int, keys: int, window: int | None, prefix: Int[Array, "B"] | None = None
+) -> Bool[Array, "rows {queries} {keys}"]:
+    """Which keys each token sees: those of its own and earlier positions, as far as the window reaches.
+
+    Args:
+      queries, keys: how many there are; where there are more keys, the first `keys - queries` are of prefixes.
+      window: positions seen, that of the token itself included; none is all.
+      prefix: tokens in each text's prefix, which is padded on the right.
+
+    Returns:
+      One row for each prefix, or one for all texts.
+    """
+    index = jnp.arange(keys)
+    back = (jnp.arange(queries)[:, None] - index[None])[None]
+    if prefix is not None:
+        room, start = keys - queries, prefix[:, None]
+        real = jnp.where(index[None] < start, start, -keys)  # padding counts as future
+        back = back + jnp.where(index[None] < room, real, room)[:, None]
+    return (back >= 0) & (back < (window or keys))
+
+
 def attend(
     q: Float[Array, "B T H D"],
-    k: Float[Array, "B T K D"],
-    v: Float[Array, "B T K D"],
+    k: Float[Array, "B S K D"],
+    v: Float[Array, "B S K D"],
     lengths: Int[Array, "B"],
     *,
     causal: bool,
     scale: float,
     window: int | None,
     softcap: float | None,
+    prefix: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B T H D"]:
     """Attention of right-padded texts; H heads share K pairs of keys and values.
 
-    If causal, no real token sees padding, so there is no mask for it; a window counts the token itself. Soft-capped
-    scores, c tanh(s / c), are computed here, as `jax.nn.dot_product_attention` has no such thing.
+    If causal, no real token sees padding, so there is no mask for it, unless `prefix` says how many of the first S - T
+    keys precede each text. A window counts the token itself. Soft-capped scores, c tanh(s / c), are computed here, as
+    `jax.nn.dot_product_attention` has no such thing.
     """
+    if softcap is None and prefix is not None:
+        seen = visible(q.shape[1], k.shape[1], window, prefix)[:, None]
+        return jax.nn.dot_product_attention(q, k, v, scale=scale, mask=seen, implementation=_implementation(q))
     if softcap is None:
         return jax.nn.dot_product_attention(
             q,
@@ -130,10 +159,31 @@ def attend(
     grouped = q.reshape(batch, length, k.shape[2], -1, size)
     scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
     scores = softcap * jnp.tanh(scores / softcap)
-    back = jnp.arange(length)[:, None] - jnp.arange(length)[None, :]
-    seen = (back >= 0) & (back < (window or length))
-    weights = jax.nn.softmax(jnp.where(seen[None, None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
+    seen = visible(length, k.shape[1], window, prefix)
+    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
     return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, length, heads, size)
+
+
+class Past(NamedTuple):
+    """The prefixes that B texts go on from, which G of them may share.
+
+    Attributes:
+      keys, values: `[layers, G, Tp, K, D]`, right-padded, keys after their rotation.
+      lengths: `[B]` tokens in the prefix of each text.
+      group: `[B]` which of the G it is.
+      layer: whose keys and values are next.
+    """
+
+    keys: Array
+    values: Array
+    lengths: Array
+    group: Array
+    layer: int | Array = 0
+
+    def before(self, keys: Array, values: Array) -> KeysValues:
+        """Keys and values of the texts behind those of their prefixes, in this layer."""
+        prefix = self.keys[self.layer, self.group], self.values[self.layer, self.group]
+        return jnp.concatenate([prefix[0], keys], axis=1), jnp.concatenate([prefix[1], values], axis=1)
 
 
 class Attention(nnx.Module):
@@ -150,8 +200,8 @@ class Attention(nnx.Module):
         self.q_norm = Norm(config, inner if whole else size, lead) if config.qk_norm else None
         self.k_norm = Norm(config, shared if whole else size, lead) if config.qk_norm else None
 
-    def __call__(self, x: Array, tables: Tables, lengths: Array) -> Array:
-        """What each token takes from those it sees."""
+    def __call__(self, x: Array, tables: Tables, lengths: Array, past: Past | None = None) -> tuple[Array, KeysValues]:
+        """What each token takes from those it sees, and the keys and values of these tokens."""
         config, layer = self.config, self.layer
 
         def heads(projection: Linear, norm: Norm | None) -> Array:
@@ -166,15 +216,15 @@ class Attention(nnx.Module):
             q, k = rotate(q, *tables[layer.rope]), rotate(k, *tables[layer.rope])
         y = attend(
             q,
-            k,
-            v,
+            *((k, v) if past is None else past.before(k, v)),
             lengths,
             causal=not config.encoder,
             scale=config.attention_scale,
             window=layer.window,
             softcap=config.softcap,
+            prefix=None if past is None else past.lengths,
         )
-        return self.out(y.reshape(*x.shape[:-1], -1))
+        return self.out(y.reshape(*x.shape[:-1], -1)), (k, v)
 
 
 class MLP(nnx.Module):
@@ -193,8 +243,10 @@ class MLP(nnx.Module):
         return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
 
 
-Layer = Callable[[Array, Tables, Array], Array]
-"""Hidden states, rotary tables and lengths of texts in, hidden states out."""
+Layer = Callable[[Array, Tables, Array, Past | None], tuple[Array, KeysValues]]
+"""Hidden states, rotary tables, lengths of texts and what precedes them in; hidden states, keys and values out."""
+Watch = Callable[[Array, KeysValues], Any]
+"""What to keep of a layer: its hidden states, keys and values in, any pytree out."""
 
 
 def scan_plan(layers: Sequence[Any]) -> tuple[int, int]:
@@ -216,22 +268,31 @@ class Stack(nnx.Module):
         self.cycle = nnx.List([kind(config, layer, dtype, (repeats,)) for layer in config.layers[:period]])
         self.tail = nnx.List([kind(config, layer, dtype, ()) for layer in config.layers[period * repeats :]])
 
-    def __call__(self, x: Array, tables: Tables, lengths: Array, watch: Callable[[Array], Any]) -> tuple[Array, Any]:
+    def __call__(
+        self, x: Array, tables: Tables, lengths: Array, watch: Watch, past: Past | None = None
+    ) -> tuple[Array, Any]:
         """Hidden states after the last layer, and what `watch` said after each, with a leading axis of layers."""
         seen = []
+
+        def at(layer: int | Array) -> Past | None:
+            return None if past is None else past._replace(layer=layer)
+
+        period, repeats = len(self.cycle), 0
         if self.cycle:
             graphs, states = zip(*(nnx.split(layer) for layer in self.cycle), strict=True)
+            repeats = jax.tree.leaves(states)[0].shape[0]
 
-            def once(x: Array, states: Any) -> tuple[Array, Any]:
+            def once(x: Array, step: Any) -> tuple[Array, Any]:
+                states, first = step
                 watched = []
-                for graph, state in zip(graphs, states, strict=True):
-                    x = nnx.merge(graph, state)(x, tables, lengths)
-                    watched.append(watch(x))
+                for i, (graph, state) in enumerate(zip(graphs, states, strict=True)):
+                    x, kept = nnx.merge(graph, state)(x, tables, lengths, at(first + i))
+                    watched.append(watch(x, kept))
                 return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *watched)
 
-            x, scanned = jax.lax.scan(once, x, states)
+            x, scanned = jax.lax.scan(once, x, (states, period * jnp.arange(repeats)))
             seen.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), scanned))
-        for layer in self.tail:
-            x = layer(x, tables, lengths)
-            seen.append(jax.tree.map(lambda leaf: leaf[None], watch(x)))
+        for i, layer in enumerate(self.tail, start=period * repeats):
+            x, kept = layer(x, tables, lengths, at(i))
+            seen.append(jax.tree.map(lambda leaf: leaf[None], watch(x, kept)))
         return x, jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *seen)

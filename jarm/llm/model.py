@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
-from jarm.base import JarmError
+from jarm.base import JarmError, record, static
 from jarm.llm.config import ModelConfig
 from jarm.llm.decoder import Decoder
 from jarm.llm.encoder import Encoder
-from jarm.llm.pooling import Pooling, pool
+from jarm.llm.layers import KeysValues, Past
+from jarm.llm.pooling import Pooling, follow, pool
+from jarm.llm.rope import ROPE_TYPES
 from jarm.types import Array, Float, Int, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -41,6 +45,142 @@ def abstract_params(config: ModelConfig, dtype: str = "float32") -> Params:
     return nnx.to_pure_dict(_split(config, dtype)[1])
 
 
+@record
+class Prefix:
+    """The beginnings of texts, computed once for all texts that share them: `prefill` makes it.
+
+    Attributes:
+      keys, values: `[layers, G, Tp, K, D]` in the model's dtype, keys after their rotation.
+      lengths: `[G]` tokens in each prefix.
+      pooled: `[G, d]` for each pooling: the embeddings of the prefixes themselves.
+      poolings: what `pooled` holds.
+    """
+
+    keys: Array
+    values: Array
+    lengths: Array
+    pooled: tuple[Array, ...]
+    poolings: tuple[Pooling, ...] = static()
+
+
+def cache_bytes(config: ModelConfig, dtype: str) -> int:
+    """Bytes of the keys and values that a `Prefix` holds for each token, padding included."""
+    return 2 * len(config.layers) * config.kv_heads * config.head_dim * jnp.dtype(DTYPES[dtype]).itemsize
+
+
+def can_share(config: ModelConfig, longest: int = 1 << 30) -> bool:
+    """Whether the beginning of a text can be computed before the rest is known.
+
+    In an encoder every token sees the rest. The rope types `dynamic` and `longrope` turn all of a text by its length,
+    once that is past the length they were trained for.
+
+    Args:
+      config: the model.
+      longest: tokens, padding included, of the longest prefix and the longest rest together; the default is any number.
+    """
+
+    def frequencies(layer_rope: Any) -> np.ndarray:
+        function, _, _ = ROPE_TYPES[layer_rope.kind]
+        with jax.ensure_compile_time_eval():
+            found, _ = function(layer_rope, jnp.array([1, longest]), **dict(layer_rope.parameters))
+            return np.atleast_2d(np.asarray(found))
+
+    ropes = {layer.rope for layer in config.layers if layer.rope is not None}
+    return not config.encoder and all(np.array_equal(rows[0], rows[-1]) for rows in map(frequencies, ropes))
+
+
+def _check_room(config: ModelConfig, tokens: int) -> None:
+    learned = config.encoder or config.learned_positions
+    if learned and tokens > config.max_positions:
+        raise JarmError(f"{tokens} tokens are more than the {config.max_positions} positions of this model: truncate.")
+
+
+def _check_sharing(config: ModelConfig, tokens: int) -> None:
+    if not can_share(config, tokens):
+        raise JarmError(
+            f"This {config.family} model cannot share prefixes of texts of {tokens} tokens, as the whole text decides "
+            "how a prefix is read: embed whole texts (`can_share` tells)."
+        )
+
+
+def _run(
+    params: Params,
+    tokens: Array,
+    lengths: Array,
+    config: ModelConfig,
+    poolings: tuple[Pooling, ...],
+    *,
+    keep: bool = False,
+    past: Past | None = None,
+) -> tuple[tuple[Array, ...], KeysValues | None]:
+    """Pooled hidden states of these tokens, and the keys and values of all layers, if they are to be kept."""
+    depth = len(config.layers)
+    wanted = [(pooling.kind, pooling.layer_of(depth)) for pooling in poolings]
+    inner = sorted({kind for kind, layer in wanted if 0 < layer < depth})
+
+    def watch(hidden: Array, kept: KeysValues) -> tuple[dict[str, Array], KeysValues | None]:
+        return {kind: pool(kind, hidden, lengths) for kind in inner}, kept if keep else None
+
+    exact = params["embed"]["table"].dtype == jnp.float32
+    graph = _split(config, "float32")[0]  # the dtype is in the parameters alone
+    rest = () if past is None else (past,)
+    with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
+        start, end, (watched, kept) = nnx.merge(graph, params)(tokens, lengths, watch, *rest)
+    ends = {0: start, depth: end}
+    pooled = tuple(
+        pool(kind, ends[layer], lengths) if layer in ends else watched[kind][layer - 1] for kind, layer in wanted
+    )
+    return pooled, kept
+
+
+@functools.partial(jax.jit, static_argnames=("config", "poolings"))
+def prefill(
+    params: Params,
+    tokens: Int[Array, "G Tp"],
+    lengths: Int[Array, "G"],
+    *,
+    config: ModelConfig,
+    poolings: tuple[Pooling, ...] = (Pooling(),),
+) -> Prefix:
+    """Compute beginnings of texts, such as prompts, once; `embed_tokens` goes on from them.
+
+    Args:
+      params: as for `embed_tokens`.
+      tokens: token ids of the prefixes, padded on the right with any id of the vocabulary.
+      lengths: tokens in each prefix; 0 is an empty one, or padding.
+      config: the model.
+      poolings: those that `embed_tokens` will be asked for.
+
+    Returns:
+      What the rest of each text needs of its beginning.
+
+    Raises:
+      JarmError: as `embed_tokens`, or a model whose texts cannot share prefixes (`can_share`).
+    """
+    _check_room(config, tokens.shape[1])
+    _check_sharing(config, tokens.shape[1])
+    pooled, kept = _run(params, tokens, lengths, config, poolings, keep=True)
+    assert kept is not None
+    return Prefix(*kept, lengths, pooled, poolings)
+
+
+def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
+    """Join prefixes of the same padded length and the same poolings, one group after the other.
+
+    Raises:
+      JarmError: prefixes of other lengths or poolings.
+    """
+    shapes = {(prefix.keys.shape[2], prefix.poolings) for prefix in prefixes}
+    if len(shapes) != 1:
+        raise JarmError(
+            f"Prefixes of {len(shapes)} padded lengths or poolings cannot be joined: pad and pool them alike."
+        )
+    keys, values = (jnp.concatenate([getattr(one, name) for one in prefixes], axis=1) for name in ("keys", "values"))
+    lengths = jnp.concatenate([one.lengths for one in prefixes])
+    pooled = tuple(jnp.concatenate(rows) for rows in zip(*(one.pooled for one in prefixes), strict=True))
+    return Prefix(keys, values, lengths, pooled, prefixes[0].poolings)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "poolings"))
 def embed_tokens(
     params: Params,
@@ -49,41 +189,44 @@ def embed_tokens(
     *,
     config: ModelConfig,
     poolings: tuple[Pooling, ...] = (Pooling(),),
+    prefix: Prefix | None = None,
+    group: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B d"], ...]:
     """Embed texts: one pass through the model, and one vector a text for each pooling.
 
-    In float32, products are in float32 on accelerators too.
+    In float32, products are in float32 on accelerators too. With a `prefix`, tokens are the rest of each text behind
+    its prefix, and the embedding is that of the whole.
 
     Args:
       params: as `abstract_params` describes them; `jarm.llm.weights.load_model` reads them.
       tokens: token ids, padded on the right with any id of the vocabulary.
-      lengths: tokens in each text, 1 or more.
+      lengths: tokens in each text or rest, 1 or more.
       config: the model.
       poolings: what to return.
+      prefix: what `prefill` or `concatenate` returned, for the same poolings.
+      group: the index of each text's prefix.
 
     Returns:
       Embeddings in float32, in the order of `poolings`.
 
     Raises:
-      JarmError: a layer that is not there, or more tokens than a model with learned positions has positions.
+      JarmError: a layer that is not there, more tokens than a model with learned positions has positions, or a prefix
+        of other poolings, without `group`, or for a model whose texts cannot share prefixes (`can_share`).
     """
-    learned = config.encoder or config.learned_positions
-    if learned and tokens.shape[1] > config.max_positions:
-        raise JarmError(
-            f"{tokens.shape[1]} tokens are more than the {config.max_positions} positions of this model: truncate."
-        )
-    depth = len(config.layers)
-    wanted = [(pooling.kind, pooling.layer_of(depth)) for pooling in poolings]
-    inner = sorted({kind for kind, layer in wanted if 0 < layer < depth})
-
-    def watch(hidden: Array) -> dict[str, Array]:
-        return {kind: pool(kind, hidden, lengths) for kind in inner}
-
-    exact = params["embed"]["table"].dtype == jnp.float32
-    graph = _split(config, "float32")[0]  # the dtype is in the parameters alone
-    with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
-        start, end, watched = nnx.merge(graph, params)(tokens, lengths, watch)
-    ends = {0: start, depth: end}
+    if prefix is None or group is None:
+        if prefix is not None or group is not None:
+            raise JarmError("One of `prefix` and `group` is missing: give both, or neither to embed whole texts.")
+        _check_room(config, tokens.shape[1])
+        return _run(params, tokens, lengths, config, poolings)[0]
+    if prefix.poolings != poolings:
+        raise JarmError("The prefix was computed for other poolings: give `prefill` those of `embed_tokens`.")
+    most = prefix.keys.shape[2] + tokens.shape[1]
+    _check_room(config, most)
+    _check_sharing(config, most)
+    before = prefix.lengths[group]
+    past = Past(prefix.keys, prefix.values, before, group)
+    pooled, _ = _run(params, tokens, lengths, config, poolings, past=past)
     return tuple(
-        pool(kind, ends[layer], lengths) if layer in ends else watched[kind][layer - 1] for kind, layer in wanted
+        follow(pooling.kind, first[group], before, rest, lengths)
+        for pooling, first, rest in zip(poolings, prefix.pooled, pooled, strict=True)
     )

@@ -55,3 +55,30 @@ def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"]) -> 
     real = jnp.arange(hidden.shape[1])[None, :, None] < lengths[:, None, None]
     total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
     return total / jnp.maximum(lengths, 1)[:, None]
+
+
+def follow(
+    kind: str,
+    first: Float[Array, "B d"],
+    before: Int[Array, "B"],
+    rest: Float[Array, "B d"],
+    lengths: Int[Array, "B"],
+) -> Float[Array, "B d"]:
+    """Pool texts whose two parts are pooled already.
+
+    Args:
+      kind: `last`, `mean` or `cls`.
+      first: the pooled first parts.
+      before: tokens in each first part, which may have none.
+      rest: the pooled second parts.
+      lengths: tokens in each second part, 1 or more.
+
+    Returns:
+      One vector a text, in float32.
+    """
+    if kind == "last":
+        return rest
+    if kind == "cls":
+        return jnp.where(before[:, None] > 0, first, rest)
+    share = (before / (before + lengths))[:, None]
+    return share * first + (1 - share) * rest
