@@ -552,7 +552,9 @@ def test_provenance_is_of_the_rows_used_and_not_of_what_a_store_has_besides(tmp_
 def test_what_a_store_lacks_is_named(tmp_path, table):
     path, texts = table
     embedded(tmp_path / "store", [t for n, t in enumerate(texts) if n not in (5, 7)])
-    with pytest.raises(JarmError, match=r"lacks the texts of 2 of the 120 responses of .*, row 5, row 7: embed the table"):
+    with pytest.raises(
+        JarmError, match=r"lacks the texts of 2 of the 120 responses of .*, row 5, row 7: embed the table"
+    ):
         jarm.load(path, embeddings=tmp_path / "store", target="score")
     embedded(tmp_path / "named", texts, {"template": "{system}{response}"})
     with pytest.raises(JarmError, match="has no column 'system', of which"):
