@@ -288,8 +288,6 @@ def test_a_dataset_saved_to_disk(tmp_path):
     assert "no column 'm': it has chosen, rejected, n" in complaint([tmp_path / "two"], extra=["m"])
     (tmp_path / "one" / "data-00000-of-00001.arrow").write_bytes(b"")
     assert "cannot be read as a dataset on disk" in complaint([tmp_path / "one"])
-    data.select([]).save_to_disk(tmp_path / "none")
-    assert "holds no rows" in complaint([tmp_path / "none"])
 
 
 def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
@@ -300,13 +298,14 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
         asked_for.append((name, split))
         if split == "dev":
             raise ValueError("Unknown split \"dev\". Should be one of ['train'].\nmore")
-        return datasets.Dataset.from_list(ROWS)
+        return datasets.Dataset.from_list(ROWS if name == "owner/some-data" else [])
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     monkeypatch.chdir(tmp_path)
     assert pairs(read_texts(["owner/some-data"])) == TURNS
     assert pairs(read_texts(["owner/some-data"], split="test[:10]")) == TURNS
     assert asked_for == [("owner/some-data", "train"), ("owner/some-data", "test[:10]")]
+    assert "holds no rows" in complaint(["owner/empty"])
     message = complaint(["owner/some-data"], split="dev")
     assert "nor as a dataset of the hub (Unknown split \"dev\". Should be one of ['train']): check" in message
 
