@@ -219,7 +219,7 @@ def _prompts(name: str, columns: pa.Table, names: Sequence[str]) -> pa.Dictionar
     values = columns[key]
     if is_messages(values.type):
         values = pa.chunked_array([[None if value is None else canonical(value) for value in values.to_pylist()]])
-    if not (pa.types.is_integer(values.type) or _is_text(columns, key)):
+    if not (pa.types.is_integer(values.type) or is_text(values.type)):
         raise JarmError(f"{name}: column {key} holds {values.type}: give text or integers, alike for one prompt.")
     if values.null_count:
         row = int(np.flatnonzero(np.asarray(values.is_null()))[0])

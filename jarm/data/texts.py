@@ -203,8 +203,8 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
             prompts, sides = (_part_strings if kind == _TEXT else _part_conversations)(sides)
             if kind == _TEXT and not any(prompts):
                 raise JarmError(
-                    f"{source.name}: {' and '.join(responses)} have no prompts, and no common beginning in any row that "
-                    "could be one: name the column of the prompts (`--prompt-column`)."
+                    f"{source.name}: {' and '.join(responses)} have no prompts, and no common beginning in any row "
+                    "that could be one: name the column of the prompts (`--prompt-column`)."
                 )
         rows, slots = np.divmod(np.arange(len(sides[0]) * len(sides)), len(sides))
         answers, labels = [content(answer) for row in zip(*sides, strict=True) for answer in row], responses
