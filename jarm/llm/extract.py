@@ -29,6 +29,7 @@ from jarm.llm.plan import (
     choose_lengths,
     make_chunks,
     plain_work,
+    round_up,
     shared_work,
     split_prefixes,
 )
@@ -149,7 +150,8 @@ def extract(
     if done is None:
         done = np.zeros(len(corpus), bool)
     groups = _groups(corpus, rows)
-    share = can_share(model.config) and (_saved(corpus, rows, groups) > SAVED if share is None else share)
+    most = 2 * round_up(corpus.tokenizer.max_length)  # a prefix and the rest, each with its padding
+    share = can_share(model.config, most) and (_saved(corpus, rows, groups) > SAVED if share is None else share)
     works = _shared(model, corpus, rows, groups, budget) if share else _plain(model, corpus, rows, budget)
     several = jax.process_count() > 1
     waiting: collections.deque[tuple[Batch, Work, tuple[jax.Array, ...], Any]] = collections.deque()
@@ -215,7 +217,7 @@ def _shared(model: Model, corpus: Corpus, rows: np.ndarray, groups: np.ndarray, 
     """Work with shared prompts."""
     sizes = np.array([len(fill("{prompt}", corpus.row(int(row)))) for row in rows])
     # A token is a character or more. Half, as `_prefix` may fill up to twice the room.
-    room = CACHE_BYTES // 2 // cache_bytes(model.config, model.params["embed"]["table"].dtype)
+    room = CACHE_BYTES // 2 // cache_bytes(model.config, str(model.params["embed"]["table"].dtype))
     chunks = make_chunks(sizes, groups, room)
 
     def encode(chunk: np.ndarray) -> list[tuple[int, Encoded]]:
