@@ -134,7 +134,7 @@ def read_columns(path: PathLike, wanted: Iterable[str], pick: Pick | None = None
     else:
         raise JarmError(f"{path} ends in neither .parquet nor .jsonl: convert the table to one of the two.")
     if not len(columns.table):
-        raise JarmError(f"{path} holds no rows: give at least one prompt with two responses.")
+        raise JarmError(f"{path} holds no rows: give it at least one response.")
     return columns
 
 
