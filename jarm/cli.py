@@ -15,7 +15,8 @@ import tyro
 from jarm.acquisition.registry import RULES
 from jarm.base import JarmError
 from jarm.compare import CompareConfig, compare
-from jarm.data.store import EmbeddingStore
+from jarm.data.store import EmbeddingStore, fields
+from jarm.data.texts import read_texts
 from jarm.embed import EmbedConfig, embed
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
@@ -99,13 +100,19 @@ def _store_verify(store: Store) -> None:
     print(f"{len(opened):,} rows are as they were written.")
 
 
-def _store_export(store: Store, out: pathlib.Path) -> None:
-    """Write all rows of a store to one file, with their keys.
+def _store_export(store: Store, out: pathlib.Path, table: tuple[str, ...] = ()) -> None:
+    """Write rows of a store to one file, with their keys.
 
     Args:
       out: an .npy, which gets NAME.keys.txt beside it, or a .safetensors.
+      table: what was embedded; its texts decide which rows, and their order. By default all, in the store's order.
     """
-    EmbeddingStore(store).export(out)
+    opened = EmbeddingStore(store)
+    keys = None
+    if table:
+        extra = [name for name in fields(opened.template) if name not in ("prompt", "response")]
+        keys = read_texts(table, extra=extra).keys(opened.template)
+    opened.export(out, keys)
     print(out)
 
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from jarm.base import JarmError
 from jarm.data.files import fingerprint, replace_text
-from jarm.data.store import fields, key_of
+from jarm.data.store import fields
 from jarm.data.texts import TEMPLATE, read_texts
 from jarm.data.writer import StoreWriter, explained
 from jarm.llm.config import ModelConfig, read_config
@@ -169,7 +169,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     if config.show:
         print(_shown(corpus, np.arange(min(config.show, len(corpus)))))
         return EmbedSummary()
-    keys = [key_of(tokenizer.key_text(corpus.row(i))) for i in range(len(corpus))]
+    keys = read.keys(tokenizer.key_template)
     mesh = make_mesh(config.tensor_parallel)
     with contextlib.ExitStack() as stack:
         sink = Sink(keys, _open_stores(stack, config, folder, shape, tokenizer, poolings), config.normalize)
@@ -389,7 +389,7 @@ def _shown(corpus: Corpus, rows: np.ndarray, most: int | None = None) -> str:
     lines = []
     for row, ids in corpus.encode(rows):
         words = corpus.tokenizer.words(ids)
-        text, tokens = repr(corpus.tokenizer.render(corpus.row(row))), " ".join(map(str, ids.tolist()))
+        text, tokens = repr(corpus.tokenizer.render(corpus.texts.row(row))), " ".join(map(str, ids.tolist()))
         if most is not None:
             text, tokens = (each if len(each) <= most else f"{each[:most]} ..." for each in (text, tokens))
         lines += [

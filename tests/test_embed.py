@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures.tiny import CHAT, write_checkpoint
+from safetensors.numpy import load_file
 
 from jarm.base import JarmError
 from jarm.cli import main
@@ -132,6 +133,19 @@ def test_a_table_finds_its_rows_in_the_store(tmp_path, folder):
     side = benchmark.train
     responses = {f"{row['prompt']}\n\n{row['response']}" for row in rows}
     assert np.isin(side.rows[side.mask], store.indices(map(key_of, responses))).all()
+
+
+@pytest.mark.parametrize("ending", ["npy", "safetensors"])
+def test_rows_are_exported_in_the_order_of_a_table(tmp_path, folder, ending):
+    rows = random_rows(20)
+    rows += rows[3:6]
+    table = write_rows(tmp_path / "r.jsonl", rows)
+    embed(settings(folder, table, tmp_path / "store"))
+    out = tmp_path / f"x.{ending}"
+    assert main(["store", "export", str(tmp_path / "store"), "--out", str(out), "--table", str(table)]) == 0
+    keys = [key_of(f"{row['prompt']}\n\n{row['response']}") for row in rows]
+    exported = np.load(out) if ending == "npy" else load_file(out)["embeddings"]
+    np.testing.assert_array_equal(exported, EmbeddingStore(tmp_path / "store").rows(keys))
 
 
 def test_chats_of_every_shape(tmp_path):

@@ -5,6 +5,7 @@ import pytest
 from fixtures.tiny import CHAT, LETTERS, write_checkpoint
 
 from jarm.base import JarmError
+from jarm.data.store import fill
 from jarm.llm.tokens import CHAT_KEY, Tokenizer
 
 ROW = {"prompt": "ab", "response": "cd"}
@@ -28,7 +29,8 @@ def encoded(tokenizer, text):
 
 def test_given_template(tmp_path):
     tokenizer = make(tmp_path / "m", template="{prompt}: {response}")
-    assert tokenizer.render(ROW) == "ab: cd" == tokenizer.key_text(ROW)
+    assert tokenizer.render(ROW) == "ab: cd"
+    assert tokenizer.key_template == "{prompt}: {response}"
     assert encoded(tokenizer, "ab: cd") == ([1, *ids_of("ab: cd")], False)
 
 
@@ -73,7 +75,7 @@ def test_truncation_of_a_chat(tmp_path, keep, kept):
 def test_keys_of_chats_cannot_be_confused(tmp_path):
     tokenizer = make(tmp_path / "m", chat=CHAT)
     one, other = {"prompt": "a\n\nb", "response": "c"}, {"prompt": "a", "response": "b\n\nc"}
-    assert tokenizer.key_text(one) != tokenizer.key_text(other)
+    assert fill(tokenizer.key_template, one) != fill(tokenizer.key_template, other)
 
 
 def test_what_decides_the_ids_has_a_fingerprint(tmp_path):

@@ -21,6 +21,7 @@ from jarm.data.files import PathLike
 from jarm.data.journal import DTYPES, Commit, read_journal, read_meta, shard_name
 
 _FIELD = re.compile(r"\{(\w+)\}")
+_PICKED = 1024  # rows gathered at a time
 _SAFETENSORS = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
 
 
@@ -107,6 +108,21 @@ class EmbeddingStore:
         return self.gather(np.arange(start, stop, step))
 
     @property
+    def template(self) -> str:
+        """How the texts of the keys are made of a table's columns.
+
+        Raises:
+          JarmError: the store does not say it.
+        """
+        template = self.meta.made_by.get("template")
+        if not isinstance(template, str) or not fields(template):
+            raise JarmError(
+                f"{self.path} does not say how its texts are made of a table's columns (template {template!r}): save "
+                "`store.rows(keys)`, in the table's order, as an .npy."
+            )
+        return template
+
+    @property
     def keys(self) -> list[str]:
         """The key of each row."""
         return list(self._journal.row_of)
@@ -161,6 +177,10 @@ class EmbeddingStore:
         Raises:
           JarmError: the store lacks a key.
         """
+        return self.gather(self._existing(keys))
+
+    def _existing(self, keys: Sequence[str]) -> np.ndarray:
+        """The row of each key, all of which have to be there."""
         indices = self.indices(keys)
         missing = np.flatnonzero(indices < 0)
         if missing.size:
@@ -168,7 +188,7 @@ class EmbeddingStore:
                 f"{self.path} lacks {missing.size:,} of {len(indices):,} keys, the first of them "
                 f"{keys[missing[0]]!r}: embed those texts into it."
             )
-        return self.gather(indices)
+        return indices
 
     def fingerprint(self, indices: np.ndarray) -> str:
         """A SHA-256, hexadecimal, of what some rows hold, by the journal's checksums; the store may grow meanwhile."""
@@ -199,24 +219,30 @@ class EmbeddingStore:
             if zlib.crc32(data) != commit.crc
         ]
 
-    def export(self, out: PathLike) -> None:
-        """Write all rows, in the store's order, as `.npy` or `.safetensors`; memory does not grow with the store.
+    def export(self, out: PathLike, keys: Sequence[str] | None = None) -> None:
+        """Write rows as `.npy` or `.safetensors`, in memory that does not grow with the store.
 
         Keys go along: one a line in `NAME.keys.txt` beside an `.npy`, and as the tensor `keys`, `[n, 16]` uint8, beside
         `embeddings` in `.safetensors`, whose metadata has what made the store. NumPy has no bfloat16 and loads such an
         `.npy` as two-byte values; `.view(ml_dtypes.bfloat16)` gives them back their type.
 
+        Args:
+          out: the file.
+          keys: whose rows, in this order, however often each; by default all, in the store's order.
+
         Raises:
-          JarmError: another ending, damage in a shard, or a file that cannot be written.
+          JarmError: another ending, a key that is not there, damage in a shard, or a file that cannot be written.
         """
         out = Path(out)
-        if out.suffix == ".npy":
-            _write_whole(out.with_suffix(".keys.txt"), self._write_keys)
-            _write_whole(out, self._write_npy)
-        elif out.suffix == ".safetensors":
-            _write_whole(out, self._write_safetensors)
-        else:
+        if out.suffix not in (".npy", ".safetensors"):
             raise JarmError(f"{out} ends in neither .npy nor .safetensors: give one of the two.")
+        rows = self._whole_rows() if keys is None else self._picked_rows(self._existing(keys))
+        keys = self.keys if keys is None else keys
+        if out.suffix == ".npy":
+            _write_whole(out.with_suffix(".keys.txt"), lambda file: file.writelines(f"{k}\n".encode() for k in keys))
+            _write_whole(out, lambda file: self._write_npy(file, len(keys), rows))
+        else:
+            _write_whole(out, lambda file: self._write_safetensors(file, keys, rows))
 
     def _commits(self) -> Iterator[tuple[Commit, bytes]]:
         """Each commit and the bytes that its shard has there, as far as it has them."""
@@ -238,7 +264,8 @@ class EmbeddingStore:
             if file is not None:
                 file.close()
 
-    def _write_rows(self, file: IO[bytes]) -> None:
+    def _whole_rows(self) -> Iterator[bytes]:
+        """All rows, checked commit by commit."""
         for commit, data in self._commits():
             if zlib.crc32(data) != commit.crc:
                 path = self.path / shard_name(commit.start // self.meta.shard_rows)
@@ -246,31 +273,37 @@ class EmbeddingStore:
                     f"{path} is damaged in rows {commit.start:,} to {commit.stop - 1:,}: copy it again from where "
                     "the store was made."
                 )
-            file.write(data)
+            yield data
 
-    def _write_keys(self, file: IO[bytes]) -> None:
-        for key in self._journal.row_of:
-            file.write(key.encode() + b"\n")
+    def _picked_rows(self, indices: np.ndarray) -> Iterator[bytes]:
+        """Rows by index, after all are found to be undamaged."""
+        for _ in self._whole_rows():
+            pass
+        for at in range(0, len(indices), _PICKED):
+            yield self.gather(indices[at : at + _PICKED]).tobytes()
 
-    def _write_npy(self, file: IO[bytes]) -> None:
+    def _write_npy(self, file: IO[bytes], count: int, rows: Iterable[bytes]) -> None:
         descr = "|V2" if self.meta.dtype == "bfloat16" else self.dtype.str
-        header = {"descr": descr, "fortran_order": False, "shape": self.shape}
+        header = {"descr": descr, "fortran_order": False, "shape": (count, self.meta.width)}
         np.lib.format.write_array_header_1_0(file, header)
-        self._write_rows(file)
+        file.writelines(rows)
 
-    def _write_safetensors(self, file: IO[bytes]) -> None:
-        end = len(self) * self.meta.row_bytes
+    def _write_safetensors(self, file: IO[bytes], keys: Sequence[str], rows: Iterable[bytes]) -> None:
+        count, end = len(keys), len(keys) * self.meta.row_bytes
         header = {
             "__metadata__": {"made_by": json.dumps(self.meta.made_by)},
-            "embeddings": {"dtype": _SAFETENSORS[self.meta.dtype], "shape": self.shape, "data_offsets": [0, end]},
-            "keys": {"dtype": "U8", "shape": [len(self), 16], "data_offsets": [end, end + 16 * len(self)]},
+            "embeddings": {
+                "dtype": _SAFETENSORS[self.meta.dtype],
+                "shape": [count, self.meta.width],
+                "data_offsets": [0, end],
+            },
+            "keys": {"dtype": "U8", "shape": [count, 16], "data_offsets": [end, end + 16 * count]},
         }
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
         file.write(len(text).to_bytes(8, "little") + text)
-        self._write_rows(file)
-        for key in self._journal.row_of:
-            file.write(bytes.fromhex(key))
+        file.writelines(rows)
+        file.writelines(map(bytes.fromhex, keys))
 
 
 def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:

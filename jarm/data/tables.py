@@ -69,7 +69,9 @@ def load_table(
     """
     name, store = str(table), _opened(embeddings)
     wanted = ["prompt_id", "prompt", *RESPONSES, split or "split", *([] if target is None else [target])]
-    source = Source(name, read_columns(table, [*wanted, *_template_fields(store)]))
+    source = Source(
+        name, read_columns(table, [*wanted, *(fields(store.template) if isinstance(store, EmbeddingStore) else [])])
+    )
     names, numeric = source.columns.names, source.columns.numeric
     prompt = _prompts(name, source.columns.table, names)
     is_test = _sides(name, source.columns.table, prompt, split, names)
@@ -163,22 +165,9 @@ def _opened(embeddings: PathLike) -> Any:
     return EmbeddingStore(embeddings) if is_store(Path(embeddings)) else open_npy(embeddings)
 
 
-def _template_fields(store: Any) -> list[str]:
-    """The columns that the texts of a store are made of."""
-    if not isinstance(store, EmbeddingStore):
-        return []
-    template = store.meta.made_by.get("template")
-    if not isinstance(template, str) or not fields(template):
-        raise JarmError(
-            f"{store.path} does not say how its texts are made of a table's columns (template {template!r}): save "
-            "`store.rows(keys)`, in the table's order, as an .npy."
-        )
-    return fields(template)
-
-
 def _places(name: str, columns: pa.Table, store: EmbeddingStore, place: Callable[[int], str]) -> np.ndarray:
     """The row of the store that has the text of each response, `[n]`."""
-    template = store.meta.made_by["template"]
+    template = store.template
     for column in fields(template):
         if column not in columns.column_names:
             raise JarmError(f"{name} has no column {column!r}, of which {store.path} makes its texts: add it.")

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jarm.base import JarmError
 from jarm.data.files import PathLike, is_list, is_text, nearest
 from jarm.data.sources import RESPONSES, Source, read_sources
-from jarm.data.store import without_none
+from jarm.data.store import fill, key_of, without_none
 
 LAYOUTS = (*((name,) for name in RESPONSES), ("chosen", "rejected"), ("messages",))
 """Columns of responses, by precedence. The first three want a column of prompts besides, the last takes none."""
@@ -76,6 +76,15 @@ class Texts(NamedTuple):
     places: Places
     layout: str
     template: str
+
+    def row(self, index: int) -> dict[str, Any]:
+        """The columns of one text."""
+        return {name: values[index] for name, values in self.columns.items()}
+
+    def keys(self, template: str) -> list[str]:
+        """The key that each text has in a store of this template."""
+        rows = zip(*self.columns.values(), strict=True)
+        return [key_of(fill(template, dict(zip(self.columns, row, strict=True)))) for row in rows]
 
 
 def read_texts(

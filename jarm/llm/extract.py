@@ -88,10 +88,6 @@ class Corpus:
     def __len__(self) -> int:
         return len(self.texts.columns["response"])
 
-    def row(self, index: int) -> dict[str, Any]:
-        """The columns of one text."""
-        return {name: values[index] for name, values in self.texts.columns.items()}
-
     def place(self, index: int) -> str:
         """Where a text stands in the input."""
         return self.texts.places[index]
@@ -105,7 +101,7 @@ class Corpus:
         rendered = []
         for index in rows:
             try:
-                rendered.append(self.tokenizer.render(self.row(int(index))))
+                rendered.append(self.tokenizer.render(self.texts.row(int(index))))
             except JarmError as error:
                 raise JarmError(f"{self.place(int(index))}: {error}") from error
         ids, cut = self.tokenizer.encode(rendered)
@@ -215,7 +211,7 @@ def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Itera
 
 def _shared(model: Model, corpus: Corpus, rows: np.ndarray, groups: np.ndarray, budget: int) -> Iterator[Work]:
     """Work with shared prompts."""
-    sizes = np.array([len(fill("{prompt}", corpus.row(int(row)))) for row in rows])
+    sizes = np.array([len(fill("{prompt}", corpus.texts.row(int(row)))) for row in rows])
     # A token is a character or more. Half, as `_prefix` may fill up to twice the room.
     room = CACHE_BYTES // 2 // cache_bytes(model.config, str(model.params["embed"]["table"].dtype))
     chunks = make_chunks(sizes, groups, room)
@@ -238,7 +234,7 @@ def _shared(model: Model, corpus: Corpus, rows: np.ndarray, groups: np.ndarray, 
 def _groups(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
     """A number for the prompt of each row, `[k]`."""
     numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(fill("{prompt}", corpus.row(int(row))), len(numbers)) for row in rows])
+    return np.array([numbers.setdefault(fill("{prompt}", corpus.texts.row(int(row))), len(numbers)) for row in rows])
 
 
 def _saved(corpus: Corpus, rows: np.ndarray, groups: np.ndarray) -> float:
@@ -246,12 +242,12 @@ def _saved(corpus: Corpus, rows: np.ndarray, groups: np.ndarray) -> float:
     if not {"prompt"} <= set(fields(corpus.tokenizer.key_template)):
         return 0.0
     _, first = np.unique(groups, return_index=True)
-    prompts = np.array([len(fill("{prompt}", corpus.row(int(row)))) for row in rows])
+    prompts = np.array([len(fill("{prompt}", corpus.texts.row(int(row)))) for row in rows])
     return float((prompts.sum() - prompts[first].sum()) / max(1, sum(_sizes(corpus, rows))))
 
 
 def _sizes(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return np.array([len(corpus.tokenizer.key_text(corpus.row(int(row)))) for row in rows])
+    return np.array([len(fill(corpus.tokenizer.key_template, corpus.texts.row(int(row)))) for row in rows])
 
 
 def _spread(count: int, most: int) -> np.ndarray:

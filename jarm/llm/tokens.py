@@ -87,10 +87,6 @@ class Tokenizer:
             "keep": self.keep,
         }
 
-    def key_text(self, row: Mapping[str, Any]) -> str:
-        """The text that the key of a row is made of."""
-        return fill(self.key_template, row)
-
     def render(self, row: Mapping[str, Any]) -> str:
         """The exact text that the model gets of a row, without the special tokens that the tokenizer adds.
 
