@@ -97,6 +97,12 @@ class EmbedConfig:
     process_id: int | None = None
     show: int = 0
 
+    def __post_init__(self) -> None:
+        for name, kinds in (("input", (str, pathlib.Path)), ("pooling", str), ("layer", int)):
+            if isinstance(getattr(self, name), kinds):
+                raise JarmError(f"EmbedConfig({name}=...) takes several: write ({getattr(self, name)!r},).")
+        object.__setattr__(self, "out", pathlib.Path(self.out))
+
 
 @dataclasses.dataclass(frozen=True)
 class EmbedSummary:

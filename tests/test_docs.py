@@ -1,6 +1,7 @@
 """What the documents show runs, and what they promise is so."""
 
 import contextlib
+import dataclasses
 import io
 import pathlib
 import re
@@ -45,6 +46,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/data.md",
+    "docs/embedding.md",
     "docs/store.md",
     "experiments/README.md",
     "benchmarks/README.md",
@@ -56,6 +58,13 @@ def test_links_lead_somewhere(name):
     path = ROOT / name
     for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
         assert target.startswith("http") or (path.parent / target).exists(), target
+
+
+def test_options_of_embedding_exist():
+    options = re.findall(r"`?--([a-z][a-z-]+)", (ROOT / "docs/embedding.md").read_text())
+    known = {field.name for field in dataclasses.fields(jarm.EmbedConfig)}
+    of_others = {"embeddings", "target", "data", "table", "out"}
+    assert {option.replace("-", "_") for option in options} <= known | of_others
 
 
 def test_public_names_exist_and_are_documented():
