@@ -58,7 +58,8 @@ class EmbedConfig:
       keep: of a text that is too long, its `start` or its `end`; by default `end` if the last token is pooled.
       dtype: of the model, `float32` or `bfloat16`; by default the former on a CPU, and the latter elsewhere.
       store_dtype: `bfloat16`, `float32`, or `float16`, which some models overflow; by default the model's.
-      max_tokens_per_batch: on each device, padding included.
+      max_tokens_per_batch: on each device, padding included; by default 2,048 on a CPU, whose cache then holds what a
+        layer works on, and 16,384 elsewhere.
       share_prompts: compute the tokens that responses to one prompt share only once (decoders): "always", "never", or
         "auto", where it saves a tenth.
       prompt_column: of the input, where it is not `prompt`.
@@ -84,7 +85,7 @@ class EmbedConfig:
     keep: str | None = None
     dtype: str | None = None
     store_dtype: str | None = None
-    max_tokens_per_batch: int = 16384
+    max_tokens_per_batch: int | None = None
     share_prompts: str = "auto"
     prompt_column: str | None = None
     response_columns: tuple[str, ...] = ()
@@ -147,7 +148,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
       JarmError: input, model or store that cannot be used, by name; what had been committed stays.
       KeyboardInterrupt: the process was told to stop, and did so after committing what was computed.
     """
-    if config.max_tokens_per_batch < 1:
+    if config.max_tokens_per_batch is not None and config.max_tokens_per_batch < 1:
         raise JarmError("A batch of no tokens embeds nothing: give --max-tokens-per-batch 1 or more.")
     if config.share_prompts not in SHARE:
         raise JarmError(f"Prompts are shared {', '.join(SHARE)}, not {config.share_prompts!r}: give one of them.")
@@ -198,7 +199,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             corpus,
             rows,
             poolings=poolings,
-            budget=config.max_tokens_per_batch,
+            budget=_budget(config),
             share=SHARE[config.share_prompts],
             done=done,
             stop=stop.is_set,
@@ -329,7 +330,7 @@ def _job(config: EmbedConfig, sink: Sink) -> tuple[np.ndarray, np.ndarray]:
     first_of: dict[str, int] = {}
     for row, key in enumerate(sink.keys):
         first_of.setdefault(key, row)
-    settings = [config.max_tokens_per_batch, config.share_prompts, jax.device_count(), config.tensor_parallel]
+    settings = [_budget(config), config.share_prompts, jax.device_count(), config.tensor_parallel]
     job = hashlib.sha256(json.dumps([settings, list(first_of)]).encode()).hexdigest()
     there = [set(writer.keys) for writer in sink.writers]
     before = [set(writer.keys[: _start(writer, job)]) for writer in sink.writers]
@@ -382,6 +383,10 @@ def _usual_pooling(folder: pathlib.Path, shape: ModelConfig) -> str:
 
 def _dtype(config: EmbedConfig) -> str:
     return config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+
+def _budget(config: EmbedConfig) -> int:
+    return config.max_tokens_per_batch or (2048 if jax.default_backend() == "cpu" else 16384)
 
 
 def _weights(folder: pathlib.Path) -> str:
