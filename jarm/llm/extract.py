@@ -34,7 +34,7 @@ from jarm.llm.plan import (
     split_prefixes,
 )
 from jarm.llm.pooling import Pooling
-from jarm.llm.sharding import any_process, gather, to_mesh
+from jarm.llm.sharding import any_process, gather, share_prefix, to_mesh
 from jarm.llm.tokens import Tokenizer
 from jarm.types import Params
 
@@ -147,7 +147,13 @@ def extract(
         done = np.zeros(len(corpus), bool)
     groups = _groups(corpus, rows)
     most = 2 * round_up(corpus.tokenizer.max_length)  # a prefix and the rest, each with its padding
-    share = can_share(model.config, most) and (_saved(corpus, rows, groups) > SAVED if share is None else share)
+    able = can_share(model.config, most)
+    if share and not able:
+        raise JarmError(
+            f"A {model.config.family} model reads the beginning of texts of {corpus.tokenizer.max_length:,} tokens by "
+            "what follows, so prompts cannot be shared: leave --share-prompts at auto, or give a smaller --max-length."
+        )
+    share = able and _saved(corpus, rows, groups) > SAVED if share is None else share
     works = _shared(model, corpus, rows, groups, budget) if share else _plain(model, corpus, rows, budget)
     several = jax.process_count() > 1
     waiting: collections.deque[tuple[Batch, Work, tuple[jax.Array, ...], Any]] = collections.deque()
@@ -197,7 +203,8 @@ def _prefix(model: Model, batches: list[Batch], poolings: tuple[Pooling, ...]) -
         for batch in batches
     ]
     # As many as a power of two, so that few shapes compile.
-    return concatenate(parts + parts[-1:] * ((1 << (len(parts) - 1).bit_length()) - len(parts)))
+    parts += parts[-1:] * ((1 << (len(parts) - 1).bit_length()) - len(parts))
+    return share_prefix(model.mesh, concatenate(parts))
 
 
 def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Iterator[Work]:

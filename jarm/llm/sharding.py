@@ -23,6 +23,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jarm.base import JarmError
 from jarm.llm.config import ModelConfig
+from jarm.llm.model import Prefix
 from jarm.llm.weights import Put, load_params
 from jarm.types import Array, Params
 
@@ -233,6 +234,12 @@ def gather(mesh: Mesh, arrays: Any) -> Any:
     All processes call this in the same order; it returns at once, as every computation does.
     """
     return jax.device_put(arrays, NamedSharding(mesh, PartitionSpec()))
+
+
+def share_prefix(mesh: Mesh, prefix: Prefix) -> Prefix:
+    """Prefixes where any text can go on from them: all on every device, of each only the heads that it computes."""
+    heads, whole = NamedSharding(mesh, PartitionSpec(None, None, None, MODEL)), NamedSharding(mesh, PartitionSpec())
+    return jax.device_put(prefix, dataclasses.replace(jax.tree.map(lambda _: whole, prefix), keys=heads, values=heads))
 
 
 def any_process(mesh: Mesh, flag: bool) -> Array:
