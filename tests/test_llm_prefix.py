@@ -17,6 +17,7 @@ from jarm.llm.weights import load_model
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "llm"
 TOLERANCE = 2e-5
+LAST = (Pooling(),)
 # Without those that differ from another case in nothing that a prefix touches.
 DECODERS = [case for case in make_llm.CASES if case not in ("bert", "smollm2", "gpt_neox_sequential")]
 # 13 + 11 tokens are more than any window, and as many as `llama_dynamic` was trained for.
@@ -105,8 +106,7 @@ def test_joined_prefixes_are_those_of_one_batch_and_nothing_recompiles():
         np.testing.assert_allclose(other, one, rtol=0, atol=TOLERANCE / 10)
 
 
-@pytest.mark.parametrize("window", [None, 4])
-@pytest.mark.parametrize("softcap", [None, 1.5])
+@pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (4, 1.5)])
 def test_attention_behind_a_prefix_is_that_of_the_whole(window, softcap):
     """Keys and values that must not be seen are enormous."""
     rng = np.random.default_rng(3)
@@ -114,7 +114,8 @@ def test_attention_behind_a_prefix_is_that_of_the_whole(window, softcap):
     q, k, v = (rng.normal(size=(3, room + length, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
     total = jnp.full(3, room + length, jnp.int32)
     options = {"causal": True, "scale": 0.4, "window": window, "softcap": softcap}
-    whole = attend(*map(jnp.asarray, (q, k, v)), total, **options)
+    attention = jax.jit(functools.partial(attend, **options))
+    whole = np.asarray(attention(*map(jnp.asarray, (q, k, v)), total))
 
     def padded(x):
         out = np.full_like(x, 1e9)
@@ -122,9 +123,9 @@ def test_attention_behind_a_prefix_is_that_of_the_whole(window, softcap):
             out[b, :n], out[b, room:] = x[b, :n], x[b, n : n + length]
         return jnp.asarray(out)
 
-    rest = np.stack([q[b, n : n + length] for b, n in enumerate(prefix)])
+    rest = jnp.asarray(np.stack([q[b, n : n + length] for b, n in enumerate(prefix)]))
     start = jnp.asarray(prefix, jnp.int32)
-    got = attend(jnp.asarray(rest), padded(k), padded(v), total, **options, prefix=start)
+    got = np.asarray(attention(rest, padded(k), padded(v), total, prefix=start))
     for b, n in enumerate(prefix):
         np.testing.assert_allclose(got[b], whole[b, n : n + length], rtol=0, atol=2e-6)
 
@@ -140,14 +141,14 @@ def test_what_is_visible_is_what_its_definition_says(window):
 
 
 def test_pooled_parts_make_the_pooled_whole():
-    rng = np.random.default_rng(5)
-    hidden = jnp.asarray(rng.normal(size=(1, 7, 3)), jnp.float32)
-    for kind in ("last", "mean", "cls"):
-        whole = pool(kind, hidden, jnp.array([7]))
-        for before in range(7):
-            n, rest = jnp.array([before]), jnp.array([7 - before])
-            got = follow(kind, pool(kind, hidden, n), n, pool(kind, hidden[:, before:], rest), rest)
-            np.testing.assert_allclose(got, whole, rtol=0, atol=1e-6)
+    hidden = np.random.default_rng(5).normal(size=(7, 3)).astype(np.float32)
+    before = np.array([0, 1, 4])
+    first = jnp.asarray(np.stack([hidden] * 3))
+    rest = jnp.asarray(np.stack([np.roll(hidden, -n, axis=0) for n in before]))
+    n, m = jnp.asarray(before), jnp.asarray(7 - before)
+    for kind, whole in {"last": hidden[6], "mean": hidden.mean(axis=0), "cls": hidden[0]}.items():
+        got = np.asarray(follow(kind, pool(kind, first, n), n, pool(kind, rest, m), m))
+        np.testing.assert_allclose(got, np.stack([whole] * 3), rtol=0, atol=1e-6)
 
 
 def test_which_models_can_share():
@@ -165,7 +166,7 @@ def test_which_models_can_share():
 def test_what_cannot_be_shared_is_refused():
     """While tracing, before anything is compiled."""
 
-    def trace(function, case, length, poolings=(Pooling(),), **shared):
+    def trace(function, case, length, poolings=LAST, **shared):
         config, params = loaded(case)
         tokens, lengths = jnp.zeros((1, length), jnp.int32), jnp.array([length])
         traced = functools.partial(function, config=config, poolings=poolings)

@@ -18,7 +18,7 @@ from jarm.llm.decoder import Decoder
 from jarm.llm.encoder import Encoder
 from jarm.llm.layers import KeysValues, Past
 from jarm.llm.pooling import Pooling, follow, pool
-from jarm.llm.rope import ROPE_TYPES
+from jarm.llm.rope import ROPE_TYPES, Rope
 from jarm.types import Array, Float, Int, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -79,10 +79,10 @@ def can_share(config: ModelConfig, longest: int = 1 << 30) -> bool:
       longest: tokens, padding included, of the longest prefix and the longest rest together; the default is any number.
     """
 
-    def frequencies(layer_rope: Any) -> np.ndarray:
-        function, _, _ = ROPE_TYPES[layer_rope.kind]
+    def frequencies(rope: Rope) -> np.ndarray:
+        function, _, _ = ROPE_TYPES[rope.kind]
         with jax.ensure_compile_time_eval():
-            found, _ = function(layer_rope, jnp.array([1, longest]), **dict(layer_rope.parameters))
+            found, _ = function(rope, jnp.array([1, longest]), **dict(rope.parameters))
             return np.atleast_2d(np.asarray(found))
 
     ropes = {layer.rope for layer in config.layers if layer.rope is not None}
