@@ -116,7 +116,7 @@ class EmbedSummary:
       truncated: texts that were longer than `max_length`, of those that this run has looked at.
       empty_responses: in the input.
       tokens, padded: computed by this run, without and with padding.
-      seconds: of this run, from its first batch on, compilation included.
+      seconds: from the first batch to the last results, compilation included.
     """
 
     stores: tuple[pathlib.Path, ...] = ()
@@ -204,7 +204,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             done=done,
             stop=stop.is_set,
         )
-        return _drain(results, corpus, sink, summary, int((~done[rows]).sum()))
+        return _drain(results, corpus, sink, summary, rows[~done[rows]])
 
 
 class Sink:
@@ -239,35 +239,43 @@ class Sink:
 
 
 def _drain(
-    results: Generator[Embedded],
-    corpus: Corpus,
-    sink: Sink,
-    summary: EmbedSummary,
-    left: int,
+    results: Generator[Embedded], corpus: Corpus, sink: Sink, summary: EmbedSummary, todo: np.ndarray
 ) -> EmbedSummary:
     """Commit results as they come, and show how it goes, until they end or a signal says stop."""
+    left = np.zeros(len(corpus), bool)
+    left[todo] = True
     embedded = tokens = padded = 0
-    start = time.monotonic()
+    start, seconds = time.monotonic(), 0.0
     with (
         contextlib.closing(results),
-        tqdm(total=left, unit="text", smoothing=0.1, disable=jax.process_index() > 0) as bar,
+        # In characters, as the texts that come first are the longest.
+        tqdm(
+            total=sum(map(corpus.size, todo.tolist())),
+            bar_format="{percentage:3.0f}% |{bar}|{postfix} [{elapsed}, {remaining} left]",
+            disable=jax.process_index() > 0,
+        ) as bar,
     ):
-        for result in results:
-            sink.add(result)
-            embedded, tokens, padded = embedded + len(result.rows), tokens + result.tokens, padded + result.padded
-            seconds = time.monotonic() - start
-            bar.set_postfix_str(f"{tokens / seconds:,.0f} tokens/s, {1 - tokens / padded:.1%} padding", refresh=False)
-            bar.update(len(result.rows))
+        try:
+            for result in results:
+                sink.add(result)
+                new = result.rows[left[result.rows]].tolist()
+                embedded, tokens, padded = embedded + len(new), tokens + result.tokens, padded + result.padded
+                seconds = time.monotonic() - start
+                bar.set_postfix_str(
+                    f"{embedded:,} of {len(todo):,} texts, {embedded / seconds:,.1f} texts/s, "
+                    f"{tokens / seconds:,.0f} tokens/s, {1 - tokens / padded:.1%} padding",
+                    refresh=False,
+                )
+                bar.update(sum(map(corpus.size, new)))
+        except BaseException:
+            with contextlib.suppress(JarmError):  # which may be that it cannot
+                sink.commit()
+            raise
         sink.commit()
-    if embedded < left:
+    if embedded < len(todo):
         raise KeyboardInterrupt
     return dataclasses.replace(
-        summary,
-        embedded=embedded,
-        truncated=len(corpus.cut),
-        tokens=tokens,
-        padded=padded,
-        seconds=time.monotonic() - start,
+        summary, embedded=embedded, truncated=len(corpus.cut), tokens=tokens, padded=padded, seconds=seconds
     )
 
 

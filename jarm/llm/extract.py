@@ -92,6 +92,10 @@ class Corpus:
         """Where a text stands in the input."""
         return self.texts.places[index]
 
+    def size(self, index: int) -> int:
+        """Characters of a text, about."""
+        return len(fill(self.tokenizer.key_template, self.texts.row(index)))
+
     def encode(self, rows: np.ndarray) -> list[Encoded]:
         """Rows with their token ids.
 
@@ -254,7 +258,7 @@ def _saved(corpus: Corpus, rows: np.ndarray, groups: np.ndarray) -> float:
 
 
 def _sizes(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return np.array([len(fill(corpus.tokenizer.key_template, corpus.texts.row(int(row)))) for row in rows])
+    return np.array([corpus.size(int(row)) for row in rows])
 
 
 def _spread(count: int, most: int) -> np.ndarray:
