@@ -85,6 +85,18 @@ def test_values_are_those_of_each_text_alone(tmp_path, folder, share):
     assert store.verify() == []
 
 
+def test_shared_prompts_may_fill_the_last_position(tmp_path):
+    """With their padding, a prefix and the rest are longer than the model has positions."""
+    folder = write_checkpoint(tmp_path / "gpt2", "gpt2")
+    rows = [{"prompt": "abcdefghi " * 3, "response": letter * count} for letter in "xyz" for count in (5, 30, 60)]
+    table = write_rows(tmp_path / "r.jsonl", rows)
+    for share in ("always", "never"):
+        summary = embed(settings(folder, table, tmp_path / share, share_prompts=share))
+        assert summary.truncated == 3
+    shared, plain = EmbeddingStore(tmp_path / "always"), EmbeddingStore(tmp_path / "never")
+    np.testing.assert_allclose(shared.rows(plain.keys), plain[:], rtol=0, atol=2e-5)
+
+
 def test_an_encoder_pools_means_and_keeps_the_start(tmp_path, bert):
     rows = [{"prompt": "", "response": "abc def " * 20}, {"prompt": "a", "response": "b"}]
     table = write_rows(tmp_path / "r.jsonl", rows)

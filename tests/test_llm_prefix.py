@@ -187,4 +187,4 @@ def test_what_cannot_be_shared_is_refused():
         concatenate([prefix, trace(prefill, "llama_dynamic", 9)])
     prefix = trace(prefill, "gpt2", 20)
     with pytest.raises(JarmError, match="65 tokens are more than the 64 positions"):
-        trace(embed_tokens, "gpt2", 45, prefix=prefix, group=group)
+        trace(embed_tokens, "gpt2", 65, prefix=prefix, group=group)

@@ -220,9 +220,9 @@ def embed_tokens(
         return _run(params, tokens, lengths, config, poolings)[0]
     if prefix.poolings != poolings:
         raise JarmError("The prefix was computed for other poolings: give `prefill` those of `embed_tokens`.")
-    most = prefix.keys.shape[2] + tokens.shape[1]
-    _check_room(config, most)
-    _check_sharing(config, most)
+    # Of prefix and rest together only the padded length is known here, and padding may lie past the last position.
+    _check_room(config, tokens.shape[1])
+    _check_sharing(config, prefix.keys.shape[2] + tokens.shape[1])
     before = prefix.lengths[group]
     past = Past(prefix.keys, prefix.values, before, group)
     pooled, _ = _run(params, tokens, lengths, config, poolings, past=past)
