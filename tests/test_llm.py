@@ -144,11 +144,14 @@ def test_bfloat16_keeps_norms_in_float32_and_stays_close():
     assert cosine.min() > 0.99
 
 
+@pytest.mark.parametrize("turns", [True, False])
 @pytest.mark.parametrize(
     ("causal", "window", "softcap"),
     [(True, None, None), (True, 3, None), (True, None, 1.5), (True, 3, 1.5), (False, None, None)],
 )
-def test_attention_is_what_its_formula_says(causal, window, softcap):
+def test_attention_is_what_its_formula_says(causal, window, softcap, turns, monkeypatch):
+    monkeypatch.setattr(layers, "in_turn", lambda: turns)
+    monkeypatch.setattr(layers, "BLOCK", 3)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 7, heads, 5)).astype(np.float32) for heads in (4, 2, 2))
     lengths = np.array([7, 4], np.int32)

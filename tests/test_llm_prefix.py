@@ -10,6 +10,7 @@ import pytest
 from fixtures import make_llm
 
 from jarm.base import JarmError
+from jarm.llm import layers
 from jarm.llm.layers import attend, visible
 from jarm.llm.model import cache_bytes, can_share, concatenate, embed_tokens, prefill
 from jarm.llm.pooling import Pooling, follow, pool
@@ -106,9 +107,12 @@ def test_joined_prefixes_are_those_of_one_batch_and_nothing_recompiles():
         np.testing.assert_allclose(other, one, rtol=0, atol=TOLERANCE / 10)
 
 
+@pytest.mark.parametrize("turns", [True, False])
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (4, 1.5)])
-def test_attention_behind_a_prefix_is_that_of_the_whole(window, softcap):
+def test_attention_behind_a_prefix_is_that_of_the_whole(window, softcap, turns, monkeypatch):
     """Keys and values that must not be seen are enormous."""
+    monkeypatch.setattr(layers, "in_turn", lambda: turns)
+    monkeypatch.setattr(layers, "BLOCK", 4)
     rng = np.random.default_rng(3)
     prefix, room, length = np.array([0, 3, 6]), 6, 5
     q, k, v = (rng.normal(size=(3, room + length, heads, 8)).astype(np.float32) for heads in (4, 2, 2))

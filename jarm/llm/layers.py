@@ -123,6 +123,15 @@ def visible(
     return (back >= 0) & (back < (window or keys))
 
 
+BLOCK = 128
+"""Queries of a head whose scores are held at once, where texts and heads go one after the other."""
+
+
+def in_turn() -> bool:
+    """Whether texts and heads go one after the other: on a CPU, whose cache then holds the scores, if it is alone."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1  # turns would gather what devices share
+
+
 def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
@@ -138,13 +147,14 @@ def attend(
     """Attention of right-padded texts; H heads share K pairs of keys and values.
 
     If causal, no real token sees padding, so there is no mask for it, unless `prefix` says how many of the first S - T
-    keys precede each text. A window counts the token itself. Soft-capped scores, c tanh(s / c), are computed here, as
-    `jax.nn.dot_product_attention` has no such thing.
+    keys precede each text. A window counts the token itself. `jax.nn.dot_product_attention` has no soft-capped scores,
+    c tanh(s / c), and no turns (`in_turn`): both are computed here.
     """
-    if softcap is None and prefix is not None:
-        seen = visible(q.shape[1], k.shape[1], window, prefix)[:, None]
-        return jax.nn.dot_product_attention(q, k, v, scale=scale, mask=seen, implementation=_implementation(q))
-    if softcap is None:
+    turns = in_turn()
+    if softcap is None and not turns:
+        if prefix is not None:
+            seen = visible(q.shape[1], k.shape[1], window, prefix)[:, None]
+            return jax.nn.dot_product_attention(q, k, v, scale=scale, mask=seen, implementation=_implementation(q))
         return jax.nn.dot_product_attention(
             q,
             k,
@@ -155,13 +165,48 @@ def attend(
             local_window_size=None if window is None else (window - 1, 0),
             implementation=_implementation(q),
         )
-    batch, length, heads, size = q.shape
-    grouped = q.reshape(batch, length, k.shape[2], -1, size)
-    scores = jnp.einsum("btkgd,bskd->bkgts", grouped, k, preferred_element_type=jnp.float32) * scale
-    scores = softcap * jnp.tanh(scores / softcap)
-    seen = visible(length, k.shape[1], window, prefix)
-    weights = jax.nn.softmax(jnp.where(seen[:, None, None], scores, -jnp.inf), axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgts,bskd->btkgd", weights, v).reshape(batch, length, heads, size)
+    over = jax.lax.map if turns else lambda f, xs: jax.vmap(f)(xs)
+    block = BLOCK if turns else q.shape[1]
+    one: Callable[..., Array] = functools.partial(_attend_one, causal=causal, scale=scale, softcap=softcap, block=block)
+
+    def text(given: tuple[Array, Array, Array, Array, Array | None]) -> Array:
+        q, k, v, length, before = given
+        if causal:
+            seen = visible(len(q), len(k), window, None if before is None else before[None])[0]
+        else:
+            seen = jnp.broadcast_to(jnp.arange(len(k)) < length, (len(q), len(k)))
+        grouped = q.reshape(len(q), k.shape[1], -1, q.shape[2]).transpose(1, 2, 0, 3)
+        y = over(lambda head: one(*head, seen), (grouped, k.swapaxes(0, 1), v.swapaxes(0, 1)))
+        return y.transpose(2, 0, 1, 3).reshape(q.shape)
+
+    return over(text, (q, k, v, lengths, prefix))
+
+
+def _attend_one(
+    q: Float[Array, "G T D"],
+    k: Float[Array, "S D"],
+    v: Float[Array, "S D"],
+    seen: Bool[Array, "T S"],
+    *,
+    causal: bool,
+    scale: float,
+    softcap: float | None,
+    block: int,
+) -> Float[Array, "G T D"]:
+    """The heads of one text that share keys and values, a block of queries at a time."""
+    out = []
+    for start in range(0, len(seen), block):
+        stop = min(start + block, len(seen))
+        last = len(k) - len(seen) + stop if causal else len(k)  # later keys are the future of the whole block
+        scores = jnp.einsum("gtd,sd->gts", q[:, start:stop], k[:last], preferred_element_type=jnp.float32) * scale
+        if softcap is not None:
+            scores = softcap * jnp.tanh(scores / softcap)
+        scores = jnp.where(seen[None, start:stop, :last], scores, -jnp.inf)
+        weights = jnp.exp(scores - jnp.max(scores, axis=-1, keepdims=True))
+        total = jnp.sum(weights, axis=-1, keepdims=True)
+        y = jnp.einsum("gts,sd->gtd", weights.astype(v.dtype), v[:last], preferred_element_type=jnp.float32)
+        out.append((y / total).astype(v.dtype))
+    return jnp.concatenate(out, axis=1)
 
 
 class Past(NamedTuple):
