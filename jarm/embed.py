@@ -15,6 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,22 +23,20 @@ from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from jarm.base import JarmError
-from jarm.data.files import fingerprint, replace_text
+from jarm.data.files import fingerprint
 from jarm.data.store import fields
 from jarm.data.texts import TEMPLATE, read_texts
-from jarm.data.writer import StoreWriter, explained
+from jarm.embed_stores import Sink, open_stores, plan_job
 from jarm.llm.config import ModelConfig, read_config
 from jarm.llm.extract import Corpus, Embedded, Model, extract
+from jarm.llm.model import DTYPES
 from jarm.llm.pooling import Pooling
-from jarm.llm.sharding import load_sharded, make_mesh, start_processes
+from jarm.llm.sentence import is_sentence_model, trained_pooling
+from jarm.llm.sharding import load_sharded, make_mesh, split_config, start_processes
 from jarm.llm.tokens import Tokenizer
-from jarm.llm.weights import find_checkpoint
+from jarm.llm.weights import find_checkpoint, weight_files
 
-JOB = "job.json"
-"""In a store's folder: what is being embedded into it, and how many rows were there before; see `_job`."""
 SHARE = {"auto": None, "always": True, "never": False}
-COMMIT_BYTES, COMMIT_SECONDS = 4 << 20, 5.0
-"""Rows wait for no longer than this before they are committed."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,7 +151,9 @@ def embed(config: EmbedConfig) -> EmbedSummary:
         raise JarmError("A batch of no tokens embeds nothing: give --max-tokens-per-batch 1 or more.")
     if config.share_prompts not in SHARE:
         raise JarmError(f"Prompts are shared {', '.join(SHARE)}, not {config.share_prompts!r}: give one of them.")
-    if config.coordinator or config.distributed:
+    if config.dtype not in (None, *DTYPES):
+        raise JarmError(f"A model cannot run in dtype {config.dtype!r}: give --dtype {' or '.join(DTYPES)}.")
+    if (config.coordinator or config.distributed) and not jax.distributed.is_initialized():
         start_processes(config.coordinator, config.processes, config.process_id)
     folder = find_checkpoint(config.model, config.revision)
     shape = read_config(folder)
@@ -166,8 +167,10 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     )
     tokenizer = Tokenizer(
         folder,
-        # Texts that were split only to find their prompts are put together again as they were.
-        template=config.template or (None if read.template == TEMPLATE else read.template),
+        # Texts that were split only to find their prompts are put together again as they were; and models that were
+        # trained on plain texts get plain texts, whatever chat template their tokenizers brought along.
+        template=config.template
+        or (None if read.template == TEMPLATE and not is_sentence_model(folder) else read.template),
         max_length=config.max_length,
         keep=config.keep or ("end" if any(pooling.kind == "last" for pooling in poolings) else "start"),
         window=shape.max_positions,
@@ -178,9 +181,14 @@ def embed(config: EmbedConfig) -> EmbedSummary:
         return EmbedSummary()
     keys = read.keys(tokenizer.key_template)
     mesh = make_mesh(config.tensor_parallel)
+    split_config(shape, mesh)  # refuses what does not divide
+    _agree(config, folder, tokenizer, keys)
     with contextlib.ExitStack() as stack:
-        sink = Sink(keys, _open_stores(stack, config, folder, shape, tokenizer, poolings), config.normalize)
-        rows, done = _job(config, sink)
+        made = _made_by(config, folder, shape, tokenizer, poolings)
+        writers = open_stores(stack, made, shape.width, config.store_dtype or _dtype(config))
+        sink = Sink(keys, writers, config.normalize, corpus)
+        devices = [jax.device_count(), jax.devices()[0].device_kind, jax.lib.__version__]
+        rows, done = plan_job(sink, [_budget(config), config.share_prompts, config.tensor_parallel, *devices])
         summary = EmbedSummary(
             stores=tuple(writer.path for writer in sink.writers),
             texts=len(corpus),
@@ -192,6 +200,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
         if jax.process_index() == 0:
             print(f"{len(corpus):,} texts ({read.layout}), {summary.distinct:,} distinct; the first:", file=sys.stderr)
             print(_shown(corpus, rows[:1], most=300), file=sys.stderr)
+        corpus.check(rows[~done[rows]])
         model = Model(*load_sharded(folder, shape, mesh, dtype=_dtype(config)), mesh)
         stop = stack.enter_context(_stopping())
         results = extract(
@@ -207,37 +216,6 @@ def embed(config: EmbedConfig) -> EmbedSummary:
         return _drain(results, corpus, sink, summary, rows[~done[rows]])
 
 
-class Sink:
-    """Results on their way to stores: they wait until a few megabytes are together, or a few seconds have passed.
-
-    Attributes:
-      keys: of all texts.
-      writers: a store for each pooling; none in any process but the first.
-    """
-
-    def __init__(self, keys: Sequence[str], writers: Sequence[StoreWriter], normalize: bool):
-        self.keys, self.writers, self.normalize = keys, writers, normalize
-        self._waiting: list[Embedded] = []
-        self._since = time.monotonic()
-
-    def add(self, result: Embedded) -> None:
-        """Take a batch of results."""
-        self._waiting.append(result)
-        size = sum(value.nbytes for each in self._waiting for value in each.values)
-        if size >= COMMIT_BYTES or time.monotonic() - self._since >= COMMIT_SECONDS:
-            self.commit()
-
-    def commit(self) -> None:
-        """Write what waits; it is on disk when this returns."""
-        waiting, self._waiting, self._since = self._waiting, [], time.monotonic()
-        if not waiting:
-            return
-        keys = [self.keys[row] for each in waiting for row in each.rows.tolist()]
-        for at, writer in enumerate(self.writers):
-            rows = np.concatenate([each.values[at] for each in waiting])
-            writer.append(keys, rows / np.linalg.norm(rows, axis=1, keepdims=True) if self.normalize else rows)
-
-
 def _drain(
     results: Generator[Embedded], corpus: Corpus, sink: Sink, summary: EmbedSummary, todo: np.ndarray
 ) -> EmbedSummary:
@@ -250,7 +228,7 @@ def _drain(
         contextlib.closing(results),
         # In characters, as the texts that come first are the longest.
         tqdm(
-            total=sum(map(corpus.size, todo.tolist())),
+            total=int(corpus.sizes[todo].sum()),
             bar_format="{percentage:3.0f}% |{bar}|{postfix} [{elapsed}, {remaining} left]",
             disable=jax.process_index() > 0,
         ) as bar,
@@ -258,7 +236,7 @@ def _drain(
         try:
             for result in results:
                 sink.add(result)
-                new = result.rows[left[result.rows]].tolist()
+                new = result.rows[left[result.rows]]
                 embedded, tokens, padded = embedded + len(new), tokens + result.tokens, padded + result.padded
                 seconds = time.monotonic() - start
                 bar.set_postfix_str(
@@ -266,7 +244,7 @@ def _drain(
                     f"{tokens / seconds:,.0f} tokens/s, {1 - tokens / padded:.1%} padding",
                     refresh=False,
                 )
-                bar.update(sum(map(corpus.size, new)))
+                bar.update(int(corpus.sizes[new].sum()))
         except BaseException:
             with contextlib.suppress(JarmError):  # which may be that it cannot
                 sink.commit()
@@ -300,74 +278,26 @@ def _stopping() -> Iterator[threading.Event]:
             signal.signal(number, handler)
 
 
-def _open_stores(
-    stack: contextlib.ExitStack,
-    config: EmbedConfig,
-    folder: pathlib.Path,
-    shape: ModelConfig,
-    tokenizer: Tokenizer,
-    poolings: Sequence[Pooling],
-) -> list[StoreWriter]:
-    """A writer for each pooling, in the first process."""
-    if jax.process_index():
-        return []
-    dtype = _dtype(config)
-    made_by = {
-        "model": folder.resolve().name if folder == pathlib.Path(config.model) else config.model,
-        "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16],
-        "weights": _weights(folder),
-        **tokenizer.made_by,
-        "normalize": config.normalize,
-        "compute_dtype": dtype,
+def _agree(config: EmbedConfig, folder: pathlib.Path, tokenizer: Tokenizer, keys: Sequence[str]) -> None:
+    """Refuse to start where processes were given different texts, models or settings."""
+    if jax.process_count() == 1:
+        return
+    settings = dataclasses.replace(config, model="", input=(), out=pathlib.Path(), process_id=None, coordinator=None)
+    parts = {
+        "texts": json.dumps(list(keys)),
+        "tokenizers or templates": json.dumps(tokenizer.made_by, sort_keys=True),
+        "models": _weights(folder) + (folder / "config.json").read_text(),
+        "settings": repr(settings) + _dtype(config),
     }
-    writers = []
-    for pooling in poolings:
-        layer = pooling.layer_of(len(shape.layers))
-        path = config.out if len(poolings) == 1 else config.out / f"{pooling.kind}-{layer}"
-        made = {**made_by, "pooling": pooling.kind, "layer": layer}
-        writers.append(stack.enter_context(StoreWriter(path, shape.width, made, dtype=config.store_dtype or dtype)))
-    return writers
-
-
-def _job(config: EmbedConfig, sink: Sink) -> tuple[np.ndarray, np.ndarray]:
-    """What there is to embed, `[k]` rows, and what of it is done, `[n]` bool; the same in all processes.
-
-    Texts that were in the store when this job began are no part of it. Its start is kept beside the store, so that
-    after an interruption the job is the same, with the same batches, and what was done since is only skipped.
-    """
-    first_of: dict[str, int] = {}
-    for row, key in enumerate(sink.keys):
-        first_of.setdefault(key, row)
-    settings = [_budget(config), config.share_prompts, jax.device_count(), config.tensor_parallel]
-    job = hashlib.sha256(json.dumps([settings, list(first_of)]).encode()).hexdigest()
-    there = [set(writer.keys) for writer in sink.writers]
-    before = [set(writer.keys[: _start(writer, job)]) for writer in sink.writers]
-    flags = np.array(
-        [[not all(key in each for each in before), all(key in each for each in there)] for key in first_of]
-    )
-    if jax.process_count() > 1:
-        flags = np.asarray(multihost_utils.broadcast_one_to_all(flags))
-    rows = np.array(list(first_of.values()))
-    done = np.zeros(len(sink.keys), bool)
-    done[rows] = flags[:, 1]
-    return rows[flags[:, 0]], done
-
-
-def _start(writer: StoreWriter, job: str) -> int:
-    """How many rows the store had when this job began, which may be now."""
-    path = writer.path / JOB
-    with contextlib.suppress(OSError, ValueError, LookupError, TypeError):
-        held = json.loads(path.read_text())
-        if held["job"] == job and held["rows_before"] <= len(writer):
-            return int(held["rows_before"])
-    with explained(writer.path):
-        replace_text(path, json.dumps({"job": job, "rows_before": len(writer)}) + "\n")
-    return len(writer)
+    own = np.array([list(hashlib.sha256(part.encode()).digest()) for part in parts.values()], np.uint8)
+    every = np.asarray(multihost_utils.process_allgather(own))
+    if other := [name for at, name in enumerate(parts) if (every[:, at] != every[0, at]).any()]:
+        raise JarmError(f"The processes have different {' and '.join(other)}: give all of them the same.")
 
 
 def _poolings(config: EmbedConfig, folder: pathlib.Path, shape: ModelConfig) -> tuple[Pooling, ...]:
     """Every pooling at every layer that was asked for."""
-    kinds = config.pooling or (_usual_pooling(folder, shape),)
+    kinds = config.pooling or (trained_pooling(folder) or ("mean" if shape.encoder else "last"),)
     poolings = tuple(dict.fromkeys(Pooling(kind, layer) for kind in kinds for layer in config.layer))
     for pooling in poolings:
         pooling.layer_of(len(shape.layers))
@@ -376,17 +306,29 @@ def _poolings(config: EmbedConfig, folder: pathlib.Path, shape: ModelConfig) -> 
     return poolings
 
 
-def _usual_pooling(folder: pathlib.Path, shape: ModelConfig) -> str:
-    """What sentence-transformers wrote down for the model, else what suits its kind."""
-    names = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
-    try:
-        held = json.loads((folder / "1_Pooling" / "config.json").read_text())
-        modes = [mode for mode, on in held.items() if mode.startswith("pooling_mode_") and on is True]
-    except (OSError, ValueError, AttributeError):
-        return "mean" if shape.encoder else "last"
-    if len(modes) != 1 or modes[0] not in names:
-        raise JarmError(f"{folder} was trained with {' and '.join(modes)}, which jarm does not do: choose a --pooling.")
-    return names[modes[0]]
+def _made_by(
+    config: EmbedConfig,
+    folder: pathlib.Path,
+    shape: ModelConfig,
+    tokenizer: Tokenizer,
+    poolings: Sequence[Pooling],
+) -> dict[pathlib.Path, dict[str, Any]]:
+    """For each store, all that decides its rows."""
+    common = {
+        "model": folder.resolve().name if folder == pathlib.Path(config.model) else config.model,
+        "revision": config.revision,
+        "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16],
+        "weights": _weights(folder),
+        **tokenizer.made_by,
+        "normalize": config.normalize,
+        "compute_dtype": _dtype(config),
+    }
+    made = {}
+    for pooling in poolings:
+        layer = pooling.layer_of(len(shape.layers))
+        path = config.out if len(poolings) == 1 else config.out / f"{pooling.kind}-{layer}"
+        made[path] = {**common, "pooling": pooling.kind, "layer": layer}
+    return made
 
 
 def _dtype(config: EmbedConfig) -> str:
@@ -399,7 +341,7 @@ def _budget(config: EmbedConfig) -> int:
 
 def _weights(folder: pathlib.Path) -> str:
     """A fingerprint of all weights of a checkpoint."""
-    prints = [fingerprint(path) for path in sorted(folder.glob("*.safetensors"))]
+    prints = [fingerprint(path) for path in weight_files(folder)]
     return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
 

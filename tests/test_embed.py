@@ -15,6 +15,7 @@ import pytest
 from fixtures.tiny import CHAT, write_checkpoint
 from safetensors.numpy import load_file
 
+from jarm import embed_stores
 from jarm.base import JarmError
 from jarm.cli import main
 from jarm.data.datasets import load
@@ -142,9 +143,14 @@ def test_a_table_finds_its_rows_in_the_store(tmp_path, folder):
     embed(settings(folder, table, tmp_path / "store"))
     benchmark = load(table, embeddings=tmp_path / "store", target="score", standardise=False)
     store = EmbeddingStore(tmp_path / "store")
-    side = benchmark.train
-    responses = {f"{row['prompt']}\n\n{row['response']}" for row in rows}
-    assert np.isin(side.rows[side.mask], store.indices(map(key_of, responses))).all()
+    prompts = list(dict.fromkeys(row["prompt"] for row in rows))
+    found = set()
+    for side in benchmark:
+        for places, mask, gold in zip(side.rows, side.mask, side.gold, strict=True):
+            found |= {(int(place), float(score)) for place, score in zip(places[mask], gold[mask], strict=True)}
+    keys = [key_of(f"{row['prompt']}\n\n{row['response']}") for row in rows]
+    assert found == set(zip(store.indices(keys).tolist(), [row["score"] for row in scored], strict=True))
+    assert sum(len(side.rows) for side in benchmark) == len(prompts)
 
 
 @pytest.mark.parametrize("ending", ["npy", "safetensors"])
@@ -177,7 +183,7 @@ class Died(Exception):
 @pytest.fixture
 def dies_after(monkeypatch):
     """Every batch is a commit, and after so many of them the process dies."""
-    monkeypatch.setattr(module, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(embed_stores, "COMMIT_BYTES", 1)
     append = StoreWriter.append
 
     def set_up(commits):
@@ -243,8 +249,8 @@ def test_a_second_input_adds_what_is_new(tmp_path, folder, dies_after):
 
 
 SLOW_COMMAND = """
-import sys, jarm.embed, jarm.cli
-sys.modules["jarm.embed"].COMMIT_BYTES = 1
+import sys, jarm.cli, jarm.embed_stores
+jarm.embed_stores.COMMIT_BYTES = 1
 sys.exit(jarm.cli.main(sys.argv[1:]))
 """
 
@@ -273,11 +279,34 @@ def test_a_signal_loses_nothing_that_was_committed(tmp_path, folder, number, cod
     assert store.verify() == []
 
 
-def test_nothing_recompiles_when_more_of_the_same_comes(tmp_path, folder):
-    embed(settings(folder, write_rows(tmp_path / "a.jsonl", random_rows(200)), tmp_path / "a", share_prompts="never"))
-    before = embed_tokens._cache_size()
-    embed(settings(folder, write_rows(tmp_path / "b.jsonl", random_rows(200)), tmp_path / "b", share_prompts="never"))
-    assert embed_tokens._cache_size() == before
+@pytest.mark.parametrize("share", ["always", "never"])
+def test_the_number_of_shapes_does_not_grow_with_the_input(tmp_path, folder, share):
+    """Whole batches have few shapes; what is left over at the end brings a few more."""
+    compiled = []
+    for at, count in enumerate((400, 1600)):
+        before = embed_tokens._cache_size()
+        table = write_rows(tmp_path / f"{at}.jsonl", random_rows(count, seed=at))
+        embed(settings(folder, table, tmp_path / f"{at}", share_prompts=share))
+        compiled.append(embed_tokens._cache_size() - before)
+    assert compiled[1] <= 8
+
+
+def test_a_text_that_comes_out_infinite_is_named_and_the_others_stay(tmp_path, folder, monkeypatch):
+    rows = random_rows(12)
+    table = write_rows(tmp_path / "r.jsonl", rows)
+    real = module.extract
+
+    def spoiled(*args, **options):
+        for result in real(*args, **options):
+            yield result._replace(values=[np.where((result.rows == 7)[:, None], np.inf, v) for v in result.values])
+
+    monkeypatch.setattr(module, "extract", spoiled)
+    with pytest.raises(JarmError, match=r"r\.jsonl, line 8: the embedding is NaN or infinite"):
+        embed(settings(folder, table, tmp_path / "store"))
+    assert len(EmbeddingStore(tmp_path / "store"))
+    monkeypatch.undo()
+    embed(settings(folder, table, tmp_path / "store"))
+    assert EmbeddingStore(tmp_path / "store").verify() == []
 
 
 def test_show_prints_the_exact_text_and_ids_and_writes_nothing(tmp_path, folder, capsys):
@@ -331,6 +360,7 @@ def test_two_writers_at_once_are_refused(tmp_path, folder):
         ([{"prompt": "a", "response": "b"}], {"pooling": ("max",)}, "pooling 'max'"),
         ([{"prompt": "a", "response": "b"}], {"dtype": "int8"}, "dtype 'int8'"),
         ([{"prompt": "a", "response": "b"}], {"tensor_parallel": 3}, "3 of 1 devices"),
+        ([{"prompt": "a", "response": "b"}], {"dtype": "float16"}, "dtype 'float16'"),
         ([{"prompt": "a", "response": "b"}], {"max_tokens_per_batch": 0}, "--max-tokens-per-batch"),
         ([{"prompt": "a", "response": "b"}], {"model": "no-such-folder"}, "neither a folder nor"),
         ([{"prompt": "a", "response": "b"}], {"template": "{prompt} {nothing}"}, "nothing"),

@@ -1,6 +1,6 @@
 """One store from one device, from eight, and from two processes: the same keys, and values to 1e-5."""
 
-import json
+import itertools
 import os
 import signal
 import socket
@@ -17,8 +17,8 @@ from jarm.data.store import EmbeddingStore
 
 # As from the command line; a store is written to after each batch, so that there is something to interrupt.
 COMMAND = """
-import sys, jarm.cli
-sys.modules["jarm.embed"].COMMIT_BYTES = 1
+import sys, jarm.cli, jarm.embed_stores
+jarm.embed_stores.COMMIT_BYTES = 1
 sys.exit(jarm.cli.main(sys.argv[1:]))
 """
 
@@ -44,13 +44,16 @@ def finish(*processes):
         yield out
 
 
-def pair(options, out):
-    """Two processes with two devices each."""
+def pair(options, out, swapped=None):
+    """Two processes with two devices each; the second with another input, if one is given."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     common = [*options, "--coordinator", address, "--processes", "2"]
-    return [start([*common, "--process-id", str(each)], out, devices=2) for each in range(2)]
+    second = [
+        swapped if swapped and before == "--input" else each for before, each in itertools.pairwise(["", *common])
+    ]
+    return [start([*given, "--process-id", str(at)], out, devices=2) for at, given in enumerate((common, second))]
 
 
 @pytest.fixture(scope="module")
@@ -101,5 +104,11 @@ def test_two_processes_stop_together_and_go_on(job, reference):
     check(EmbeddingStore(out), reference)
 
 
-def test_the_job_is_the_devices_too(job, reference):
-    assert json.loads((reference.path / "job.json").read_text())["rows_before"] == 0
+def test_processes_with_different_texts_do_not_start(job):
+    folder, options = job
+    other = write_rows(folder / "other.jsonl", random_rows(150, prompt=20, seed=5))
+    first, second = pair(options, folder / "different", swapped=str(other))
+    errors = [process.communicate(timeout=180)[1] for process in (first, second)]
+    assert [first.returncode, second.returncode] == [1, 1]
+    assert all("The processes have different texts: give all of them the same." in each for each in errors)
+    assert not (folder / "different").exists()

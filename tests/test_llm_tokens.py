@@ -78,6 +78,18 @@ def test_keys_of_chats_cannot_be_confused(tmp_path):
     assert fill(tokenizer.key_template, one) != fill(tokenizer.key_template, other)
 
 
+def test_the_day_is_not_part_of_a_text(tmp_path):
+    dated = make(tmp_path / "m", chat="{{ strftime_now('%d %b %Y') }}: " + CHAT)
+    assert dated.render(ROW) == "26 Jul 2024: <s>u:ab|a:cd|"
+
+
+def test_numbers_are_filled_in_as_the_key_has_them(tmp_path):
+    tokenizer = make(tmp_path / "m", template="{n} {response}")
+    assert (
+        tokenizer.render({"n": 3, "response": "a"}) == "3 a" == fill(tokenizer.key_template, {"n": 3, "response": "a"})
+    )
+
+
 def test_what_decides_the_ids_has_a_fingerprint(tmp_path):
     one, same = make(tmp_path / "a", chat=CHAT).made_by, make(tmp_path / "b", chat=CHAT).made_by
     assert one == same

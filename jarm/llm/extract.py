@@ -6,6 +6,7 @@ The same texts and settings give the same batches, so whoever stops and comes ba
 from __future__ import annotations
 
 import collections
+import functools
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterator
@@ -15,13 +16,14 @@ import jax
 import numpy as np
 
 from jarm.base import JarmError
-from jarm.data.store import fields, fill
+from jarm.data.store import fill
 from jarm.data.texts import Texts
 from jarm.llm.config import ModelConfig
 from jarm.llm.model import cache_bytes, can_share, concatenate, embed_tokens, prefill
 from jarm.llm.plan import (
     PREFIX_SHAPES,
     SHAPES,
+    SHARED_SHAPES,
     Batch,
     Encoded,
     Shapes,
@@ -41,8 +43,8 @@ from jarm.types import Params
 SAMPLE = 1024
 """Texts whose lengths decide the shapes of batches."""
 SAVED = 0.1
-"""Prompts are shared where that saves more than this part of all characters."""
-CACHE_BYTES = 1 << 31
+"""Prompts are shared where that saves at least this part of all tokens, its padding counted."""
+CACHE_BYTES = 1 << 32
 """Of the keys and values of shared prompts, at most, on each device."""
 _AHEAD = 2
 """Batches that the device has before the results of one are asked for."""
@@ -92,9 +94,24 @@ class Corpus:
         """Where a text stands in the input."""
         return self.texts.places[index]
 
-    def size(self, index: int) -> int:
-        """Characters of a text, about."""
-        return len(fill(self.tokenizer.key_template, self.texts.row(index)))
+    @functools.cached_property
+    def sizes(self) -> np.ndarray:
+        """Characters of each text, about, `[n]`."""
+        template = self.tokenizer.key_template
+        return np.array([len(fill(template, self.texts.row(index))) for index in range(len(self))])
+
+    def check(self, rows: np.ndarray) -> None:
+        """Refuse at once what `encode` would refuse in the end: the shortest text, and every order of roles.
+
+        Raises:
+          JarmError: a row that cannot be rendered, or has no tokens, by its place.
+        """
+        roles: dict[tuple[str, ...], int] = {}
+        for row in rows.tolist():
+            prompt = self.texts.columns["prompt"][row]
+            if isinstance(prompt, list):
+                roles.setdefault(tuple(str(message.get("role")) for message in prompt), row)
+        self.encode(np.array([rows[np.argmin(self.sizes[rows])], *roles.values()]))
 
     def encode(self, rows: np.ndarray) -> list[Encoded]:
         """Rows with their token ids.
@@ -149,18 +166,22 @@ def extract(
         return
     if done is None:
         done = np.zeros(len(corpus), bool)
-    groups = _groups(corpus, rows)
-    most = 2 * round_up(corpus.tokenizer.max_length)  # a prefix and the rest, each with its padding
-    able = can_share(model.config, most)
-    if share and not able:
-        raise JarmError(
-            f"A {model.config.family} model reads the beginning of texts of {corpus.tokenizer.max_length:,} tokens by "
-            "what follows, so prompts cannot be shared: leave --share-prompts at auto, or give a smaller --max-length."
-        )
-    share = able and _saved(corpus, rows, groups) > SAVED if share is None else share
-    works = _shared(model, corpus, rows, groups, budget) if share else _plain(model, corpus, rows, budget)
+    works = None
+    if share is not False:
+        most = 2 * round_up(corpus.tokenizer.max_length)  # a prefix and the rest, each with its padding
+        if can_share(model.config, most):
+            works = _shared(model, corpus, rows, budget, share)
+        elif share:
+            raise JarmError(
+                f"A {model.config.family} model reads the beginning of texts of {corpus.tokenizer.max_length:,} tokens "
+                "by what follows, so prompts cannot be shared: leave --share-prompts at auto, or give a smaller "
+                "--max-length."
+            )
+    if works is None:
+        works = _plain(model, corpus, rows, budget)
     several = jax.process_count() > 1
     waiting: collections.deque[tuple[Batch, Work, tuple[jax.Array, ...], Any]] = collections.deque()
+    stopped: Any = False
     for work in ahead(works):
         batches = [batch for batch in work.batches if not done[batch.rows].all()]
         prefix = _prefix(model, work.prefixes, poolings) if batches and work.prefixes else None
@@ -177,21 +198,23 @@ def extract(
             # Prefixes are counted with the first batch that they were computed for.
             counted = [batch, *work.prefixes] if batch is batches[0] else [batch]
             # All processes have to leave after the same batch, or some wait for the others for ever.
-            stopped = any_process(model.mesh, stop()) if several else stop()
-            waiting.append((batch, Work(counted, []), gather(model.mesh, values), stopped))
+            flag = any_process(model.mesh, stop()) if several else stop()
+            waiting.append((batch, Work(counted, []), gather(model.mesh, values), flag))
             if len(waiting) > _AHEAD:
                 result, stopped = _collected(*waiting.popleft())
                 yield result
                 if stopped:
-                    return
+                    break
+        if stopped:
+            break
     while waiting:
         yield _collected(*waiting.popleft())[0]
 
 
-def _collected(batch: Batch, counted: Work, values: tuple[jax.Array, ...], stopped: Any) -> tuple[Embedded, bool]:
+def _collected(batch: Batch, counted: Work, values: tuple[jax.Array, ...], flag: Any) -> tuple[Embedded, bool]:
     """Wait for a batch, and for whether to stop after it."""
     rows = [np.asarray(value)[: len(batch.rows)] for value in values]
-    return Embedded(batch.rows, rows, *counted.tokens), bool(stopped)
+    return Embedded(batch.rows, rows, *counted.tokens), bool(flag)
 
 
 def _prefix(model: Model, batches: list[Batch], poolings: tuple[Pooling, ...]) -> Any:
@@ -213,52 +236,49 @@ def _prefix(model: Model, batches: list[Batch], poolings: tuple[Pooling, ...]) -
 
 def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Iterator[Work]:
     """Work without shared prompts."""
-    chunks = make_chunks(_sizes(corpus, rows), None)
+    chunks = make_chunks(corpus.sizes[rows], None)
     sample = rows[np.concatenate(chunks)[_spread(len(rows), SAMPLE)]]
     lengths = choose_lengths([len(ids) for _, ids in corpus.encode(sample)], SHAPES)
-    shapes = Shapes(lengths, (), budget, model.mesh.shape["data"])
+    shapes = Shapes(lengths, (), budget, model.mesh.shape["data"], model.config.max_positions)
     yield from plain_work((corpus.encode(rows[chunk]) for chunk in chunks), shapes)
 
 
-def _shared(model: Model, corpus: Corpus, rows: np.ndarray, groups: np.ndarray, budget: int) -> Iterator[Work]:
-    """Work with shared prompts."""
-    sizes = np.array([len(fill("{prompt}", corpus.texts.row(int(row)))) for row in rows])
-    # A token is a character or more. Half, as `_prefix` may fill up to twice the room.
-    room = CACHE_BYTES // 2 // cache_bytes(model.config, str(model.params["embed"]["table"].dtype))
-    chunks = make_chunks(sizes, groups, room)
+def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: bool | None) -> Iterator[Work] | None:
+    """Work with shared prompts, or None if it may be left and would not save much."""
+    prompts = [fill("{prompt}", corpus.texts.row(int(row))) for row in rows]
+    numbers: dict[str, int] = {}
+    groups = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
+    if share is None and len(numbers) == len(rows):
+        return None
+    chunks = make_chunks(np.array([len(prompt) for prompt in prompts]), groups)
 
     def encode(chunk: np.ndarray) -> list[tuple[int, Encoded]]:
         return list(zip(groups[chunk].tolist(), corpus.encode(rows[chunk]), strict=True))
 
-    chosen = np.unique(groups)[_spread(len(np.unique(groups)), SAMPLE // 16)]
-    sample = np.concatenate([np.flatnonzero(groups == group)[:16] for group in chosen])
-    prefixes, rest, _ = split_prefixes(encode(sample))
-    shapes = Shapes(
-        choose_lengths([len(ids) for _, ids in rest], SHAPES),
-        choose_lengths([max(1, len(ids)) for _, ids in prefixes], PREFIX_SHAPES),
-        budget,
-        model.mesh.shape["data"],
+    # Some texts of prompts of every length decide the shapes.
+    order = np.concatenate(chunks)
+    starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
+    picked = [order[at : at + 16] for at in starts[_spread(len(starts), SAMPLE // 16)]]
+    prefixes, rest, _ = split_prefixes(
+        encode(np.concatenate([each[groups[each] == groups[each[0]]] for each in picked]))
     )
-    yield from (shared_work(encode(chunk), shapes) for chunk in chunks)
-
-
-def _groups(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    """A number for the prompt of each row, `[k]`."""
-    numbers: dict[str, int] = {}
-    return np.array([numbers.setdefault(fill("{prompt}", corpus.texts.row(int(row))), len(numbers)) for row in rows])
-
-
-def _saved(corpus: Corpus, rows: np.ndarray, groups: np.ndarray) -> float:
-    """The part of all characters that need not be computed if each prompt is computed once."""
-    if not {"prompt"} <= set(fields(corpus.tokenizer.key_template)):
-        return 0.0
-    _, first = np.unique(groups, return_index=True)
-    prompts = np.array([len(fill("{prompt}", corpus.texts.row(int(row)))) for row in rows])
-    return float((prompts.sum() - prompts[first].sum()) / max(1, sum(_sizes(corpus, rows))))
-
-
-def _sizes(corpus: Corpus, rows: np.ndarray) -> np.ndarray:
-    return np.array([corpus.size(int(row)) for row in rows])
+    token_bytes = cache_bytes(model.config, str(model.params["embed"]["table"].dtype)) // model.mesh.shape["model"]
+    room, devices = CACHE_BYTES // token_bytes, model.mesh.shape["data"]
+    shapes = Shapes(
+        choose_lengths([len(ids) for _, ids in rest], SHARED_SHAPES),
+        choose_lengths([max(1, len(ids)) for _, ids in prefixes], PREFIX_SHAPES),
+        # Several batches to a filled cache, so that the last of them, which is not full, does not count for much.
+        max(1, min(budget, room // (8 * devices))),
+        devices,
+        model.config.max_positions,
+        room,
+    )
+    if share is None:
+        chunk = encode(chunks[len(chunks) // 2][: 2 * SAMPLE])
+        padded = sum(work.tokens[1] for work in shared_work(chunk, shapes))
+        if padded > (1 - SAVED) * sum(len(ids) for _, (_, ids) in chunk):
+            return None
+    return (work for chunk in chunks for work in shared_work(encode(chunk), shapes))
 
 
 def _spread(count: int, most: int) -> np.ndarray:

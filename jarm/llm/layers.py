@@ -90,14 +90,22 @@ class Embedding(nnx.Module):
 
 
 def flash_applies(platform: str, capability: float, dtype: Any, head_dim: int) -> bool:
-    """Whether cuDNN's flash attention takes this: a GPU, half precision, head_dim of 8 n up to 128 (256 on Hopper)."""
+    """Whether cuDNN's flash attention takes this: Ampere, half precision, head_dim of 8 n up to 128 (256 on Hopper)."""
     half = dtype in (jnp.bfloat16, jnp.float16)
-    return platform == "gpu" and half and head_dim % 8 == 0 and head_dim <= (256 if capability >= 9 else 128)
+    return (
+        platform == "gpu"
+        and capability >= 8
+        and half
+        and head_dim % 8 == 0
+        and head_dim <= (256 if capability >= 9 else 128)
+    )
 
 
 def _implementation(q: Array) -> Any:
-    device = jax.devices()[0]
-    capability = float(getattr(device, "compute_capability", None) or 0)
+    try:
+        capability = float(getattr(jax.devices()[0], "compute_capability", 0))
+    except ValueError:  # "gfx942": not NVIDIA's
+        capability = 0.0
     return "cudnn" if flash_applies(jax.default_backend(), capability, q.dtype, q.shape[-1]) else "xla"
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 CHUNK = 8192
 """Texts in a chunk, about."""
-SHAPES, PREFIX_SHAPES = 16, 3
-"""How many lengths batches are padded to, and prefixes: each is a compilation."""
+SHAPES, SHARED_SHAPES, PREFIX_SHAPES = 16, 8, 4
+"""How many lengths whole texts are padded to, texts behind prefixes, and prefixes: each is a compilation."""
 
 Encoded = tuple[int, np.ndarray]
 """The row of a text, and its token ids."""
@@ -28,7 +28,7 @@ class Batch:
     Attributes:
       rows: `[k]` which texts these are.
       tokens: `[B, T]` int32, padded on the right with 0.
-      lengths: `[B]` int32, 1 or more.
+      lengths: `[B]` int32; 0 is an empty prefix.
       group: `[B]` int32, the prefix that each continues, or None.
     """
 
@@ -61,16 +61,24 @@ class Shapes:
       prefix_lengths: that prefixes are padded to.
       budget: tokens of a batch on one device, padding included.
       devices: that a batch is spread over.
+      longest: positions that the model has; nothing is padded beyond them.
+      room: tokens of prefixes, padding included, that are held at once.
     """
 
     lengths: tuple[int, ...]
     prefix_lengths: tuple[int, ...]
     budget: int
     devices: int
+    longest: int
+    room: int = 0
 
-    def rows(self, length: int) -> int:
-        """Texts in a batch of this length."""
-        return max(1, self.budget // length) * self.devices
+    def rows(self, length: int, prefix: int = 0) -> int:
+        """Texts in a batch of this length; with prefixes fewer, as keys and values take room as well."""
+        return max(1, min(self.budget // length, 4 * self.budget // (length + prefix))) * self.devices
+
+    def padded(self, length: int) -> int:
+        """The length that a text is padded to."""
+        return padded_to(length, self.lengths, self.longest)
 
 
 def round_up(length: int) -> int:
@@ -104,18 +112,23 @@ def choose_lengths(lengths: Sequence[int], most: int) -> tuple[int, ...]:
     return tuple(sorted(out))
 
 
-def padded_to(length: int, lengths: Sequence[int]) -> int:
-    """The least of `lengths` that holds this one, else its own on the grid."""
-    return next((padded for padded in lengths if padded >= length), round_up(length))
+def padded_to(length: int, lengths: Sequence[int], longest: int) -> int:
+    """The least of `lengths` that holds this one, else its own on the grid; `longest` at most."""
+    return min(next((padded for padded in lengths if padded >= length), round_up(length)), longest)
 
 
-def make_chunks(sizes: np.ndarray, groups: np.ndarray | None, prefix_budget: int = 0) -> list[np.ndarray]:
+def part_of(full: int, count: int, devices: int) -> int:
+    """Room for what is left over, in few shapes: eighths of a full batch, or a power of two where that is less."""
+    eighth = -(-full // (8 * devices)) * devices
+    return min(full, -(-count // eighth) * eighth, devices << (-(-count // devices) - 1).bit_length())
+
+
+def make_chunks(sizes: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray]:
     """Cut texts into chunks, the long ones first, or, if grouped, those with long prompts first.
 
     Args:
       sizes: `[n]` about how long each text is, in any unit; if grouped, how long its prompt is.
       groups: `[n]` int, texts of one number share a prompt; or None. More than `CHUNK` of them are parted.
-      prefix_budget: what the sizes of the prompts in a chunk may add up to, if grouped.
 
     Returns:
       Rows of each chunk, the rows of a group side by side.
@@ -125,14 +138,11 @@ def make_chunks(sizes: np.ndarray, groups: np.ndarray | None, prefix_budget: int
         return [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
     order = np.lexsort((groups, -sizes))  # stable, so in order of rows where both are the same
     starts = [*np.flatnonzero(np.diff(groups[order], prepend=-1)), len(order)]
-    chunks, first, prompts = [], 0, 0
+    chunks, first = [], 0
     for start, end in itertools.pairwise(starts):
-        # The first prompt of a chunk is the longest.
-        full = end - first > CHUNK or (prompts + 1) * sizes[order[first]] > prefix_budget
-        if full and prompts:
+        if end - first > CHUNK and start > first:
             chunks.append(order[first:start])
-            first, prompts = start, 0
-        prompts += 1
+            first = start
     chunks.append(order[first:])
     return [chunk[at : at + CHUNK] for chunk in chunks for at in range(0, len(chunk), CHUNK)]
 
@@ -169,17 +179,26 @@ def split_prefixes(texts: list[tuple[int, Encoded]]) -> tuple[list[Encoded], lis
     return prefixes, rest, number
 
 
-def shared_work(chunk: list[tuple[int, Encoded]], shapes: Shapes) -> Work:
-    """The work of one chunk of texts, each with the number of its prompt."""
+def shared_work(chunk: list[tuple[int, Encoded]], shapes: Shapes) -> list[Work]:
+    """The work of a chunk of texts, each with the number of its prompt; in parts where room for prefixes ends."""
     prefixes, rest, number = split_prefixes(chunk)
-    longest = padded_to(max(1, *(len(ids) for _, ids in prefixes)), shapes.prefix_lengths)
+    longest = padded_to(max(1, *(len(ids) for _, ids in prefixes)), shapes.prefix_lengths, shapes.longest)
     width = shapes.rows(longest)
+    if len(prefixes) <= width:
+        width, repeats = part_of(width, len(prefixes), shapes.devices), 1
+    else:
+        repeats = 1 << (-(-len(prefixes) // width) - 1).bit_length()
+    if width * repeats * longest > shapes.room and len(prefixes) > 1:
+        half = len(prefixes) // 2
+        first = [each for each in chunk if number[each[1][0]] < half]
+        second = [each for each in chunk if number[each[1][0]] >= half]
+        return [*shared_work(first, shapes), *shared_work(second, shapes)]
     heads = [_pad(prefixes[at : at + width], width, longest) for at in range(0, len(prefixes), width)]
     batches = [
         dataclasses.replace(batch, group=_fill([number[row] for row in batch.rows.tolist()], len(batch.tokens)))
-        for batch in _cut_batches(rest, shapes, last=True)[0]
+        for batch in _cut_batches(rest, shapes, prefix=longest, last=True)[0]
     ]
-    return Work(batches, heads)
+    return [Work(batches, heads)]
 
 
 def _common(texts: list[np.ndarray]) -> int:
@@ -193,18 +212,19 @@ def _common(texts: list[np.ndarray]) -> int:
     return shared
 
 
-def _cut_batches(texts: list[Encoded], shapes: Shapes, *, last: bool) -> tuple[list[Batch], list[Encoded]]:
+def _cut_batches(
+    texts: list[Encoded], shapes: Shapes, *, last: bool, prefix: int = 0
+) -> tuple[list[Batch], list[Encoded]]:
     """Whole batches, the longest texts first, and what is left; if these are the `last`, it fills a smaller one."""
     texts = sorted(texts, key=lambda text: (-len(text[1]), text[0]))
     batches, at = [], 0
     while at < len(texts):
-        length = padded_to(len(texts[at][1]), shapes.lengths)
-        count, left = shapes.rows(length), len(texts) - at
+        length = shapes.padded(len(texts[at][1]))
+        count, left = shapes.rows(length, prefix), len(texts) - at
         if left < count:
             if not last:
                 break
-            # A power of two, so that what is left over brings few shapes more.
-            count = min(count, shapes.devices << (-(-left // shapes.devices) - 1).bit_length())
+            count = part_of(count, left, shapes.devices)
         batches.append(_pad(texts[at : at + count], count, length))
         at += count
     return batches, texts[at:]

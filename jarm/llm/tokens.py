@@ -20,6 +20,8 @@ CHAT_KEY = "{prompt}\x1e{response}"
 """What the key of a text stands for under a chat template: no prompt and response make another pair's."""
 KEEP = ("start", "end")
 _ENDLESS = 1 << 30
+# Templates may write the day into a text; a store has to hold the same text on all days.
+_DATED, _DAY = "strftime_now", "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 class Tokenizer:
@@ -57,6 +59,8 @@ class Tokenizer:
             reason = " ".join(str(error).split())[:200]
             raise JarmError(f"{folder} has no tokenizer that transformers can read ({reason}).") from error
         own = self._tokenizer.chat_template
+        if isinstance(own, str) and _DATED in own:
+            own = self._tokenizer.chat_template = _DAY + own
         self.template = template or (CHAT if own else TEMPLATE)
         if self.template == CHAT and not own:
             raise JarmError(f"{folder} has no chat template: give a --template such as '{{prompt}}\\n\\n{{response}}'.")
@@ -77,8 +81,12 @@ class Tokenizer:
                 f"Texts cannot be cut to {self.max_length:,} tokens: the model has {window:,} positions, and "
                 f"{self._head + self._tail} go to special tokens."
             )
-        # Told of no length, it neither truncates nor warns.
+        # Neither truncates, pads nor warns from here on, whatever its files say.
         self._tokenizer.model_max_length = _ENDLESS
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            backend.no_truncation()
+            backend.no_padding()
         self.made_by: dict[str, Any] = {
             "template": self.key_template,
             "chat_template": _hash(json.dumps(own)) if self.template == CHAT else None,
@@ -98,7 +106,7 @@ class Tokenizer:
         """
         if self.template != CHAT:
             for name in fields(self.template):
-                if not isinstance(row[name], str):
+                if isinstance(row[name], list):
                     raise JarmError(
                         f"{name} is a list of messages, which the template {self.template!r} cannot hold: use a model "
                         "with a chat template and `--template chat`."
@@ -154,8 +162,6 @@ class Tokenizer:
         """Of the whole tokenizer where it is of the usual kind, else of its files."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is not None:
-            backend.no_truncation()
-            backend.no_padding()
             return _hash(backend.to_str())
         files = sorted(
             path for path in folder.iterdir() if path.name.startswith(("tokenizer", "vocab", "merges", "sp"))

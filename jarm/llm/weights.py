@@ -47,7 +47,9 @@ def find_checkpoint(model: str | pathlib.Path, revision: str | None = None) -> p
 
     try:
         wanted = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-        return pathlib.Path(snapshot_download(str(model), revision=revision, allow_patterns=wanted))
+        return pathlib.Path(
+            snapshot_download(str(model), revision=revision, allow_patterns=wanted, ignore_patterns=["consolidated*"])
+        )
     except Exception as error:  # every library below has its own kinds
         reason = " ".join(str(error).split())[:200]
         raise JarmError(f"No folder '{model}', and it cannot be had from the Hugging Face hub: {reason}") from error
@@ -94,6 +96,15 @@ class Checkpoint:
         """The tensor itself."""
         file, theirs = self.tensors[name]
         return file.get_tensor(theirs)
+
+
+def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """The files that a checkpoint's weights are read from.
+
+    Raises:
+      JarmError: they are missing, or pickled.
+    """
+    return [path for path, _ in _files(folder)]
 
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, set[str] | None]]:
