@@ -10,13 +10,15 @@ from collections.abc import Callable
 from typing import Annotated
 
 import jax
+import numpy as np
 import tyro
 
 from jarm.acquisition.registry import RULES
 from jarm.base import JarmError
 from jarm.compare import CompareConfig, compare
-from jarm.data.store import EmbeddingStore, fields
-from jarm.data.texts import read_texts
+from jarm.data.files import listed
+from jarm.data.store import EmbeddingStore
+from jarm.data.texts import extra_fields, read_texts
 from jarm.embed import EmbedConfig, embed
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
@@ -61,7 +63,7 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
             f"{summary.waste:.1%} padding, {summary.seconds:,.0f} s"
         )
     if summary.truncated:
-        print(f"{summary.truncated:,} texts were longer than --max-length and were cut.")
+        print(f"{summary.truncated:,} texts were longer than --max-length, or than the model allows, and were cut.")
     if summary.empty_responses:
         print(f"{summary.empty_responses:,} responses are empty; they were embedded as any other.")
     for store in summary.stores:
@@ -98,20 +100,39 @@ def _store_verify(store: Store) -> None:
         more = f" and {len(damage) - 3:,} places more" if len(damage) > 3 else ""
         raise JarmError(f"{store} is damaged ({places}{more}): copy these shards again from where the store was made.")
     print(f"{len(opened):,} rows are as they were written.")
+    if opened.uncommitted:
+        print(
+            f"{opened.uncommitted:,} bytes behind them are in no line of the journal: of an append that was cut short, "
+            "which the next writer drops, or of a journal that was cut: then copy it again before anything is written."
+        )
 
 
-def _store_export(store: Store, out: pathlib.Path, table: tuple[str, ...] = ()) -> None:
+def _store_export(
+    store: Store,
+    out: pathlib.Path,
+    table: tuple[str, ...] = (),
+    prompt_column: str | None = None,
+    response_columns: tuple[str, ...] = (),
+    split: str | None = None,
+) -> None:
     """Write rows of a store to one file, with their keys.
 
     Args:
       out: an .npy, which gets NAME.keys.txt beside it, or a .safetensors.
       table: what was embedded; its texts decide which rows, and their order. By default all, in the store's order.
+      prompt_column: of the table, as for `jarm embed`.
+      response_columns: likewise.
+      split: likewise.
     """
-    opened = EmbeddingStore(store)
-    keys = None
+    opened, keys = EmbeddingStore(store), None
     if table:
-        extra = [name for name in fields(opened.template) if name not in ("prompt", "response")]
-        keys = read_texts(table, extra=extra).keys(opened.template)
+        extra = extra_fields(opened.template)
+        texts = read_texts(table, prompt=prompt_column, responses=response_columns, extra=extra, split=split)
+        keys = texts.keys(opened.template)
+        missing = np.flatnonzero(opened.indices(keys) < 0)
+        if missing.size:
+            places = listed(missing, place=lambda at: texts.places[at])
+            raise JarmError(f"{store} lacks {missing.size:,} of {len(keys):,} texts, {places}: embed them into it.")
     opened.export(out, keys)
     print(out)
 

@@ -24,8 +24,7 @@ from tqdm import tqdm
 
 from jarm.base import JarmError
 from jarm.data.files import fingerprint
-from jarm.data.store import fields
-from jarm.data.texts import TEMPLATE, read_texts
+from jarm.data.texts import TEMPLATE, extra_fields, read_texts
 from jarm.embed_stores import Sink, open_stores, plan_job
 from jarm.llm.config import ModelConfig, read_config
 from jarm.llm.extract import Corpus, Embedded, Model, extract
@@ -57,8 +56,8 @@ class EmbedConfig:
       keep: of a text that is too long, its `start` or its `end`; by default `end` if the last token is pooled.
       dtype: of the model, `float32` or `bfloat16`; by default the former on a CPU, and the latter elsewhere.
       store_dtype: `bfloat16`, `float32`, or `float16`, which some models overflow; by default the model's.
-      max_tokens_per_batch: on each device, padding included; by default 2,048 on a CPU, whose cache then holds what a
-        layer works on, and 16,384 elsewhere.
+      max_tokens_per_batch: on each device, padding included; a longer text is a batch of its own. By default 2,048 on a
+        CPU, whose cache then holds what a layer works on, and 16,384 elsewhere.
       share_prompts: compute the tokens that responses to one prompt share only once (decoders): "always", "never", or
         "auto", where it saves a tenth.
       prompt_column: of the input, where it is not `prompt`.
@@ -162,7 +161,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
         config.input,
         prompt=config.prompt_column,
         responses=config.response_columns,
-        extra=[name for name in fields(config.template or "") if name not in ("prompt", "response")],
+        extra=extra_fields(config.template or ""),
         split=config.split,
     )
     tokenizer = Tokenizer(
@@ -266,6 +265,7 @@ def _stopping() -> Iterator[threading.Event]:
         if stop.is_set():
             raise KeyboardInterrupt
         stop.set()
+        print("\nStopping after the batches that are under way; again to stop at once.", file=sys.stderr)
 
     if threading.current_thread() is not threading.main_thread():
         yield stop

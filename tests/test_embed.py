@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -336,6 +337,23 @@ def test_another_model_or_setting_is_refused(tmp_path, folder, bert):
             embed(dataclasses.replace(config, **changed))
         assert named in str(caught.value)
     assert before == {path.name: path.read_bytes() for path in (tmp_path / "store").iterdir()}
+
+
+def test_a_renamed_folder_is_the_same_model(tmp_path, folder):
+    table = write_rows(tmp_path / "r.jsonl", random_rows(4))
+    config = settings(folder, table, tmp_path / "store")
+    embed(config)
+    shutil.copytree(folder, tmp_path / "renamed")
+    assert embed(dataclasses.replace(config, model=str(tmp_path / "renamed"))).embedded == 0
+
+
+def test_a_journal_that_lost_rows_is_seen(tmp_path, folder, capsys):
+    table = write_rows(tmp_path / "r.jsonl", random_rows(4))
+    embed(settings(folder, table, tmp_path / "store"))
+    journal = tmp_path / "store" / "journal.jsonl"
+    journal.write_bytes(journal.read_bytes()[:-9])
+    assert main(["store", "verify", str(tmp_path / "store")]) == 0
+    assert "512 bytes behind them are in no line of the journal" in capsys.readouterr().out
 
 
 def test_two_writers_at_once_are_refused(tmp_path, folder):

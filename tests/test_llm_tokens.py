@@ -116,7 +116,7 @@ def test_settings_in_tokenizer_json_do_not_truncate_or_pad(tmp_path):
     [
         ({"template": "chat"}, "no chat template: give a --template"),
         ({"template": "nothing"}, "names no column"),
-        ({"max_length": 65}, "65 tokens: the model has 64"),
+        ({"max_length": 65}, "65 tokens: give a --max-length of 2 to 64"),
         ({"max_length": 1}, "1 tokens"),
         ({"keep": "middle"}, "the 'middle'"),
     ],

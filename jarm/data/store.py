@@ -211,6 +211,12 @@ class EmbeddingStore:
             **{f"made by {name}": value for name, value in self.meta.made_by.items()},
         }
 
+    @property
+    def uncommitted(self) -> int:
+        """Bytes in shards behind the committed rows, which the next writer drops."""
+        held = sum(path.stat().st_size for path in self.path.glob("shard-*.bin"))
+        return max(0, held - len(self) * self.meta.row_bytes)
+
     def verify(self) -> list[Damage]:
         """Read every committed byte, one commit at a time, and compare it with the journal's checksums."""
         return [

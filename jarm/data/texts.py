@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jarm.base import JarmError
 from jarm.data.files import PathLike, is_list, is_text, nearest
 from jarm.data.sources import RESPONSES, Source, read_sources
-from jarm.data.store import fill, key_of, without_none
+from jarm.data.store import fields, fill, key_of, without_none
 
 LAYOUTS = (*((name,) for name in RESPONSES), ("chosen", "rejected"), ("messages",))
 """Columns of responses, by precedence. The first three want a column of prompts besides, the last takes none."""
@@ -85,6 +85,11 @@ class Texts(NamedTuple):
         """The key that each text has in a store of this template."""
         rows = zip(*self.columns.values(), strict=True)
         return [key_of(fill(template, dict(zip(self.columns, row, strict=True)))) for row in rows]
+
+
+def extra_fields(template: str) -> list[str]:
+    """The columns that a template names besides prompt and response."""
+    return [name for name in fields(template) if name not in ("prompt", "response")]
 
 
 def read_texts(

@@ -204,7 +204,9 @@ class StoreWriter:
         if (self.path / META).exists():
             old = read_meta(self.path)
             theirs, ours = ({"dtype": m.dtype, "width": m.width, **m.made_by} for m in (old, meta))
-            other = [n for n in dict.fromkeys([*theirs, *ours]) if theirs.get(n) != ours.get(n)]
+            # Of a model whose weights are known, the names are for people: folders are renamed.
+            names = {"model", "revision"} if "weights" in ours else set()
+            other = [n for n in dict.fromkeys([*theirs, *ours]) if theirs.get(n) != ours.get(n) and n not in names]
             if other and (_size(self.path / JOURNAL) or any(self.path.glob("shard-*.bin"))):
                 shown = ", ".join(f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here" for name in other[:4])
                 raise JarmError(

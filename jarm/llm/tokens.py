@@ -57,7 +57,10 @@ class Tokenizer:
             self._tokenizer = AutoTokenizer.from_pretrained(folder)
         except Exception as error:  # every library below has its own kinds
             reason = " ".join(str(error).split())[:200]
-            raise JarmError(f"{folder} has no tokenizer that transformers can read ({reason}).") from error
+            raise JarmError(
+                f"{folder} has no tokenizer that transformers can read ({reason}): download tokenizer.json and "
+                "tokenizer_config.json again."
+            ) from error
         own = self._tokenizer.chat_template
         if isinstance(own, str) and _DATED in own:
             own = self._tokenizer.chat_template = _DAY + own
@@ -77,9 +80,10 @@ class Tokenizer:
         usual = min(window, self._tokenizer.model_max_length)
         self.max_length = usual if max_length is None else max_length
         if not self._head + self._tail < self.max_length <= window:
+            least = self._head + self._tail + 1
             raise JarmError(
-                f"Texts cannot be cut to {self.max_length:,} tokens: the model has {window:,} positions, and "
-                f"{self._head + self._tail} go to special tokens."
+                f"Texts cannot be cut to {self.max_length:,} tokens: give a --max-length of {least} to {window:,}, the "
+                f"positions of this model, of which {least - 1} go to special tokens."
             )
         # Neither truncates, pads nor warns from here on, whatever its files say.
         self._tokenizer.model_max_length = _ENDLESS
