@@ -227,7 +227,7 @@ def device() -> str:
 
 def versions() -> dict[str, str]:
     """Versions of Python and of the numerical libraries that are loaded."""
-    loaded = {name: sys.modules.get(name) for name in ("jax", "jaxlib", "numpy", "torch", "optax")}
+    loaded = {name: sys.modules.get(name) for name in ("jax", "jaxlib", "numpy", "torch", "transformers", "optax")}
     found = {name: str(module.__version__) for name, module in loaded.items() if module is not None}
     return {"python": platform.python_version()} | found
 

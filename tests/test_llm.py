@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import make_llm
+from flax import nnx
 from scipy.special import erf
 
 from jarm.base import JarmError
@@ -164,6 +165,20 @@ def test_attention_is_what_its_formula_says(causal, window, softcap, turns, monk
         scores = scores if softcap is None else softcap * np.tanh(scores / softcap)
         weights = np.exp(scores - scores.max())
         np.testing.assert_allclose(out[b, t, h], weights / weights.sum() @ v[b, seen, h // 2], rtol=0, atol=2e-6)
+
+
+def test_an_mlp_maps_tokens_in_turn_as_it_does_all_at_once(monkeypatch):
+    config, params = loaded("llama")
+    stacked = params["stack"]["cycle"][0]["mlp"]
+    mlp = layers.MLP(config, jnp.float32, ())
+    nnx.update(mlp, jax.tree.map(lambda leaf: leaf[0], stacked))
+    x = jax.random.normal(jax.random.key(0), (5, 3, config.width))
+    monkeypatch.setattr(layers, "TOKENS", 6)
+    outs = []
+    for turns in (True, False):
+        monkeypatch.setattr(layers, "in_turn", lambda turns=turns: turns)
+        outs.append(mlp(x))
+    np.testing.assert_allclose(*outs, rtol=0, atol=1e-6)
 
 
 def test_activations_are_what_their_formulas_say():

@@ -133,10 +133,12 @@ def visible(
 
 BLOCK = 128
 """Queries of a head whose scores are held at once, where texts and heads go one after the other."""
+TOKENS = 2048
+"""Tokens that an MLP maps at once, then."""
 
 
 def in_turn() -> bool:
-    """Whether texts and heads go one after the other: on a CPU, whose cache then holds the scores, if it is alone."""
+    """Whether texts and heads go one after the other: on a lone CPU, whose cache then holds what they need."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1  # turns would gather what devices share
 
 
@@ -292,8 +294,12 @@ class MLP(nnx.Module):
 
     def __call__(self, x: Array) -> Array:
         """Map each token by itself."""
-        act = ACTIVATIONS[self.activation]
-        return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
+        act, step = ACTIVATIONS[self.activation], max(1, TOKENS // x.shape[1]) if in_turn() else len(x)
+
+        def some(x: Array) -> Array:
+            return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))
+
+        return jnp.concatenate([some(x[start : start + step]) for start in range(0, len(x), step)])
 
 
 Layer = Callable[[Array, Tables, Array, Past | None], tuple[Array, KeysValues]]
