@@ -225,7 +225,7 @@ def test_a_checkpoint_is_a_folder_or_an_id(monkeypatch, tmp_path):
 
     asked = []
 
-    def download(name, *, revision, allow_patterns):
+    def download(name, *, revision, allow_patterns, ignore_patterns):
         asked.append((name, revision, "*.bin" in allow_patterns))
         if name == "some/model":
             return str(tmp_path)
