@@ -75,7 +75,7 @@ def main() -> None:
 
     from benchmarks import referee
     from jarm.base import PairSpace
-    from jarm.selection import greedy_log_det
+    from jarm.greedy import greedy_log_det
 
     try:
         import bmdal_reg  # noqa: F401

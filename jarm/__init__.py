@@ -11,6 +11,7 @@ from jarm.base import (
     HParams,
     JarmError,
     Labelled,
+    Limits,
     PairSpace,
     ResponseTable,
     RewardHead,
@@ -29,17 +30,21 @@ from jarm.data.writer import StoreWriter
 from jarm.embed import EmbedConfig, EmbedSummary, embed
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
+from jarm.greedy import GreedyInfo, greedy, greedy_log_det
 from jarm.heads import HeadConfig, linear_head, mlp_head
 from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop
 from jarm.metrics import evaluate, reference_lines
+from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, v_optimal
 from jarm.pool import Pool
 from jarm.prepare import prepare
 from jarm.ranking import best_of_n, spearman
-from jarm.selection import greedy_log_det, random_pairs, top_pairs
+from jarm.selection import random_pairs, top_pairs
 
 __version__ = _version("jarm")
 
 __all__ = [
+    "D_OPTIMAL",
+    "D_UNWEIGHTED",
     "RULES",
     "AnnotatorConfig",
     "Belief",
@@ -50,13 +55,16 @@ __all__ = [
     "EmbeddingStore",
     "FitConfig",
     "FitInfo",
+    "GreedyInfo",
     "HParams",
     "HeadConfig",
     "JarmError",
     "Labelled",
+    "Limits",
     "Loop",
     "LoopConfig",
     "LoopState",
+    "Objective",
     "PairSpace",
     "Pool",
     "ResponseTable",
@@ -68,6 +76,7 @@ __all__ = [
     "Status",
     "StoreWriter",
     "SyntheticConfig",
+    "a_optimal",
     "annotate",
     "best_of_n",
     "check",
@@ -77,6 +86,7 @@ __all__ = [
     "exclude",
     "fisher_weight",
     "get_rule",
+    "greedy",
     "greedy_log_det",
     "key_of",
     "linear_head",
@@ -103,4 +113,5 @@ __all__ = [
     "subset",
     "synthetic",
     "top_pairs",
+    "v_optimal",
 ]

@@ -43,6 +43,8 @@ class Status(enum.IntEnum):
     NONFINITE = 4
     FULL = 5
     NO_RULE = 6
+    LIMITED = 7
+    UNINFORMATIVE = 8
 
     @property
     def message(self) -> str:
@@ -66,6 +68,14 @@ _MESSAGES = {
         "embeddings and the labels (without gold rewards, call `init`, `ask` and `tell`), then lower the learning rate."
     ),
     Status.NO_RULE: "The index of the rule is not one of `LoopConfig.rules`: count them from 0.",
+    Status.LIMITED: (
+        "The limits on picks a prompt, picks a response or near-copies leave fewer pairs than the batch asks for: "
+        "raise them, or buy fewer pairs."
+    ),
+    Status.UNINFORMATIVE: (
+        "Some pairs of the batch would teach nothing, because every pair that is left has equal features at both ends: "
+        "check the features for copies or a head that has collapsed, or buy fewer pairs."
+    ),
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }
 
@@ -169,6 +179,8 @@ class PairSpace:
       excluded: `[L, 2]` int32 pairs never to be offered, each with its smaller index first and in lexicographic
         order; unused places hold N. Made by `jarm.data.pairs.exclude`.
       pairs: `[M, 2]` int32, smaller index first, for `listed`; else None. A pair with an index of N or more is padding.
+      costs: `[M]` of each listed pair, otherwise `[N]` of each response, of which a pair costs the sum; positive, any
+        unit (seconds, tokens, money). None where all pairs cost the same. Only greedy selection looks at them.
     """
 
     kind: str = static()
@@ -176,6 +188,23 @@ class PairSpace:
     eligible: Bool[Array, "N"]
     excluded: Int[Array, "L 2"]
     pairs: Int[Array, "M 2"] | None = None
+    costs: Float[Array, "c"] | None = None
+
+
+@record
+class Limits:
+    """What a batch may hold, beside being pairs of its space; None where there is no such limit.
+
+    Attributes:
+      per_prompt: most pairs with a response of any one prompt.
+      per_response: most pairs with any one response.
+      similarity: a pair is left out where the cosine between its feature difference and that of a pair of the batch is
+        at least this, in either direction: a near-copy.
+    """
+
+    per_prompt: Int[Array, ""] | int | None = None
+    per_response: Int[Array, ""] | int | None = None
+    similarity: Float[Array, ""] | float | None = None
 
 
 @record

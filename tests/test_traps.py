@@ -12,9 +12,10 @@ from jarm.acquisition.registry import get_rule
 from jarm.base import Status
 from jarm.data.pairs import exclude, listed_space, pair_space, subset
 from jarm.fisher import fisher_weight, space_information
+from jarm.greedy import greedy_log_det
 from jarm.linalg import cholesky, jitter, log_det
 from jarm.losses import bradley_terry
-from jarm.selection import greedy_log_det, top_pairs
+from jarm.selection import top_pairs
 from jarm.testing import information64, list_pairs, make_case, quick_jit
 
 

@@ -12,8 +12,9 @@ import jax.numpy as jnp
 
 from jarm.base import Belief, HParams, PairSpace, Selection
 from jarm.fisher import fisher_weight, space_information
+from jarm.greedy import greedy_log_det
 from jarm.linalg import inverse_factor, jitter, worst
-from jarm.selection import greedy_log_det, top_pairs
+from jarm.selection import top_pairs
 from jarm.types import Array, Float, PRNGKey
 
 
@@ -84,7 +85,7 @@ def greedy_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams:
     """Exact greedy D-optimal batch: each pair adds most to log det of past + prior + batch so far.
 
     Gain: log(1 + v x^T A^-1 x) in nats, A the information up to the pair. See `prior_information` for the prior
-    and `jarm.selection.greedy_log_det` for why the choice is exact over every pair of the space.
+    and `jarm.greedy` for why the choice is exact over every pair of the space.
     """
     return _greedy(key, belief, space, k, hparams, past_aware=True)
 

@@ -60,13 +60,19 @@ def pair_space(
     return space if excluded is None else exclude(space, excluded)
 
 
-def listed_space(pairs: Int[Array, "M 2"], eligible: Bool[Array, "N"], width: int = 1) -> PairSpace:
+def listed_space(
+    pairs: Int[Array, "M 2"],
+    eligible: Bool[Array, "N"],
+    width: int = 1,
+    costs: Float[Array, "M"] | None = None,
+) -> PairSpace:
     """A space of the given pairs. Mirrors, repeats, self-pairs and ineligible ends are dropped (made padding).
 
     Args:
       pairs: `[M, 2]` response indices in any order; a row with an index outside the N is padding.
       eligible: `[N]` responses that may be in a pair.
       width: R, responses a prompt, used only where a result is counted by prompt.
+      costs: `[M]` what each pair costs, or None; of a pair that is repeated the least counts.
 
     Returns:
       The space, its pairs in lexicographic order with padding last.
@@ -75,12 +81,15 @@ def listed_space(pairs: Int[Array, "M 2"], eligible: Bool[Array, "N"], width: in
     ends = jnp.clip(pairs, 0, size - 1)
     good = eligible[ends].all(axis=1) & (pairs[:, 0] != pairs[:, 1])
     good &= ((pairs >= 0) & (pairs < size)).all(axis=1)
+    costs = None if costs is None else jnp.asarray(costs, jnp.float32)
+    pairs, costs = _distinct(jnp.where(good[:, None], pairs, size), size, costs)
     return PairSpace(
         kind="listed",
         width=width,
         eligible=eligible,
         excluded=jnp.zeros((0, 2), jnp.int32),
-        pairs=_distinct(jnp.where(good[:, None], pairs, size), size),
+        pairs=pairs,
+        costs=costs,
     )
 
 
@@ -88,41 +97,54 @@ def exclude(space: PairSpace, pairs: Int[Array, "L 2"]) -> PairSpace:
     """The space without some pairs (`[L, 2]`, any order; an index of N or more is padding)."""
     size = space.eligible.shape[0]
     if space.pairs is not None:
-        gone = contains(_distinct(pairs, size), space.pairs)
+        gone = contains(_distinct(pairs, size)[0], space.pairs)
         return _replace(space, pairs=jnp.where(gone[:, None], size, space.pairs))
-    return _replace(space, excluded=_distinct(jnp.concatenate([space.excluded, pairs]), size))
+    return _replace(space, excluded=_distinct(jnp.concatenate([space.excluded, pairs]), size)[0])
 
 
 def _replace(space: PairSpace, **changes: object) -> PairSpace:
-    fields = {name: getattr(space, name) for name in ("kind", "width", "eligible", "excluded", "pairs")}
+    fields = {name: getattr(space, name) for name in ("kind", "width", "eligible", "excluded", "pairs", "costs")}
     return PairSpace(**(fields | changes))
 
 
-def _distinct(pairs: Int[Array, "L 2"], size: int) -> Int[Array, "L 2"]:
+def _distinct(
+    pairs: Int[Array, "L 2"], size: int, costs: Float[Array, "L"] | None = None
+) -> tuple[Int[Array, "L 2"], Float[Array, "L"] | None]:
     """Each pair once, smaller index first, in lexicographic order; the rest is padding `(size, size)`, last."""
     low, high = pairs.min(axis=1), pairs.max(axis=1)
     hole = (high >= size) | (low == high)
-    low, high = jax.lax.sort((jnp.where(hole, size, low), jnp.where(hole, size, high)), num_keys=2)
+    paid = [] if costs is None else [costs]
+    low, high, *paid = jax.lax.sort(
+        (jnp.where(hole, size, low), jnp.where(hole, size, high), *paid), num_keys=2 + len(paid)
+    )
     repeated = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     repeated = jnp.concatenate([jnp.zeros(1, bool), repeated])[: low.shape[0]]
     # A second sort moves the holes that repeats leave to the end.
-    low, high = jax.lax.sort((jnp.where(repeated, size, low), jnp.where(repeated, size, high)), num_keys=2)
-    return jnp.stack([low, high], axis=1)
+    low, high, *paid = jax.lax.sort(
+        (jnp.where(repeated, size, low), jnp.where(repeated, size, high), *paid), num_keys=2
+    )
+    return jnp.stack([low, high], axis=1), paid[0] if paid else None
 
 
 def contains(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> Bool[Array, "M"]:
-    """Which of `pairs` (smaller index first) are among `sorted_pairs` (lexicographic): a binary search each."""
+    """Which of `pairs` (smaller index first) are among `sorted_pairs` (lexicographic)."""
+    return find(sorted_pairs, pairs)[1]
+
+
+def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int[Array, "M"], Bool[Array, "M"]]:
+    """Where each of `pairs` (smaller index first) is in `sorted_pairs` (lexicographic), and whether: binary search."""
     count = sorted_pairs.shape[0]
     if count == 0:
-        return jnp.zeros(pairs.shape[0], bool)
+        return jnp.zeros(pairs.shape[0], jnp.int32), jnp.zeros(pairs.shape[0], bool)
     first, second = pairs[:, 0], pairs[:, 1]
     position = jnp.zeros(pairs.shape[0], jnp.int32)
     for step in (1 << bit for bit in reversed(range(count.bit_length()))):
         probe = sorted_pairs[jnp.minimum(position + step - 1, count - 1)]
         before = (probe[:, 0] < first) | ((probe[:, 0] == first) & (probe[:, 1] < second))
         position += step * (before & (position + step <= count)).astype(jnp.int32)
-    found = sorted_pairs[jnp.minimum(position, count - 1)]
-    return (position < count) & (found[:, 0] == first) & (found[:, 1] == second)
+    position = jnp.minimum(position, count - 1)
+    found = sorted_pairs[position]
+    return position, (found[:, 0] == first) & (found[:, 1] == second)
 
 
 def tile_count(space: PairSpace, tile: int = TILE) -> int:
