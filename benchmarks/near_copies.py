@@ -11,6 +11,7 @@ bought; mean and standard error over seeds, and paired differences from the rele
 
 from __future__ import annotations
 
+import functools
 import json
 from typing import Any
 
@@ -34,11 +35,18 @@ def pool(pairs: int, copies: int, width: int, seed: int) -> tuple[Any, Any, Any]
     return features, features @ head, origin[order]
 
 
+@functools.cache
+def greedy_of(k: int) -> Any:
+    import jax
+
+    from jarm.greedy import greedy
+    from jarm.objectives import D_OPTIMAL
+
+    return jax.jit(functools.partial(greedy, D_OPTIMAL, k=k))
+
+
 def batches(features: Any, rewards: Any, k: int, seed: int) -> dict[str, Any]:
     """Places `[k]` in the list of the pairs that each way buys."""
-    import functools
-
-    import jax
     import jax.numpy as jnp
     import numpy as np
     import torch
@@ -46,14 +54,12 @@ def batches(features: Any, rewards: Any, k: int, seed: int) -> dict[str, Any]:
     from benchmarks import baselines
     from jarm.base import Limits
     from jarm.data.pairs import listed_space
-    from jarm.greedy import greedy
-    from jarm.objectives import D_OPTIMAL
 
     pairs = len(features) // 2
     x = torch.from_numpy(features[0::2] - features[1::2])
     margin = torch.from_numpy(rewards[0::2] - rewards[1::2])
     space = listed_space(jnp.arange(2 * pairs).reshape(-1, 2), jnp.ones(2 * pairs, bool))
-    run = jax.jit(functools.partial(greedy, D_OPTIMAL, k=k))
+    run = greedy_of(k)
     prior = RIDGE * jnp.eye(features.shape[1])
     guards = {"exact greedy": Limits(), "exact greedy, no near-copies": Limits(similarity=0.98)}
     chosen = {name: run(features, rewards, space, prior, limits=limits)[0] for name, limits in guards.items()}
