@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import PairSpace
-from jarm.data.pairs import TILE, contains, get_tile, tile_count
+from jarm.data.pairs import TILE, contains, get_tile, tile_count, two_blocks
 from jarm.fisher import chunked
 from jarm.types import Array, Bool, Float, Int
 
@@ -178,18 +178,8 @@ class _Blocks(NamedTuple):
         return self.number * (self.number + 1) // 2
 
     def blocks_of(self, tile: Int[Array, "*t"]) -> tuple[Int[Array, "*t"], Int[Array, "*t"]]:
-        """The two blocks of a tile, the lower first: diagonal by diagonal."""
-        whole = 2 * self.number + 1
-        root = jnp.sqrt((whole * whole - 8.0 * tile.astype(jnp.float32)).clip(0))
-        diagonal = ((whole - root) / 2).astype(jnp.int32)
-        # The root is rounded: one step to either side mends it.
-        diagonal -= self._start(diagonal) > tile
-        diagonal += self._start(diagonal + 1) <= tile
-        low = jnp.clip(tile - self._start(diagonal), 0, self.number - 1)
-        return low, jnp.clip(low + diagonal, 0, self.number - 1)
-
-    def _start(self, diagonal: Int[Array, "*t"]) -> Int[Array, "*t"]:
-        return diagonal * self.number - diagonal * (diagonal - 1) // 2
+        """The two blocks of a tile, the lower first."""
+        return two_blocks(tile, self.number)
 
     def maxima(self, scorer: Scorer, tile: Int[Array, ""], *, cross: bool) -> Float[Array, "s c"]:
         """The largest score of each chunk of a tile: one column, and every `side / SLICES`-th row of it."""
