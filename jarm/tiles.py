@@ -104,7 +104,8 @@ def _per_cost(scorer: Scorer, costs: Float[Array, "N"]) -> Scorer:
 def _best(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"], Float[Array, ""]]:
     """The k largest of some scores, where they stand, and the largest of the others."""
     lacking = max(0, k + 1 - scores.shape[0])
-    best, chosen = jax.lax.top_k(scores, k + 1 - lacking)
+    # Without the barrier XLA fuses `best[k]` with the top-k, no longer knows it, and sorts all scores.
+    best, chosen = jax.lax.optimization_barrier(jax.lax.top_k(scores, k + 1 - lacking))
     best = jnp.pad(best, (0, lacking), constant_values=-jnp.inf)
     return best[:k], jnp.pad(chosen, (0, lacking))[:k], best[k]
 
