@@ -277,7 +277,8 @@ def _best_chunks(
     blocks: _Blocks, scorer: Scorer, keep: int, *, cross: bool, start: Int[Array, ""] | int = 0, step: int = 1
 ) -> tuple[Float[Array, "c"], Int[Array, "c"], Int[Array, "c"]]:
     """The chunks with the largest maxima among every `step`-th group of tiles: maxima, tiles and places in them."""
-    groups = -(-blocks.tiles // GROUP)
+    # Groups of one size, as many for each device.
+    groups = step * -(-blocks.tiles // (step * GROUP))
     together = -(-blocks.tiles // groups)
     chunks = blocks.side * blocks.side // SLICES
 
@@ -300,7 +301,7 @@ def _best_chunks(
         return jax.lax.cond((maxima > best[-1]).any(), better, lambda _: carry, None), None
 
     nothing = (jnp.full(keep, -jnp.inf), jnp.full(keep, -1, jnp.int32), jnp.zeros(keep, jnp.int32))
-    mine = start + step * jnp.arange(-(-groups // step), dtype=jnp.int32)
+    mine = start + step * jnp.arange(groups // step, dtype=jnp.int32)
     return jax.lax.scan(merge, nothing, mine)[0]
 
 
