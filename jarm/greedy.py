@@ -53,6 +53,7 @@ class _State(NamedTuple):
     information: Float[Array, "F F"]
     uses: Int[Array, "N"]
     prompt_uses: Int[Array, "P"]
+    floor: Float[Array, ""]
     ended: Bool[Array, ""]
     status: Int[Array, ""]
 
@@ -147,7 +148,7 @@ def greedy(
         if limits.similarity is not None:
             scorer = _guarded(scorer, features, state, limits.similarity)
         allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, space.width))
-        best = best_pairs(scorer, allowed, keep, mesh=mesh, tile=tile)
+        best = best_pairs(scorer, allowed, keep, floor=state.floor, mesh=mesh, tile=tile)
 
         first, second = jnp.minimum(best.pairs, size - 1).T
         raw, x, margin = features[first] - features[second], y[first] - y[second], rewards[first] - rewards[second]
@@ -222,6 +223,10 @@ def greedy(
         return state._replace(
             passes=state.passes + 1,
             information=information,
+            # What is left of this shortlist, the next will reach at least.
+            floor=jnp.where(
+                inner.left.any(), jnp.where(inner.left, inner.worth, jnp.inf).min() * (1 - _SLACK), -jnp.inf
+            ),
             ended=state.picked == start.picked,
             status=worst(state.status, singular, overflow),
         )
@@ -240,6 +245,7 @@ def greedy(
         information=prior,
         uses=jnp.zeros(size, jnp.int32),
         prompt_uses=jnp.zeros(prompts, jnp.int32),
+        floor=jnp.float32(-jnp.inf),
         ended=jnp.bool_(False),
         status=jnp.where(unusable, jnp.int32(Status.NONFINITE), jnp.int32(Status.OK)),
     )
@@ -309,4 +315,4 @@ def _guarded(scorer: Scorer, features: Float[Array, "N F"], state: _State, simil
     def tile(rows: tuple[Array, ...], columns: tuple[Array, ...]) -> Array:
         return mask(distances(rows[1], columns[1]), rows[2], columns[2], scorer.tile(rows[0], columns[0]))
 
-    return Scorer((scorer.stats, features, along), pair, tile)
+    return Scorer((scorer.stats, features, along), pair, tile, order=scorer.order)

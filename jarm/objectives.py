@@ -68,7 +68,16 @@ class Objective:
             q = square_sum(a.y - b.y)
             return scale(self.worth(a.reward - b.reward, q, a.c - b.c, h))
 
-        return Scorer(numbers, pair, lambda rows, columns: scale(self.tile(rows, columns, h)))
+        def bound(rows: Numbers, columns: Numbers) -> Float[Array, ""]:
+            # Worth falls with the size of a margin and grows with q, at most (|y_i| + |y_j|)^2.
+            reach = sum(jnp.sqrt(jnp.square(each.y).sum(axis=1).max()) for each in (rows, columns))
+            apart = jnp.maximum(rows.reward.min() - columns.reward.max(), columns.reward.min() - rows.reward.max())
+            return scale(self.worth(jnp.maximum(apart, 0), jnp.square(reach), jnp.zeros(0), h))
+
+        def tile(rows: Numbers, columns: Numbers) -> Float[Array, "r c"]:
+            return scale(self.tile(rows, columns, h))
+
+        return Scorer(numbers, pair, tile, None if h.size else bound, numbers.reward)
 
 
 def square_sum(x: Float[Array, "F"]) -> Float[Array, ""]:
