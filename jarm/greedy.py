@@ -18,7 +18,7 @@ from jarm.base import Limits, PairSpace, Selection, Status
 from jarm.data.pairs import TILE, pair_count
 from jarm.fisher import centred
 from jarm.linalg import inverse_factor, matmul, worst
-from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances
+from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances, square_sum
 from jarm.tiles import Scorer, best_pairs
 from jarm.types import Array, Bool, Float, Int
 
@@ -310,7 +310,7 @@ def _guarded(scorer: Scorer, features: Float[Array, "N F"], state: _State, simil
         return jnp.where(found, -jnp.inf, scores)
 
     def pair(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
-        return mask(jnp.square(a[1] - b[1]).sum(), a[2], b[2], scorer.pair(a[0], b[0]))
+        return mask(square_sum(a[1] - b[1]), a[2], b[2], scorer.pair(a[0], b[0]))
 
     def tile(rows: tuple[Array, ...], columns: tuple[Array, ...]) -> Array:
         return mask(distances(rows[1], columns[1]), rows[2], columns[2], scorer.tile(rows[0], columns[0]))

@@ -80,15 +80,14 @@ class Objective:
         return Scorer(numbers, pair, tile, None if h.size else bound, numbers.reward)
 
 
-def square_sum(x: Float[Array, "F"]) -> Float[Array, ""]:
-    """|x|^2 as a product with ones: batched, XLA's sums over a last axis take three times as long on a CPU."""
-    return matmul(jnp.square(x), jnp.ones_like(x))
+def square_sum(x: Float[Array, "*n F"]) -> Float[Array, "*n"]:
+    """|x|^2 over the last axis, by a product with ones: there XLA's sums take three times as long on a CPU."""
+    return matmul(jnp.square(x), jnp.ones(x.shape[-1], x.dtype))
 
 
 def distances(rows: Float[Array, "r F"], columns: Float[Array, "c F"]) -> Float[Array, "r c"]:
     """Squared distances of each row from each column, by one product."""
-    squares = jnp.square(rows).sum(axis=1)[:, None] + jnp.square(columns).sum(axis=1)[None, :]
-    return squares - 2 * matmul(rows, columns.T)
+    return square_sum(rows)[:, None] + square_sum(columns)[None, :] - 2 * matmul(rows, columns.T)
 
 
 def with_weights(
