@@ -9,7 +9,7 @@ a new pass is made. The certificate travels with the batch.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -303,10 +303,10 @@ def _guarded(scorer: Scorer, features: Float[Array, "N F"], state: _State, simil
         _, found = jax.lax.while_loop(lambda carry: carry[0] < state.picked, more, start)
         return jnp.where(found, -jnp.inf, scores)
 
-    def pair(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
+    def pair(a: tuple[Any, Array, Array], b: tuple[Any, Array, Array]) -> Array:
         return mask(jnp.square(a[1] - b[1]).sum(), a[2], b[2], scorer.pair(a[0], b[0]))
 
-    def tile(rows: tuple[Array, ...], columns: tuple[Array, ...]) -> Array:
+    def tile(rows: tuple[Any, Array, Array], columns: tuple[Any, Array, Array]) -> Array:
         return mask(distances(rows[1], columns[1]), rows[2], columns[2], scorer.tile(rows[0], columns[0]))
 
     return Scorer((scorer.stats, features, along), pair, tile)
