@@ -215,7 +215,7 @@ class _Blocks(NamedTuple):
 
         wanted = tile < self.tiles
         if scorer.bound is not None:
-            wanted &= scorer.bound(rows, columns) > floor
+            wanted &= ~(scorer.bound(rows, columns) <= floor)
         return jax.lax.cond(wanted, compute, lambda: jnp.full((self.side // SLICES, self.side), -jnp.inf))
 
     def _maxima(
@@ -252,20 +252,20 @@ def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
     size = space.eligible.shape[0]
     count = max(1, -(-size // BLOCK))
     side = -(-size // (count * SLICES)) * SLICES
-    more = count * side - size
-
-    def padded(leaf: Array) -> Array:
-        return jnp.pad(leaf, ((0, more),) + ((0, 0),) * (leaf.ndim - 1))
-
-    index = jnp.arange(size, dtype=jnp.int32)
+    home = jnp.arange(size, dtype=jnp.int32)
     if scorer.order is not None:
-        index = jnp.argsort(jnp.where(space.eligible, scorer.order, jnp.inf)).astype(jnp.int32)
-    prompt = padded(index // space.width)
-    stats, eligible = (
-        jax.tree.map(lambda leaf: padded(leaf if scorer.order is None else leaf[index]), each)
-        for each in (scorer.stats, space.eligible)
+        home = jnp.argsort(jnp.where(space.eligible, scorer.order, jnp.inf)).astype(jnp.int32)
+    real = jnp.arange(count * side) < size
+    # The last response stands in for padding: bounds of its block stay close.
+    home = jnp.pad(home, (0, count * side - size), mode="edge")
+    return _Blocks(
+        side=side,
+        number=count,
+        stats=_take(scorer.stats, home),
+        eligible=space.eligible[home] & real,
+        prompt=home // space.width,
+        home=jnp.where(real, home, size),
     )
-    return _Blocks(side, count, stats, eligible, prompt, jnp.pad(index, (0, more), constant_values=size))
 
 
 def _best_blocks(

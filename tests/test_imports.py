@@ -44,6 +44,7 @@ LAYERS = [
     ["loop"],
     ["prepare"],
     ["testing"],
+    ["references"],
     ["records"],
     ["runner"],
     ["report"],
