@@ -136,7 +136,8 @@ def judge(
     fresh = np.asarray(info.fresh)
     wanted = np.linspace(0, k - 1, min(steps, k)).astype(int)
     passes = np.flatnonzero(fresh)
-    wanted[::2] = [passes[np.abs(passes - step).argmin()] for step in wanted[::2]]
+    if steps < k:
+        wanted[::2] = [passes[np.abs(passes - step).argmin()] for step in wanted[::2]]
     parts = referee.all_parts() if kind == "all" else referee.listed_parts(referee.within_pairs(size, WIDTH))
     arrays = (np.asarray(each) for each in (picks, features, rewards, prior))
     certificate = {"ceilings": np.asarray(info.ceilings), "fresh": fresh, "kept": kept}

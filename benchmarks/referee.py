@@ -237,7 +237,8 @@ def judge_in_space(
       that the shortlist had no room for exceeds it; and `least_margin`, the smallest quotient of gain and ceiling of
       all picks that came later: they are certified from 1 up.
     """
-    picks, features, rewards = np.asarray(picks), features.astype(np.float64), rewards.astype(np.float64)
+    features, rewards = features.astype(np.float64), rewards.astype(np.float64)
+    picks = np.asarray(picks, np.int64)  # the code of a pair of 100,000 responses does not fit into 32 bits
     x = features[picks[:, 0]] - features[picks[:, 1]]
     v = fisher_weight(rewards[picks[:, 0]] - rewards[picks[:, 1]])
     codes = picks[:, 0] * len(features) + picks[:, 1]
