@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import PairSpace
-from jarm.data.pairs import TILE, contains, get_tile, tile_count
+from jarm.data.pairs import TILE, contains, get_tile, prompts_of, tile_count
 from jarm.fisher import chunked
 from jarm.types import Array, Bool, Float, Int
 
@@ -229,8 +229,7 @@ def _make_blocks(stats: Any, space: PairSpace) -> _Blocks:
     def padded(leaf: Array) -> Array:
         return jnp.pad(leaf, ((0, more),) + ((0, 0),) * (leaf.ndim - 1))
 
-    prompt = jnp.arange(count * side, dtype=jnp.int32) // space.width
-    return _Blocks(side, count, jax.tree.map(padded, stats), padded(space.eligible), prompt)
+    return _Blocks(side, count, jax.tree.map(padded, stats), padded(space.eligible), padded(prompts_of(space)))
 
 
 def _best_blocks(scorer: Scorer, space: PairSpace, k: int, mesh: jax.sharding.Mesh | None) -> Best:
