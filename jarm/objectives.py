@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jarm.base import record, static
 from jarm.fisher import fisher_weight
@@ -176,3 +177,143 @@ def _v_ceiling(rest: Array, z: Array, gone: Array, far: Array) -> Array:
     drift = jnp.sqrt(jnp.square(matmul(z, gone)).sum())
     shrunk = 1 + left * far
     return jnp.square(jnp.sqrt(jnp.maximum(rest, 0) * (1 + far) / shrunk) + drift * jnp.sqrt(far / shrunk))
+
+
+def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Objective:
+    """Expected information, in nats, that a pair's label gives about the label of a target pair, averaged over targets.
+
+    Under the Laplace posterior in its Gaussian form, in which a label tells the margin with variance 1 / v, a pair gains
+    mean_t -1/2 log(1 - rho_t^2), rho_t^2 = v v_t c_t^2 / ((1 + v q) (1 + v_t h_t)). To first order in rho^2 this is
+    `v_optimal` of the targets with weights v_t / (2 T (1 + v_t h_t)), which fall as targets become known. Gains may rise
+    as a batch grows, and no bound is used: every choice is a pass. A pass holds a number for each response and target.
+    After Bickford Smith et al. 2023, "Prediction-Oriented Bayesian Active Learning".
+
+    Args:
+      targets: `[T, F]` feature differences of the target pairs.
+      target_margins: `[T]` their margins.
+    """
+    known = jnp.sqrt(fisher_weight(jnp.asarray(target_margins, jnp.float32)))
+    # Targets of this length carry their Fisher weights: v_t c_t^2 and v_t h_t are c^2 and h of them.
+    scaled = known[:, None] * jnp.asarray(targets, jnp.float32)
+    return Objective(_information, _information_tile, _identity, fisher_weight, None, scaled)
+
+
+_FACTORS = 4
+"""Factors 1 - rho^2 that share a logarithm; more of them might underflow."""
+
+
+def _information_of(v: Array, q: Array, squares: Array, h: Array) -> Array:
+    """-1/2 log of the product of 1 - rho_t^2 over a few targets, `[t, ...]` leading, squares c_t^2."""
+    known, share = 1 / (1 + v * q), v / (1 + v * q)
+    # The product less 1, for products near 1, and the product itself, for products near 0.
+    less, product = jnp.zeros_like(v), jnp.ones_like(v)
+    for square, each in zip(squares, h, strict=True):
+        # Cauchy and Schwarz: c^2 <= q h, whatever rounding says.
+        rho = jnp.minimum(share * square / (1 + each), (1 - known) * (each / (1 + each)))
+        less += rho * product
+        product *= 1 - rho
+    near = jnp.minimum(less, 0.5)
+    return -0.5 * jnp.where(less < 0.5, jnp.log1p(-near), jnp.log(product))
+
+
+def _grouped(c: Array) -> Array:
+    """Targets (the last axis) in groups of `_FACTORS`, padded by targets of which nothing is told: `[g, f, ...]`."""
+    c = jnp.moveaxis(c, -1, 0)
+    count = -(-c.shape[0] // _FACTORS)
+    padded = jnp.pad(c, ((0, count * _FACTORS - c.shape[0]),) + ((0, 0),) * (c.ndim - 1))
+    return padded.reshape(count, _FACTORS, *c.shape[1:])
+
+
+def _information(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    v = fisher_weight(margin)
+    groups = jax.vmap(_information_of, in_axes=(None, None, 0, 0))(v, q, jnp.square(_grouped(c)), _grouped(h))
+    return groups.sum() / h.shape[0]
+
+
+def _information_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
+    q = jnp.maximum(distances(rows.y, columns.y), 0)
+
+    def score(v: Array) -> Array:
+        def add(total: Array, group: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            here, there, h = group
+            squares = [jnp.square(a[:, None] - b[None, :]) for a, b in zip(here, there, strict=True)]
+            return total + _information_of(v, q, squares, h), None
+
+        groups = (_grouped(rows.c), _grouped(columns.c), _grouped(h))
+        return jax.lax.scan(add, jnp.zeros_like(v), groups)[0] / h.shape[0]
+
+    return with_weights(score, rows.reward, columns.reward)
+
+
+_NEAR = 0.5
+"""Variances of a margin up to which information is computed by Gauss-Hermite quadrature."""
+_POINTS, _SHARES = np.polynomial.hermite_e.hermegauss(10)
+_POINTS, _SHARES = _POINTS[5:], 2 * _SHARES[5:] / _SHARES.sum()
+"""Quadrature of even functions of a standard normal number: relative error of the information at most 3e-7."""
+_SCALES = (0.67117038, 0.86911117, 1.12737750, 1.48159720, 1.96758348, 2.60932712, 3.42518906, 4.48801514)
+_MASSES = (7.3315916e-4, 0.025892227, 0.16492948, 0.34958043, 0.31501959, 0.12556017, 0.017807405, 4.7754527e-4)
+"""The logistic density as a mixture of eight normal ones, standard deviations and weights."""
+
+
+def mutual_information(margin: Float[Array, "*b"], q: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Information between a label and its margin N(m, q), H(E p) - E H(p) nats, p = sigmoid of the margin. It rises with q.
+
+    Error against a dense quadrature in float64: 1e-6 of the value where q <= 1/2, 2e-7 nats elsewhere.
+    """
+    return jnp.where(q <= _NEAR, _near(margin, jnp.minimum(q, _NEAR)), _far(margin, jnp.maximum(q, _NEAR)))
+
+
+def _near(margin: Array, q: Array) -> Array:
+    """As E [A(m) - A(t) + (t - m) sigmoid(t)] - KL(E p | p), A(t) = log(1 + exp(t)), p at the mean margin.
+
+    Both ends +s and -s of the normal number are taken together, where the terms of first order cancel exactly: with
+    T = tanh(m / 2), B = tanh(s / 2) and 4 v = 1 - T^2, the mean of the two is s B 4 v / (1 - T^2 B^2) / 2 -
+    log(1 + 4 v sinh(s / 2)^2) / 2, and p moves by T B^2 4 v / (1 - T^2 B^2) / 2 on the side of the less likely label.
+    """
+    decay = jnp.exp(-jnp.minimum(jnp.abs(margin), _WIDE))
+    p = decay / (1 + decay)
+    tanh = (1 - decay) / (1 + decay)
+    v4 = 4 * p / (1 + decay)
+    root = jnp.sqrt(q)
+    told, moved = jnp.zeros_like(root), jnp.zeros_like(root)
+    for point, share in zip(_POINTS.tolist(), _SHARES.tolist(), strict=True):
+        s = point * root
+        less = jnp.expm1(-s)
+        b = -less / (2 + less)
+        squared = jnp.square(b)
+        # 1 - T^2 B^2, and sinh^2 = B^2 / (1 - B^2)
+        rest = 4 * (1 + less) / jnp.square(2 + less)
+        slope = b * v4 / (v4 + jnp.square(tanh) * rest)
+        told += share * (s * slope - jnp.log1p(v4 * squared / rest)) / 2
+        moved += share * tanh * b * slope / 2
+    return told - (p + moved) * jnp.log1p(moved / p) - (1 - p - moved) * jnp.log1p(-moved / (1 - p))
+
+
+def _far(margin: Array, q: Array) -> Array:
+    """With the logistic density a mixture of N(0, s^2), E p is one of Phi(m / r) and E H(p) of s^2 N(m; 0, r^2), where
+    r^2 = s^2 + q, because H(sigmoid(t)) is the integral of u sigmoid'(u) from t on: no quadrature that q could outgrow.
+    """
+    p, noise = jnp.zeros_like(q), jnp.zeros_like(q)
+    for scale, mass in zip(_SCALES, _MASSES, strict=True):
+        r = jax.lax.rsqrt(scale**2 + q)
+        z = jnp.abs(margin) * r
+        p += mass / 2 * jax.lax.erfc(z * 0.5**0.5)
+        noise += mass * scale**2 * (2 * jnp.pi) ** -0.5 * r * jnp.exp(-jnp.square(z) / 2)
+    tiny = jnp.finfo(p.dtype).tiny
+    return -p * jnp.log(jnp.maximum(p, tiny)) - (1 - p) * jnp.log1p(-p) - noise
+
+
+def _mutual(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    return mutual_information(margin, q)
+
+
+def _mutual_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
+    margin, q = rows.reward[:, None] - columns.reward[None, :], jnp.maximum(distances(rows.y, columns.y), 0)
+    return jax.lax.cond(q.max() <= _NEAR, lambda: _near(margin, q), lambda: mutual_information(margin, q))
+
+
+BALD = Objective(_mutual, _mutual_tile, _identity, fisher_weight, _falls)
+"""Mutual information of a pair's label and the last layer under the Laplace posterior, nats: see `mutual_information`.
+
+It rises with q and q falls as a batch grows, so no pair gains more than before. Houlsby et al. 2011 (1112.5745).
+"""
