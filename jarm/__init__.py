@@ -38,6 +38,8 @@ from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, v_opt
 from jarm.pool import Pool
 from jarm.prepare import prepare
 from jarm.ranking import best_of_n, spearman
+from jarm.reasons import Batch
+from jarm.select import select
 from jarm.selection import random_pairs, top_pairs
 
 __version__ = _version("jarm")
@@ -47,6 +49,7 @@ __all__ = [
     "D_UNWEIGHTED",
     "RULES",
     "AnnotatorConfig",
+    "Batch",
     "Belief",
     "Benchmark",
     "CompareConfig",
@@ -105,6 +108,7 @@ __all__ = [
     "random_pairs",
     "reference_lines",
     "sample_pairs",
+    "select",
     "solve_noise",
     "space_information",
     "spearman",
