@@ -218,7 +218,8 @@ def reasons(
     y = x @ whiten.T
     sd = np.sqrt(np.square(y).sum(axis=1))
     nearest, cosine = _nearest(_unit(y), past, lambda some: _unit(differences(some) @ whiten.T))
-    p, low, high = sigmoid(margin), sigmoid(margin - _NORMAL_95 * sd), sigmoid(margin + _NORMAL_95 * sd)
+    p, p_sd = sigmoid(margin), sigmoid(margin) * sigmoid(-margin) * sd
+    low, high = sigmoid(margin - _NORMAL_95 * sd), sigmoid(margin + _NORMAL_95 * sd)
     return tuple(
         Reason(
             first=first,
@@ -229,7 +230,7 @@ def reasons(
             margin=float(margin[at]),
             margin_sd=float(sd[at]),
             p=float(p[at]),
-            p_sd=float(p[at] * sigmoid(-margin[at]) * sd[at]),
+            p_sd=float(p_sd[at]),
             p_low=float(low[at]),
             p_high=float(high[at]),
             nearest=int(nearest[at]) if len(past) else None,
