@@ -9,7 +9,7 @@ a new pass is made. The certificate travels with the batch.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,12 @@ class GreedyInfo(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Between two passes: the batch so far, the information with it, and how often responses and prompts are in it."""
+    """Between two passes: the batch so far, and how often responses and prompts are in it.
+
+    Attributes:
+      whiten: W `[F, F]`: the information with the batch is (W^T W)^-1. It is turned by each pair, and never made from
+        the information: a sum that holds large terms has lost what the prior says of the directions that are left.
+    """
 
     picked: Int[Array, ""]
     passes: Int[Array, ""]
@@ -50,7 +55,7 @@ class _State(NamedTuple):
     gains: Float[Array, "k"]
     ceilings: Float[Array, "k"]
     fresh: Bool[Array, "k"]
-    information: Float[Array, "F F"]
+    whiten: Float[Array, "F F"]
     uses: Int[Array, "N"]
     prompt_uses: Int[Array, "P"]
     ended: Bool[Array, ""]
@@ -62,20 +67,18 @@ class _Inner(NamedTuple):
 
     Attributes:
       q, c: `[K]`, `[K, G]` variances and covariances of the shortlisted pairs; h: `[G]` variances of the targets.
-      inverse: `[F, F]` inverse information.
+      turn: `[F, F]` U, so that the inverse information is U^T U.
       left: `[K]` bool, shortlisted pairs that may still be chosen.
       worth: `[K]` what they are worth (for their cost), -inf where not left.
-      chosen: `[k]` places in the shortlist.
     """
 
     state: _State
     q: Float[Array, "K"]
     c: Float[Array, "K G"]
     h: Float[Array, "G"]
-    inverse: Float[Array, "F F"]
+    turn: Float[Array, "F F"]
     left: Bool[Array, "K"]
     worth: Float[Array, "K"]
-    chosen: Int[Array, "k"]
 
 
 def greedy_log_det(
@@ -141,7 +144,7 @@ def greedy(
     keep = (default_shortlist(space) if shortlist is None else shortlist) + k
 
     def full_pass(state: _State) -> _State:
-        whiten, singular = inverse_factor(state.information)
+        whiten = state.whiten
         y, z = matmul(features, whiten.T), matmul(targets, whiten.T)
         numbers, h = Numbers(rewards, y, matmul(y, z.T)), jnp.square(z).sum(axis=1)
         scorer = objective.scorer(numbers, h, gains=space.costs is not None)
@@ -164,16 +167,17 @@ def greedy(
             if objective.ceiling is None or (best.costs is not None and objective.targets is not None):
                 bound = jnp.float32(jnp.inf)
             else:
-                bound = objective.ceiling(best.rest, z, jnp.eye(width) - inner.inverse, far)
+                bound = objective.ceiling(best.rest, z, jnp.eye(width) - matmul(inner.turn.T, inner.turn), far)
             # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
             return jnp.where(best.rest > -jnp.inf, bound * (1 + _SLACK), -jnp.inf)
 
         def pick(inner: _Inner) -> _Inner:
             state, place = inner.state, jnp.argmax(inner.worth)
             most = inner.worth[place]
-            # The pair's direction, scaled so that its square is what the inverse information loses.
-            step = matmul(inner.inverse, jnp.sqrt(weight[place]) * x[place])
-            step /= jnp.sqrt(1 + jnp.maximum(weight[place] * inner.q[place], 0))
+            # The pair's direction; scaled so that its square is what the inverse information loses.
+            ahead = matmul(inner.turn, jnp.sqrt(weight[place]) * x[place])
+            grown = jnp.sqrt(1 + jnp.square(ahead).sum())
+            step = matmul(ahead, inner.turn) / grown
             along, of_targets = matmul(x, step), matmul(z, step)
             q = jnp.maximum(inner.q - jnp.square(along), 0)
             c = inner.c - jnp.outer(along, of_targets)
@@ -196,9 +200,8 @@ def greedy(
                 left &= allowed[first] & allowed[second]
             if limits.similarity is not None:
                 left &= ~_alike(matmul(raw, raw[place]), raw, raw[place], limits.similarity)
-            chosen = inner.chosen.at[state.picked - 1].set(place)
-            inverse = inner.inverse - jnp.outer(step, step)
-            return _Inner(state, q, c, h, inverse, left, worth(q, c, h, left), chosen)
+            turn = inner.turn - jnp.outer(ahead / (1 + grown), step)
+            return _Inner(state, q, c, h, turn, left, worth(q, c, h, left))
 
         def certified(inner: _Inner) -> Array:
             most = inner.worth.max()
@@ -213,24 +216,22 @@ def greedy(
         q, c = jnp.square(x).sum(axis=1), numbers.c[first] - numbers.c[second]
         before = worth(q, c, h, left)
         freshest = before.max()
-        inner = _Inner(state, q, c, h, jnp.eye(width), left, before, jnp.zeros(k, jnp.int32))
+        inner = _Inner(state, q, c, h, jnp.eye(width), left, before)
         inner = jax.lax.while_loop(certified, pick, inner)
         state = inner.state
-        new = (jnp.arange(k) >= start.picked) & (jnp.arange(k) < state.picked)
-        added = jnp.where(new[:, None], raw[inner.chosen], 0)
-        information = state.information + matmul(added.T, weight[inner.chosen][:, None] * added)
         overflow = jnp.where(jnp.isnan(whiten).any() | (best.scores < jnp.inf).all(), Status.OK, Status.NONFINITE)
         return state._replace(
             passes=state.passes + 1,
-            information=information,
+            whiten=matmul(inner.turn, whiten),
             ended=state.picked == start.picked,
-            status=worst(state.status, singular, overflow),
+            status=worst(state.status, overflow),
         )
 
     def unfinished(state: _State) -> Array:
         return (state.picked < jnp.minimum(held, k)) & ~state.ended & (state.status == Status.OK)
 
     unusable = ~(finite | ~space.eligible).all()
+    whiten, singular = inverse_factor(prior)
     begin = _State(
         picked=jnp.int32(0),
         passes=jnp.int32(0),
@@ -238,11 +239,11 @@ def greedy(
         gains=jnp.zeros(k, jnp.float32),
         ceilings=jnp.zeros(k, jnp.float32),
         fresh=jnp.zeros(k, bool),
-        information=prior,
+        whiten=whiten,
         uses=jnp.zeros(size, jnp.int32),
         prompt_uses=jnp.zeros(prompts, jnp.int32),
         ended=jnp.bool_(False),
-        status=jnp.where(unusable, jnp.int32(Status.NONFINITE), jnp.int32(Status.OK)),
+        status=jnp.where(unusable, jnp.int32(Status.NONFINITE), singular),
     )
     end = jax.lax.while_loop(unfinished, full_pass, begin)
     valid = jnp.arange(k, dtype=jnp.int32) < end.picked
@@ -304,10 +305,10 @@ def _guarded(scorer: Scorer, features: Float[Array, "N F"], state: _State, simil
         _, found = jax.lax.while_loop(lambda carry: carry[0] < state.picked, more, start)
         return jnp.where(found, -jnp.inf, scores)
 
-    def pair(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
+    def pair(a: tuple[Any, Array, Array], b: tuple[Any, Array, Array]) -> Array:
         return mask(jnp.square(a[1] - b[1]).sum(), a[2], b[2], scorer.pair(a[0], b[0]))
 
-    def tile(rows: tuple[Array, ...], columns: tuple[Array, ...]) -> Array:
+    def tile(rows: tuple[Any, Array, Array], columns: tuple[Any, Array, Array]) -> Array:
         return mask(distances(rows[1], columns[1]), rows[2], columns[2], scorer.tile(rows[0], columns[0]))
 
     return Scorer((scorer.stats, features, along), pair, tile)

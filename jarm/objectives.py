@@ -180,12 +180,13 @@ def _v_ceiling(rest: Array, z: Array, gone: Array, far: Array) -> Array:
 
 
 def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Objective:
-    """Expected information, in nats, that a pair's label gives about the label of a target pair, averaged over targets.
+    """Expected information, in nats, of a pair's label about the label of a target pair, averaged over targets.
 
-    Under the Laplace posterior in its Gaussian form, in which a label tells the margin with variance 1 / v, a pair gains
-    mean_t -1/2 log(1 - rho_t^2), rho_t^2 = v v_t c_t^2 / ((1 + v q) (1 + v_t h_t)). To first order in rho^2 this is
-    `v_optimal` of the targets with weights v_t / (2 T (1 + v_t h_t)), which fall as targets become known. Gains may rise
-    as a batch grows, and no bound is used: every choice is a pass. A pass holds a number for each response and target.
+    Under the Laplace posterior in its Gaussian form, in which a label tells the margin with variance 1 / v, a pair
+    gains mean_t -1/2 log(1 - rho_t^2), rho_t^2 = v v_t c_t^2 / ((1 + v q) (1 + v_t h_t)). To first order in rho^2 that
+    is `v_optimal` of the targets with weights v_t / (2 T (1 + v_t h_t)), which fall as targets become known. Gains may
+    rise as a batch grows, and no bound is used: every choice takes a pass, which holds a number for each response and
+    target.
     After Bickford Smith et al. 2023, "Prediction-Oriented Bayesian Active Learning".
 
     Args:
@@ -202,8 +203,8 @@ _FACTORS = 4
 """Factors 1 - rho^2 that share a logarithm; more of them might underflow."""
 
 
-def _information_of(v: Array, q: Array, squares: Array, h: Array) -> Array:
-    """-1/2 log of the product of 1 - rho_t^2 over a few targets, `[t, ...]` leading, squares c_t^2."""
+def _information_of(v: Array, q: Array, squares: list[Array], h: list[Array]) -> Array:
+    """-1/2 log of the product of 1 - rho_t^2 over a few targets; squares c_t^2."""
     known, share = 1 / (1 + v * q), v / (1 + v * q)
     # The product less 1, for products near 1, and the product itself, for products near 0.
     less, product = jnp.zeros_like(v), jnp.ones_like(v)
@@ -226,8 +227,11 @@ def _grouped(c: Array) -> Array:
 
 def _information(margin: Array, q: Array, c: Array, h: Array) -> Array:
     v = fisher_weight(margin)
-    groups = jax.vmap(_information_of, in_axes=(None, None, 0, 0))(v, q, jnp.square(_grouped(c)), _grouped(h))
-    return groups.sum() / h.shape[0]
+
+    def of_group(c: Array, h: Array) -> Array:
+        return _information_of(v, q, list(jnp.square(c)), list(h))
+
+    return jax.vmap(of_group)(_grouped(c), _grouped(h)).sum() / h.shape[0]
 
 
 def _information_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
@@ -237,7 +241,7 @@ def _information_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
         def add(total: Array, group: tuple[Array, Array, Array]) -> tuple[Array, None]:
             here, there, h = group
             squares = [jnp.square(a[:, None] - b[None, :]) for a, b in zip(here, there, strict=True)]
-            return total + _information_of(v, q, squares, h), None
+            return total + _information_of(v, q, squares, list(h)), None
 
         groups = (_grouped(rows.c), _grouped(columns.c), _grouped(h))
         return jax.lax.scan(add, jnp.zeros_like(v), groups)[0] / h.shape[0]
@@ -256,7 +260,7 @@ _MASSES = (7.3315916e-4, 0.025892227, 0.16492948, 0.34958043, 0.31501959, 0.1255
 
 
 def mutual_information(margin: Float[Array, "*b"], q: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """Information between a label and its margin N(m, q), H(E p) - E H(p) nats, p = sigmoid of the margin. It rises with q.
+    """Information between a label and its margin N(m, q): H(E p) - E H(p) nats, p = sigmoid(margin). It rises with q.
 
     Error against a dense quadrature in float64: 1e-6 of the value where q <= 1/2, 2e-7 nats elsewhere.
     """

@@ -46,6 +46,7 @@ LAYERS = [
     ["loop"],
     ["prepare"],
     ["testing"],
+    ["references"],
     ["records"],
     ["runner"],
     ["report"],
