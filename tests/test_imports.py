@@ -37,6 +37,7 @@ LAYERS = [
     ["tiles"],
     ["objectives"],
     ["greedy", "selection"],
+    ["design", "exchange"],
     ["acquisition.uncertainty", "acquisition.optimal_design"],
     ["acquisition.registry"],
     ["annotators", "ranking"],
