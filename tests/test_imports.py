@@ -37,7 +37,7 @@ LAYERS = [
     ["tiles"],
     ["objectives"],
     ["greedy", "selection", "reasons"],
-    ["arguments", "candidates"],
+    ["design", "exchange", "arguments", "candidates"],
     ["select"],
     ["acquisition.uncertainty", "acquisition.optimal_design"],
     ["acquisition.registry"],
