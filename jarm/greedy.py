@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import Limits, PairSpace, Selection, Status
-from jarm.data.pairs import TILE, pair_count
+from jarm.data.pairs import TILE, pair_count, prompts_of
 from jarm.fisher import centred
 from jarm.linalg import inverse_factor, matmul, worst
 from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances, square_sum
@@ -136,7 +136,8 @@ def greedy(
     space = jax.tree.map(jnp.asarray, space)
     limits = Limits() if limits is None else limits
     size, width = features.shape
-    prompts = -(-size // space.width)
+    home = prompts_of(space)
+    prompts = -(-size // space.width) if space.prompt is None else size
     finite = jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)
     features = centred(features, space)
     rewards = jnp.where(space.eligible, rewards, 0)  # what no pair reaches may be anything
@@ -151,7 +152,7 @@ def greedy(
         scorer = objective.scorer(numbers, h, gains=space.costs is not None)
         if limits.similarity is not None:
             scorer = _guarded(scorer, features, state, limits.similarity)
-        allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, space.width))
+        allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, home))
         best = best_pairs(scorer, allowed, keep, floor=state.floor, mesh=mesh, tile=tile)
 
         first, second = jnp.minimum(best.pairs, size - 1).T
@@ -184,7 +185,7 @@ def greedy(
             c = inner.c - jnp.outer(along, of_targets)
             h = jnp.maximum(inner.h - jnp.square(of_targets), 0)
             ends = jnp.stack([first[place], second[place]])
-            homes = ends // space.width
+            homes = home[ends]
             same = homes[0] == homes[1]
             state = state._replace(
                 picked=state.picked + 1,
@@ -197,7 +198,7 @@ def greedy(
             )
             left = inner.left.at[place].set(False)
             if limits.per_prompt is not None or limits.per_response is not None:
-                allowed = _allowed(state, limits, space.width)
+                allowed = _allowed(state, limits, home)
                 left &= allowed[first] & allowed[second]
             if limits.similarity is not None:
                 left &= ~_alike(matmul(raw, raw[place]), raw, raw[place], limits.similarity)
@@ -274,14 +275,14 @@ def _in_gains(objective: Objective, space: PairSpace, end: _State) -> Float[Arra
     return jnp.where(end.ceilings > 0, objective.gain(jnp.maximum(end.ceilings, 0)), end.ceilings)
 
 
-def _allowed(state: _State, limits: Limits, width: int) -> Bool[Array, "N"]:
+def _allowed(state: _State, limits: Limits, home: Int[Array, "N"]) -> Bool[Array, "N"]:
     """Responses that may be in one more pair."""
     allowed = jnp.ones(state.uses.shape, bool)
     if limits.per_response is not None:
         allowed &= state.uses < limits.per_response
     if limits.per_prompt is not None:
         room = state.prompt_uses < limits.per_prompt
-        allowed &= jnp.repeat(room, width)[: allowed.shape[0]]
+        allowed &= room[home]
     return allowed
 
 

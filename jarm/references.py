@@ -139,19 +139,21 @@ def possible64(
     per_response: Any = np.inf if limits.per_response is None else int(limits.per_response)
     per_prompt: Any = np.inf if limits.per_prompt is None else int(limits.per_prompt)
     similarity = np.inf if limits.similarity is None else float(limits.similarity)
+    size = len(space.eligible)
+    home = np.arange(size) // space.width if space.prompt is None else np.asarray(space.prompt)
     uses: dict[int, int] = {}
     prompt_uses: dict[int, int] = {}
     for index in batch:
         for end in pairs[index].tolist():
             uses[end] = uses.get(end, 0) + 1
-        for prompt in {end // space.width for end in pairs[index].tolist()}:
+        for prompt in {home[end] for end in pairs[index].tolist()}:
             prompt_uses[prompt] = prompt_uses.get(prompt, 0) + 1
     length = np.sqrt((x**2).sum(axis=1))
     fine = np.ones(len(pairs), bool)
     for index, ends in enumerate(pairs.tolist()):
         fine[index] = index not in batch
         fine[index] &= all(uses.get(end, 0) < per_response for end in ends)
-        fine[index] &= all(prompt_uses.get(end // space.width, 0) < per_prompt for end in ends)
+        fine[index] &= all(prompt_uses.get(home[end], 0) < per_prompt for end in ends)
     for index in batch:
         both = length * length[index]
         fine &= ~((both > 0) & (np.abs(x @ x[index]) >= (similarity + doubt) * both))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import PairSpace
-from jarm.data.pairs import TILE, contains, get_tile, tile_count, two_blocks
+from jarm.data.pairs import TILE, contains, get_tile, prompts_of, tile_count, two_blocks
 from jarm.fisher import chunked
 from jarm.types import Array, Bool, Float, Int
 
@@ -177,7 +177,7 @@ class _Blocks(NamedTuple):
       stats: numbers of each response, padding included.
       eligible: `[number * side]` bool.
       prompt: `[number * side]` int32.
-      home: `[number * side]` int32, which response stands where; N for padding.
+      response: `[number * side]` int32, which response stands where; N for padding.
     """
 
     side: int
@@ -185,7 +185,7 @@ class _Blocks(NamedTuple):
     stats: Any
     eligible: Bool[Array, "n"]
     prompt: Int[Array, "n"]
-    home: Int[Array, "n"]
+    response: Int[Array, "n"]
 
     @property
     def tiles(self) -> int:
@@ -252,19 +252,19 @@ def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
     size = space.eligible.shape[0]
     count = max(1, -(-size // BLOCK))
     side = -(-size // (count * SLICES)) * SLICES
-    home = jnp.arange(size, dtype=jnp.int32)
+    response = jnp.arange(size, dtype=jnp.int32)
     if scorer.order is not None:
-        home = jnp.argsort(jnp.where(space.eligible, scorer.order, jnp.inf)).astype(jnp.int32)
+        response = jnp.argsort(jnp.where(space.eligible, scorer.order, jnp.inf)).astype(jnp.int32)
     real = jnp.arange(count * side) < size
     # The last response stands in for padding: bounds of its block stay close.
-    home = jnp.pad(home, (0, count * side - size), mode="edge")
+    response = jnp.pad(response, (0, count * side - size), mode="edge")
     return _Blocks(
         side=side,
         number=count,
-        stats=_take(scorer.stats, home),
-        eligible=space.eligible[home] & real,
-        prompt=home // space.width,
-        home=jnp.where(real, home, size),
+        stats=_take(scorer.stats, response),
+        eligible=space.eligible[response] & real,
+        prompt=prompts_of(space)[response],
+        response=jnp.where(real, response, size),
     )
 
 
@@ -287,7 +287,7 @@ def _best_blocks(
         fine = (chunk[0] >= 0) & blocks.eligible[rows] & blocks.eligible[column] & (rows < column)
         if space.kind == "cross":
             fine &= blocks.prompt[rows] != blocks.prompt[column]
-        ends = jnp.stack(jnp.broadcast_arrays(blocks.home[rows], blocks.home[column]), axis=1)
+        ends = jnp.stack(jnp.broadcast_arrays(blocks.response[rows], blocks.response[column]), axis=1)
         return jnp.where(fine, scores, -jnp.inf), jnp.sort(ends, axis=1)
 
     found = jax.lax.map(again, (tiles, places), batch_size=min(_AGAIN, keep))

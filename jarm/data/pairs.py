@@ -104,8 +104,7 @@ def exclude(space: PairSpace, pairs: Int[Array, "L 2"]) -> PairSpace:
 
 
 def _replace(space: PairSpace, **changes: object) -> PairSpace:
-    fields = {name: getattr(space, name) for name in ("kind", "width", "eligible", "excluded", "pairs", "costs")}
-    return PairSpace(**(fields | changes))
+    return PairSpace(**(vars(space) | changes))
 
 
 def _distinct(
@@ -146,6 +145,13 @@ def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int
     position = jnp.minimum(position, count - 1)
     found = sorted_pairs[position]
     return position, (found[:, 0] == first) & (found[:, 1] == second)
+
+
+def prompts_of(space: PairSpace) -> Int[Array, "N"]:
+    """The prompt of each response."""
+    if space.prompt is not None:
+        return space.prompt
+    return jnp.arange(space.eligible.shape[0], dtype=jnp.int32) // space.width
 
 
 def tile_count(space: PairSpace, tile: int = TILE) -> int:
@@ -204,7 +210,8 @@ def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) ->
     alive_columns = (columns < size) & space.eligible[jnp.minimum(columns, size - 1)]
     mask = alive_rows[:, :, None] & alive_columns[:, None, :] & (rows[:, :, None] < columns[:, None, :])
     if space.kind == "cross":
-        mask &= rows[:, :, None] // width != columns[:, None, :] // width
+        home = prompts_of(space)
+        mask &= home[jnp.minimum(rows, size - 1)][:, :, None] != home[columns][:, None, :]
     # Negative indices would count from the end: send them out of bounds, where the scatter drops them.
     outside = jnp.iinfo(jnp.int32).max
     mask = mask.at[tuple(jnp.where(axis < 0, outside, axis) for axis in struck)].set(False, mode="drop")
@@ -216,14 +223,18 @@ def pair_count(space: PairSpace) -> Float[Array, ""]:
     if space.pairs is not None:
         return (space.pairs[:, 0] < space.eligible.shape[0]).sum(dtype=jnp.float32)
     size, width = space.eligible.shape[0], space.width
-    by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
+    if space.prompt is None:
+        by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
+    else:
+        by_prompt = jax.ops.segment_sum(space.eligible.astype(jnp.float32), space.prompt, size)
     within = (by_prompt * (by_prompt - 1) / 2).sum()
     # A sum, not a difference of rounded totals: `sample_pairs` would look for ever for a pair that is not there.
     cross = (by_prompt * (jnp.cumsum(by_prompt) - by_prompt)).sum()
     held = {"within": within, "cross": cross, "all": within + cross}[space.kind]
     ends = jnp.minimum(space.excluded, size - 1)
     inside = (space.excluded[:, 0] < size) & space.eligible[ends].all(axis=1)
-    same = ends[:, 0] // width == ends[:, 1] // width
+    home = prompts_of(space)[ends]
+    same = home[:, 0] == home[:, 1]
     inside &= {"within": same, "cross": ~same, "all": jnp.ones_like(same)}[space.kind]
     return held - inside.sum(dtype=jnp.float32)
 
@@ -263,7 +274,8 @@ def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 
         low, high = jnp.minimum(first, second), jnp.maximum(first, second)
         good = (low != high) & space.eligible[low] & space.eligible[high]
         if space.kind == "cross":
-            good &= low // space.width != high // space.width
+            home = prompts_of(space)
+            good &= home[low] != home[high]
         good &= ~contains(space.excluded, jnp.stack([low, high], axis=1))
         found = _first_distinct(
             jnp.concatenate([found[:, 0], jnp.where(good, low, size)]),
@@ -301,6 +313,7 @@ def subset(key: PRNGKey, space: PairSpace, count: int) -> PairSpace:
         eligible=space.eligible,
         excluded=jnp.zeros((0, 2), jnp.int32),
         pairs=jnp.where(valid[:, None], pairs, size),
+        prompt=space.prompt,
     )
 
 
