@@ -26,7 +26,6 @@ from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Numbers, Objective
 from jarm.tiles import Best, best_pairs
 from jarm.types import Array, Bool, Float, Int
 
-
 _STILL = 1e-5
 """Weight no longer moves between pairs whose u differ by less than this share."""
 

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jarm.base import Limits, PairSpace, Selection, Status
 from jarm.data.pairs import TILE, pair_count, prompts_of
 from jarm.fisher import centred
-from jarm.linalg import inverse_factor, matmul, worst
+from jarm.linalg import cholesky, matmul, worst
 from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances, square_sum
 from jarm.tiles import Scorer, best_pairs
 from jarm.types import Array, Bool, Float, Int
@@ -45,8 +45,8 @@ class _State(NamedTuple):
     """Between two passes: the batch so far, and how often responses and prompts are in it.
 
     Attributes:
-      whiten: W `[F, F]`: the information with the batch is (W^T W)^-1. It is turned by each pair, and never made from
-        the information: a sum that holds large terms has lost what the prior says of the directions that are left.
+      root: R `[F, F]`, triangular: the information with the batch is R^T R. It grows by orthogonal factors, because a
+        sum that holds large terms has lost what the prior says of the directions that are left.
     """
 
     picked: Int[Array, ""]
@@ -55,7 +55,7 @@ class _State(NamedTuple):
     gains: Float[Array, "k"]
     ceilings: Float[Array, "k"]
     fresh: Bool[Array, "k"]
-    whiten: Float[Array, "F F"]
+    root: Float[Array, "F F"]
     uses: Int[Array, "N"]
     prompt_uses: Int[Array, "P"]
     floor: Float[Array, ""]
@@ -71,6 +71,7 @@ class _Inner(NamedTuple):
       turn: `[F, F]` U, so that the inverse information is U^T U.
       left: `[K]` bool, shortlisted pairs that may still be chosen.
       worth: `[K]` what they are worth (for their cost), -inf where not left.
+      chosen: `[k]` places in the shortlist.
     """
 
     state: _State
@@ -80,6 +81,7 @@ class _Inner(NamedTuple):
     turn: Float[Array, "F F"]
     left: Bool[Array, "K"]
     worth: Float[Array, "K"]
+    chosen: Int[Array, "k"]
 
 
 def greedy_log_det(
@@ -146,7 +148,7 @@ def greedy(
     keep = (default_shortlist(space) if shortlist is None else shortlist) + k
 
     def full_pass(state: _State) -> _State:
-        whiten = state.whiten
+        whiten = jax.scipy.linalg.solve_triangular(state.root.T, jnp.eye(width), lower=True)
         y, z = matmul(features, whiten.T), matmul(targets, whiten.T)
         numbers, h = Numbers(rewards, y, matmul(y, z.T)), jnp.square(z).sum(axis=1)
         scorer = objective.scorer(numbers, h, gains=space.costs is not None)
@@ -203,7 +205,8 @@ def greedy(
             if limits.similarity is not None:
                 left &= ~_alike(matmul(raw, raw[place]), raw, raw[place], limits.similarity)
             turn = inner.turn - jnp.outer(ahead / (1 + grown), step)
-            return _Inner(state, q, c, h, turn, left, worth(q, c, h, left))
+            chosen = inner.chosen.at[state.picked - 1].set(place)
+            return _Inner(state, q, c, h, turn, left, worth(q, c, h, left), chosen)
 
         def certified(inner: _Inner) -> Array:
             most = inner.worth.max()
@@ -218,18 +221,20 @@ def greedy(
         q, c = jnp.square(x).sum(axis=1), numbers.c[first] - numbers.c[second]
         before = worth(q, c, h, left)
         freshest = before.max()
-        inner = _Inner(state, q, c, h, jnp.eye(width), left, before)
+        inner = _Inner(state, q, c, h, jnp.eye(width), left, before, jnp.zeros(k, jnp.int32))
         inner = jax.lax.while_loop(certified, pick, inner)
         state = inner.state
+        new = (jnp.arange(k) >= start.picked) & (jnp.arange(k) < state.picked)
+        added = jnp.where(new[:, None], jnp.sqrt(weight[inner.chosen])[:, None] * raw[inner.chosen], 0)
         overflow = jnp.where(jnp.isnan(whiten).any() | (best.scores < jnp.inf).all(), Status.OK, Status.NONFINITE)
+        stuck, lowest = state.picked == start.picked, jnp.where(inner.left, inner.worth, jnp.inf).min()
         return state._replace(
             passes=state.passes + 1,
-            whiten=matmul(inner.turn, whiten),
-            # What is left of this shortlist, the next will reach at least.
-            floor=jnp.where(
-                inner.left.any(), jnp.where(inner.left, inner.worth, jnp.inf).min() * (1 - _SLACK), -jnp.inf
-            ),
-            ended=state.picked == start.picked,
+            root=_grown_root(state.root, added),
+            # What is left of this shortlist, the next will reach at least, but for rounding: if it finds nothing, the
+            # one after it looks everywhere.
+            floor=jnp.where(stuck | ~inner.left.any(), -jnp.inf, lowest * (1 - _SLACK)),
+            ended=stuck & ~(start.floor > -jnp.inf),
             status=worst(state.status, overflow),
         )
 
@@ -237,7 +242,7 @@ def greedy(
         return (state.picked < jnp.minimum(held, k)) & ~state.ended & (state.status == Status.OK)
 
     unusable = ~(finite | ~space.eligible).all()
-    whiten, singular = inverse_factor(prior)
+    root, singular = cholesky(prior)
     begin = _State(
         picked=jnp.int32(0),
         passes=jnp.int32(0),
@@ -245,7 +250,7 @@ def greedy(
         gains=jnp.zeros(k, jnp.float32),
         ceilings=jnp.zeros(k, jnp.float32),
         fresh=jnp.zeros(k, bool),
-        whiten=whiten,
+        root=root.T,
         uses=jnp.zeros(size, jnp.int32),
         prompt_uses=jnp.zeros(prompts, jnp.int32),
         floor=jnp.float32(-jnp.inf),
@@ -284,6 +289,13 @@ def _allowed(state: _State, limits: Limits, home: Int[Array, "N"]) -> Bool[Array
         room = state.prompt_uses < limits.per_prompt
         allowed &= room[home]
     return allowed
+
+
+def _grown_root(root: Float[Array, "F F"], rows: Float[Array, "k F"]) -> Float[Array, "F F"]:
+    """Triangular R, R^T R = root^T root + rows^T rows. Large rows go first, so that small ones keep their digits."""
+    both = jnp.concatenate([rows, root])
+    order = jnp.argsort(-jnp.abs(both).max(axis=1))
+    return jnp.linalg.qr(both[order], mode="r")
 
 
 def _alike(product: Array, x: Float[Array, "*m F"], other: Float[Array, "F"], similarity: Array | float) -> Array:
