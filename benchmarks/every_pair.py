@@ -182,7 +182,7 @@ def measure(size: int, options: Any, product: float) -> None:
         prior = prior_of(name, features, rewards, space, k)
         arguments = (features, rewards, space, prior)
         greedy = timing.jax_side("jarm, exact greedy", functools.partial(greedy_log_det, k=k), *arguments)
-        if not long and options.cores == "1":
+        if options.cores == "1":
             greedy.rss_growth_bytes = timing.resident_growth(greedy_run, kind, size, options.width, k, name)
 
         def look(greedy: timing.Side = greedy, prior: Any = prior) -> None:
