@@ -164,9 +164,7 @@ def exchange(
             reward=rewards,
             cost=jnp.zeros(size) if space.costs is None or space.pairs is not None else space.costs,
             open=everywhere if limits.per_response is None else uses < limits.per_response,
-            open_prompt=everywhere
-            if limits.per_prompt is None
-            else (used < limits.per_prompt)[home],
+            open_prompt=everywhere if limits.per_prompt is None else (used < limits.per_prompt)[home],
         )
 
     def cost_of(pairs: Int[Array, "m 2"]) -> Float[Array, "m"]:
