@@ -149,7 +149,7 @@ def find_candidates(
     return dataclasses.replace(made, space=priced, costs=costs)
 
 
-def codes_of(prompts: Sequence[Hashable] | np.ndarray, size: int) -> tuple[np.ndarray, list[Any]]:
+def codes_of(prompts: Sequence[Any] | np.ndarray, size: int) -> tuple[np.ndarray, list[Any]]:
     """Prompts by number, in order of first appearance: `[N]` int64 codes, and what each stands for.
 
     Raises:

@@ -5,8 +5,13 @@ information is a concave problem: whatever positive definite M is tried, the tan
 
     log det(A0 + information) <= log det M - F + tr(M^-1 A0) + sum of the k largest u,   u = v x^T M^-1 x,
 
-and a full pass over the space finds these k. Weights of the pairs that passes have found are improved between passes by
-exchanges of weight, each with an exact line search, and M follows them to the optimum.
+and a full pass over the space finds these k. Between passes weight is exchanged among the pairs that passes found, with
+an exact line search, and M follows.
+
+Of a batch of k < F pairs the information has rank k. With t the eigenvalues of M^-1 relative to A0^-1, the bound is the
+sum over t of t - 1 - log t, and the k largest u; but only the k smallest t can meet such a batch (von Neumann's trace
+inequality), so the others may be dropped. The best M then is that of the weights with the F - k + 1 or more weakest
+directions made equal (Nikolov 2015), instead of spreading k pairs over all F.
 """
 
 from __future__ import annotations
@@ -21,13 +26,15 @@ from jarm.base import JarmError, Limits, PairSpace, Selection, Status
 from jarm.data.pairs import TILE
 from jarm.fisher import centred
 from jarm.greedy import greedy
-from jarm.linalg import inverse_factor, matmul, worst
+from jarm.linalg import cholesky, inverse_factor, matmul, worst
 from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Numbers, Objective
 from jarm.tiles import Best, best_pairs
 from jarm.types import Array, Bool, Float, Int
 
 _STILL = 1e-5
 """Weight no longer moves between pairs whose u differ by less than this share."""
+_ROUNDS = 4
+"""Times that M is made anew between two passes where k < F: there it is not the information of the weights."""
 
 
 class Design(NamedTuple):
@@ -35,10 +42,11 @@ class Design(NamedTuple):
 
     Attributes:
       upper: no batch of k pairs of the space has a larger log det of information, prior included; rounding is covered.
-      lower: log det of the information with `weights`: the best of all weights lies between the two.
+      lower: what `weights` reach: log det of their information, or for k < F the bound of Nikolov on batches that it
+        allows. The best of all weights lies between the two; `upper` cannot be improved by more than their difference.
       rounding: the part of `upper`, in nats, that covers what float32 may have lost.
       pairs: `[C, 2]` int32, the pairs that have weight, smaller index first; N where there are fewer.
-      weights: `[C]` in [0, 1], summing to k.
+      weights: `[C]` in [0, 1], summing to k (less where the space holds fewer pairs).
       gaps: `[steps]` upper less lower bound after each pass, infinite where none was made.
       passes: scalar int32, full passes over the space.
       status: scalar int32 `Status`.
@@ -55,7 +63,10 @@ class Design(NamedTuple):
 
 
 def efficiency(log_det: Float[Array, "*b"], upper: Float[Array, "*b"], width: int) -> Float[Array, "*b"]:
-    """D-efficiency `exp((log_det - upper) / F)`: the share of the labels with which the best design would do as well.
+    """D-efficiency `exp((log_det - upper) / F)`, of a batch that reaches `log_det`: at least this, at most 1.
+
+    It compares geometric means of the eigenvalues of the information; without a prior it is the share of labels with
+    which the best design would do as well.
 
     Args:
       log_det: log det of the information with a batch, prior included.
@@ -65,7 +76,7 @@ def efficiency(log_det: Float[Array, "*b"], upper: Float[Array, "*b"], width: in
     return jnp.exp((log_det - upper) / width)
 
 
-def require_d(objective: Objective, what: str) -> None:
+def _require_d(objective: Objective, what: str) -> None:
     """Refuse a criterion that is not a log determinant."""
     if objective.worth not in (D_OPTIMAL.worth, D_UNWEIGHTED.worth):
         raise JarmError(f"{what} knows the log determinant only: use D_OPTIMAL or D_UNWEIGHTED.")
@@ -105,16 +116,16 @@ def design_bound(
       tile: pairs of other spaces scored together, which bounds memory.
 
     Returns:
-      The design. Status SINGULAR where the prior, NONFINITE where features or rewards of an eligible response are not
-      positive definite or finite; bounds are then not to be used. Fewer steps give a looser bound, never a wrong one.
+      The design. Fewer steps give a looser bound, never a wrong one. Status SINGULAR where the prior is not positive
+      definite, NONFINITE where features or rewards of an eligible response are not finite: there is no bound then.
 
     Raises:
       JarmError: the criterion is not a log determinant.
 
-    Source: Frank-Wolfe bounds and exchanges of weight as in Bohning (1986) and Harman, Filova, Richtarik (2020), between
-    passes that generate columns.
+    Source: exchanges of weight as in Bohning (1986) and Harman, Filova, Richtarik (2020), between passes that generate
+    columns; for k < F the relaxation of Nikolov (2015).
     """
-    require_d(objective, "A design bound")
+    _require_d(objective, "A design bound")
     features, rewards, prior = (jnp.asarray(each, jnp.float32) for each in (features, rewards, prior))
     space = dataclasses.replace(jax.tree.map(jnp.asarray, space), costs=None)
     size, width = features.shape
@@ -132,7 +143,10 @@ def design_bound(
 
     def whitened(x: Float[Array, "m F"], weights: Float[Array, "m"]) -> tuple[Float[Array, "F F"], Int[Array, ""]]:
         scaled = jnp.sqrt(weights)[:, None] * x
-        return inverse_factor(prior + matmul(scaled.T, scaled))
+        information = matmul(scaled.T, scaled)
+        if k < width:
+            information += _evened(prior, information, k)
+        return inverse_factor(prior + information)
 
     def full_pass(state: _State) -> _State:
         known = (state.found[:, None] == state.pairs[None]).all(axis=2).any(axis=1)
@@ -140,8 +154,13 @@ def design_bound(
         weights = jnp.concatenate([state.weights, jnp.zeros(found)])
         alive = pairs[:, 0] < size
         x = differences(pairs)
-        z = matmul(x, whitened(x, weights)[0].T)
-        weights, u = _exchanged(z, _filled(weights, jnp.square(z).sum(axis=1), alive, k), alive, exchanges)
+
+        def improved(_: Array, carry: tuple[Array, Array]) -> tuple[Array, Array]:
+            weights, _ = carry
+            z = matmul(x, whitened(x, weights)[0].T)
+            return _exchanged(z, _filled(weights, jnp.square(z).sum(axis=1), alive, k), alive, exchanges)
+
+        weights, u = jax.lax.fori_loop(0, _ROUNDS if k < width else 1, improved, (weights, weights))
         _, kept = jax.lax.top_k(jnp.where(weights > 0, 1 + weights, jnp.where(alive, u / (1 + u), -1)), room)
         pairs, weights = pairs[kept], weights[kept]
 
@@ -149,9 +168,7 @@ def design_bound(
         y = matmul(features, whiten.T)
         scorer = objective.scorer(Numbers(rewards, y, jnp.zeros((size, 0))), jnp.zeros(0))
         best = best_pairs(scorer, space, found, mesh=mesh, tile=tile)
-        lower = -2 * jnp.log(jnp.diagonal(whiten)).sum()
-        rise, rounding = _rise(objective, features, rewards, y, prior, whiten, best, k)
-        upper = lower + rise + rounding
+        upper, lower, rounding = _bounds(objective, features, rewards, y, prior, whiten, best, k)
         overflow = jnp.where(jnp.isnan(whiten).any() | (best.scores < jnp.inf).all(), Status.OK, Status.NONFINITE)
         better = upper < state.upper
         return _State(
@@ -184,7 +201,8 @@ def design_bound(
     )
     end = jax.lax.while_loop(unfinished, full_pass, begin)
     pairs = jnp.where(end.weights[:, None] > 0, end.pairs, size)
-    return Design(end.upper, end.lower, end.rounding, pairs, end.weights, end.gaps, end.passes, end.status)
+    lower = jnp.minimum(end.lower, end.upper)  # float32 may have it a little above
+    return Design(end.upper, lower, end.rounding, pairs, end.weights, end.gaps, end.passes, end.status)
 
 
 class _State(NamedTuple):
@@ -201,7 +219,7 @@ class _State(NamedTuple):
     status: Int[Array, ""]
 
 
-def _rise(
+def _bounds(
     objective: Objective,
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"],
@@ -210,12 +228,13 @@ def _rise(
     whiten: Float[Array, "F F"],
     best: Best,
     k: int,
-) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """Upper bound less log det M, with M the inverse of W^T W for W as it was computed, and what rounding may add.
+) -> tuple[Float[Array, ""], Float[Array, ""], Float[Array, ""]]:
+    """Upper bound, lower bound, and what the upper holds for rounding, from a pass with M^-1 = W^T W.
 
-    The bound holds for any M, so what Cholesky loses does not matter; what counts is the rounding of W phi, of
-    tr(W A0 W^T) and of the products by which a pass scores the pairs that it leaves out. A product of F numbers is off
-    by a small multiple of sqrt(F) units in the last place of the sum of their sizes (Higham & Mary 2019).
+    The bound is true of any M, so W is taken as it was computed, and what its Cholesky lost does not matter. What does
+    is the rounding of W phi, of W A0 W^T, and of the products by which a pass scores the pairs that it leaves out. A
+    product of F numbers is off by a small multiple of sqrt(F) units in the last place of the sum of their sizes
+    (Higham & Mary 2019).
     """
     size, width = features.shape
     unit = 2 * jnp.sqrt(jnp.float32(width)) * jnp.finfo(jnp.float32).eps
@@ -229,11 +248,38 @@ def _rise(
     left_out = jnp.maximum(best.rest, 0) * (1 + 1e-5) + 4 * unit * heaviest * jnp.square(y).sum(axis=1).max()
     left_out = jnp.square(jnp.sqrt(left_out) + 2 * jnp.sqrt(heaviest) * off.max())
     most = jnp.maximum(jax.lax.top_k(most, k)[0], jnp.where(best.rest > -jnp.inf, left_out, 0))
-    trace = (matmul(whiten, prior) * whiten).sum()
+
+    relative = matmul(matmul(whiten, prior), whiten.T)
     sizes = (matmul(jnp.abs(whiten), jnp.abs(prior)) * jnp.abs(whiten)).sum()
-    rise = trace - width + u[:k].sum()
-    logs = 2 * jnp.abs(jnp.log(jnp.diagonal(whiten))).sum()
-    return rise, (most - u[:k]).sum() + unit * (sizes + logs + width + most.sum())
+    logs = jnp.log(jnp.diagonal(whiten))
+    lower = -2 * logs.sum()
+    upper = lower + jnp.trace(relative) - width + u[:k].sum()
+    rounding = (most - u[:k]).sum() + unit * (sizes + 2 * jnp.abs(logs).sum() + width + most.sum())
+    if k < width:
+        # Dropped: F - k times t - 1 - log t, of the largest t or of what rounding might make of it.
+        t = jnp.linalg.eigvalsh(relative)[-1]
+        high = jnp.minimum(t + unit * (t + sizes), 1)
+        lower += (width - k) * jnp.log(t)
+        upper -= (width - k) * (t - 1 - jnp.log(t))
+        rounding += (width - k) * jnp.maximum((t - jnp.log(t)) - (high - jnp.log(high)), 0)
+    return upper + rounding, lower, rounding
+
+
+def _evened(prior: Float[Array, "F F"], information: Float[Array, "F F"], k: int) -> Float[Array, "F F"]:
+    """What to add to the information of weights so that its weakest directions, relative to the prior, become equal.
+
+    Of its eigenvalues l_1 >= l_2 >= ... those from the first i on that are not above (sum of l_j, j >= i) / (k - i + 1)
+    become that.
+    """
+    whiten, _ = inverse_factor(prior)
+    values, vectors = jnp.linalg.eigh(matmul(matmul(whiten, information), whiten.T))
+    values, vectors = jnp.maximum(values[::-1], 0), vectors[:, ::-1]
+    place = jnp.arange(values.shape[0])
+    level = jnp.cumsum(values[::-1])[::-1][:k] / (k - place[:k])
+    first = jnp.argmax(values[:k] <= level)
+    more = jnp.where(place >= first, jnp.maximum(level[first] - values, 0), 0)
+    root = matmul(cholesky(prior)[0], vectors) * jnp.sqrt(more)[None]
+    return matmul(root, root.T)
 
 
 def _filled(weights: Float[Array, "C"], u: Float[Array, "C"], alive: Bool[Array, "C"], k: int) -> Float[Array, "C"]:
@@ -293,15 +339,21 @@ def rounded(
     *,
     limits: Limits | None = None,
 ) -> Selection:
-    """The greedy batch of the pairs that have weight in a design.
+    """The greedy batch of the pairs that have weight in a design: for k > F better than greedy over the whole space.
 
     Args:
       objective, features, rewards, space, prior, k: as `design_bound` had them.
       design: what it returned.
       limits: what else a batch has to keep to.
+
+    Returns:
+      The batch, as `greedy` gives it; EXHAUSTED or LIMITED where the design has too few pairs with weight.
+
+    Raises:
+      JarmError: the criterion is not a log determinant.
     """
-    require_d(objective, "Rounding a design")
-    # Neither the prompts nor the order of a listed space need new pairs to be looked up: they are pairs of the space.
+    _require_d(objective, "Rounding a design")
+    # Of a design every pair is one of the space; a listed space has its pairs in order, padding last.
     order = jax.lax.sort((design.pairs[:, 0], design.pairs[:, 1]), num_keys=2)
     listed = dataclasses.replace(
         space, kind="listed", pairs=jnp.stack(order, axis=1), excluded=jnp.zeros((0, 2), jnp.int32), costs=None

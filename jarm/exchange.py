@@ -50,11 +50,12 @@ class _End(NamedTuple):
     """What a pass knows of responses; any shape.
 
     Attributes:
-      index: number of the response, and its reward and cost (0 where they have none).
-      open: whether one more pair of the batch may have it, its prompt included.
+      number: which response it is.
+      reward, cost: its own, 0 where responses have no costs.
+      open, open_prompt: whether the caps leave room for one more pair with it, with its prompt.
     """
 
-    index: Int[Array, "*n"]
+    number: Int[Array, "*n"]
     reward: Float[Array, "*n"]
     cost: Float[Array, "*n"]
     open: Bool[Array, "*n"]
@@ -86,6 +87,23 @@ class _State(NamedTuple):
     ended: Bool[Array, ""]
     optimal: Bool[Array, ""]
     status: Int[Array, ""]
+
+
+class _Inner(NamedTuple):
+    """Between two swaps: the batch, the shortlist, what whitens the information, its log det.
+
+    Attributes:
+      best: by how much, less 1, the best swap multiplies the determinant.
+      more: whether that was enough for another look.
+    """
+
+    pairs: Int[Array, "k 2"]
+    listed: Int[Array, "K 2"]
+    whiten: Float[Array, "F F"]
+    log_det: Float[Array, ""]
+    swaps: Int[Array, ""]
+    best: Float[Array, ""]
+    more: Bool[Array, ""]
 
 
 def exchange(
@@ -160,7 +178,7 @@ def exchange(
         used = used.at[jnp.where(homes[:, 0] == homes[:, 1], prompts, homes[:, 1])].add(1, mode="drop")
         everywhere = jnp.ones(size, bool)
         return _End(
-            index=jnp.arange(size, dtype=jnp.int32),
+            number=jnp.arange(size, dtype=jnp.int32),
             reward=rewards,
             cost=jnp.zeros(size) if space.costs is None or space.pairs is not None else space.costs,
             open=everywhere if limits.per_response is None else uses < limits.per_response,
@@ -179,8 +197,8 @@ def exchange(
 
         def room(end: _End) -> Array:
             first, second = member.pairs
-            freed = (end.index == first) | (end.index == second)
-            same = (home[end.index] == home[first]) | (home[end.index] == home[second])
+            freed = (end.number == first) | (end.number == second)
+            same = (home[end.number] == home[first]) | (home[end.number] == home[second])
             return (end.open | freed) & (end.open_prompt | same)
 
         return room(a) & room(b)
@@ -236,15 +254,7 @@ def exchange(
         others = exclude(free, state.pairs)
         best = best_pairs(swap_scorer(members, ends(state.pairs), y), others, shortlist, mesh=mesh, tile=tile)
 
-        class Inner(NamedTuple):
-            pairs: Array
-            listed: Array
-            whiten: Array
-            log_det: Array
-            swaps: Array
-            more: Array
-
-        def swap(inner: Inner) -> Inner:
+        def swap(inner: _Inner) -> _Inner:
             raw_in, z_in = differences(inner.pairs)
             raw_out, z_out = differences(inner.listed)
             z_in, z_out = matmul(z_in, inner.whiten.T), matmul(z_out, inner.whiten.T)
@@ -256,7 +266,8 @@ def exchange(
                 gain = jnp.where(cost_of(inner.listed)[None] <= cost_of(inner.pairs)[:, None], gain, -jnp.inf)
             if capped:
                 of_each = ends(inner.pairs)
-                a, b = (jax.tree.map(lambda leaf, e=e: leaf[jnp.minimum(e, size - 1)], of_each) for e in inner.listed.T)  # type: ignore[misc]
+                place = jnp.minimum(inner.listed, size - 1)
+                a, b = (jax.tree.map(lambda leaf, end=end: leaf[place[:, end]], of_each) for end in (0, 1))
                 members = _Member(z_in, own, inner.pairs, own)
                 fit = jax.vmap(jax.vmap(fits, in_axes=(None, 0, 0)), in_axes=(0, None, None))(members, a, b)
                 gain = jnp.where(fit, gain, -jnp.inf)
@@ -270,13 +281,16 @@ def exchange(
             listed = inner.listed.at[j].set(inner.pairs[i])
             whiten, log_det, singular = measured(pairs)
             more = (gain[i, j] > _LEAST) & (log_det > inner.log_det + _LEAST / 2) & (singular == Status.OK)
-            new = Inner(pairs, listed, whiten, log_det, inner.swaps + 1, more)
-            return jax.tree.map(lambda x, y: jnp.where(more, x, y), new, inner._replace(more=more))
+            new = _Inner(pairs, listed, whiten, log_det, inner.swaps + 1, gain[i, j], more)
+            old = inner._replace(best=gain[i, j], more=more)
+            return jax.tree.map(lambda x, y: jnp.where(more, x, y), new, old)
 
-        begin = Inner(state.pairs, best.pairs, whiten, log_det, state.swaps, singular == Status.OK)
+        begin = _Inner(
+            state.pairs, best.pairs, whiten, log_det, state.swaps, jnp.float32(jnp.inf), singular == Status.OK
+        )
         end = jax.lax.while_loop(lambda inner: inner.more & (inner.swaps < most), swap, begin)
         ended = (end.swaps == state.swaps) | (end.swaps >= most)
-        optimal = (end.swaps == state.swaps) & (best.rest <= _LEAST) & (end.swaps < most)
+        optimal = (end.swaps == state.swaps) & (jnp.maximum(best.rest, end.best) <= _LEAST)
         fine = jnp.isnan(whiten).any() | (best.scores < jnp.inf).all()
         overflow = jnp.where(fine, Status.OK, Status.NONFINITE)
         return _State(

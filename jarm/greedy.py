@@ -64,23 +64,27 @@ class _State(NamedTuple):
 
 
 class _Inner(NamedTuple):
-    """While choices are made from one shortlist, in coordinates in which the information at its pass is the identity.
+    """While choices are made from one shortlist.
 
     Attributes:
-      q, c: `[K]`, `[K, G]` variances and covariances of the shortlisted pairs; h: `[G]` variances of the targets.
-      turn: `[F, F]` U, so that the inverse information is U^T U.
+      x, z: `[K, F]`, `[G, F]` shortlisted pairs and targets, in coordinates in which the information is the identity:
+        variances are squared lengths, which do not lose the digits by which they fall, as by subtraction they would.
+      c: `[K, G]` covariances of pairs and targets.
+      turn: `[F, F]` U, from the coordinates of the pass to those of x and z.
       left: `[K]` bool, shortlisted pairs that may still be chosen.
       worth: `[K]` what they are worth (for their cost), -inf where not left.
+      ceiling: scalar, the most that any other pair may be worth.
       chosen: `[k]` places in the shortlist.
     """
 
     state: _State
-    q: Float[Array, "K"]
+    x: Float[Array, "K F"]
+    z: Float[Array, "G F"]
     c: Float[Array, "K G"]
-    h: Float[Array, "G"]
     turn: Float[Array, "F F"]
     left: Bool[Array, "K"]
     worth: Float[Array, "K"]
+    ceiling: Float[Array, ""]
     chosen: Int[Array, "k"]
 
 
@@ -162,30 +166,28 @@ def greedy(
         weight = objective.weight(margin)
         far = 4 * jnp.square(y).sum(axis=1).max() * objective.weight(jnp.zeros(()))
 
-        def worth(q: Array, c: Array, h: Array, left: Array) -> Array:
+        def worth(x: Array, z: Array, c: Array, left: Array) -> Array:
+            q, h = jnp.square(x).sum(axis=1), jnp.square(z).sum(axis=1)
             own = jax.vmap(objective.worth, in_axes=(0, 0, 0, None))(margin, q, c, h)
             own = own if best.costs is None else objective.gain(own) / best.costs
             return jnp.where(left, own, -jnp.inf)
 
-        def ceiling(inner: _Inner) -> Array:
+        def ceiling(turn: Array) -> Array:
             if objective.ceiling is None or (best.costs is not None and objective.targets is not None):
                 bound = jnp.float32(jnp.inf)
             else:
-                bound = objective.ceiling(best.rest, z, jnp.eye(width) - matmul(inner.turn.T, inner.turn), far)
+                bound = objective.ceiling(best.rest, z, jnp.eye(width) - matmul(turn.T, turn), far)
             # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
             return jnp.where(best.rest > -jnp.inf, bound * (1 + _SLACK), -jnp.inf)
 
         def pick(inner: _Inner) -> _Inner:
             state, place = inner.state, jnp.argmax(inner.worth)
             most = inner.worth[place]
-            # The pair's direction; scaled so that its square is what the inverse information loses.
-            ahead = matmul(inner.turn, jnp.sqrt(weight[place]) * x[place])
+            ahead = jnp.sqrt(weight[place]) * inner.x[place]
             grown = jnp.sqrt(1 + jnp.square(ahead).sum())
-            step = matmul(ahead, inner.turn) / grown
-            along, of_targets = matmul(x, step), matmul(z, step)
-            q = jnp.maximum(inner.q - jnp.square(along), 0)
-            c = inner.c - jnp.outer(along, of_targets)
-            h = jnp.maximum(inner.h - jnp.square(of_targets), 0)
+            shrink = ahead / jnp.sqrt(grown * (1 + grown))
+            x, z, turn = (a - jnp.outer(matmul(a, shrink), shrink) for a in (inner.x, inner.z, inner.turn.T))
+            c = inner.c - jnp.outer(matmul(inner.x, ahead), matmul(inner.z, ahead) / jnp.square(grown))
             ends = jnp.stack([first[place], second[place]])
             homes = home[ends]
             same = homes[0] == homes[1]
@@ -193,7 +195,7 @@ def greedy(
                 picked=state.picked + 1,
                 pairs=state.pairs.at[state.picked].set(best.pairs[place]),
                 gains=state.gains.at[state.picked].set(most if best.costs is not None else objective.gain(most)),
-                ceilings=state.ceilings.at[state.picked].set(ceiling(inner)),
+                ceilings=state.ceilings.at[state.picked].set(inner.ceiling),
                 fresh=state.fresh.at[state.picked].set(state.picked == start.picked),
                 uses=state.uses.at[ends].add(1),
                 prompt_uses=state.prompt_uses.at[homes].add(jnp.stack([1, jnp.where(same, 0, 1)])),
@@ -204,24 +206,23 @@ def greedy(
                 left &= allowed[first] & allowed[second]
             if limits.similarity is not None:
                 left &= ~_alike(matmul(raw, raw[place]), raw, raw[place], limits.similarity)
-            turn = inner.turn - jnp.outer(ahead / (1 + grown), step)
             chosen = inner.chosen.at[state.picked - 1].set(place)
-            return _Inner(state, q, c, h, turn, left, worth(q, c, h, left), chosen)
+            return _Inner(state, x, z, c, turn.T, left, worth(x, z, c, left), ceiling(turn.T), chosen)
 
         def certified(inner: _Inner) -> Array:
             most = inner.worth.max()
             # Right after a pass the best of the shortlist is the best of the space, whatever rounding says. Later,
-            # what is updated by subtraction loses the digits by which it falls: start afresh before it shows.
+            # what is updated loses the digits by which it falls: start afresh before it shows.
             fresh = inner.state.picked == start.picked
-            good = fresh | ((most >= ceiling(inner)) & (most >= freshest / 16))
+            good = fresh | ((most >= inner.ceiling) & (most >= freshest * least))
             return (inner.state.picked < k) & (most > -jnp.inf) & good
 
         start = state
         left = (best.scores > -jnp.inf) & ~(best.pairs[:, None] == state.pairs[None]).all(axis=2).any(axis=1)
-        q, c = jnp.square(x).sum(axis=1), numbers.c[first] - numbers.c[second]
-        before = worth(q, c, h, left)
-        freshest = before.max()
-        inner = _Inner(state, q, c, h, jnp.eye(width), left, before, jnp.zeros(k, jnp.int32))
+        c, turn = numbers.c[first] - numbers.c[second], jnp.eye(width)
+        before = worth(x, z, c, left)
+        freshest, least = before.max(), 2.0**-8 if objective.targets is None else 2.0**-4
+        inner = _Inner(state, x, z, c, turn, left, before, ceiling(turn), jnp.zeros(k, jnp.int32))
         inner = jax.lax.while_loop(certified, pick, inner)
         state = inner.state
         new = (jnp.arange(k) >= start.picked) & (jnp.arange(k) < state.picked)

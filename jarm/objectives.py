@@ -218,12 +218,12 @@ _FACTORS = 4
 
 def _information_of(v: Array, q: Array, squares: list[Array], h: list[Array]) -> Array:
     """-1/2 log of the product of 1 - rho_t^2 over a few targets; squares c_t^2."""
-    known, share = 1 / (1 + v * q), v / (1 + v * q)
+    share = v / (1 + v * q)
     # The product less 1, for products near 1, and the product itself, for products near 0.
     less, product = jnp.zeros_like(v), jnp.ones_like(v)
     for square, each in zip(squares, h, strict=True):
         # Cauchy and Schwarz: c^2 <= q h, whatever rounding says.
-        rho = jnp.minimum(share * square / (1 + each), (1 - known) * (each / (1 + each)))
+        rho = share * jnp.minimum(square / (1 + each), q * (each / (1 + each)))
         less += rho * product
         product *= 1 - rho
     near = jnp.minimum(less, 0.5)

@@ -72,6 +72,22 @@ class Certificate:
 
 
 @dataclasses.dataclass(frozen=True)
+class Swaps:
+    """What exchange did to a greedy batch.
+
+    Attributes:
+      made: pairs swapped, in so many full `passes` over the space.
+      gained: nats of log det.
+      optimal: whether it is shown that no swap of one pair gains more than 1e-4 nats.
+    """
+
+    made: int
+    passes: int
+    gained: float
+    optimal: bool
+
+
+@dataclasses.dataclass(frozen=True)
 class Report:
     """What a batch amounts to, in float64 from the features as they were given.
 
@@ -79,7 +95,11 @@ class Report:
       criterion: its name, and `space` likewise.
       held: pairs that could be chosen.
       log_det_before, log_det_after: of the information A, in nats, without and with the batch.
-      certificate: how exact the choices are.
+      upper: no batch of so many pairs of the space has a larger log det, in nats; None where it was not asked for.
+      efficiency: D-efficiency exp((log_det_after - upper) / F): the share of labels with which the best batch could do
+        as well, at least; or None.
+      certificate: how exact the greedy choices are; None where swaps have changed them.
+      swaps: what was swapped, or None.
       per_prompt: prompt -> pairs of the batch with a response of it, most first; empty without prompts.
       per_response: response -> pairs of the batch with it, most first.
       cost: of the whole batch, or None.
@@ -91,7 +111,10 @@ class Report:
     held: int
     log_det_before: float
     log_det_after: float
-    certificate: Certificate
+    upper: float | None
+    efficiency: float | None
+    certificate: Certificate | None
+    swaps: Swaps | None
     per_prompt: dict[Hashable, int]
     per_response: dict[int, int]
     cost: float | None
@@ -298,7 +321,7 @@ def _table(batch: Batch) -> str:
 
 def _short(name: str) -> str:
     name = name.replace("\n", " ")
-    return name if len(name) <= 24 else name[:21] + "..."
+    return name if len(name) <= 20 else name[:17] + "..."
 
 
 def _pairs(count: int) -> str:
@@ -312,10 +335,16 @@ def _summary(batch: Batch) -> list[str]:
         f"{len(batch.pairs):,} of {report.held:,} pairs ({report.space}), criterion {report.criterion}: log det "
         f"{report.log_det_before:.2f} to {report.log_det_after:.2f} ({grown:+.2f} nats)."
     ]
-    exact = f"Greedy choices certified to a relative gap of {certificate.gap:.1e}" if len(batch.pairs) else "No choices"
-    if certificate.uncovered:
-        exact += f", {certificate.uncovered:,} of them only as the best of a pass in float32"
-    lines.append(f"{exact}; {certificate.passes:,} pass{'es' if certificate.passes > 1 else ''} over every pair.")
+    if report.efficiency is not None:
+        lines.append(f"No batch has more than {report.upper:.2f}: D-efficiency at least {report.efficiency:.1%}.")
+    if certificate is not None:
+        exact = f"Greedy choices certified to a relative gap of {certificate.gap:.1e}"
+        if certificate.uncovered:
+            exact += f", {certificate.uncovered:,} of them only as the best of a pass in float32"
+        lines.append(f"{exact}; {certificate.passes:,} pass{'es' if certificate.passes > 1 else ''} over every pair.")
+    if report.swaps is not None:
+        best = "; no swap of one pair gains more" if report.swaps.optimal else ""
+        lines.append(f"{report.swaps.made:,} swaps gained {report.swaps.gained:.3g} nats{best}.")
     response, times = next(iter(report.per_response.items()))
     used = f"{len(report.per_response):,} responses, at most {_pairs(times)} with one ({response})"
     if report.per_prompt:

@@ -47,7 +47,7 @@ def d_optimal64(*, weighted: bool = True) -> Criterion64:
 
 def v_optimal64(targets: np.ndarray, weights: np.ndarray) -> Criterion64:
     """Fall of sum_t weight_t t^T A^-1 t."""
-    of_targets = np.float64(targets).T @ (np.float64(weights)[:, None] * targets)
+    of_targets = targets.T.astype(np.float64) @ (weights[:, None] * targets)
 
     def gains(information: np.ndarray, x: np.ndarray, margins: np.ndarray) -> np.ndarray:
         fall = np.linalg.inv(information) - np.linalg.inv(_grown(information, x, fisher64(margins)))
@@ -59,7 +59,7 @@ def v_optimal64(targets: np.ndarray, weights: np.ndarray) -> Criterion64:
 def epig64(targets: np.ndarray, target_margins: np.ndarray) -> Criterion64:
     """Mean information between the label of a pair and that of a target, as Gaussians of noise 1 / v: half the log of
     the determinants' ratio."""
-    targets, noise = np.float64(targets), 1 / fisher64(np.float64(target_margins))
+    targets, noise = targets.astype(np.float64), 1 / fisher64(target_margins.astype(np.float64))
 
     def gains(information: np.ndarray, x: np.ndarray, margins: np.ndarray) -> np.ndarray:
         inverse = np.linalg.inv(information)
@@ -76,7 +76,7 @@ def mutual_information64(margins: np.ndarray, variances: np.ndarray) -> np.ndarr
 
     For the poles of the sigmoid at a distance of pi it errs by exp(-2 pi^2 / step), less than float64 resolves.
     """
-    m, root = np.float64(margins)[..., None], np.sqrt(np.float64(variances))[..., None]
+    m, root = (np.asarray(each, np.float64)[..., None] for each in (margins, np.sqrt(variances)))
     step = min(0.25, 0.5 / max(float(root.max(initial=0)), 1e-9))
     z = step * np.arange(-int(9.5 / step) - 1, int(9.5 / step) + 2)
     share = np.exp(-(z**2) / 2)
@@ -196,7 +196,7 @@ def greedy_steps64(
     pairs = list_pairs(space)
     place = {tuple(pair): index for index, pair in enumerate(pairs.tolist())}
     x = differences64(features, pairs)
-    rewards = np.float64(rewards)
+    rewards = np.asarray(rewards, np.float64)
     margins = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
     v = fisher64(margins) if criterion.weighted else np.ones(len(pairs))
     costs = costs64(space, pairs)

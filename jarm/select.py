@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Callable, Hashable, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -21,17 +21,21 @@ from jarm.arguments import (
     single,
     whole,
 )
-from jarm.base import JarmError, Limits, Selection, Status
+from jarm.base import JarmError, Limits, PairSpace, Selection, Status
 from jarm.candidates import Candidates, codes_of, find_candidates, is_among
+from jarm.design import design_bound
+from jarm.exchange import ExchangeInfo, exchange
 from jarm.fisher import fisher_weight, space_information
 from jarm.greedy import GreedyInfo, greedy
 from jarm.objectives import BALD, D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, epig, v_optimal
-from jarm.reasons import Batch, Certificate, Report, counted, reasons, replay, weights_of, whitener
+from jarm.reasons import Batch, Certificate, Report, Swaps, counted, reasons, replay, weights_of, whitener
 
 PRIOR = 0.1
 """c of the prior that stands in where none is given."""
 ROOM = 512
 """Pairs struck out of a pass at a time; a pass over 12.5 million pairs takes a tenth longer for them."""
+AUTO = 1 << 25
+"""Pairs of a space up to which a bound is computed unasked: seconds on one core."""
 _CHUNK = 1 << 16
 """Labelled pairs whose information is summed at once."""
 _NOTHING = (
@@ -52,6 +56,8 @@ WITH_TARGETS = ("v", "epig")
 
 _greedy = jax.jit(greedy, static_argnames=("k",))
 _information = jax.jit(space_information)
+_exchange = jax.jit(exchange)
+_design = jax.jit(design_bound, static_argnames=("k",))
 
 
 def select(
@@ -60,7 +66,7 @@ def select(
     *,
     space: Any,
     k: int,
-    prompts: Sequence[Hashable] | np.ndarray | None = None,
+    prompts: Sequence[Any] | np.ndarray | None = None,
     prior_precision: Any = None,
     past: Any = None,
     exclude: Any = None,
@@ -70,6 +76,8 @@ def select(
     per_prompt: int | None = None,
     per_response: int | None = None,
     similarity: float | None = None,
+    swaps: int = 0,
+    bound: bool | str = "auto",
     allow_fewer: bool = False,
 ) -> Batch:
     """The k pairs of responses to label next: an exact greedy batch over every pair of a space.
@@ -98,6 +106,9 @@ def select(
       per_prompt: most pairs with a response of any one prompt.
       per_response: most pairs with any one response.
       similarity: leave out pairs whose feature difference has at least this cosine with one of the batch: near-copies.
+      swaps: most swaps of a pair of the batch for one outside that raise log det further (Fedorov exchange).
+      bound: whether to bound the log det of every batch of k pairs from above, for the D-efficiency of this one, at the
+        price of another batch; "auto" does in spaces of up to 2^25 pairs. Both are for "d" and "d-unweighted".
       allow_fewer: return fewer pairs where there are no k, instead of raising.
 
     Returns:
@@ -140,6 +151,12 @@ def select(
         return total
 
     objective = _objective(criterion, targets, phi, differences, margins)
+    of_log_det = objective.worth in (D_OPTIMAL.worth, D_UNWEIGHTED.worth)
+    swaps = whole("swaps", swaps, 0)
+    if bound not in (True, False, "auto"):
+        raise JarmError(f"bound is {bound!r}: give True, False or 'auto'.")
+    if (swaps or bound is True) and not of_log_det:
+        raise JarmError("Swaps and bounds are known for log det only: choose criterion 'd' or 'd-unweighted'.")
     y, own = (candidates.gather(single(*each)) for each in (("features", phi), ("rewards", r)))
     start = information(objective, labelled)
     if prior_precision is None:
@@ -153,34 +170,56 @@ def select(
     check_definite(narrow, prior_precision, len(labelled))
     start, asked = narrow.astype(np.float64), min(k, held)
 
-    def run(struck: np.ndarray, room: int) -> tuple[Selection, GreedyInfo]:
-        return jax.device_get(
-            _greedy(objective, y, own, candidates.without(struck, room), narrow, asked, limits=limits)
-        )
+    def run(struck: np.ndarray, room: int) -> _Run:
+        offer = candidates.without(struck, room)
+        selection, info = jax.device_get(_greedy(objective, y, own, offer, narrow, asked, limits=limits))
+        swapped = None
+        if swaps and selection.status == Status.OK:
+            selection, swapped = jax.device_get(
+                _exchange(objective, y, own, offer, narrow, selection, limits=limits, swaps=swaps)
+            )
+        return _Run(offer, selection, info, swapped)
 
     def leverages(pairs: np.ndarray) -> np.ndarray:
         q = np.square(differences(pairs) @ whitener(start).T).sum(axis=1)
         return weights_of(objective, margins(pairs)) * q
 
-    selection, info = _struck_out(candidates, leverages, run)
-    count, status = _judged(selection, asked, k, held, limits, allow_fewer=allow_fewer)
-    pairs = candidates.back(np.asarray(selection.pairs)[:count])
+    done = _struck_out(candidates, leverages, run)
+    count, status = _judged(done.selection, asked, k, held, limits, allow_fewer=allow_fewer)
+    upper = None
+    if bound is True or (bound == "auto" and of_log_det and held <= AUTO):
+        design = jax.device_get(_design(objective, y, own, done.offer, narrow, asked, start=done.selection))
+        upper = float(design.upper) if design.status == Status.OK else None
+    pairs = candidates.back(np.asarray(done.selection.pairs)[:count])
     x, margin, cost = differences(pairs), margins(pairs), candidates.cost_of(pairs)
     gains, later = replay(objective, start, x, margin, cost)
     named = [[names[code] for code in dict.fromkeys(codes[pair])] if codes is not None else [] for pair in pairs]
+    log_det = float(np.linalg.slogdet(start + information(objective, pairs))[1])
     report = Report(
         criterion=criterion if isinstance(criterion, str) else "of the caller",
         space=offered if isinstance(offered, str) else "listed",
         held=held,
         log_det_before=float(np.linalg.slogdet(start)[1]),
-        log_det_after=float(np.linalg.slogdet(start + information(objective, pairs))[1]),
-        certificate=_certificate(info, gains if cost is None else gains / cost, later),
+        log_det_after=log_det,
+        upper=upper,
+        efficiency=None if upper is None else float(np.exp((log_det - upper) / width)),
+        certificate=_certificate(done, gains if cost is None else gains / cost, later),
+        swaps=None if done.swapped is None else Swaps(*(each.item() for each in done.swapped)),
         per_prompt=counted(named),
         per_response=counted(pairs.tolist()),
         cost=None if cost is None else float(cost.sum()),
         status=status,
     )
     return Batch(pairs, gains, reasons(pairs, gains, cost, named, margin, x, labelled, differences, start), report)
+
+
+class _Run(NamedTuple):
+    """What the engines made of an offer."""
+
+    offer: PairSpace
+    selection: Selection
+    info: GreedyInfo
+    swapped: ExchangeInfo | None
 
 
 def _objective(
@@ -241,12 +280,12 @@ def _mean_information(
 def _struck_out(
     candidates: Candidates,
     leverages: Callable[[np.ndarray], np.ndarray],
-    run: Callable[[np.ndarray, int], tuple[Selection, GreedyInfo]],
-) -> tuple[Selection, GreedyInfo]:
-    """A greedy batch without what is excluded, of which passes strike out no more than they need to.
+    run: Callable[[np.ndarray, int], _Run],
+) -> _Run:
+    """A batch without what is excluded, of which passes strike out no more than they need to.
 
-    A batch that is greedy over more pairs and has none of those excluded is greedy without them. So the excluded pairs
-    of most leverage are struck out, and more only if others are chosen.
+    A batch that is greedy over more pairs and has none of those excluded is greedy without them, and no swap helps that
+    would not help before. So the excluded pairs of most leverage are struck out, and more only if others are chosen.
     """
     excluded = candidates.excluded
     if candidates.space.pairs is not None or len(excluded) <= ROOM:
@@ -254,11 +293,11 @@ def _struck_out(
     order, room = excluded[np.argsort(-leverages(excluded), kind="stable")], ROOM
     struck = order[:room]
     while True:
-        selection, info = run(struck, room)
-        chosen = candidates.back(np.asarray(selection.pairs)[np.asarray(selection.valid)])
+        done = run(struck, room)
+        chosen = candidates.back(np.asarray(done.selection.pairs)[np.asarray(done.selection.valid)])
         chosen = chosen[is_among(chosen, excluded)]
         if not len(chosen):
-            return selection, info
+            return done
         room *= 4
         first = np.concatenate([struck, chosen])
         struck = np.concatenate([first, order[~is_among(order, first)]])[:room]
@@ -296,9 +335,11 @@ def _judged(
     raise JarmError(f"{words[0]}; ask for fewer, or pass allow_fewer=True.")
 
 
-def _certificate(info: GreedyInfo, gains: np.ndarray, later: np.ndarray) -> Certificate:
+def _certificate(done: _Run, gains: np.ndarray, later: np.ndarray) -> Certificate | None:
     """What bounds each choice: the ceiling of what was outside the shortlist, and the pairs chosen after it."""
-    ceilings = np.float64(info.ceilings[: len(gains)])
+    if done.swapped is not None and done.swapped.swaps > 0:
+        return None
+    ceilings = np.asarray(done.info.ceilings, np.float64)[: len(gains)]
     open_ended = ~(ceilings < np.inf)
     bound = np.maximum(np.where(open_ended, -np.inf, ceilings), later)
-    return Certificate(float(np.max(bound / gains - 1, initial=0)), int(open_ended.sum()), int(info.passes))
+    return Certificate(float(np.max(bound / gains - 1, initial=0)), int(open_ended.sum()), int(done.info.passes))

@@ -11,19 +11,30 @@ import numpy as np
 import pytest
 
 import jarm
+from jarm.arguments import whole
 from jarm.base import JarmError
-from jarm.greedy import greedy
+from jarm.design import design_bound
+from jarm.exchange import exchange
+from jarm.fisher import space_information
+from jarm.greedy import GreedyInfo, greedy
 from jarm.testing import count_compilations, quick_jit
 
-module = importlib.import_module("jarm.select")
-quick = quick_jit(greedy, static_argnames=("k",))
+module, reasons = (importlib.import_module(f"jarm.{name}") for name in ("select", "reasons"))
+QUICK = {
+    "_greedy": quick_jit(greedy, static_argnames=("k",)),
+    "_information": quick_jit(space_information),
+    "_exchange": quick_jit(exchange),
+    "_design": quick_jit(design_bound, static_argnames=("k",)),
+}
 N, F, K = 24, 3, 6
 SIZES = {"even": [4] * 6, "ragged": [5, 1, 4, 6, 3, 5], "skewed": [14, 2, 3, 1, 2, 2]}
 
 
 @pytest.fixture(autouse=True)
 def _quickly(monkeypatch):
-    monkeypatch.setattr(module, "_greedy", quick)
+    for name, program in QUICK.items():
+        monkeypatch.setattr(module, name, program)
+    monkeypatch.setattr(module, "AUTO", 0)  # bounds only where a test asks for one
 
 
 def problem(seed, sizes="ragged"):
@@ -117,11 +128,18 @@ def check(batch, features, rewards, prompts, start, pairs, *, criterion="d", ban
 
 
 LISTED = np.array([[j, i] if (i + j) % 2 else [i, j] for i, j in itertools.combinations(range(N), 2)])[::3]
-SPACES = [("within", "even"), ("within", "ragged"), ("within", "skewed"), ("cross", "ragged"), ("all", "ragged")]
+CASES = [
+    ("within", "even", False),
+    ("within", "ragged", True),
+    ("within", "skewed", True),
+    ("cross", "ragged", True),
+    ("all", "ragged", False),
+    ("listed", "ragged", False),
+    ("listed", "ragged", True),
+]
 
 
-@pytest.mark.parametrize(("space", "sizes"), [*SPACES, ("listed", "ragged")])
-@pytest.mark.parametrize("limited", [False, True])
+@pytest.mark.parametrize(("space", "sizes", "limited"), CASES)
 def test_each_choice_is_the_best_of_every_pair(space, sizes, limited):
     for seed in range(3):
         features, rewards, prompts, rng = problem(seed, sizes)
@@ -192,35 +210,22 @@ def test_each_criterion_is_what_it_says(criterion):
         v = np.ones(2) if criterion == "d-unweighted" else fisher(rewards[past[:, 0]] - rewards[past[:, 1]])
         start = 2 * np.eye(F) + (v[:, None] * x).T @ x
         given = {"targets": of_pairs} if criterion in ("v", "epig") else {}
-        batch = jarm.select(
-            features, rewards, space="all", k=K, prior_precision=2, past=past, criterion=criterion, **given
-        )
-        pairs = pairs_of("all", prompts)
+        options = {"space": "within", "prompts": prompts, "k": K, "prior_precision": 2, "past": past}
+        batch = jarm.select(features, rewards, **options, criterion=criterion, **given)
+        pairs = pairs_of("within", prompts)
         check(
             batch, features, rewards, None, start, pairs, criterion=criterion, banned=past, **(about if given else {})
         )
         assert batch.report.certificate.gap < 1e-5
-        assert batch.report.certificate.uncovered == (K if criterion == "epig" else 0)
     if criterion == "v":
-        same = jarm.select(
-            features, rewards, space="all", k=K, prior_precision=2, past=past, criterion="v", targets=targets
-        )
+        same = jarm.select(features, rewards, **options, criterion="v", targets=targets)
         np.testing.assert_array_equal(same.pairs, batch.pairs)
-        own = jarm.select(
-            features,
-            rewards,
-            space="all",
-            k=K,
-            prior_precision=2,
-            past=past,
-            criterion=jarm.v_optimal(jnp.float32(targets)),
-        )
+        own = jarm.select(features, rewards, **options, criterion=jarm.v_optimal(jnp.float32(targets)))
         np.testing.assert_array_equal(own.pairs, batch.pairs)
         assert own.report.criterion == "of the caller"
 
 
-@pytest.mark.parametrize("criterion", ["d", "d-unweighted"])
-@pytest.mark.parametrize("space", ["within", "cross", "all", "listed"])
+@pytest.mark.parametrize(("space", "criterion"), [("cross", "d"), ("listed", "d"), ("within", "d-unweighted")])
 def test_the_default_prior_is_the_mean_of_the_pool(space, criterion):
     features, rewards, prompts, _ = problem(3)
     offered = LISTED if space == "listed" else space
@@ -258,8 +263,7 @@ def test_names_and_order_of_responses_do_not_matter(space):
     np.testing.assert_array_equal(np.sort(new[batch.pairs], axis=1), renamed.pairs)
     np.testing.assert_allclose(batch.gains, renamed.gains, rtol=1e-5)
     assert [reason.prompts for reason in renamed.why] == [
-        tuple(f"prompt {prompts[n]}" for n in dict.fromkeys([old[i], old[j]]) if True)[: len(reason.prompts)]
-        for (i, j), reason in zip(renamed.pairs, renamed.why, strict=True)
+        tuple(dict.fromkeys(f"prompt {prompts[old[n]]}" for n in pair)) for pair in renamed.pairs
     ]
     tuples = jarm.select(features, rewards, space=offered, k=K, prompts=[("set", p) for p in prompts], past=past)
     np.testing.assert_array_equal(tuples.pairs, batch.pairs)
@@ -290,40 +294,38 @@ def test_reasons_are_their_formulas():
     copy = next(reason for reason in batch.why if reason.first == 20)
     assert copy.nearest == 3
     np.testing.assert_allclose(copy.cosine, 1, rtol=1e-9)
-    fresh = jarm.select(features, rewards, space="all", k=2)
+    fresh = jarm.select(features, rewards, space=[[20, 21], [7, 9]], k=2)
     assert all(reason.nearest is None and reason.cosine is None and reason.prompts == () for reason in fresh.why)
     assert fresh.report.per_prompt == {}
 
 
-@pytest.mark.parametrize("space", ["all", "within", "listed"])
+@pytest.mark.parametrize("space", ["within", "listed"])
 def test_of_many_excluded_pairs_those_that_matter_are_struck_out(space, monkeypatch):
     """Passes strike out a few; the batch is that of all being struck out, also where nearly everything is."""
-    monkeypatch.setattr(module, "ROOM", 4)
+    monkeypatch.setattr(module, "ROOM", 16)
     features, rewards, prompts, rng = problem(6)
     offered = LISTED if space == "listed" else space
     pairs = rng.permutation(pairs_of(offered, prompts))
-    for few in (len(pairs) - 40, len(pairs) - K):
-        exclude = pairs[: max(few, 20)]
-        held = len(pairs) - len(exclude)
+    for held in (20, K):
+        exclude = pairs[held:]
         batch = jarm.select(
-            features, rewards, space=offered, k=min(K, held), prompts=prompts, exclude=exclude, prior_precision=0.01
+            features, rewards, space=offered, k=K, prompts=prompts, exclude=exclude, prior_precision=0.01
         )
         check(batch, features, rewards, None, 0.01 * np.eye(F), np.array(sorted(map(tuple, pairs))), banned=exclude)
         assert batch.report.held == held
     # What is labelled or excluded twice, either way round, or outside of the space, counts once, or not at all.
     again = np.concatenate([exclude, exclude[:, ::-1]])
-    twice = jarm.select(
-        features, rewards, space=offered, k=min(K, held), prompts=prompts, exclude=again, prior_precision=0.01
-    )
+    twice = jarm.select(features, rewards, space=offered, k=K, prompts=prompts, exclude=again, prior_precision=0.01)
     np.testing.assert_array_equal(twice.pairs, batch.pairs)
     assert twice.report.held == held
 
 
 def test_without_rewards_every_pair_is_a_toss_up():
-    features, _, _, _ = problem(7)
-    plain = jarm.select(features, space="all", k=K, prior_precision=1)
-    zeros = jarm.select(features, np.full(N, 3.0), space="all", k=K, prior_precision=1)
-    unweighted = jarm.select(features, space="all", k=K, prior_precision=4, criterion="d-unweighted")
+    features, _, prompts, _ = problem(7)
+    options = {"space": "within", "prompts": prompts, "k": K}
+    plain = jarm.select(features, **options, prior_precision=1)
+    zeros = jarm.select(features, np.full(N, 3.0), **options, prior_precision=1)
+    unweighted = jarm.select(features, **options, prior_precision=4, criterion="d-unweighted")
     np.testing.assert_array_equal(plain.pairs, zeros.pairs)
     np.testing.assert_array_equal(plain.pairs, unweighted.pairs)
     np.testing.assert_allclose(plain.gains, unweighted.gains, rtol=1e-6)
@@ -396,7 +398,7 @@ def test_rounds_of_a_campaign_share_their_programs():
                 k=4,
                 prompts=prompts,
                 past=past,
-                exclude=rng.integers(0, N // 2, (number, 2)) + [0, N // 2],
+                exclude=rng.permutation(pairs_of("all", prompts))[:number],
             )
         assert not compiled or number == 0, (number, compiled)
         assert not {tuple(p) for p in batch.pairs.tolist()} & {tuple(p) for p in past.tolist()}
@@ -406,7 +408,7 @@ def test_rounds_of_a_campaign_share_their_programs():
 def test_fewer_pairs_only_where_that_is_asked_for():
     features, rewards, prompts, _ = problem(10)
     few = [[0, 1], [2, 3], [1, 0]]
-    with pytest.raises(JarmError, match="holds 2 pairs .* k = 6 are asked for: .*allow_fewer"):
+    with pytest.raises(JarmError, match=r"holds 2 pairs .* k = 6 are asked for: .*allow_fewer"):
         jarm.select(features, rewards, space=few, k=K)
     batch = jarm.select(features, rewards, space=few, k=K, allow_fewer=True)
     assert len(batch.pairs) == 2
@@ -420,7 +422,7 @@ def test_fewer_pairs_only_where_that_is_asked_for():
     assert len(batch.pairs) == len(batch.why) == len(batch.gains) == 5
     assert max(batch.report.per_prompt.values()) == 1
     with pytest.raises(JarmError, match=r"per_response=1 and similarity=0.05 leave no more than \d of 6 pairs"):
-        jarm.select(features, rewards, space="all", k=K, per_response=1, similarity=0.05)
+        jarm.select(features, rewards, space=LISTED, k=K, per_response=1, similarity=0.05)
     line = np.zeros((N, F))
     line[:2] = [[1, 0, 0], [3, 0, 0]]
     with pytest.raises(JarmError, match="Only 1 of 2 pairs teach anything"):
@@ -447,7 +449,6 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"rewards": REWARDS[:-1]}, r"rewards has shape \(23,\), and \[24\] is due"),
         ({"rewards": np.where(np.arange(N) == 3, np.inf, REWARDS)}, "Row 3 of rewards"),
         ({"k": 0}, "k is 0: give 1 or more"),
-        ({"k": 2.5}, "k is 2.5: give a whole number"),
         ({"space": "wihtin"}, "no pair space 'wihtin': did you mean 'within'"),
         ({"space": "pairs"}, "no pair space 'pairs': choose from within, cross, all, or give pairs"),
         ({"space": [[0, 1, 2]]}, "space has shape"),
@@ -475,10 +476,12 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"criterion": "v", "targets": FEATURES[:, :2]}, r"targets has shape \(24, 2\), and \[T, 3\] is due"),
         ({"criterion": "v", "targets": [[2, 2]]}, "Row 0 of targets pairs response 2 with itself"),
         ({"features": np.ones((N, F))}, "No pair of the space would teach anything"),
-        ({"features": np.ones((N, F)), "prior_precision": 1}, "No pair of the space would teach anything"),
+        (
+            {"features": np.ones((N, F)), "prior_precision": 1, "space": LISTED},
+            "No pair of the space would teach anything",
+        ),
         ({"rewards": 1e4 * np.arange(N)}, "No pair of the space would teach anything"),
         ({"per_response": 0}, "per_response is 0"),
-        ({"per_prompt": 1.5, "prompts": PROMPTS}, "per_prompt is 1.5"),
         ({"similarity": 1.5}, "similarity is 1.5"),
         ({"costs": np.zeros(N)}, "Entry 0 of costs is 0: give positive costs"),
         ({"costs": np.ones(5)}, "costs has 5 entries: give one for each of the 24 responses"),
@@ -488,7 +491,14 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"prior_precision": np.triu(np.ones((F, F)))}, "prior_precision is not symmetric"),
         ({"prior_precision": np.diag([1, 1, -1])}, "prior_precision is not positive definite"),
         ({"prior_precision": np.diag([1, 1, 0])}, "is not positive definite in float32"),
-        ({"prior_precision": np.diag([1, 1, 1e-30])}, "is not positive definite in float32: give a larger"),
+        (
+            {"prior_precision": 1e-12 * np.eye(F) + np.ones((F, F))},
+            "is not positive definite in float32: give a larger",
+        ),
+        ({"swaps": -1}, "swaps is -1: give 0 or more"),
+        ({"bound": "maybe"}, "bound is 'maybe'"),
+        ({"swaps": 3, "criterion": "bald"}, "Swaps and bounds are known for log det only"),
+        ({"bound": True, "criterion": "a"}, "Swaps and bounds are known for log det only"),
         ({"prior_precision": 0}, "With prior_precision=0 the 0 labelled pairs tell of 0 of 3 directions only"),
         ({"prior_precision": 0, "past": [[0, 1], [2, 3]]}, "the 2 labelled pairs tell of 2 of 3 directions only"),
         (
@@ -502,26 +512,81 @@ def test_errors_say_what_is_wrong_and_what_to_do(change, message):
         jarm.select(**{"features": FEATURES, "rewards": REWARDS, "space": "all", "k": 2} | change)
 
 
-def test_a_batch_prints_and_goes_into_json():
-    features, rewards, prompts, rng = problem(12)
-    batch = jarm.select(
-        features,
-        rewards,
-        space="cross",
-        k=12,
-        prompts=[f"a rather long name of a prompt\n, number {p}" for p in prompts],
-        past=[[0, 1]],
-        costs=rng.uniform(1, 2, N),
+def test_the_certificate_is_the_worst_of_its_bounds():
+    """Ceilings that are no bound are counted; of the others, and of pairs chosen later, the worst counts."""
+    info = GreedyInfo(passes=np.int32(3), ceilings=np.float32([1.5, -np.inf, np.inf, 0.1]), fresh=np.zeros(4, bool))
+    done = module._Run(None, None, info, None)
+    certificate = module._certificate(done, np.array([2.0, 1.0, 1.0]), np.array([1.0, 1.1, 0.5]))
+    assert (certificate.uncovered, certificate.passes) == (1, 3)
+    np.testing.assert_allclose(certificate.gap, 0.1)
+    certificate = module._certificate(done, np.array([1.0, 1.0, 1.0]), np.array([-np.inf, 0.5, 0.5]))
+    np.testing.assert_allclose(certificate.gap, 0.5)
+
+
+def test_ceilings_of_a_space_larger_than_a_shortlist_certify_its_choices():
+    rng = np.random.default_rng(14)
+    features, rewards, prompts = rng.normal(size=(600, F)), rng.normal(size=600), np.arange(600) // 6
+    options = {"space": "within", "prompts": prompts, "k": K, "prior_precision": 5}
+    report = jarm.select(features, rewards, **options).report
+    assert report.held == 1500  # 1,024 + K are shortlisted
+    assert 0 <= report.certificate.gap <= 1.1e-5
+    assert report.certificate.uncovered == 0
+    report = jarm.select(features, rewards, **options, criterion="epig", targets=[[0, 9]]).report
+    assert report.certificate.uncovered == report.certificate.passes == K
+    assert report.certificate.gap < 1e-5
+
+
+def test_numbers_that_are_not_whole_are_named():
+    with pytest.raises(JarmError, match=r"k is 2\.5: give a whole number, 1 or more"):
+        whole("k", 2.5)
+
+
+def test_no_batch_is_above_the_bound_and_swaps_only_help():
+    """Against the best of all batches of 3 pairs of a list; limits hold after swaps, too."""
+    features, rewards, prompts, rng = problem(13, "skewed")
+    offered = rng.permutation(pairs_of("all", prompts))[:40]
+    limits = {"per_prompt": 2, "per_response": 1}
+    given = {"space": offered, "k": 3, "prior_precision": 0.25, "prompts": prompts, **limits}
+    plain = jarm.select(features, rewards, **given)
+    better = jarm.select(features, rewards, **given, swaps=20, bound=True)
+    report = better.report
+    assert (plain.report.upper, plain.report.efficiency, plain.report.swaps) == (None, None, None)
+    assert plain.report.log_det_after <= report.log_det_after + 1e-9
+    np.testing.assert_allclose(
+        report.log_det_after - plain.report.log_det_after, report.swaps.gained if report.swaps.made else 0, atol=1e-4
     )
+    assert (report.certificate is None) == (report.swaps.made > 0)
+    assert report.log_det_after <= report.upper
+    np.testing.assert_allclose(report.efficiency, np.exp((report.log_det_after - report.upper) / F))
+    check(better, features, rewards, prompts, 0.25 * np.eye(F), better.pairs)  # in greedy order among themselves
+    x, margin = (each[offered[:, 0]] - each[offered[:, 1]] for each in (features, rewards))
+    scaled = np.sqrt(fisher(margin))[:, None] * x
+    some = scaled[np.array(list(itertools.combinations(range(len(offered)), 3)))]
+    best = np.linalg.slogdet(0.25 * np.eye(F) + some.transpose(0, 2, 1) @ some)[1].max()
+    assert report.log_det_after <= best + 1e-9 <= report.upper + 2e-9
+    assert max(report.per_prompt.values()) <= 2
+    assert max(report.per_response.values()) == 1
+    assert "swaps gained" in str(better)
+    assert "D-efficiency" in str(better)
+
+
+def test_a_batch_prints_and_goes_into_json(monkeypatch):
+    monkeypatch.setattr(reasons, "_SHOWN", 4)
+    features, rewards, prompts, rng = problem(12)
+    named = [f"a rather long name of a prompt\n, number {p}" for p in prompts]
+    options = {"costs": rng.uniform(1, 2, len(LISTED)), "per_prompt": 3, "per_response": 2, "similarity": 0.97}
+    batch = jarm.select(features, rewards, space=LISTED, k=K, prompts=named, past=[[0, 1]], **options)
     lines = str(batch).splitlines()
-    assert lines[0].split() == "first second gain p 95 % cost nearest label prompt".split()
-    assert len(lines) == 1 + 10 + 1 + 3
+    assert " ".join(lines[0].split()) == "first second gain p 95 % cost nearest label prompt"
+    assert lines[5] == "... and 2 more"
+    assert len(lines) == 1 + 4 + 1 + 3
     assert max(map(len, lines)) <= 120
     assert f"{batch.report.log_det_before:.2f} to {batch.report.log_det_after:.2f}" in lines[-3]
     rows = json.loads(json.dumps(batch.to_rows()))
-    assert [row["rank"] for row in rows] == list(range(1, 13))
+    assert [row["rank"] for row in rows] == list(range(1, K + 1))
     assert [[row["first"], row["second"]] for row in rows] == batch.pairs.tolist()
     assert [row["gain"] for row in rows] == batch.gains.tolist()
-    assert all(len(row["prompts"]) == 2 for row in rows)
-    numbers = jarm.select(features, rewards, space="within", k=2, prompts=list(np.int32(prompts)))
-    assert json.dumps(numbers.to_rows())
+    assert [row["prompts"] for row in rows] == [list(dict.fromkeys(named[n] for n in pair)) for pair in batch.pairs]
+    plain = jarm.select(features, rewards, space=LISTED, k=K, prompts=list(np.int32(prompts)))
+    assert json.dumps(plain.to_rows())
+    assert "cost" not in str(plain)
