@@ -172,11 +172,12 @@ def greedy(
             own = own if best.costs is None else objective.gain(own) / best.costs
             return jnp.where(left, own, -jnp.inf)
 
-        def ceiling(turn: Array) -> Array:
+        def ceiling(turn: Array, most: Array) -> Array:
             if objective.ceiling is None or (best.costs is not None and objective.targets is not None):
                 bound = jnp.float32(jnp.inf)
             else:
-                bound = objective.ceiling(best.rest, z, jnp.eye(width) - matmul(turn.T, turn), far)
+                gone = jnp.eye(width) - matmul(turn.T, turn)
+                bound = objective.ceiling(best.rest, z, gone, far, most / (1 + _SLACK))
             # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
             return jnp.where(best.rest > -jnp.inf, bound * (1 + _SLACK), -jnp.inf)
 
@@ -207,7 +208,8 @@ def greedy(
             if limits.similarity is not None:
                 left &= ~_alike(matmul(raw, raw[place]), raw, raw[place], limits.similarity)
             chosen = inner.chosen.at[state.picked - 1].set(place)
-            return _Inner(state, x, z, c, turn.T, left, worth(x, z, c, left), ceiling(turn.T), chosen)
+            after = worth(x, z, c, left)
+            return _Inner(state, x, z, c, turn.T, left, after, ceiling(turn.T, after.max()), chosen)
 
         def certified(inner: _Inner) -> Array:
             most = inner.worth.max()
@@ -222,7 +224,7 @@ def greedy(
         c, turn = numbers.c[first] - numbers.c[second], jnp.eye(width)
         before = worth(x, z, c, left)
         freshest, least = before.max(), 2.0**-8 if objective.targets is None else 2.0**-4
-        inner = _Inner(state, x, z, c, turn, left, before, ceiling(turn), jnp.zeros(k, jnp.int32))
+        inner = _Inner(state, x, z, c, turn, left, before, ceiling(turn, freshest), jnp.zeros(k, jnp.int32))
         inner = jax.lax.while_loop(certified, pick, inner)
         state = inner.state
         new = (jnp.arange(k) >= start.picked) & (jnp.arange(k) < state.picked)

@@ -71,8 +71,8 @@ def one_of(index, choices):
     def tile(each, count, rows, columns, h):
         return each.tile(rows._replace(c=rows.c[:, :count]), columns._replace(c=columns.c[:, :count]), h[:count])
 
-    def ceiling(each, count, rest, z, gone, far):
-        return jnp.float32(jnp.inf) if each.ceiling is None else each.ceiling(rest, z[:count], gone, far)
+    def ceiling(each, count, rest, z, gone, far, most):
+        return jnp.float32(jnp.inf) if each.ceiling is None else each.ceiling(rest, z[:count], gone, far, most)
 
     return Objective(
         of(worth),
@@ -128,7 +128,7 @@ def check_steps(name, batch, reference, features, rewards, space, prior, limits,
     if space.costs is not None:
         floor = floor / float(space.costs.min())
     assert (steps.best - steps.gains <= 1e-6 * steps.gains + floor).all(), (name, steps.best - steps.gains, steps.gains)
-    atol = floor + 1e-7 * steps.gains.max(initial=0)  # a variance that fell a millionfold has lost six digits
+    atol = floor + 3e-7 * steps.gains.max(initial=0)  # a variance that fell a millionfold has lost six digits
     np.testing.assert_allclose(np.asarray(batch.gains)[: len(picks)], steps.gains, rtol=1e-4, atol=atol)
     assert np.asarray(batch.valid)[: len(picks)].all()
     assert len(picks) == k or steps.left == 0, (name, len(picks), steps.left)
