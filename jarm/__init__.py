@@ -27,7 +27,9 @@ from jarm.data.standardise import standardised
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.data.writer import StoreWriter
+from jarm.design import Design, design_bound, efficiency, rounded
 from jarm.embed import EmbedConfig, EmbedSummary, embed
+from jarm.exchange import ExchangeInfo, exchange
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
 from jarm.greedy import GreedyInfo, greedy, greedy_log_det
@@ -38,6 +40,8 @@ from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, v_opt
 from jarm.pool import Pool
 from jarm.prepare import prepare
 from jarm.ranking import best_of_n, spearman
+from jarm.reasons import Batch
+from jarm.select import select
 from jarm.selection import random_pairs, top_pairs
 
 __version__ = _version("jarm")
@@ -47,12 +51,15 @@ __all__ = [
     "D_UNWEIGHTED",
     "RULES",
     "AnnotatorConfig",
+    "Batch",
     "Belief",
     "Benchmark",
     "CompareConfig",
+    "Design",
     "EmbedConfig",
     "EmbedSummary",
     "EmbeddingStore",
+    "ExchangeInfo",
     "FitConfig",
     "FitInfo",
     "GreedyInfo",
@@ -81,8 +88,11 @@ __all__ = [
     "best_of_n",
     "check",
     "compare",
+    "design_bound",
+    "efficiency",
     "embed",
     "evaluate",
+    "exchange",
     "exclude",
     "fisher_weight",
     "get_rule",
@@ -104,7 +114,9 @@ __all__ = [
     "prepare",
     "random_pairs",
     "reference_lines",
+    "rounded",
     "sample_pairs",
+    "select",
     "solve_noise",
     "space_information",
     "spearman",

@@ -170,7 +170,7 @@ class Labelled:
 
 @record
 class PairSpace:
-    """Candidate pairs as a description. Response n belongs to prompt n // width.
+    """Candidate pairs as a description. Response n belongs to prompt n // width, or to `prompt[n]`.
 
     Attributes:
       kind: `within` (pairs of one prompt), `cross` (prompts differ), `all` (either), `listed` (`pairs`).
@@ -181,6 +181,8 @@ class PairSpace:
       pairs: `[M, 2]` int32, smaller index first, for `listed`; else None. A pair with an index of N or more is padding.
       costs: `[M]` of each listed pair, otherwise `[N]` of each response, of which a pair costs the sum; positive, any
         unit (seconds, tokens, money). None where all pairs cost the same. Only greedy selection looks at them.
+      prompt: `[N]` int32 in 0 .. N - 1, for prompts of unequal size without padding; not for `within`, which walks a
+        grid. None where response n belongs to prompt n // width.
     """
 
     kind: str = static()
@@ -189,6 +191,7 @@ class PairSpace:
     excluded: Int[Array, "L 2"]
     pairs: Int[Array, "M 2"] | None = None
     costs: Float[Array, "c"] | None = None
+    prompt: Int[Array, "N"] | None = None
 
 
 @record

@@ -9,15 +9,15 @@ a new pass is made. The certificate travels with the batch.
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jarm.base import Limits, PairSpace, Selection, Status
-from jarm.data.pairs import TILE, pair_count
+from jarm.data.pairs import TILE, pair_count, prompts_of
 from jarm.fisher import centred
-from jarm.linalg import inverse_factor, matmul, worst
+from jarm.linalg import cholesky, matmul, worst
 from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances, square_sum
 from jarm.tiles import Scorer, best_pairs
 from jarm.types import Array, Bool, Float, Int
@@ -42,7 +42,12 @@ class GreedyInfo(NamedTuple):
 
 
 class _State(NamedTuple):
-    """Between two passes: the batch so far, the information with it, and how often responses and prompts are in it."""
+    """Between two passes: the batch so far, and how often responses and prompts are in it.
+
+    Attributes:
+      root: R `[F, F]`, triangular: the information with the batch is R^T R. It grows by orthogonal factors, because a
+        sum that holds large terms has lost what the prior says of the directions that are left.
+    """
 
     picked: Int[Array, ""]
     passes: Int[Array, ""]
@@ -50,31 +55,36 @@ class _State(NamedTuple):
     gains: Float[Array, "k"]
     ceilings: Float[Array, "k"]
     fresh: Bool[Array, "k"]
-    information: Float[Array, "F F"]
+    root: Float[Array, "F F"]
     uses: Int[Array, "N"]
     prompt_uses: Int[Array, "P"]
+    floor: Float[Array, ""]
     ended: Bool[Array, ""]
     status: Int[Array, ""]
 
 
 class _Inner(NamedTuple):
-    """While choices are made from one shortlist, in coordinates in which the information at its pass is the identity.
+    """While choices are made from one shortlist.
 
     Attributes:
-      q, c: `[K]`, `[K, G]` variances and covariances of the shortlisted pairs; h: `[G]` variances of the targets.
-      inverse: `[F, F]` inverse information.
+      x, z: `[K, F]`, `[G, F]` shortlisted pairs and targets, in coordinates in which the information is the identity:
+        variances are squared lengths, which do not lose the digits by which they fall, as by subtraction they would.
+      c: `[K, G]` covariances of pairs and targets.
+      turn: `[F, F]` U, from the coordinates of the pass to those of x and z.
       left: `[K]` bool, shortlisted pairs that may still be chosen.
       worth: `[K]` what they are worth (for their cost), -inf where not left.
+      ceiling: scalar, the most that any other pair may be worth.
       chosen: `[k]` places in the shortlist.
     """
 
     state: _State
-    q: Float[Array, "K"]
+    x: Float[Array, "K F"]
+    z: Float[Array, "G F"]
     c: Float[Array, "K G"]
-    h: Float[Array, "G"]
-    inverse: Float[Array, "F F"]
+    turn: Float[Array, "F F"]
     left: Bool[Array, "K"]
     worth: Float[Array, "K"]
+    ceiling: Float[Array, ""]
     chosen: Int[Array, "k"]
 
 
@@ -132,104 +142,110 @@ def greedy(
     space = jax.tree.map(jnp.asarray, space)
     limits = Limits() if limits is None else limits
     size, width = features.shape
-    prompts = -(-size // space.width)
+    home = prompts_of(space)
+    prompts = -(-size // space.width) if space.prompt is None else size
     finite = jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)
     features = centred(features, space)
+    rewards = jnp.where(space.eligible, rewards, 0)  # what no pair reaches may be anything
     targets = jnp.zeros((0, width)) if objective.targets is None else jnp.asarray(objective.targets, jnp.float32)
     held = pair_count(space)
     keep = (default_shortlist(space) if shortlist is None else shortlist) + k
 
     def full_pass(state: _State) -> _State:
-        whiten, singular = inverse_factor(state.information)
+        whiten = jax.scipy.linalg.solve_triangular(state.root.T, jnp.eye(width), lower=True)
         y, z = matmul(features, whiten.T), matmul(targets, whiten.T)
         numbers, h = Numbers(rewards, y, matmul(y, z.T)), jnp.square(z).sum(axis=1)
         scorer = objective.scorer(numbers, h, gains=space.costs is not None)
         if limits.similarity is not None:
             scorer = _guarded(scorer, features, state, limits.similarity)
-        allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, space.width))
-        best = best_pairs(scorer, allowed, keep, mesh=mesh, tile=tile)
+        allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, home))
+        best = best_pairs(scorer, allowed, keep, floor=state.floor, mesh=mesh, tile=tile)
 
         first, second = jnp.minimum(best.pairs, size - 1).T
         raw, x, margin = features[first] - features[second], y[first] - y[second], rewards[first] - rewards[second]
         weight = objective.weight(margin)
         far = 4 * jnp.square(y).sum(axis=1).max() * objective.weight(jnp.zeros(()))
 
-        def worth(q: Array, c: Array, h: Array, left: Array) -> Array:
+        def worth(x: Array, z: Array, c: Array, left: Array) -> Array:
+            q, h = jnp.square(x).sum(axis=1), jnp.square(z).sum(axis=1)
             own = jax.vmap(objective.worth, in_axes=(0, 0, 0, None))(margin, q, c, h)
             own = own if best.costs is None else objective.gain(own) / best.costs
             return jnp.where(left, own, -jnp.inf)
 
-        def ceiling(inner: _Inner) -> Array:
+        def ceiling(turn: Array, most: Array) -> Array:
             if objective.ceiling is None or (best.costs is not None and objective.targets is not None):
                 bound = jnp.float32(jnp.inf)
             else:
-                bound = objective.ceiling(best.rest, z, jnp.eye(width) - inner.inverse, far)
+                gone = jnp.eye(width) - matmul(turn.T, turn)
+                bound = objective.ceiling(best.rest, z, gone, far, most / (1 + _SLACK))
             # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
             return jnp.where(best.rest > -jnp.inf, bound * (1 + _SLACK), -jnp.inf)
 
         def pick(inner: _Inner) -> _Inner:
             state, place = inner.state, jnp.argmax(inner.worth)
             most = inner.worth[place]
-            # The pair's direction, scaled so that its square is what the inverse information loses.
-            step = matmul(inner.inverse, jnp.sqrt(weight[place]) * x[place])
-            step /= jnp.sqrt(1 + jnp.maximum(weight[place] * inner.q[place], 0))
-            along, of_targets = matmul(x, step), matmul(z, step)
-            q = jnp.maximum(inner.q - jnp.square(along), 0)
-            c = inner.c - jnp.outer(along, of_targets)
-            h = jnp.maximum(inner.h - jnp.square(of_targets), 0)
+            ahead = jnp.sqrt(weight[place]) * inner.x[place]
+            grown = jnp.sqrt(1 + jnp.square(ahead).sum())
+            shrink = ahead / jnp.sqrt(grown * (1 + grown))
+            x, z, turn = (a - jnp.outer(matmul(a, shrink), shrink) for a in (inner.x, inner.z, inner.turn.T))
+            c = inner.c - jnp.outer(matmul(inner.x, ahead), matmul(inner.z, ahead) / jnp.square(grown))
             ends = jnp.stack([first[place], second[place]])
-            homes = ends // space.width
+            homes = home[ends]
             same = homes[0] == homes[1]
             state = state._replace(
                 picked=state.picked + 1,
                 pairs=state.pairs.at[state.picked].set(best.pairs[place]),
                 gains=state.gains.at[state.picked].set(most if best.costs is not None else objective.gain(most)),
-                ceilings=state.ceilings.at[state.picked].set(ceiling(inner)),
+                ceilings=state.ceilings.at[state.picked].set(inner.ceiling),
                 fresh=state.fresh.at[state.picked].set(state.picked == start.picked),
                 uses=state.uses.at[ends].add(1),
                 prompt_uses=state.prompt_uses.at[homes].add(jnp.stack([1, jnp.where(same, 0, 1)])),
             )
             left = inner.left.at[place].set(False)
             if limits.per_prompt is not None or limits.per_response is not None:
-                allowed = _allowed(state, limits, space.width)
+                allowed = _allowed(state, limits, home)
                 left &= allowed[first] & allowed[second]
             if limits.similarity is not None:
                 left &= ~_alike(matmul(raw, raw[place]), raw, raw[place], limits.similarity)
             chosen = inner.chosen.at[state.picked - 1].set(place)
-            inverse = inner.inverse - jnp.outer(step, step)
-            return _Inner(state, q, c, h, inverse, left, worth(q, c, h, left), chosen)
+            after = worth(x, z, c, left)
+            return _Inner(state, x, z, c, turn.T, left, after, ceiling(turn.T, after.max()), chosen)
 
         def certified(inner: _Inner) -> Array:
             most = inner.worth.max()
             # Right after a pass the best of the shortlist is the best of the space, whatever rounding says. Later,
-            # what is updated by subtraction loses the digits by which it falls: start afresh before it shows.
+            # what is updated loses the digits by which it falls: start afresh before it shows.
             fresh = inner.state.picked == start.picked
-            good = fresh | ((most >= ceiling(inner)) & (most >= freshest / 16))
+            good = fresh | ((most >= inner.ceiling) & (most >= freshest * least))
             return (inner.state.picked < k) & (most > -jnp.inf) & good
 
         start = state
         left = (best.scores > -jnp.inf) & ~(best.pairs[:, None] == state.pairs[None]).all(axis=2).any(axis=1)
-        q, c = jnp.square(x).sum(axis=1), numbers.c[first] - numbers.c[second]
-        before = worth(q, c, h, left)
-        freshest = before.max()
-        inner = _Inner(state, q, c, h, jnp.eye(width), left, before, jnp.zeros(k, jnp.int32))
+        c, turn = numbers.c[first] - numbers.c[second], jnp.eye(width)
+        before = worth(x, z, c, left)
+        freshest, least = before.max(), 2.0**-8 if objective.targets is None else 2.0**-4
+        inner = _Inner(state, x, z, c, turn, left, before, ceiling(turn, freshest), jnp.zeros(k, jnp.int32))
         inner = jax.lax.while_loop(certified, pick, inner)
         state = inner.state
         new = (jnp.arange(k) >= start.picked) & (jnp.arange(k) < state.picked)
-        added = jnp.where(new[:, None], raw[inner.chosen], 0)
-        information = state.information + matmul(added.T, weight[inner.chosen][:, None] * added)
+        added = jnp.where(new[:, None], jnp.sqrt(weight[inner.chosen])[:, None] * raw[inner.chosen], 0)
         overflow = jnp.where(jnp.isnan(whiten).any() | (best.scores < jnp.inf).all(), Status.OK, Status.NONFINITE)
+        stuck, lowest = state.picked == start.picked, jnp.where(inner.left, inner.worth, jnp.inf).min()
         return state._replace(
             passes=state.passes + 1,
-            information=information,
-            ended=state.picked == start.picked,
-            status=worst(state.status, singular, overflow),
+            root=_grown_root(state.root, added),
+            # What is left of this shortlist, the next will reach at least, but for rounding: if it finds nothing, the
+            # one after it looks everywhere.
+            floor=jnp.where(stuck | ~inner.left.any(), -jnp.inf, lowest * (1 - _SLACK)),
+            ended=stuck & ~(start.floor > -jnp.inf),
+            status=worst(state.status, overflow),
         )
 
     def unfinished(state: _State) -> Array:
         return (state.picked < jnp.minimum(held, k)) & ~state.ended & (state.status == Status.OK)
 
     unusable = ~(finite | ~space.eligible).all()
+    root, singular = cholesky(prior)
     begin = _State(
         picked=jnp.int32(0),
         passes=jnp.int32(0),
@@ -237,11 +253,12 @@ def greedy(
         gains=jnp.zeros(k, jnp.float32),
         ceilings=jnp.zeros(k, jnp.float32),
         fresh=jnp.zeros(k, bool),
-        information=prior,
+        root=root.T,
         uses=jnp.zeros(size, jnp.int32),
         prompt_uses=jnp.zeros(prompts, jnp.int32),
+        floor=jnp.float32(-jnp.inf),
         ended=jnp.bool_(False),
-        status=jnp.where(unusable, jnp.int32(Status.NONFINITE), jnp.int32(Status.OK)),
+        status=jnp.where(unusable, jnp.int32(Status.NONFINITE), singular),
     )
     end = jax.lax.while_loop(unfinished, full_pass, begin)
     valid = jnp.arange(k, dtype=jnp.int32) < end.picked
@@ -266,15 +283,22 @@ def _in_gains(objective: Objective, space: PairSpace, end: _State) -> Float[Arra
     return jnp.where(end.ceilings > 0, objective.gain(jnp.maximum(end.ceilings, 0)), end.ceilings)
 
 
-def _allowed(state: _State, limits: Limits, width: int) -> Bool[Array, "N"]:
+def _allowed(state: _State, limits: Limits, home: Int[Array, "N"]) -> Bool[Array, "N"]:
     """Responses that may be in one more pair."""
     allowed = jnp.ones(state.uses.shape, bool)
     if limits.per_response is not None:
         allowed &= state.uses < limits.per_response
     if limits.per_prompt is not None:
         room = state.prompt_uses < limits.per_prompt
-        allowed &= jnp.repeat(room, width)[: allowed.shape[0]]
+        allowed &= room[home]
     return allowed
+
+
+def _grown_root(root: Float[Array, "F F"], rows: Float[Array, "k F"]) -> Float[Array, "F F"]:
+    """Triangular R, R^T R = root^T root + rows^T rows. Large rows go first, so that small ones keep their digits."""
+    both = jnp.concatenate([rows, root])
+    order = jnp.argsort(-jnp.abs(both).max(axis=1))
+    return jnp.linalg.qr(both[order], mode="r")
 
 
 def _alike(product: Array, x: Float[Array, "*m F"], other: Float[Array, "F"], similarity: Array | float) -> Array:
@@ -303,10 +327,10 @@ def _guarded(scorer: Scorer, features: Float[Array, "N F"], state: _State, simil
         _, found = jax.lax.while_loop(lambda carry: carry[0] < state.picked, more, start)
         return jnp.where(found, -jnp.inf, scores)
 
-    def pair(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
+    def pair(a: tuple[Any, Array, Array], b: tuple[Any, Array, Array]) -> Array:
         return mask(square_sum(a[1] - b[1]), a[2], b[2], scorer.pair(a[0], b[0]))
 
-    def tile(rows: tuple[Array, ...], columns: tuple[Array, ...]) -> Array:
+    def tile(rows: tuple[Any, Array, Array], columns: tuple[Any, Array, Array]) -> Array:
         return mask(distances(rows[1], columns[1]), rows[2], columns[2], scorer.tile(rows[0], columns[0]))
 
-    return Scorer((scorer.stats, features, along), pair, tile)
+    return Scorer((scorer.stats, features, along), pair, tile, order=scorer.order)

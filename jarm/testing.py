@@ -31,6 +31,7 @@ def list_pairs(space: PairSpace) -> np.ndarray:
     """Every pair of a space, `[M, 2]`, smaller index first, in lexicographic order: one by one, by definition."""
     eligible = np.asarray(space.eligible)
     size = len(eligible)
+    home = np.arange(size) // space.width if space.prompt is None else np.asarray(space.prompt)
     excluded = {tuple(sorted(pair)) for pair in np.asarray(space.excluded).tolist()}
     if space.pairs is not None:
         offered = sorted({tuple(sorted(pair)) for pair in np.asarray(space.pairs).tolist() if max(pair) < size})
@@ -38,7 +39,7 @@ def list_pairs(space: PairSpace) -> np.ndarray:
         offered = list(itertools.combinations(range(size), 2))
     kept = []
     for i, j in offered:
-        same = i // space.width == j // space.width
+        same = home[i] == home[j]
         inside = {"within": same, "cross": not same, "all": True, "listed": True}[space.kind]
         if inside and i != j and eligible[i] and eligible[j] and (i, j) not in excluded:
             kept.append((i, j))

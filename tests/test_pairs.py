@@ -1,3 +1,4 @@
+import dataclasses
 import functools
 
 import jax
@@ -71,6 +72,24 @@ def test_pair_count(kind):
     for seed in range(10):
         space = random_space(kind, 5, 4, seed)
         assert pair_count(space) == len(list_pairs(space))
+
+
+@pytest.mark.parametrize("kind", ["cross", "all"])
+def test_prompts_of_unequal_size_need_no_padding(kind):
+    for seed in range(4):
+        space = random_space(kind, 5, 4, seed)
+        prompt = jnp.asarray(np.random.default_rng(seed).integers(0, 7, 20), jnp.int32)
+        space = dataclasses.replace(space, width=1, prompt=prompt)
+        listed = list_pairs(space)
+        expected = np.zeros((20, 20), int)
+        expected[tuple(listed.T)] = 1
+        np.testing.assert_array_equal(times_seen(space, tile=37), expected)
+        assert pair_count(space) == len(listed)
+        pairs, valid = draw(jax.random.key(seed), space, k=K)
+        assert {tuple(pair) for pair in np.asarray(pairs)[np.asarray(valid)].tolist()} <= set(
+            map(tuple, listed.tolist())
+        )
+        assert valid.sum() == min(K, len(listed))
 
 
 def test_pair_count_is_exact_where_the_pairs_that_are_not_there_outnumber_a_float32():

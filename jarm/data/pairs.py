@@ -6,6 +6,7 @@ and memory for anything computed over a space is that of one tile. A `listed` sp
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -103,8 +104,7 @@ def exclude(space: PairSpace, pairs: Int[Array, "L 2"]) -> PairSpace:
 
 
 def _replace(space: PairSpace, **changes: object) -> PairSpace:
-    fields = {name: getattr(space, name) for name in ("kind", "width", "eligible", "excluded", "pairs", "costs")}
-    return PairSpace(**(fields | changes))
+    return PairSpace(**(vars(space) | changes))
 
 
 def _distinct(
@@ -147,28 +147,55 @@ def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int
     return position, (found[:, 0] == first) & (found[:, 1] == second)
 
 
+def prompts_of(space: PairSpace) -> Int[Array, "N"]:
+    """The prompt of each response."""
+    if space.prompt is not None:
+        return space.prompt
+    return jnp.arange(space.eligible.shape[0], dtype=jnp.int32) // space.width
+
+
 def tile_count(space: PairSpace, tile: int = TILE) -> int:
     """How many tiles `get_tile` divides the space into (a Python int)."""
-    size = space.eligible.shape[0]
-    return -(-(size // space.width if space.kind == "within" else size) // _rows(space, tile))
+    side = _side(space, tile)
+    if space.kind == "within":
+        return -(-(space.eligible.shape[0] // space.width) // side)
+    blocks = -(-space.eligible.shape[0] // side)
+    return blocks * (blocks + 1) // 2
 
 
-def _rows(space: PairSpace, tile: int) -> int:
-    """Prompts (within) or responses (otherwise) in a tile, spread evenly over the tiles."""
+def _side(space: PairSpace, tile: int) -> int:
+    """Prompts (within) or responses on each side (otherwise) of a tile, spread evenly over the tiles."""
     size, width = space.eligible.shape[0], space.width
-    units, cost = (size // width, width * width) if space.kind == "within" else (size, size)
-    count = -(-units // max(1, tile // cost))
+    units, most = (size // width, tile // (width * width)) if space.kind == "within" else (size, math.isqrt(tile))
+    count = -(-units // max(1, most))
     return -(-units // count)
+
+
+def two_blocks(index: Int[Array, "*t"], blocks: int) -> tuple[Int[Array, "*t"], Int[Array, "*t"]]:
+    """The pair of blocks with a number from 0 to blocks (blocks + 1) / 2 - 1, the lower first: by diagonals."""
+
+    def start(diagonal: Int[Array, "*t"]) -> Int[Array, "*t"]:
+        return diagonal * blocks - diagonal * (diagonal - 1) // 2
+
+    whole = 2 * blocks + 1
+    root = jnp.sqrt((whole * whole - 8.0 * index.astype(jnp.float32)).clip(0))
+    diagonal = ((whole - root) / 2).astype(jnp.int32)
+    # The root is rounded: one step to either side mends it.
+    diagonal -= start(diagonal) > index
+    diagonal += start(diagonal + 1) <= index
+    low = jnp.clip(index - start(diagonal), 0, blocks - 1)
+    return low, jnp.clip(low + diagonal, 0, blocks - 1)
 
 
 def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) -> Tile:
     """Tile number `index` of a `within`, `cross` or `all` space; shapes do not depend on `index`."""
     size, width = space.eligible.shape[0], space.width
-    count = _rows(space, tile)
-    start = jnp.asarray(index, jnp.int32) * count
+    side = _side(space, tile)
+    index = jnp.asarray(index, jnp.int32)
     low, high = space.excluded[:, 0], space.excluded[:, 1]
     if space.kind == "within":
-        prompts = start + jnp.arange(count, dtype=jnp.int32)
+        start = index * side
+        prompts = start + jnp.arange(side, dtype=jnp.int32)
         rows = columns = prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]
         struck = (
             low // width - start,
@@ -176,14 +203,15 @@ def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) ->
             jnp.where(low // width == high // width, high % width, width),
         )
     else:
-        rows = start + jnp.arange(count, dtype=jnp.int32)[None, :]
-        columns = jnp.arange(size, dtype=jnp.int32)[None, :]
-        struck = (jnp.zeros_like(low), low - start, high)
+        start_row, start_column = (block * side for block in two_blocks(index, -(-size // side)))
+        rows, columns = (start + jnp.arange(side, dtype=jnp.int32)[None, :] for start in (start_row, start_column))
+        struck = (jnp.zeros_like(low), low - start_row, high - start_column)
     alive_rows = (rows < size) & space.eligible[jnp.minimum(rows, size - 1)]
     alive_columns = (columns < size) & space.eligible[jnp.minimum(columns, size - 1)]
     mask = alive_rows[:, :, None] & alive_columns[:, None, :] & (rows[:, :, None] < columns[:, None, :])
     if space.kind == "cross":
-        mask &= rows[:, :, None] // width != columns[:, None, :] // width
+        home = prompts_of(space)
+        mask &= home[jnp.minimum(rows, size - 1)][:, :, None] != home[columns][:, None, :]
     # Negative indices would count from the end: send them out of bounds, where the scatter drops them.
     outside = jnp.iinfo(jnp.int32).max
     mask = mask.at[tuple(jnp.where(axis < 0, outside, axis) for axis in struck)].set(False, mode="drop")
@@ -195,14 +223,18 @@ def pair_count(space: PairSpace) -> Float[Array, ""]:
     if space.pairs is not None:
         return (space.pairs[:, 0] < space.eligible.shape[0]).sum(dtype=jnp.float32)
     size, width = space.eligible.shape[0], space.width
-    by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
+    if space.prompt is None:
+        by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
+    else:
+        by_prompt = jax.ops.segment_sum(space.eligible.astype(jnp.float32), space.prompt, size)
     within = (by_prompt * (by_prompt - 1) / 2).sum()
     # A sum, not a difference of rounded totals: `sample_pairs` would look for ever for a pair that is not there.
     cross = (by_prompt * (jnp.cumsum(by_prompt) - by_prompt)).sum()
     held = {"within": within, "cross": cross, "all": within + cross}[space.kind]
     ends = jnp.minimum(space.excluded, size - 1)
     inside = (space.excluded[:, 0] < size) & space.eligible[ends].all(axis=1)
-    same = ends[:, 0] // width == ends[:, 1] // width
+    home = prompts_of(space)[ends]
+    same = home[:, 0] == home[:, 1]
     inside &= {"within": same, "cross": ~same, "all": jnp.ones_like(same)}[space.kind]
     return held - inside.sum(dtype=jnp.float32)
 
@@ -242,7 +274,8 @@ def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 
         low, high = jnp.minimum(first, second), jnp.maximum(first, second)
         good = (low != high) & space.eligible[low] & space.eligible[high]
         if space.kind == "cross":
-            good &= low // space.width != high // space.width
+            home = prompts_of(space)
+            good &= home[low] != home[high]
         good &= ~contains(space.excluded, jnp.stack([low, high], axis=1))
         found = _first_distinct(
             jnp.concatenate([found[:, 0], jnp.where(good, low, size)]),
@@ -280,6 +313,7 @@ def subset(key: PRNGKey, space: PairSpace, count: int) -> PairSpace:
         eligible=space.eligible,
         excluded=jnp.zeros((0, 2), jnp.int32),
         pairs=jnp.where(valid[:, None], pairs, size),
+        prompt=space.prompt,
     )
 
 
