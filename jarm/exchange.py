@@ -21,7 +21,7 @@ from jarm.base import JarmError, Limits, PairSpace, Selection, Status
 from jarm.data.pairs import TILE, exclude, find, prompts_of
 from jarm.fisher import centred, fisher_weight
 from jarm.greedy import greedy
-from jarm.linalg import inverse_factor, matmul, worst
+from jarm.linalg import cholesky, grown_root, matmul, worst
 from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Objective, distances, with_weights
 from jarm.tiles import Scorer, best_pairs
 from jarm.types import Array, Bool, Float, Int
@@ -156,6 +156,8 @@ def exchange(
     finite = ((jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)) | ~space.eligible).all()
     features, rewards = centred(features, space), jnp.where(space.eligible, rewards, 0)
     free = dataclasses.replace(space, costs=None)
+    of_prior, singular = cholesky(prior)
+    noise = 8 * jnp.finfo(jnp.float32).eps
 
     def differences(pairs: Int[Array, "m 2"]) -> tuple[Float[Array, "m F"], Float[Array, "m F"]]:
         """x and sqrt(v) x."""
@@ -165,9 +167,9 @@ def exchange(
 
     def measured(pairs: Int[Array, "k 2"]) -> tuple[Float[Array, "F F"], Float[Array, ""], Int[Array, ""]]:
         """What whitens the information with a batch, and its log det."""
-        _, scaled = differences(pairs)
-        whiten, singular = inverse_factor(prior + matmul(scaled.T, scaled))
-        return whiten, -2 * jnp.log(jnp.diagonal(whiten)).sum(), singular
+        root = grown_root(of_prior.T, differences(pairs)[1])
+        whiten = jax.scipy.linalg.solve_triangular(root.T, jnp.eye(root.shape[0]), lower=True)
+        return whiten, 2 * jnp.log(jnp.abs(jnp.diagonal(root))).sum(), singular
 
     def ends(pairs: Int[Array, "k 2"]) -> _End:
         """Numbers of each response, given the batch."""
@@ -280,7 +282,11 @@ def exchange(
             pairs = inner.pairs.at[i].set(inner.listed[j])
             listed = inner.listed.at[j].set(inner.pairs[i])
             whiten, log_det, singular = measured(pairs)
-            more = (gain[i, j] > _LEAST) & (log_det > inner.log_det + _LEAST / 2) & (singular == Status.OK)
+            more = (
+                (gain[i, j] > _LEAST + noise * (1 + u[j]))
+                & (log_det > inner.log_det + _LEAST / 2)
+                & (singular == Status.OK)
+            )
             new = _Inner(pairs, listed, whiten, log_det, inner.swaps + 1, gain[i, j], more)
             old = inner._replace(best=gain[i, j], more=more)
             return jax.tree.map(lambda x, y: jnp.where(more, x, y), new, old)
@@ -291,6 +297,8 @@ def exchange(
         end = jax.lax.while_loop(lambda inner: inner.more & (inner.swaps < most), swap, begin)
         ended = (end.swaps == state.swaps) | (end.swaps >= most)
         optimal = (end.swaps == state.swaps) & (jnp.maximum(best.rest, end.best) <= _LEAST)
+        # No leverage of the space exceeds this: where it drowns the least gain in rounding, nothing is claimed.
+        optimal &= noise * (1 + 4 * jnp.square(y).sum(axis=1).max() * objective.weight(jnp.zeros(()))) <= _LEAST
         fine = jnp.isnan(whiten).any() | (best.scores < jnp.inf).all()
         overflow = jnp.where(fine, Status.OK, Status.NONFINITE)
         return _State(

@@ -31,14 +31,17 @@ def pair_information(
 
 
 def centred(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N F"]:
-    """Features less what no difference of a pair sees: the mean of the prompt (`within`) or of all; 0 if not eligible.
+    """Features less what no difference of a pair sees: the mean of the prompt (`within`) or of all; 0 if in no pair.
 
     Distances and sums then lose no digits to a common shift. Measured from one response first, so that equal features
     become exactly zero, and not rounding noise that passes for information.
     """
     width = space.width if space.kind == "within" else features.shape[0]
     grid = features.reshape(-1, width, features.shape[1])
-    alive = space.eligible.reshape(-1, width, 1)
+    eligible = space.eligible
+    if space.pairs is not None:  # an outlier that is in no pair would take digits from all the others
+        eligible &= jnp.zeros_like(eligible).at[space.pairs].set(True, mode="drop")
+    alive = eligible.reshape(-1, width, 1)
     anchor = jnp.take_along_axis(grid, alive.argmax(axis=1, keepdims=True), axis=1)
     grid = jnp.where(alive, grid - anchor, 0)
     mean = grid.sum(axis=1, keepdims=True) / jnp.maximum(alive.sum(axis=1, keepdims=True), 1)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jarm.base import Limits, PairSpace, Selection, Status
 from jarm.data.pairs import TILE, pair_count, prompts_of
 from jarm.fisher import centred
-from jarm.linalg import cholesky, matmul, worst
+from jarm.linalg import cholesky, grown_root, matmul, worst
 from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances, square_sum
 from jarm.tiles import Scorer, best_pairs
 from jarm.types import Array, Bool, Float, Int
@@ -233,7 +233,7 @@ def greedy(
         stuck, lowest = state.picked == start.picked, jnp.where(inner.left, inner.worth, jnp.inf).min()
         return state._replace(
             passes=state.passes + 1,
-            root=_grown_root(state.root, added),
+            root=grown_root(state.root, added),
             # What is left of this shortlist, the next will reach at least, but for rounding: if it finds nothing, the
             # one after it looks everywhere.
             floor=jnp.where(stuck | ~inner.left.any(), -jnp.inf, lowest * (1 - _SLACK)),
@@ -294,13 +294,6 @@ def _allowed(state: _State, limits: Limits, home: Int[Array, "N"]) -> Bool[Array
     return allowed
 
 
-def _grown_root(root: Float[Array, "F F"], rows: Float[Array, "k F"]) -> Float[Array, "F F"]:
-    """Triangular R, R^T R = root^T root + rows^T rows. Large rows go first, so that small ones keep their digits."""
-    both = jnp.concatenate([rows, root])
-    order = jnp.argsort(-jnp.abs(both).max(axis=1))
-    return jnp.linalg.qr(both[order], mode="r")
-
-
 def _alike(product: Array, x: Float[Array, "*m F"], other: Float[Array, "F"], similarity: Array | float) -> Array:
     """Whether the cosine of two differences with this product is at least `similarity`, in either direction."""
     both = jnp.square(x).sum(axis=-1) * jnp.square(other).sum()
@@ -314,23 +307,25 @@ def _guarded(scorer: Scorer, features: Float[Array, "N F"], state: _State, simil
     length = jnp.sqrt(jnp.square(picks).sum(axis=1))
     # Products with picks of length 1; of picks with equal ends nothing is a copy.
     along = matmul(features, (picks / jnp.where(length > 0, length, 1)[:, None]).T)
-    least = jnp.square(similarity)
+    least, eps = jnp.square(similarity), jnp.finfo(features.dtype).eps
 
-    def mask(square: Array, a: Array, b: Array, scores: Array) -> Array:
+    def mask(square: Array, doubt: Array | float, a: Array, b: Array, scores: Array) -> Array:
         def more(carry: tuple[Array, Array]) -> tuple[Array, Array]:
             place, found = carry
             ends = (jax.lax.dynamic_index_in_dim(each, place, -1, keepdims=False) for each in (a, b))
             off = jnp.subtract(*ends) if not scores.ndim else jnp.subtract.outer(*ends)
-            return place + 1, found | ((jnp.square(off) >= least * square) & (square > 0) & (length[place] > 0))
+            return place + 1, found | ((jnp.square(off) >= least * square + doubt) & (square > 0) & (length[place] > 0))
 
         start = (jnp.int32(0), jnp.zeros(scores.shape, bool))
         _, found = jax.lax.while_loop(lambda carry: carry[0] < state.picked, more, start)
         return jnp.where(found, -jnp.inf, scores)
 
     def pair(a: tuple[Any, Array, Array], b: tuple[Any, Array, Array]) -> Array:
-        return mask(square_sum(a[1] - b[1]), a[2], b[2], scorer.pair(a[0], b[0]))
+        return mask(square_sum(a[1] - b[1]), 0.0, a[2], b[2], scorer.pair(a[0], b[0]))
 
     def tile(rows: tuple[Any, Array, Array], columns: tuple[Any, Array, Array]) -> Array:
-        return mask(distances(rows[1], columns[1]), rows[2], columns[2], scorer.tile(rows[0], columns[0]))
+        # What only rounding makes a copy stays in: `pair`, which looks at the best again, tells exactly.
+        doubt = 16 * eps * (square_sum(rows[1])[:, None] + square_sum(columns[1])[None, :])
+        return mask(distances(rows[1], columns[1]), doubt, rows[2], columns[2], scorer.tile(rows[0], columns[0]))
 
     return Scorer((scorer.stats, features, along), pair, tile, order=scorer.order)

@@ -48,6 +48,14 @@ def inverse_factor(matrix: Float[Array, "F F"]) -> tuple[Float[Array, "F F"], In
     return jax.scipy.linalg.solve_triangular(factor, identity, lower=True), status
 
 
+def grown_root(root: Float[Array, "F F"], rows: Float[Array, "k F"]) -> Float[Array, "F F"]:
+    """Triangular R, R^T R = root^T root + rows^T rows: what is small keeps digits that the sum would have lost."""
+    both = jnp.concatenate([rows, root])
+    # Large rows go first, or the reflections would round the small ones as the sum does.
+    order = jnp.argsort(-jnp.abs(both).max(axis=1))
+    return jnp.linalg.qr(both[order], mode="r")
+
+
 def log_det(matrix: Float[Array, "F F"]) -> tuple[Float[Array, ""], Int[Array, ""]]:
     """`log det matrix` by Cholesky, and its status; NaN where the matrix is not positive definite."""
     factor, status = cholesky(matrix)

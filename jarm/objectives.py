@@ -175,7 +175,8 @@ def _fall_of_variance(margin: Array, q: Array, c: Array, h: Array) -> Array:
 
 def _fall_of_variance_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     def score(v: Array) -> Array:
-        return v * distances(rows.c, columns.c) / (1 + v * distances(rows.y, columns.y))
+        q = jnp.maximum(distances(rows.y, columns.y), 0)
+        return v * distances(rows.c, columns.c) / (1 + v * q)
 
     return with_weights(score, rows.reward, columns.reward)
 

@@ -166,7 +166,13 @@ def _best_within(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
 
     start = (jnp.full(k + 1, -jnp.inf, jnp.float32), jnp.full((k + 1, 2), space.eligible.shape[0], jnp.int32))
     best, pairs = jax.lax.scan(merge, start, jnp.arange(tile_count(space, tile), dtype=jnp.int32))[0]
-    return Best(best[:k], pairs[:k], best[k])
+    # Once more, pair by pair: tiles cancel digits.
+    size = space.eligible.shape[0]
+    first, second = jnp.minimum(pairs, size - 1).T
+    again = jax.vmap(scorer.pair)(_take(scorer.stats, first), _take(scorer.stats, second))
+    again = jnp.where(jnp.isfinite(best), again, best)
+    scores, chosen, rest = _best(again, k)
+    return Best(scores, pairs[chosen], jnp.maximum(rest, best[k]))
 
 
 class _Blocks(NamedTuple):
