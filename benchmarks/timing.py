@@ -103,15 +103,15 @@ def jax_side(name: str, f: Callable[..., Any], *args: Any) -> Side:
 
 
 def alternate(
-    sides: Sequence[Side], *, turns: int, at_least_s: float = 0.05
+    sides: Sequence[Side], *, turns: int, at_least_s: float = 0.05, warm: bool = True
 ) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
     """Processor and wall seconds of each side, one entry a turn: A B A B ...
 
     A side that takes less than `at_least_s` runs several times in its turn, and the mean is its entry. Two
-    runs of each side, not counted, come first.
+    runs of each side, not counted, come first, unless not `warm`: for what takes minutes.
     """
-    repeats = {}
-    for side in sides:
+    repeats = {side.name: 1 for side in sides}
+    for side in sides if warm else ():
         side.result = side.run()
         begin = time.perf_counter()
         side.result = side.run()
@@ -136,14 +136,18 @@ def compare(
     sizes: Mapping[str, int | str],
     turns: int | None = None,
     at_least_s: float = 0.05,
+    warm: bool = True,
+    after: Callable[[], None] | None = None,
 ) -> list[dict[str, Any]]:
-    """Measure the sides in turn; print one row each, and append it to `--out`.
+    """Measure the sides in turn; print one row each, and append it to `--out`. `after` may fill their outcomes.
 
     The first side is the reference. Ratios are of processor time on one core, and of wall time on all cores.
     """
-    cpu, wall = alternate(sides, turns=turns or _SETTINGS["turns"], at_least_s=at_least_s)
+    cpu, wall = alternate(sides, turns=turns or _SETTINGS["turns"], at_least_s=at_least_s, warm=warm)
     measured = cpu if _SETTINGS["cores"] == "1" else wall
     reference = measured[sides[0].name]
+    if after is not None:
+        after()
     rows = []
     for side in sides:
         ratios = [own / other for own, other in zip(measured[side.name], reference, strict=True)]

@@ -18,7 +18,7 @@ from jarm.base import Limits, PairSpace, Selection, Status
 from jarm.data.pairs import TILE, pair_count, prompts_of
 from jarm.fisher import centred
 from jarm.linalg import cholesky, matmul, worst
-from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances
+from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances, square_sum
 from jarm.tiles import Scorer, best_pairs
 from jarm.types import Array, Bool, Float, Int
 
@@ -58,6 +58,7 @@ class _State(NamedTuple):
     root: Float[Array, "F F"]
     uses: Int[Array, "N"]
     prompt_uses: Int[Array, "P"]
+    floor: Float[Array, ""]
     ended: Bool[Array, ""]
     status: Int[Array, ""]
 
@@ -145,6 +146,7 @@ def greedy(
     prompts = -(-size // space.width) if space.prompt is None else size
     finite = jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)
     features = centred(features, space)
+    rewards = jnp.where(space.eligible, rewards, 0)  # what no pair reaches may be anything
     targets = jnp.zeros((0, width)) if objective.targets is None else jnp.asarray(objective.targets, jnp.float32)
     held = pair_count(space)
     keep = (default_shortlist(space) if shortlist is None else shortlist) + k
@@ -157,7 +159,7 @@ def greedy(
         if limits.similarity is not None:
             scorer = _guarded(scorer, features, state, limits.similarity)
         allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, home))
-        best = best_pairs(scorer, allowed, keep, mesh=mesh, tile=tile)
+        best = best_pairs(scorer, allowed, keep, floor=state.floor, mesh=mesh, tile=tile)
 
         first, second = jnp.minimum(best.pairs, size - 1).T
         raw, x, margin = features[first] - features[second], y[first] - y[second], rewards[first] - rewards[second]
@@ -170,11 +172,12 @@ def greedy(
             own = own if best.costs is None else objective.gain(own) / best.costs
             return jnp.where(left, own, -jnp.inf)
 
-        def ceiling(turn: Array) -> Array:
+        def ceiling(turn: Array, most: Array) -> Array:
             if objective.ceiling is None or (best.costs is not None and objective.targets is not None):
                 bound = jnp.float32(jnp.inf)
             else:
-                bound = objective.ceiling(best.rest, z, jnp.eye(width) - matmul(turn.T, turn), far)
+                gone = jnp.eye(width) - matmul(turn.T, turn)
+                bound = objective.ceiling(best.rest, z, gone, far, most / (1 + _SLACK))
             # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
             return jnp.where(best.rest > -jnp.inf, bound * (1 + _SLACK), -jnp.inf)
 
@@ -205,7 +208,8 @@ def greedy(
             if limits.similarity is not None:
                 left &= ~_alike(matmul(raw, raw[place]), raw, raw[place], limits.similarity)
             chosen = inner.chosen.at[state.picked - 1].set(place)
-            return _Inner(state, x, z, c, turn.T, left, worth(x, z, c, left), ceiling(turn.T), chosen)
+            after = worth(x, z, c, left)
+            return _Inner(state, x, z, c, turn.T, left, after, ceiling(turn.T, after.max()), chosen)
 
         def certified(inner: _Inner) -> Array:
             most = inner.worth.max()
@@ -220,16 +224,20 @@ def greedy(
         c, turn = numbers.c[first] - numbers.c[second], jnp.eye(width)
         before = worth(x, z, c, left)
         freshest, least = before.max(), 2.0**-8 if objective.targets is None else 2.0**-4
-        inner = _Inner(state, x, z, c, turn, left, before, ceiling(turn), jnp.zeros(k, jnp.int32))
+        inner = _Inner(state, x, z, c, turn, left, before, ceiling(turn, freshest), jnp.zeros(k, jnp.int32))
         inner = jax.lax.while_loop(certified, pick, inner)
         state = inner.state
         new = (jnp.arange(k) >= start.picked) & (jnp.arange(k) < state.picked)
         added = jnp.where(new[:, None], jnp.sqrt(weight[inner.chosen])[:, None] * raw[inner.chosen], 0)
         overflow = jnp.where(jnp.isnan(whiten).any() | (best.scores < jnp.inf).all(), Status.OK, Status.NONFINITE)
+        stuck, lowest = state.picked == start.picked, jnp.where(inner.left, inner.worth, jnp.inf).min()
         return state._replace(
             passes=state.passes + 1,
             root=_grown_root(state.root, added),
-            ended=state.picked == start.picked,
+            # What is left of this shortlist, the next will reach at least, but for rounding: if it finds nothing, the
+            # one after it looks everywhere.
+            floor=jnp.where(stuck | ~inner.left.any(), -jnp.inf, lowest * (1 - _SLACK)),
+            ended=stuck & ~(start.floor > -jnp.inf),
             status=worst(state.status, overflow),
         )
 
@@ -248,6 +256,7 @@ def greedy(
         root=root.T,
         uses=jnp.zeros(size, jnp.int32),
         prompt_uses=jnp.zeros(prompts, jnp.int32),
+        floor=jnp.float32(-jnp.inf),
         ended=jnp.bool_(False),
         status=jnp.where(unusable, jnp.int32(Status.NONFINITE), singular),
     )
@@ -319,9 +328,9 @@ def _guarded(scorer: Scorer, features: Float[Array, "N F"], state: _State, simil
         return jnp.where(found, -jnp.inf, scores)
 
     def pair(a: tuple[Any, Array, Array], b: tuple[Any, Array, Array]) -> Array:
-        return mask(jnp.square(a[1] - b[1]).sum(), a[2], b[2], scorer.pair(a[0], b[0]))
+        return mask(square_sum(a[1] - b[1]), a[2], b[2], scorer.pair(a[0], b[0]))
 
     def tile(rows: tuple[Any, Array, Array], columns: tuple[Any, Array, Array]) -> Array:
         return mask(distances(rows[1], columns[1]), rows[2], columns[2], scorer.tile(rows[0], columns[0]))
 
-    return Scorer((scorer.stats, features, along), pair, tile)
+    return Scorer((scorer.stats, features, along), pair, tile, order=scorer.order)

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.base import record, static
+from jarm.base import Status, record, static
 from jarm.fisher import fisher_weight
-from jarm.linalg import matmul
+from jarm.linalg import cholesky, matmul
 from jarm.tiles import Scorer
 from jarm.types import Array, Float
 
@@ -48,9 +48,10 @@ class Objective:
       tile: `(rows, columns, h[G]) -> [r, c]`: `worth` of each response of `rows: Numbers` with each of `columns`, fast.
       gain: worth -> what it means, in the units of the criterion; increasing.
       weight: margin -> v, so that a pair adds v x x^T to the information.
-      ceiling: `(rest, z[G, F], gone[F, F], far) -> scalar`: the most that a pair may be worth after some others were
-        chosen, if it was worth at most `rest` before, when the information was the identity; z are the targets in its
-        coordinates, `gone` the identity less the inverse information now, and far bounds v q. None: there is no bound.
+      ceiling: `(rest, z[G, F], gone[F, F], far, most) -> scalar`: what no pair may be worth more than after some others
+        were chosen, if it was worth at most `rest` before, when the information was the identity; z are the targets in
+        its coordinates, `gone` the identity less the inverse information now, far bounds v q, and a ceiling below
+        `most` is of no more use than `most`. None: there is no bound.
       targets: `[G, F]` directions to learn about, G = 0 where the criterion has none.
     """
 
@@ -58,7 +59,7 @@ class Objective:
     tile: Callable[[Numbers, Numbers, Array], Array] = static()
     gain: Callable[[Array], Array] = static()
     weight: Callable[[Array], Array] = static()
-    ceiling: Callable[[Array, Array, Array, Array], Array] | None = static()
+    ceiling: Callable[[Array, Array, Array, Array, Array], Array] | None = static()
     targets: Float[Array, "G F"] | None = None
 
     def scorer(self, numbers: Numbers, h: Float[Array, "G"], *, gains: bool = False) -> Scorer:
@@ -66,16 +67,29 @@ class Objective:
         scale = self.gain if gains else lambda worth: worth
 
         def pair(a: Numbers, b: Numbers) -> Float[Array, ""]:
-            q = jnp.square(a.y - b.y).sum()
+            q = square_sum(a.y - b.y)
             return scale(self.worth(a.reward - b.reward, q, a.c - b.c, h))
 
-        return Scorer(numbers, pair, lambda rows, columns: scale(self.tile(rows, columns, h)))
+        def bound(rows: Numbers, columns: Numbers) -> Float[Array, ""]:
+            # Worth falls with the size of a margin and grows with q, at most (|y_i| + |y_j|)^2.
+            reach = sum(jnp.sqrt(jnp.square(each.y).sum(axis=1).max()) for each in (rows, columns))
+            apart = jnp.maximum(rows.reward.min() - columns.reward.max(), columns.reward.min() - rows.reward.max())
+            return scale(self.worth(jnp.maximum(apart, 0), jnp.square(reach), jnp.zeros(0), h))
+
+        def tile(rows: Numbers, columns: Numbers) -> Float[Array, "r c"]:
+            return scale(self.tile(rows, columns, h))
+
+        return Scorer(numbers, pair, tile, None if h.size else bound, numbers.reward)
+
+
+def square_sum(x: Float[Array, "*n F"]) -> Float[Array, "*n"]:
+    """|x|^2 over the last axis, by a product with ones: there XLA's sums take three times as long on a CPU."""
+    return matmul(jnp.square(x), jnp.ones(x.shape[-1], x.dtype))
 
 
 def distances(rows: Float[Array, "r F"], columns: Float[Array, "c F"]) -> Float[Array, "r c"]:
     """Squared distances of each row from each column, by one product."""
-    squares = jnp.square(rows).sum(axis=1)[:, None] + jnp.square(columns).sum(axis=1)[None, :]
-    return squares - 2 * matmul(rows, columns.T)
+    return square_sum(rows)[:, None] + square_sum(columns)[None, :] - 2 * matmul(rows, columns.T)
 
 
 def with_weights(
@@ -103,7 +117,7 @@ def _identity(worth: Array) -> Array:
     return worth
 
 
-def _falls(rest: Array, z: Array, gone: Array, far: Array) -> Array:
+def _falls(rest: Array, z: Array, gone: Array, far: Array, most: Array) -> Array:
     return rest
 
 
@@ -132,7 +146,7 @@ def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = 
     """Mean variance over targets: a pair gains the fall of sum_t weight_t t^T A^-1 t, v |c|^2 / (1 + v q).
 
     Also known as I-optimal, and with the pairs of the pool as targets as the criterion of BAIT (Ash et al. 2021). Gains
-    may rise as a batch grows, so a shortlist is certified by a bound that loosens with every choice (see `_v_ceiling`).
+    may rise as a batch grows, so a shortlist is certified by a bound of its own (see `_v_ceiling`).
 
     Args:
       targets: `[T, F]` directions: feature differences of test pairs, or of the contenders of best-of-N.
@@ -156,7 +170,7 @@ def a_optimal(width: int) -> Objective:
 
 def _fall_of_variance(margin: Array, q: Array, c: Array, h: Array) -> Array:
     v = fisher_weight(margin)
-    return v * jnp.square(c).sum() / (1 + v * q)
+    return v * square_sum(c) / (1 + v * q)
 
 
 def _fall_of_variance_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
@@ -166,17 +180,20 @@ def _fall_of_variance_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     return with_weights(score, rows.reward, columns.reward)
 
 
-def _v_ceiling(rest: Array, z: Array, gone: Array, far: Array) -> Array:
-    """(sqrt(rest (1 + far) / (1 + (1 - e) far)) + d sqrt(far / (1 + (1 - e) far)))^2, d = |z gone|, e = |gone|.
+def _v_ceiling(rest: Array, z: Array, gone: Array, far: Array, most: Array) -> Array:
+    """`most`, if it is a bound, otherwise infinity: it is one where most M + K - rest + (most - rest) / far >= M K M.
 
-    Of a pair with whitened difference y, worth v |z y|^2 / (1 + v |y|^2) <= rest at the start: its covariances now are
-    z (y - gone y), at most d |y| longer than z y; its variance now is at least (1 - e) |y|^2; and both quotients that
-    this leaves grow with v |y|^2, which is at most far. Frobenius norms bound the spectral ones.
+    In that order of matrices M = 1 - gone is the inverse information and K = z^T z. For u = sqrt(v) y, y the whitened
+    difference of a pair, |u|^2 <= far, and it was worth |z u|^2 / (1 + |u|^2) <= rest, so u^T (K - rest) u <= rest. Of
+    the inequality between u^T and u this leaves |z M u|^2 <= most (1 + u^T M u): it is worth at most `most` now.
     """
-    left = jnp.maximum(1 - jnp.sqrt(jnp.square(gone).sum()), 0)
-    drift = jnp.sqrt(jnp.square(matmul(z, gone)).sum())
-    shrunk = 1 + left * far
-    return jnp.square(jnp.sqrt(jnp.maximum(rest, 0) * (1 + far) / shrunk) + drift * jnp.sqrt(far / shrunk))
+    k, left = matmul(z.T, z), jnp.eye(z.shape[1]) - gone
+    spare = (most - rest) / jnp.maximum(far, jnp.finfo(far.dtype).tiny)
+    # What rounding may hide from the Cholesky factorisation.
+    doubt = 4 * jnp.finfo(k.dtype).eps * (jnp.trace(k) + z.shape[1] * most)
+    matrix = most * left + k + (spare - rest - doubt) * jnp.eye(z.shape[1]) - matmul(matmul(left, k), left)
+    _, status = cholesky((matrix + matrix.T) / 2)
+    return jnp.where((status == Status.OK) & (most >= rest), most, jnp.inf)
 
 
 def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Objective:

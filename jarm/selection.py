@@ -16,7 +16,7 @@ from jarm.base import PairSpace, Selection, Status
 from jarm.data.pairs import TILE, sample_pairs
 from jarm.fisher import centred
 from jarm.linalg import matmul, worst
-from jarm.objectives import distances
+from jarm.objectives import distances, square_sum
 from jarm.tiles import Scorer, best_pairs
 from jarm.types import Array, Float, PRNGKey
 
@@ -60,7 +60,7 @@ def top_pairs(
         y = y if whiten is None else matmul(y, whiten.T)
 
     def pair(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
-        return score(a[0] - b[0], jnp.square(a[1] - b[1]).sum())
+        return score(a[0] - b[0], square_sum(a[1] - b[1]))
 
     def tile_of(rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
         return score(rows[0][:, None] - columns[0][None, :], jnp.maximum(distances(rows[1], columns[1]), 0))

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import PairSpace
-from jarm.data.pairs import TILE, contains, get_tile, prompts_of, tile_count
+from jarm.data.pairs import TILE, contains, get_tile, prompts_of, tile_count, two_blocks
 from jarm.fisher import chunked
 from jarm.types import Array, Bool, Float, Int
 
@@ -37,11 +37,16 @@ class Scorer(NamedTuple):
       stats: numbers of each response, a pytree of `[N, ...]`.
       pair: `(numbers of one response, numbers of another) -> score`, the same in either order.
       tile: `(numbers [r, ...], numbers [c, ...]) -> [r, c]`: `pair` of each with each, as fast as may be.
+      bound: `(numbers [r, ...], numbers [c, ...]) -> scalar` that none of these scores exceeds, found without a number
+        for each pair; None: there is none.
+      order: `[N]` by which alike responses come together, so that bounds are close; None for the order they are in.
     """
 
     stats: Any
     pair: Callable[[Any, Any], Float[Array, ""]]
     tile: Callable[[Any, Any], Float[Array, "r c"]]
+    bound: Callable[[Any, Any], Float[Array, ""]] | None = None
+    order: Float[Array, "N"] | None = None
 
 
 class Best(NamedTuple):
@@ -65,6 +70,7 @@ def best_pairs(
     space: PairSpace,
     k: int,
     *,
+    floor: Float[Array, ""] | float = -jnp.inf,
     mesh: jax.sharding.Mesh | None = None,
     tile: int = TILE,
 ) -> Best:
@@ -74,6 +80,7 @@ def best_pairs(
       scorer: what a pair scores. NaN scores are never found.
       space: which pairs; where they have costs, a score is divided by the cost.
       k: how many, a Python int.
+      floor: pairs that score less may be left out, though there is room for them.
       mesh: devices that share the blocks of a space of `cross` or `all` pairs; None for one.
       tile: pairs of a `within` or `listed` space scored together, which bounds memory.
 
@@ -86,7 +93,11 @@ def best_pairs(
     costs = space.costs
     if costs is not None:
         scorer = _per_cost(scorer, costs)
-    best = _best_within(scorer, space, k, tile) if space.kind == "within" else _best_blocks(scorer, space, k, mesh)
+    best = (
+        _best_within(scorer, space, k, tile)
+        if space.kind == "within"
+        else _best_blocks(scorer, space, k, jnp.float32(floor), mesh)
+    )
     if costs is None:
         return best
     return best._replace(costs=costs[jnp.minimum(best.pairs, space.eligible.shape[0] - 1)].sum(axis=1))
@@ -98,13 +109,15 @@ def _per_cost(scorer: Scorer, costs: Float[Array, "N"]) -> Scorer:
         (scorer.stats, costs),
         lambda a, b: scorer.pair(a[0], b[0]) / (a[1] + b[1]),
         lambda rows, columns: scorer.tile(rows[0], columns[0]) / (rows[1][:, None] + columns[1][None, :]),
+        order=scorer.order,
     )
 
 
 def _best(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"], Float[Array, ""]]:
     """The k largest of some scores, where they stand, and the largest of the others."""
     lacking = max(0, k + 1 - scores.shape[0])
-    best, chosen = jax.lax.top_k(scores, k + 1 - lacking)
+    # Without the barrier XLA fuses `best[k]` with the top-k, no longer knows it, and sorts all scores.
+    best, chosen = jax.lax.optimization_barrier(jax.lax.top_k(scores, k + 1 - lacking))
     best = jnp.pad(best, (0, lacking), constant_values=-jnp.inf)
     return best[:k], jnp.pad(chosen, (0, lacking))[:k], best[k]
 
@@ -164,6 +177,7 @@ class _Blocks(NamedTuple):
       stats: numbers of each response, padding included.
       eligible: `[number * side]` bool.
       prompt: `[number * side]` int32.
+      response: `[number * side]` int32, which response stands where; N for padding.
     """
 
     side: int
@@ -171,6 +185,7 @@ class _Blocks(NamedTuple):
     stats: Any
     eligible: Bool[Array, "n"]
     prompt: Int[Array, "n"]
+    response: Int[Array, "n"]
 
     @property
     def tiles(self) -> int:
@@ -178,26 +193,41 @@ class _Blocks(NamedTuple):
         return self.number * (self.number + 1) // 2
 
     def blocks_of(self, tile: Int[Array, "*t"]) -> tuple[Int[Array, "*t"], Int[Array, "*t"]]:
-        """The two blocks of a tile, the lower first: diagonal by diagonal."""
-        whole = 2 * self.number + 1
-        root = jnp.sqrt((whole * whole - 8.0 * tile.astype(jnp.float32)).clip(0))
-        diagonal = ((whole - root) / 2).astype(jnp.int32)
-        # The root is rounded: one step to either side mends it.
-        diagonal -= self._start(diagonal) > tile
-        diagonal += self._start(diagonal + 1) <= tile
-        low = jnp.clip(tile - self._start(diagonal), 0, self.number - 1)
-        return low, jnp.clip(low + diagonal, 0, self.number - 1)
+        """The two blocks of a tile, the lower first."""
+        return two_blocks(tile, self.number)
 
-    def _start(self, diagonal: Int[Array, "*t"]) -> Int[Array, "*t"]:
-        return diagonal * self.number - diagonal * (diagonal - 1) // 2
+    def maxima(
+        self, scorer: Scorer, tile: Int[Array, ""], floor: Float[Array, ""], *, cross: bool
+    ) -> Float[Array, "s c"]:
+        """The largest score of each chunk of a tile: one column, and every `side / SLICES`-th row of it.
 
-    def maxima(self, scorer: Scorer, tile: Int[Array, ""], *, cross: bool) -> Float[Array, "s c"]:
-        """The largest score of each chunk of a tile: one column, and every `side / SLICES`-th row of it."""
+        Where none can be above the floor, -inf.
+        """
         low, high = self.blocks_of(tile)
 
         def cut(leaf: Array, block: Array) -> Array:
             return jax.lax.dynamic_slice_in_dim(leaf, block * self.side, self.side)
 
+        rows, columns = (jax.tree.map(functools.partial(cut, block=block), self.stats) for block in (low, high))
+
+        def compute() -> Float[Array, "s c"]:
+            return self._maxima(scorer, rows, columns, low, high, cut, cross)
+
+        wanted = tile < self.tiles
+        if scorer.bound is not None:
+            wanted &= ~(scorer.bound(rows, columns) <= floor)
+        return jax.lax.cond(wanted, compute, lambda: jnp.full((self.side // SLICES, self.side), -jnp.inf))
+
+    def _maxima(
+        self,
+        scorer: Scorer,
+        rows: Any,
+        columns: Any,
+        low: Int[Array, ""],
+        high: Int[Array, ""],
+        cut: Callable[[Array, Array], Array],
+        cross: bool,
+    ) -> Float[Array, "s c"]:
         index = jnp.arange(self.side, dtype=jnp.int32)
         # What is not eligible is above every column and below every row, so one comparison masks it and the triangle.
         row = jnp.where(cut(self.eligible, low), low * self.side + index, jnp.iinfo(jnp.int32).max)
@@ -205,12 +235,10 @@ class _Blocks(NamedTuple):
         mask = row[:, None] < column[None, :]
         if cross:
             mask &= cut(self.prompt, low)[:, None] != cut(self.prompt, high)[None, :]
-        rows, columns = (jax.tree.map(functools.partial(cut, block=block), self.stats) for block in (low, high))
         scores = jnp.where(mask, scorer.tile(rows, columns), -jnp.inf)
         slices = scores.reshape(SLICES, -1, self.side)
         # Slice by slice: a maximum over an axis is several times slower than one of arrays.
-        best = functools.reduce(jnp.maximum, [slices[i] for i in range(SLICES)])
-        return jnp.where(tile < self.tiles, best, -jnp.inf)
+        return functools.reduce(jnp.maximum, [slices[i] for i in range(SLICES)])
 
     def ends(self, tile: Int[Array, ""], place: Int[Array, ""]) -> tuple[Int[Array, "s"], Int[Array, ""]]:
         """The responses of a chunk: its rows and its column."""
@@ -220,40 +248,51 @@ class _Blocks(NamedTuple):
         return low * self.side + row + step * jnp.arange(SLICES, dtype=jnp.int32), high * self.side + column
 
 
-def _make_blocks(stats: Any, space: PairSpace) -> _Blocks:
+def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
     size = space.eligible.shape[0]
     count = max(1, -(-size // BLOCK))
     side = -(-size // (count * SLICES)) * SLICES
-    more = count * side - size
+    response = jnp.arange(size, dtype=jnp.int32)
+    if scorer.order is not None:
+        response = jnp.argsort(jnp.where(space.eligible, scorer.order, jnp.inf)).astype(jnp.int32)
+    real = jnp.arange(count * side) < size
+    # The last response stands in for padding: bounds of its block stay close.
+    response = jnp.pad(response, (0, count * side - size), mode="edge")
+    return _Blocks(
+        side=side,
+        number=count,
+        stats=_take(scorer.stats, response),
+        eligible=space.eligible[response] & real,
+        prompt=prompts_of(space)[response],
+        response=jnp.where(real, response, size),
+    )
 
-    def padded(leaf: Array) -> Array:
-        return jnp.pad(leaf, ((0, more),) + ((0, 0),) * (leaf.ndim - 1))
 
-    return _Blocks(side, count, jax.tree.map(padded, stats), padded(space.eligible), padded(prompts_of(space)))
-
-
-def _best_blocks(scorer: Scorer, space: PairSpace, k: int, mesh: jax.sharding.Mesh | None) -> Best:
+def _best_blocks(
+    scorer: Scorer, space: PairSpace, k: int, floor: Float[Array, ""], mesh: jax.sharding.Mesh | None
+) -> Best:
     size = space.eligible.shape[0]
-    blocks = _make_blocks(scorer.stats, space)
+    blocks = _make_blocks(scorer, space)
     keep = k + 1 + space.excluded.shape[0]
     cross = space.kind == "cross"
     if mesh is None:
-        values, tiles, places = _best_chunks(blocks, scorer, keep, cross=cross)
+        values, tiles, places = _best_chunks(blocks, scorer, keep, floor, cross=cross)
     else:
-        values, tiles, places = _best_chunks_of_mesh(mesh, blocks, scorer, keep, cross=cross)
+        values, tiles, places = _best_chunks_of_mesh(mesh, blocks, scorer, keep, floor, cross=cross)
 
-    def again(chunk: tuple[Array, Array]) -> tuple[Array, Array, Array]:
+    def again(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         rows, column = blocks.ends(*chunk)
         numbers = _take(blocks.stats, column)
         scores = jax.vmap(lambda row: scorer.pair(_take(blocks.stats, row), numbers))(rows)
         fine = (chunk[0] >= 0) & blocks.eligible[rows] & blocks.eligible[column] & (rows < column)
         if space.kind == "cross":
             fine &= blocks.prompt[rows] != blocks.prompt[column]
-        return jnp.where(fine, scores, -jnp.inf), rows, jnp.broadcast_to(column, rows.shape)
+        ends = jnp.stack(jnp.broadcast_arrays(blocks.response[rows], blocks.response[column]), axis=1)
+        return jnp.where(fine, scores, -jnp.inf), jnp.sort(ends, axis=1)
 
     found = jax.lax.map(again, (tiles, places), batch_size=min(_AGAIN, keep))
-    scores, first, second = (leaf.reshape(-1) for leaf in found)
-    pairs = jnp.where((scores > -jnp.inf)[:, None], jnp.stack([first, second], axis=1), size)
+    scores, pairs = found[0].reshape(-1), found[1].reshape(-1, 2)
+    pairs = jnp.where((scores > -jnp.inf)[:, None], pairs, size)
     scores = jnp.where(contains(space.excluded, pairs), -jnp.inf, scores)
     scores, chosen, rest = _best(scores, k)
     pairs = jnp.where((scores > -jnp.inf)[:, None], pairs[chosen], size)
@@ -263,7 +302,7 @@ def _best_blocks(scorer: Scorer, space: PairSpace, k: int, mesh: jax.sharding.Me
 
 
 def _best_chunks_of_mesh(
-    mesh: jax.sharding.Mesh, blocks: _Blocks, scorer: Scorer, keep: int, *, cross: bool
+    mesh: jax.sharding.Mesh, blocks: _Blocks, scorer: Scorer, keep: int, floor: Float[Array, ""], *, cross: bool
 ) -> tuple[Float[Array, "c"], Int[Array, "c"], Int[Array, "c"]]:
     """The same, each device looking at every `mesh.size`-th group of tiles; responses are on all of them."""
     nowhere = jax.sharding.PartitionSpec()
@@ -271,7 +310,7 @@ def _best_chunks_of_mesh(
     def share(stats: Any, eligible: Array) -> tuple[Array, Array, Array]:
         own = blocks._replace(stats=stats, eligible=eligible)
         start = jax.lax.axis_index(mesh.axis_names)
-        found = _best_chunks(own, scorer, keep, cross=cross, start=start, step=mesh.size)
+        found = _best_chunks(own, scorer, keep, floor, cross=cross, start=start, step=mesh.size)
         values, *where = (jax.lax.all_gather(leaf, mesh.axis_names, tiled=True) for leaf in found)
         values, chosen = jax.lax.top_k(values, keep)
         tiles, places = (leaf[chosen] for leaf in where)
@@ -282,10 +321,18 @@ def _best_chunks_of_mesh(
 
 
 def _best_chunks(
-    blocks: _Blocks, scorer: Scorer, keep: int, *, cross: bool, start: Int[Array, ""] | int = 0, step: int = 1
+    blocks: _Blocks,
+    scorer: Scorer,
+    keep: int,
+    floor: Float[Array, ""],
+    *,
+    cross: bool,
+    start: Int[Array, ""] | int = 0,
+    step: int = 1,
 ) -> tuple[Float[Array, "c"], Int[Array, "c"], Int[Array, "c"]]:
     """The chunks with the largest maxima among every `step`-th group of tiles: maxima, tiles and places in them."""
-    groups = -(-blocks.tiles // GROUP)
+    # Groups of one size, as many for each device.
+    groups = step * -(-blocks.tiles // (step * GROUP))
     together = -(-blocks.tiles // groups)
     chunks = blocks.side * blocks.side // SLICES
 
@@ -293,7 +340,7 @@ def _best_chunks(
         best, tiles, places = carry
         first = group * together
         numbers = first + jnp.arange(together, dtype=jnp.int32)
-        maxima = jax.lax.map(lambda tile: blocks.maxima(scorer, tile, cross=cross), numbers).reshape(-1)
+        maxima = jax.lax.map(lambda tile: blocks.maxima(scorer, tile, best[-1], cross=cross), numbers).reshape(-1)
 
         def better(_: None) -> tuple[Array, Array, Array]:
             values, chosen = jax.lax.top_k(jnp.concatenate([best, maxima]), keep)
@@ -307,8 +354,8 @@ def _best_chunks(
 
         return jax.lax.cond((maxima > best[-1]).any(), better, lambda _: carry, None), None
 
-    nothing = (jnp.full(keep, -jnp.inf), jnp.full(keep, -1, jnp.int32), jnp.zeros(keep, jnp.int32))
-    mine = start + step * jnp.arange(-(-groups // step), dtype=jnp.int32)
+    nothing = (jnp.full(keep, floor), jnp.full(keep, -1, jnp.int32), jnp.zeros(keep, jnp.int32))
+    mine = start + step * jnp.arange(groups // step, dtype=jnp.int32)
     return jax.lax.scan(merge, nothing, mine)[0]
 
 

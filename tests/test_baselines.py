@@ -53,6 +53,109 @@ def test_judge_of_greedy_counts_near_ties_and_mistakes():
     assert referee.judge_greedy(picks[::-1], x, v, prior)["wrong"] > 0
 
 
+def test_rank_one_trace_tries_every_pair_at_every_step():
+    x, v = pairs(25)
+    prior, target = 0.3 * np.eye(4), x.T @ (v[:, None] * x)
+    picks, gains = referee.rank_one_trace(x, v, prior, target, 8)
+    chosen = []
+    for pick, gain in zip(picks, gains, strict=True):
+        left = [m for m in range(25) if m not in chosen]
+        values = [referee.trace(x, v, prior, target, np.array([*chosen, m])) for m in left]
+        before = np.trace(target @ np.linalg.inv(prior + (x[chosen].T * v[chosen]) @ x[chosen]))
+        assert pick == left[int(np.argmin(values))]
+        np.testing.assert_allclose(gain, before - min(values), rtol=1e-8)
+        chosen.append(pick)
+    assert referee.judge_trace(picks, x, v, prior, target)["wrong"] == 0
+    assert referee.judge_trace(picks[[0, 0]], x, v, prior, target)["wrong"] == 1
+    assert referee.judge_trace(picks[::-1], x, v, prior, target)["wrong"] > 0
+
+
+def responses(n=14, width=4, seed=0):
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(n, width))
+    return features, features @ rng.normal(size=width)
+
+
+@pytest.mark.parametrize("block", [4, 5, 14, 20])
+def test_parts_of_a_space_hold_every_pair_once(block):
+    features, rewards = responses()
+    every = np.array(list(itertools.combinations(range(14), 2)))
+    x = features[every[:, 0]] - features[every[:, 1]]
+    v = referee.fisher_weight(rewards[every[:, 0]] - rewards[every[:, 1]])
+    wanted = {tuple(pair): value for pair, value in zip(every.tolist(), v * np.square(x).sum(axis=1), strict=True)}
+    for parts in (referee.all_parts(block), referee.listed_parts(every, block)):
+        found = {}
+        for leverage, first, second in parts(features, rewards):
+            for value, i, j in np.broadcast(leverage, first, second):
+                if value > -np.inf:
+                    assert (i, j) not in found
+                    found[int(i), int(j)] = value
+        assert found.keys() == wanted.keys()
+        np.testing.assert_allclose([found[pair] for pair in wanted], list(wanted.values()), rtol=1e-9)
+    third = sorted(wanted.values())[-3]
+    assert referee.count_above(third, features, rewards, referee.listed_parts(every, block)) == 2
+    assert referee.within_pairs(6, 3).tolist() == [[0, 1], [0, 2], [1, 2], [3, 4], [3, 5], [4, 5]]
+
+
+def test_judge_in_space_counts_mistakes_and_recounts_certificates():
+    features, rewards = responses()
+    every, prior, k = np.array(list(itertools.combinations(range(14), 2))), 0.3 * np.eye(4), 12
+    x = features[every[:, 0]] - features[every[:, 1]]
+    v = referee.fisher_weight(rewards[every[:, 0]] - rewards[every[:, 1]])
+    places, gains = referee.rank_one_greedy(x, v, prior, k)
+    picks = every[places]
+    # A shortlist of 30 made before the first pick: no pair outside can gain more than the 31st gains then.
+    ceilings = np.full(k, np.sort(np.log1p(v * np.square(x).sum(axis=1) / 0.3))[-31] * (1 + 1e-9))
+    fresh = np.arange(k) == 0
+
+    def judged(picks=picks, ceilings=ceilings, kept=30, parts=None):
+        certificate = {"ceilings": ceilings, "fresh": fresh, "kept": kept}
+        parts = parts or referee.all_parts(5)
+        return referee.judge_in_space(picks, features, rewards, prior, parts, range(k), **certificate)
+
+    whole = judged()
+    assert whole == judged(parts=referee.listed_parts(every, 7))
+    assert (whole["picks"], whole["wrong"], whole["worst_gap"]) == (k, 0, 0.0)
+    assert (whole["passes_checked"], whole["most_above"], whole["excess"]) == (1, 30, 0.0)
+    np.testing.assert_allclose(whole["least_margin"], min(gains[1:]) / ceilings[0])
+    assert judged(kept=29)["excess"] > 0
+    assert judged(ceilings=ceilings * 0.9)["excess"] > 0.05
+    assert judged(picks[::-1])["wrong"] > 0
+    assert judged(picks[np.r_[0, 0, 2:k]])["wrong"] > 0
+    # The code of a pair of many responses does not fit into 32 bits.
+    many = np.concatenate([features, np.zeros((100_000, 4))]), np.concatenate([rewards, np.zeros(100_000)])
+    moved = referee.listed_parts(100_000 + every)
+    shifted = tuple(np.roll(each, 100_000, axis=0) for each in many)
+    found = referee.judge_in_space((100_000 + picks).astype(np.int32), *shifted, prior, moved, [0, k - 1])
+    assert found["wrong"] == 0
+
+
+@pytest.mark.parametrize("size", [40, 47])
+def test_bare_products_are_the_largest_of_all(size):
+    from benchmarks import every_pair
+
+    features, _ = every_pair.problem(size, 6)
+    largest = (features @ features.T).max()
+    for found in (every_pair.bare_products(features, "all", 13), every_pair.numpy_products(features, 13)):
+        np.testing.assert_allclose(found, largest, rtol=1e-6)
+    prompts = features[:40].reshape(4, 10, 6)
+    found = every_pair.bare_products(features[:40], "within")
+    np.testing.assert_allclose(found, np.einsum("pif,pjf->pij", prompts, prompts).max(), rtol=1e-6)
+
+
+def test_pools_with_near_copies():
+    from benchmarks import near_copies
+
+    features, rewards, origin = near_copies.pool(20, 5, 6, 0)
+    assert np.bincount(origin).tolist() == [5, 5, 5, 5]
+    x = features[0::2] - features[1::2]
+    apart = np.linalg.norm(x[:, None] - x[None], axis=2)
+    same = origin[:, None] == origin[None]
+    assert apart[same].max() < 0.15 < 1 < apart[~same].min()
+    assert len(rewards) == 40
+    assert len(np.unique(near_copies.pool(20, 1, 6, 0)[2])) == 20
+
+
 def test_judge_of_top_counts_near_ties_and_mistakes():
     scores = np.array([5.0, 4.0, 3.0, 3.0 - 1e-9, 1.0])
     assert referee.judge_top(np.array([2, 0, 1]), scores) == {"picks": 3, "near_ties": 0, "wrong": 0}

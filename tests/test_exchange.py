@@ -18,6 +18,7 @@ from jarm.testing import (
     count_compilations,
     differences64,
     greedy64,
+    information64,
     list_pairs,
     log_det64,
     quick_jit,
@@ -97,16 +98,22 @@ def some_batch(rng, features, space, limits):
 
 def best_swap64(features, rewards, space, prior, limits, batch):
     """The most that a single swap gains, in nats: every member for every pair outside, costs and limits kept."""
-    now, best = log_det64(features, rewards, np.array(batch), prior), -np.inf
-    for pair in list_pairs(space).tolist():
-        for place in range(len(batch)):
-            new = [*batch[:place], pair, *batch[place + 1 :]]
-            if (
-                pair not in batch
-                and price(space, pair) <= price(space, batch[place])
-                and allowed(features, limits, new)
-            ):
-                best = max(best, log_det64(features, rewards, np.array(new), prior) - now)
+    pairs, best = list_pairs(space), -np.inf
+    z = np.sqrt(weights64(rewards, pairs))[:, None] * differences64(features, pairs)
+    squares = z[:, :, None] * z[:, None, :]
+    now = log_det64(features, rewards, np.array(batch), prior)
+    for place in range(len(batch)):
+        others = batch[:place] + batch[place + 1 :]
+        rest = prior + information64(features, rewards, np.array(others))
+        gains = np.linalg.slogdet(rest + squares)[1] - now
+        for index in np.argsort(-gains):
+            pair = pairs[index].tolist()
+            if gains[index] <= best:
+                break
+            if pair in batch or price(space, pair) > price(space, batch[place]):
+                continue
+            if allowed(features, limits, [*others, pair]):
+                best = gains[index]
     return best
 
 
@@ -142,7 +149,7 @@ def test_a_batch_only_becomes_better_until_no_swap_helps(seed, name, prior_power
         assert name in ("all, caps and guard", "listed, costs")
 
 
-@pytest.mark.parametrize("name", sorted(CASES))
+@pytest.mark.parametrize("name", ["all, caps and guard", "listed, costs"])
 def test_a_long_shortlist_is_always_enough(name):
     for seed in range(3):
         rng = np.random.default_rng(seed)
@@ -175,14 +182,10 @@ def test_swaps_can_be_limited():
     rng = np.random.default_rng(3)
     features, rewards, space, prior, _ = problem(rng, "within")
     given = some_batch(rng, features, space, None)
-    program = quick_jit(
-        lambda swaps: exchange(
-            D_OPTIMAL, *map(jnp.asarray, (features, rewards)), space, jnp.asarray(prior), given, swaps=swaps
-        )
-    )
+    program = quick_jit(functools.partial(exchange, D_OPTIMAL))
     values = []
     for swaps in range(3):
-        batch, info = program(swaps)
+        batch, info = program(features, rewards, space, prior, given, swaps=swaps)
         assert int(info.swaps) == swaps
         assert not info.optimal
         values.append(log_det64(features, rewards, np.asarray(batch.pairs), prior))
@@ -196,7 +199,9 @@ def test_the_unweighted_criterion_and_the_refusal_of_others():
     given = some_batch(rng, features, space, None)
     batch, info = quick_jit(functools.partial(exchange, D_UNWEIGHTED))(features, rewards, space, prior, given)
     assert info.optimal
-    quarter, _ = improved(features, np.zeros(SIZE, np.float32), space, prior / 4, given)  # v = 1/4 everywhere
+    quarter, _ = improved(
+        features, np.zeros(SIZE, np.float32), space, prior / 4, given, shortlist=1024
+    )  # v = 1/4 everywhere
     assert sorted(np.asarray(batch.pairs).tolist()) == sorted(np.asarray(quarter.pairs).tolist())
     with pytest.raises(JarmError, match="log determinant"):
         exchange(a_optimal(F), *map(jnp.asarray, (features, rewards)), space, jnp.asarray(prior), given)

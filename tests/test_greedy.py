@@ -71,8 +71,8 @@ def one_of(index, choices):
     def tile(each, count, rows, columns, h):
         return each.tile(rows._replace(c=rows.c[:, :count]), columns._replace(c=columns.c[:, :count]), h[:count])
 
-    def ceiling(each, count, rest, z, gone, far):
-        return jnp.float32(jnp.inf) if each.ceiling is None else each.ceiling(rest, z[:count], gone, far)
+    def ceiling(each, count, rest, z, gone, far, most):
+        return jnp.float32(jnp.inf) if each.ceiling is None else each.ceiling(rest, z[:count], gone, far, most)
 
     return Objective(
         of(worth),
@@ -128,7 +128,7 @@ def check_steps(name, batch, reference, features, rewards, space, prior, limits,
     if space.costs is not None:
         floor = floor / float(space.costs.min())
     assert (steps.best - steps.gains <= 1e-6 * steps.gains + floor).all(), (name, steps.best - steps.gains, steps.gains)
-    atol = floor + 1e-7 * steps.gains.max(initial=0)  # a variance that fell a millionfold has lost six digits
+    atol = floor + 3e-7 * steps.gains.max(initial=0)  # a variance that fell a millionfold has lost six digits
     np.testing.assert_allclose(np.asarray(batch.gains)[: len(picks)], steps.gains, rtol=1e-4, atol=atol)
     assert np.asarray(batch.valid)[: len(picks)].all()
     assert len(picks) == k or steps.left == 0, (name, len(picks), steps.left)
@@ -183,3 +183,144 @@ def test_every_pick_is_the_best_possible(kind, costs):
         assert 1 <= int(info.passes) <= K + 1
 
     check()
+
+
+def simple(kind="all", seed=0, **changes):
+    """A problem for `batch_of` whose limits are loose."""
+    rng = np.random.default_rng(seed)
+    features, rewards, space = problem(rng, kind, alive=1.0)
+    targets, margins = rng.normal(size=(MANY, F)).astype(np.float32), rng.normal(size=MANY).astype(np.float32)
+    limits = dataclasses.replace(limits_of("none", rng), **changes)
+    prior = np.eye(F, dtype=np.float32)
+    return features, rewards, space, targets, margins, prior, limits
+
+
+def chosen(name, features, rewards, space, targets, margins, prior, limits, **options):
+    arrays = (jnp.asarray(each) for each in (targets, margins, features, rewards))
+    return batch_of(jnp.int32(NAMES.index(name)), *arrays, space, jnp.asarray(prior), limits, **options)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_limits_that_leave_too_few_pairs_give_those_and_say_so(name):
+    features, rewards, space, *rest, _ = simple("within")
+    for limits, most in (
+        ({"per_prompt": jnp.int32(1)}, PROMPTS),
+        ({"per_response": jnp.int32(0)}, 0),
+        ({"similarity": jnp.float32(0)}, 1),
+    ):
+        limits = dataclasses.replace(simple("within")[-1], **limits)
+        batch, _ = chosen(name, features, rewards, space, *rest, limits)
+        assert batch.status == Status.LIMITED
+        assert int(batch.valid.sum()) == min(most, PROMPTS)
+        assert (np.asarray(batch.pairs)[~np.asarray(batch.valid)] == 0).all()
+        reference = references(rest[0], rest[1])[name]
+        check_steps(name, batch, reference, features, rewards, space, rest[2], limits)
+
+
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", SPACES)
+def test_what_cannot_be_chosen_from_has_a_status(name, kind):
+    features, rewards, space, *rest = simple(kind)
+    pairs = list_pairs(space)
+    flat, _ = chosen(name, np.ones_like(features), rewards, space, *rest)
+    assert flat.status == Status.UNINFORMATIVE
+    few = dataclasses.replace(space, eligible=jnp.isin(jnp.arange(SIZE), pairs[0]))
+    if kind != "listed":  # a list is made for those that are eligible
+        short, _ = chosen(name, features, rewards, few, *rest)
+        assert short.status == Status.EXHAUSTED
+        np.testing.assert_array_equal(short.pairs[0], pairs[0])
+        assert short.valid.tolist() == [True] + [False] * (K - 1)
+    for value in (np.nan, np.inf):
+        broken = rewards.copy()
+        broken[pairs[0, 0]] = value
+        assert chosen(name, features, broken, space, *rest)[0].status == Status.NONFINITE
+        assert chosen(name, features + np.float32(value), rewards, space, *rest)[0].status == Status.NONFINITE
+    targets, margins, _, limits = rest
+    for prior in (np.zeros((F, F), np.float32), -np.eye(F, dtype=np.float32)):
+        batch, _ = chosen(name, features, rewards, space, targets, margins, prior, limits)
+        assert batch.status == Status.SINGULAR
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_shortlists_batches_of_problems_and_second_calls(name):
+    """The same batch from a shortlist of 2 and of all pairs, with others under `vmap`; and nothing compiles again."""
+    problems = [simple(seed=seed) for seed in range(3)]
+    problems = [each[:2] + problems[0][2:] for each in problems]  # one space, one prior
+    alone = [chosen(name, *each) for each in problems]
+    with count_compilations() as compiled:
+        whole = [chosen(name, *each, shortlist=200)[0] for each in problems]
+    features, rewards = (jnp.asarray(np.stack(each)) for each in list(zip(*problems, strict=True))[:2])
+    targets, margins = (jnp.asarray(each) for each in problems[0][3:5])
+    index = jnp.int32(NAMES.index(name))
+    together, _ = batches_of(index, targets, margins, features, rewards, problems[0][2], jnp.eye(F), problems[0][-1])
+    for place, (batch, info) in enumerate(alone):
+        for other in (whole[place], jax.tree.map(lambda leaf, place=place: leaf[place], together)):
+            np.testing.assert_array_equal(batch.pairs, other.pairs)
+            np.testing.assert_allclose(batch.gains, other.gains, rtol=2e-5, atol=2e-7)
+        assert int(info.passes) >= 1
+    with count_compilations() as compiled:
+        jax.block_until_ready(chosen(name, *problems[1]))
+    assert not compiled
+
+
+@functools.partial(quick_jit)
+def batches_of(index, targets, margins, features, rewards, space, prior, limits):
+    def one(features, rewards):
+        return batch_of(index, targets, margins, features, rewards, space, prior, limits)
+
+    return jax.vmap(one)(features, rewards)
+
+
+@functools.partial(quick_jit, static_argnames="k")
+def plain_or_shipped(index, targets, margins, features, rewards, space, prior, *, k=K):
+    """A, V and EPIG with their own ceilings, and with the one of gains that never rise."""
+    own = objectives(targets, margins)
+    shipped = [own["a"], own["v few"], own["epig"]]
+    plain = [dataclasses.replace(each, ceiling=D_OPTIMAL.ceiling) for each in shipped]
+    return greedy(one_of(index, shipped + plain), features, rewards, space, prior, k, shortlist=1)
+
+
+@pytest.mark.parametrize(("index", "name"), list(enumerate(["a", "v few", "epig"])))
+def test_the_plain_certificate_misses_the_best_pair_where_gains_may_rise(index, name):
+    """Why A, V and EPIG have ceilings of their own: with that of log det, batches are worse than they say."""
+    missed = 0
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        features, rewards, space = problem(rng, "all", alive=1.0)
+        targets, margins = rng.normal(size=(MANY, F)).astype(np.float32), rng.normal(size=MANY).astype(np.float32)
+        prior = np.float32(10 ** rng.uniform(-1, 1)) * np.eye(F, dtype=np.float32)
+        arrays = [jnp.asarray(each) for each in (targets, margins, features, rewards)]
+        shipped, plain = (
+            plain_or_shipped(jnp.int32(place), *arrays, space, jnp.asarray(prior))[0] for place in (index, index + 3)
+        )
+        reference = references(targets, margins)[name]
+        check_steps(name, shipped, reference, features, rewards, space, prior, None)
+        if (shipped.pairs != plain.pairs).any():
+            steps = greedy_steps64(reference, features, rewards, space, prior, K, picks=np.asarray(plain.pairs))
+            missed += bool(((steps.best - steps.gains) > 1e-3 * steps.best).any())
+    assert missed >= 3, missed
+
+
+@pytest.mark.parametrize("name", ["d", "a"])
+def test_a_prior_a_hundred_millionth_of_the_information(name):
+    """Long batches from next to no prior: an information matrix summed in float32 would not even be positive."""
+    size, count = 24, 20
+    own, reference = {
+        "d": (D_OPTIMAL, d_optimal64()),
+        "a": (a_optimal(F), v_optimal64(np.eye(F), np.ones(F))),
+    }[name]
+    run = quick_jit(greedy, static_argnames=("k", "shortlist"))
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        features = (rng.normal(size=(size, F)) * 10 ** rng.uniform(-1, 1, F)).astype(np.float32)
+        rewards = rng.normal(size=size).astype(np.float32)
+        prior = np.float32(1e-7) * np.eye(F, dtype=np.float32)
+        space = pair_space("all", WIDTH, jnp.ones(size, bool))
+        batch, _ = run(
+            own, jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), count, shortlist=300
+        )
+        assert batch.status == Status.OK
+        steps = greedy_steps64(reference, features, rewards, space, prior, count, picks=np.asarray(batch.pairs))
+        assert (steps.best - steps.gains <= 2e-5 * steps.gains).all(), (steps.best - steps.gains) / steps.gains
+        np.testing.assert_allclose(batch.gains, steps.gains, rtol=1e-4)
+        np.testing.assert_allclose(batch.gains[2 * F :], steps.gains[2 * F :], rtol=1e-5)

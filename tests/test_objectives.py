@@ -176,3 +176,50 @@ def test_the_normal_mixture_is_the_gauss_rule_of_the_logistic_law():
             exact = (mass * basis[a] * basis[b]).sum()
             scale = np.sqrt((mass * basis[a] ** 2).sum() * (mass * basis[b] ** 2).sum())
             np.testing.assert_allclose((masses * own[a] * own[b]).sum(), exact, atol=1e-6 * scale)
+
+
+@quick_jit
+def ceilings(rest, z, gone, far, most):
+    """Of several thresholds."""
+    return jax.vmap(lambda each: v_optimal(jnp.eye(F)).ceiling(rest, z, gone, far, each))(most)
+
+
+def test_the_ceiling_of_v_optimal_gains_holds():
+    """Against pairs that are as bad as they may be, and mostly by less than a factor of 1.5."""
+    spare = [least / most for least, most in map(least_ceiling_and_attack, range(30))]
+    assert np.min(spare) >= 1 - 1e-5, spare
+    assert np.median(spare) < 1.5, spare
+
+
+def least_ceiling_and_attack(seed):
+    """The least bound that is certified, and the most that a pair attains: the longest pairs allowed, then climbing."""
+    rng = np.random.default_rng(seed)
+    z = rng.normal(size=(F, F)) * 10 ** rng.uniform(-1, 1, F)[:, None]
+    far = 10 ** rng.uniform(-2, 2)
+    picks = rng.normal(size=(rng.integers(1, 6), F))
+    picks *= np.sqrt(far * rng.uniform(0.3, 1, len(picks)) / (picks**2).sum(axis=1))[:, None]
+    left = np.linalg.inv(np.eye(F) + picks.T @ picks)
+    worths = ((picks @ z.T) ** 2).sum(axis=1) / (1 + (picks**2).sum(axis=1))
+    rest = worths.max() * rng.uniform(0.1, 1)
+
+    def longest(u):
+        """The largest multiple of each vector that was worth no more than `rest`, and is not too far."""
+        unit = u / np.sqrt((u**2).sum(axis=1))[:, None]
+        along = ((unit @ z.T) ** 2).sum(axis=1)
+        square = np.where(along > rest, rest / np.maximum(along - rest, 1e-300), np.inf)
+        return np.sqrt(np.minimum(square, far))[:, None] * unit
+
+    def now(u):
+        return ((u @ left @ z.T) ** 2).sum(axis=1) / (1 + ((u @ left) * u).sum(axis=1))
+
+    u = longest(rng.normal(size=(4000, F)))
+    for step in 0.5 ** np.arange(12):
+        u = u[np.argsort(-now(u))[:100]]
+        u = longest(np.concatenate([u, np.repeat(u, 20, axis=0) + step * rng.normal(size=(2000, F)) * np.sqrt(far)]))
+    thresholds = rest * 10 ** np.linspace(0, 3, 121)
+    arrays = (jnp.asarray(each, jnp.float32) for each in (rest, z, np.eye(F) - left, far, thresholds))
+    certified = np.isfinite(np.asarray(ceilings(*arrays)))
+    assert certified[-1]
+    assert (np.diff(certified.astype(int)) >= 0).all()
+    # A ceiling below `rest` is not looked for.
+    return thresholds[certified].min(), max(now(u).max(), rest)

@@ -6,6 +6,7 @@ and memory for anything computed over a space is that of one tile. A `listed` sp
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import jax
@@ -155,26 +156,46 @@ def prompts_of(space: PairSpace) -> Int[Array, "N"]:
 
 def tile_count(space: PairSpace, tile: int = TILE) -> int:
     """How many tiles `get_tile` divides the space into (a Python int)."""
-    size = space.eligible.shape[0]
-    return -(-(size // space.width if space.kind == "within" else size) // _rows(space, tile))
+    side = _side(space, tile)
+    if space.kind == "within":
+        return -(-(space.eligible.shape[0] // space.width) // side)
+    blocks = -(-space.eligible.shape[0] // side)
+    return blocks * (blocks + 1) // 2
 
 
-def _rows(space: PairSpace, tile: int) -> int:
-    """Prompts (within) or responses (otherwise) in a tile, spread evenly over the tiles."""
+def _side(space: PairSpace, tile: int) -> int:
+    """Prompts (within) or responses on each side (otherwise) of a tile, spread evenly over the tiles."""
     size, width = space.eligible.shape[0], space.width
-    units, cost = (size // width, width * width) if space.kind == "within" else (size, size)
-    count = -(-units // max(1, tile // cost))
+    units, most = (size // width, tile // (width * width)) if space.kind == "within" else (size, math.isqrt(tile))
+    count = -(-units // max(1, most))
     return -(-units // count)
+
+
+def two_blocks(index: Int[Array, "*t"], blocks: int) -> tuple[Int[Array, "*t"], Int[Array, "*t"]]:
+    """The pair of blocks with a number from 0 to blocks (blocks + 1) / 2 - 1, the lower first: by diagonals."""
+
+    def start(diagonal: Int[Array, "*t"]) -> Int[Array, "*t"]:
+        return diagonal * blocks - diagonal * (diagonal - 1) // 2
+
+    whole = 2 * blocks + 1
+    root = jnp.sqrt((whole * whole - 8.0 * index.astype(jnp.float32)).clip(0))
+    diagonal = ((whole - root) / 2).astype(jnp.int32)
+    # The root is rounded: one step to either side mends it.
+    diagonal -= start(diagonal) > index
+    diagonal += start(diagonal + 1) <= index
+    low = jnp.clip(index - start(diagonal), 0, blocks - 1)
+    return low, jnp.clip(low + diagonal, 0, blocks - 1)
 
 
 def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) -> Tile:
     """Tile number `index` of a `within`, `cross` or `all` space; shapes do not depend on `index`."""
     size, width = space.eligible.shape[0], space.width
-    count = _rows(space, tile)
-    start = jnp.asarray(index, jnp.int32) * count
+    side = _side(space, tile)
+    index = jnp.asarray(index, jnp.int32)
     low, high = space.excluded[:, 0], space.excluded[:, 1]
     if space.kind == "within":
-        prompts = start + jnp.arange(count, dtype=jnp.int32)
+        start = index * side
+        prompts = start + jnp.arange(side, dtype=jnp.int32)
         rows = columns = prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]
         struck = (
             low // width - start,
@@ -182,9 +203,9 @@ def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) ->
             jnp.where(low // width == high // width, high % width, width),
         )
     else:
-        rows = start + jnp.arange(count, dtype=jnp.int32)[None, :]
-        columns = jnp.arange(size, dtype=jnp.int32)[None, :]
-        struck = (jnp.zeros_like(low), low - start, high)
+        start_row, start_column = (block * side for block in two_blocks(index, -(-size // side)))
+        rows, columns = (start + jnp.arange(side, dtype=jnp.int32)[None, :] for start in (start_row, start_column))
+        struck = (jnp.zeros_like(low), low - start_row, high - start_column)
     alive_rows = (rows < size) & space.eligible[jnp.minimum(rows, size - 1)]
     alive_columns = (columns < size) & space.eligible[jnp.minimum(columns, size - 1)]
     mask = alive_rows[:, :, None] & alive_columns[:, None, :] & (rows[:, :, None] < columns[:, None, :])

@@ -14,7 +14,7 @@ import numpy as np
 
 CHUNK = 8192
 """Texts in a chunk, about."""
-SHAPES, SHARED_SHAPES, PREFIX_SHAPES = 16, 8, 4
+SHAPES, SHARED_SHAPES, PREFIX_SHAPES = 20, 8, 4
 """How many lengths whole texts are padded to, texts behind prefixes, and prefixes: each is a compilation."""
 
 Encoded = tuple[int, np.ndarray]
