@@ -15,8 +15,9 @@ import numpy as np
 from jarm.base import JarmError, PairSpace
 from jarm.data.pairs import KINDS
 
-PADDING = 2
-"""Prompts of unequal size are padded to a grid where that takes at most so many times their responses."""
+PADDING = 4
+"""Prompts of unequal size are padded to a grid where that takes at most so many times their responses: a pair of a list
+takes some 27 times as long as a place of a grid."""
 
 
 @dataclasses.dataclass(frozen=True)
