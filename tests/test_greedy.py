@@ -15,7 +15,7 @@ from jarm.data.pairs import exclude, listed_space, pair_space
 from jarm.greedy import greedy
 from jarm.objectives import BALD, D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, epig, v_optimal
 from jarm.references import bald64, d_optimal64, epig64, greedy_steps64, v_optimal64
-from jarm.testing import SPACES, quick_jit
+from jarm.testing import SPACES, count_compilations, list_pairs, quick_jit
 
 PROMPTS, WIDTH, F, K, LISTED, FEW, MANY = 4, 4, 3, 6, 50, 2, 7
 SIZE = PROMPTS * WIDTH
@@ -149,8 +149,9 @@ def limits_of(constraint, rng):
     )
 
 
-@pytest.mark.parametrize("costs", [False, True])
-@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize(
+    ("kind", "costs"), [*((kind, False) for kind in SPACES), ("cross", True), ("listed", True), ("within", True)]
+)
 def test_every_pick_is_the_best_possible(kind, costs):
     """Every criterion and constraint, priors small and large, over pools of every shape."""
 
@@ -247,8 +248,7 @@ def test_shortlists_batches_of_problems_and_second_calls(name):
     problems = [simple(seed=seed) for seed in range(3)]
     problems = [each[:2] + problems[0][2:] for each in problems]  # one space, one prior
     alone = [chosen(name, *each) for each in problems]
-    with count_compilations() as compiled:
-        whole = [chosen(name, *each, shortlist=200)[0] for each in problems]
+    whole = [chosen(name, *each, shortlist=200)[0] for each in problems]
     features, rewards = (jnp.asarray(np.stack(each)) for each in list(zip(*problems, strict=True))[:2])
     targets, margins = (jnp.asarray(each) for each in problems[0][3:5])
     index = jnp.int32(NAMES.index(name))
@@ -263,10 +263,10 @@ def test_shortlists_batches_of_problems_and_second_calls(name):
     assert not compiled
 
 
-@functools.partial(quick_jit)
+@quick_jit
 def batches_of(index, targets, margins, features, rewards, space, prior, limits):
     def one(features, rewards):
-        return batch_of(index, targets, margins, features, rewards, space, prior, limits)
+        return batch_of.__wrapped__(index, targets, margins, features, rewards, space, prior, limits)
 
     return jax.vmap(one)(features, rewards)
 
@@ -280,15 +280,20 @@ def plain_or_shipped(index, targets, margins, features, rewards, space, prior, *
     return greedy(one_of(index, shipped + plain), features, rewards, space, prior, k, shortlist=1)
 
 
-@pytest.mark.parametrize(("index", "name"), list(enumerate(["a", "v few", "epig"])))
-def test_the_plain_certificate_misses_the_best_pair_where_gains_may_rise(index, name):
+@pytest.mark.parametrize(
+    ("index", "name", "seeds"),
+    # Of A few batches go wrong, 3 % of 1,500; these were found by search.
+    [(0, "a", (9, 88, 327, 362, 519, 809, 928, 990)), (1, "v few", range(40)), (2, "epig", range(40))],
+)
+def test_the_plain_certificate_misses_the_best_pair_where_gains_may_rise(index, name, seeds):
     """Why A, V and EPIG have ceilings of their own: with that of log det, batches are worse than they say."""
     missed = 0
-    for seed in range(40):
+    for seed in seeds:
         rng = np.random.default_rng(seed)
         features, rewards, space = problem(rng, "all", alive=1.0)
         targets, margins = rng.normal(size=(MANY, F)).astype(np.float32), rng.normal(size=MANY).astype(np.float32)
-        prior = np.float32(10 ** rng.uniform(-1, 1)) * np.eye(F, dtype=np.float32)
+        prior = (10 ** rng.uniform(-1, 1) * np.eye(F)).astype(np.float32)
+        features *= (10 ** rng.uniform(-1, 1, F)).astype(np.float32)
         arrays = [jnp.asarray(each) for each in (targets, margins, features, rewards)]
         shipped, plain = (
             plain_or_shipped(jnp.int32(place), *arrays, space, jnp.asarray(prior))[0] for place in (index, index + 3)
