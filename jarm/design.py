@@ -110,7 +110,7 @@ def design_bound(
       k: pairs of a batch, a Python int.
       start: a batch to start from, which saves passes if it is good; None for the greedy one.
       steps: most passes over the space, a Python int.
-      gap: stop where the bounds are this close in D-efficiency: `upper - lower <= gap F`.
+      gap: stop where the bounds are this close in D-efficiency: `upper - rounding - lower <= gap F`.
       exchanges: most exchanges of weight between two passes.
       mesh: devices that share the passes over a space of `cross` or `all` pairs.
       tile: pairs of other spaces scored together, which bounds memory.
@@ -184,7 +184,9 @@ def design_bound(
         )
 
     def unfinished(state: _State) -> Array:
-        return (state.passes < steps) & (state.upper - state.lower > gap * width) & (state.status == Status.OK)
+        # What rounding adds to the bound stays, however many passes are made.
+        far = state.upper - state.rounding - state.lower > gap * width
+        return (state.passes < steps) & far & (state.status == Status.OK)
 
     usable = (finite | ~space.eligible).all()
     pad = room - k
@@ -237,7 +239,7 @@ def _bounds(
     (Higham & Mary 2019).
     """
     size, width = features.shape
-    unit = 2 * jnp.sqrt(jnp.float32(width)) * jnp.finfo(jnp.float32).eps
+    unit = jnp.sqrt(jnp.float32(width)) * jnp.finfo(jnp.float32).eps
     off = unit * jnp.sqrt(jnp.square(matmul(jnp.abs(features), jnp.abs(whiten).T)).sum(axis=1))
     first, second = jnp.minimum(best.pairs, size - 1).T
     margin = rewards[first] - rewards[second]
@@ -250,15 +252,16 @@ def _bounds(
     most = jnp.maximum(jax.lax.top_k(most, k)[0], jnp.where(best.rest > -jnp.inf, left_out, 0))
 
     relative = matmul(matmul(whiten, prior), whiten.T)
-    sizes = (matmul(jnp.abs(whiten), jnp.abs(prior)) * jnp.abs(whiten)).sum()
+    sizes = matmul(matmul(jnp.abs(whiten), jnp.abs(prior)), jnp.abs(whiten).T)
     logs = jnp.log(jnp.diagonal(whiten))
     lower = -2 * logs.sum()
     upper = lower + jnp.trace(relative) - width + u[:k].sum()
-    rounding = (most - u[:k]).sum() + unit * (sizes + 2 * jnp.abs(logs).sum() + width + most.sum())
+    rounding = (most - u[:k]).sum() + unit * (jnp.trace(sizes) + 2 * jnp.abs(logs).sum() + width + most.sum())
     if k < width:
         # Dropped: F - k times t - 1 - log t, of the largest t or of what rounding might make of it.
         t = jnp.linalg.eigvalsh(relative)[-1]
-        high = jnp.minimum(t + unit * (t + sizes), 1)
+        # Errors of either sign, of size e, make a matrix of norm about 2 e sqrt(F).
+        high = jnp.minimum(t + unit * (t + 2 * jnp.sqrt(jnp.square(sizes).mean() * width)), 1)
         lower += (width - k) * jnp.log(t)
         upper -= (width - k) * (t - 1 - jnp.log(t))
         rounding += (width - k) * jnp.maximum((t - jnp.log(t)) - (high - jnp.log(high)), 0)
