@@ -331,7 +331,10 @@ def _mutual(margin: Array, q: Array, c: Array, h: Array) -> Array:
 
 def _mutual_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     margin, q = rows.reward[:, None] - columns.reward[None, :], jnp.maximum(distances(rows.y, columns.y), 0)
-    return jax.lax.cond(q.max() <= _NEAR, lambda: _near(margin, q), lambda: mutual_information(margin, q))
+    near = _near(margin, jnp.minimum(q, _NEAR))
+    # Mostly no margin is that uncertain.
+    far = jax.lax.cond(q.max() > _NEAR, lambda: _far(margin, jnp.maximum(q, _NEAR)), lambda: near)
+    return jnp.where(q <= _NEAR, near, far)
 
 
 BALD = Objective(_mutual, _mutual_tile, _identity, fisher_weight, _falls)

@@ -124,6 +124,8 @@ def select(
     size, width = phi.shape
     r = np.zeros(size) if rewards is None else finite("rewards", rewards, (size,)).astype(np.float64)
     k = whole("k", k)
+    if space is None:
+        raise JarmError("There is no space: give 'within', 'cross', 'all', or [M, 2] pairs of responses.")
     offered = space if isinstance(space, str) else index_pairs("space", space, size)
     labelled, banned = index_pairs("past", past, size), index_pairs("exclude", exclude, size)
     codes, names = (None, []) if prompts is None else codes_of(prompts, size)
@@ -136,6 +138,8 @@ def select(
             f"The space holds {held:,} pairs that are not labelled or excluded, and k = {k:,} are asked for: ask for "
             "fewer, widen the space, or pass allow_fewer=True."
         )
+
+    asked = min(k, held)
 
     def differences(pairs: np.ndarray) -> np.ndarray:
         return phi[pairs[:, 0]].astype(np.float64) - phi[pairs[:, 1]].astype(np.float64)
@@ -154,14 +158,15 @@ def select(
     objective = _objective(criterion, targets, phi, differences, margins)
     of_log_det = objective.worth in (D_OPTIMAL.worth, D_UNWEIGHTED.worth)
     swaps = whole("swaps", swaps, 0)
-    if bound not in (True, False, "auto"):
+    if not isinstance(bound, bool | np.bool_) and bound != "auto":
         raise JarmError(f"bound is {bound!r}: give True, False or 'auto'.")
-    if (swaps or bound is True) and not of_log_det:
+    asked_for = not isinstance(bound, str) and bool(bound)
+    if (swaps or asked_for) and not of_log_det:
         raise JarmError("Swaps and bounds are known for log det only: choose criterion 'd' or 'd-unweighted'.")
     y, own = (candidates.gather(single(*each)) for each in (("features", phi), ("rewards", r)))
     start = information(objective, labelled)
     if prior_precision is None:
-        start += PRIOR * (len(labelled) + k) * _mean_information(objective, y, own, candidates)
+        start += PRIOR * (len(labelled) + asked) * _mean_information(objective, y, own, candidates)
         # As `jarm.linalg.jitter`: of directions that no pair sees, the least that float32 does not lose.
         start += 4 * np.finfo(np.float32).eps * np.trace(start) * np.eye(width)
     else:
@@ -169,17 +174,27 @@ def select(
     # What float32 makes of it is what the batch starts from, and what the report speaks of.
     narrow = start.astype(np.float32)
     check_definite(narrow, prior_precision, len(labelled))
-    start, asked = narrow.astype(np.float64), min(k, held)
+    start = narrow.astype(np.float64)
 
     def run(struck: np.ndarray, room: int) -> _Run:
         offer = candidates.without(struck, room)
         selection, info = jax.device_get(_greedy(objective, y, own, offer, narrow, asked, limits=limits))
-        swapped = None
-        if swaps and selection.status == Status.OK:
-            selection, swapped = jax.device_get(
-                _exchange(objective, y, own, offer, narrow, selection, limits=limits, swaps=swaps)
+        if not swaps or selection.status not in (Status.OK, Status.EXHAUSTED, Status.LIMITED):
+            return _Run(offer, selection, info, None)
+        better, swapped = jax.device_get(
+            _exchange(objective, y, own, offer, narrow, selection, limits=limits, swaps=swaps)
+        )
+        # Float64 has the last word on whether swaps helped.
+        gained = log_det_of(better) - log_det_of(selection)
+        if swapped.swaps and not gained > 0:
+            return _Run(
+                offer, selection, info, swapped._replace(swaps=np.int32(0), gained=0.0, optimal=np.bool_(False))
             )
-        return _Run(offer, selection, info, swapped)
+        return _Run(offer, better, info, swapped._replace(gained=gained if swapped.swaps else 0.0))
+
+    def log_det_of(selection: Selection) -> float:
+        pairs = candidates.back(np.asarray(selection.pairs)[np.asarray(selection.valid)])
+        return float(np.linalg.slogdet(start + information(objective, pairs))[1])
 
     def leverages(pairs: np.ndarray) -> np.ndarray:
         q = np.square(differences(pairs) @ whitener(start).T).sum(axis=1)
@@ -188,8 +203,10 @@ def select(
     done = _struck_out(candidates, leverages, run)
     count, status = _judged(done.selection, asked, k, held, limits, allow_fewer=allow_fewer)
     upper = None
-    if bound is True or (bound == "auto" and of_log_det and held <= AUTO):
+    if asked_for or (isinstance(bound, str) and of_log_det and held <= AUTO):
         design = jax.device_get(_design(objective, y, own, done.offer, narrow, asked, start=done.selection))
+        if asked_for and design.status != Status.OK:
+            raise JarmError("The bound loses all digits in float32: give a larger prior_precision, or bound=False.")
         upper = float(design.upper) if design.status == Status.OK else None
     pairs = candidates.back(np.asarray(done.selection.pairs)[:count])
     x, margin, cost = differences(pairs), margins(pairs), candidates.cost_of(pairs)
@@ -205,7 +222,7 @@ def select(
         upper=upper,
         efficiency=None if upper is None else float(np.exp((log_det - upper) / width)),
         certificate=_certificate(done, gains if cost is None else gains / cost, later),
-        swaps=None if done.swapped is None else Swaps(*(each.item() for each in done.swapped)),
+        swaps=None if done.swapped is None else Swaps(*(np.asarray(each).item() for each in done.swapped)),
         per_prompt=counted(named),
         per_response=counted(pairs.tolist()),
         cost=None if cost is None else float(cost.sum()),
@@ -232,7 +249,12 @@ def _objective(
 ) -> Objective:
     """The criterion of that name, about those targets."""
     size, width = phi.shape
-    if not isinstance(criterion, str):
+    if not isinstance(criterion, str | Objective):
+        raise JarmError(
+            f"A criterion is a name or a jarm.Objective, not {type(criterion).__name__}: choose from "
+            f"{', '.join(CRITERIA)}, or give what jarm.a_optimal or the like returns."
+        )
+    if isinstance(criterion, Objective):
         named = False
     elif criterion in CRITERIA:
         named = criterion in WITH_TARGETS
@@ -259,6 +281,8 @@ def _objective(
         else:
             directions = finite("targets", array, ("T", width))
             of_targets = np.zeros(len(directions))
+        if not np.square(directions).sum() > 0:
+            raise JarmError("targets are empty or zero, so there is nothing to learn about them: give others.")
     return CRITERIA[criterion](width, directions, of_targets)
 
 

@@ -29,6 +29,14 @@ def test_readme_examples_run():
     assert lines[-1].startswith("(32, 2)")
 
 
+def test_the_loop_of_the_page_on_selection_runs():
+    shown = io.StringIO()
+    with contextlib.redirect_stdout(shown):
+        for block in blocks("docs/selection.md", "python"):
+            exec(block, {})
+    assert "log det" in shown.getvalue()
+
+
 def test_contributed_rule_conforms():
     scope = {}
     (block,) = blocks("CONTRIBUTING.md", "python")
@@ -47,6 +55,7 @@ PAGES = [
     "CONTRIBUTING.md",
     "docs/data.md",
     "docs/embedding.md",
+    "docs/selection.md",
     "docs/store.md",
     "experiments/README.md",
     "benchmarks/README.md",
