@@ -416,7 +416,7 @@ def test_fewer_pairs_only_where_that_is_asked_for():
     assert len(batch.pairs) == 2
     assert batch.report.status == "The space holds no more than 2 of 6 pairs."
     assert batch.report.status in str(batch)
-    with pytest.raises(JarmError, match="There is no space"):
+    with pytest.raises(JarmError, match="holds 0 pairs"):
         jarm.select(features, rewards, space=few, k=K, past=few, allow_fewer=True)
     with pytest.raises(JarmError, match="per_prompt=1 leaves no more than 5 of 6 pairs"):
         jarm.select(features, rewards, space="within", k=K, prompts=prompts, per_prompt=1)
@@ -457,9 +457,9 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"space": [[0.5, 1]]}, "space has shape .* float64: give pairs of indices"),
         ({"space": [[0, 1], [3, 24]]}, r"Row 1 of space is \(3, 24\), and responses are numbered 0 to 23"),
         ({"space": [[0, 1], [3, 3]]}, "Row 1 of space pairs response 3 with itself"),
-        ({"space": []}, "There is no space"),
+        ({"space": []}, "holds 0 pairs"),
         ({"space": None}, "There is no space"),
-        ({"space": "within", "prompts": np.arange(N)}, "There is no space"),
+        ({"space": "within", "prompts": np.arange(N)}, "holds 0 pairs"),
         ({"past": [[-1, 2]]}, "Row 0 of past"),
         ({"past": [0, 1]}, "past has shape"),
         ({"exclude": [[1, 1]]}, "Row 0 of exclude"),
