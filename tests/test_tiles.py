@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 import jarm.tiles
-from jarm.data.pairs import pair_space
+from jarm.data.pairs import pair_space, two_blocks
 from jarm.objectives import distances
 from jarm.testing import list_pairs, quick_jit
-from jarm.tiles import Scorer, _Blocks, best_pairs
+from jarm.tiles import Scorer, best_pairs
 
 WIDTH, F = 5, 3
 
@@ -107,8 +107,8 @@ def test_every_two_blocks_meet_once(numbers):
     """Also where the root of float32 is off: a million responses are 1954 blocks."""
     tiles = jnp.arange(max(numbers) * (max(numbers) + 1) // 2, dtype=jnp.int32)
     for number in numbers:
-        blocks = _Blocks(16, number, None, jnp.zeros(0, bool), jnp.zeros(0, jnp.int32))
-        low, high = (np.asarray(each)[: blocks.tiles] for each in blocks.blocks_of(tiles))
+        count = number * (number + 1) // 2
+        low, high = (np.asarray(each)[:count] for each in two_blocks(tiles, number))
         assert low.min() >= 0
         assert (low <= high).all()
         assert high.max() < number
