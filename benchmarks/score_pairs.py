@@ -105,7 +105,8 @@ def main() -> None:
                     first, second = labelled.T
                     weight = fisher_weight(rewards[first] - rewards[second])
                     known = pair_information(features[first], features[second], weight)
-                    belief = Belief(features, rewards, rewards[None], known, jnp.int32(LABELS))
+                    ends = features[labelled], rewards[labelled]
+                    belief = Belief(features, rewards, rewards[None], known, jnp.int32(LABELS), *ends)
                     return get_rule(rule)(key, belief, space, options.k, HParams())
 
                 arguments = (jax.random.key(0), features, given["head"], given["past"].astype(np.int32), space)

@@ -45,6 +45,7 @@ class Status(enum.IntEnum):
     NO_RULE = 6
     LIMITED = 7
     UNINFORMATIVE = 8
+    BROKEN_RULE = 9
 
     @property
     def message(self) -> str:
@@ -75,6 +76,10 @@ _MESSAGES = {
     Status.UNINFORMATIVE: (
         "Some pairs of the batch would teach nothing, because every pair that is left has equal features at both ends: "
         "check the features for copies or a head that has collapsed, or buy fewer pairs."
+    ),
+    Status.BROKEN_RULE: (
+        "A rule returned a pair twice, a pair that is not in its space, one whose first index is not the smaller, or a "
+        "gain that is not finite: `jarm.testing.check_rule` says which."
     ),
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }
@@ -220,6 +225,8 @@ class Belief:
       member_rewards: `[K, N]` rewards of every member of the ensemble.
       past: `[F, F]` Fisher information of the pairs labelled so far, under the current head.
       labels: scalar int32, how many pairs are labelled so far.
+      known: `[L, 2, F]` features of the ends of the labelled pairs; the first `labels` rows count.
+      known_rewards: `[L, 2]` mean rewards of these ends.
     """
 
     features: Float[Array, "N F"]
@@ -227,6 +234,8 @@ class Belief:
     member_rewards: Float[Array, "K N"]
     past: Float[Array, "F F"]
     labels: Int[Array, ""]
+    known: Float[Array, "L 2 F"]
+    known_rewards: Float[Array, "L 2"]
 
 
 @record
@@ -258,6 +267,9 @@ class HParams:
       noise: beta of the annotator: P(first preferred) = sigmoid(beta * gold difference / scale).
       prior: c of the greedy prior (see `jarm.acquisition.optimal_design`).
       prior_mix: rho of the greedy prior: 0 a ridge, 1 the shape of the pool's information.
+      beta: half-width of the intervals of interval rules, in standard deviations over the ensemble.
+      temperature: of rules that draw their batch: 0 takes the best, larger is closer to random.
+      epsilon: share of a mixed batch that is drawn at random.
     """
 
     learning_rate: Float[Array, ""] | float = 1e-3
@@ -267,6 +279,9 @@ class HParams:
     noise: Float[Array, ""] | float = 2.0
     prior: Float[Array, ""] | float = 0.1
     prior_mix: Float[Array, ""] | float = 1.0
+    beta: Float[Array, ""] | float = 1.0
+    temperature: Float[Array, ""] | float = 1.0
+    epsilon: Float[Array, ""] | float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tyro
 
-from jarm.acquisition.registry import RULES
+from jarm.acquisition.registry import NEEDS, RULES
 from jarm.base import JarmError
 from jarm.compare import CompareConfig, compare
 from jarm.data.files import listed
@@ -79,10 +79,8 @@ def _keep_compiled() -> None:
 def _rules() -> None:
     """List the acquisition rules."""
     for name, entry in RULES.items():
-        needs = [need for need, has in (("past labels", entry.past), ("a prior", entry.prior)) if has]
-        print(
-            f"{name:<18} {entry.summary}\n{'':<18} cost {entry.cost}; looks at {', '.join(needs) or 'the pool alone'}"
-        )
+        needs = ", ".join(NEEDS[need] for need in entry.needs)
+        print(f"{name:<22} {entry.summary}\n{'':<22} cost {entry.cost}; needs {needs or 'the pool alone'}")
 
 
 def _store_info(store: Store) -> None:

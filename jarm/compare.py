@@ -76,6 +76,9 @@ class CompareConfig:
       label_smoothing: share by which labels are drawn towards 1/2 in training.
       prior: c, weight of the prior of greedy_dopt, in units of what as many average pairs would tell.
       prior_mix: rho, shape of that prior: 0 a ridge, 1 the information of the pool.
+      beta: half-width of the intervals of interval rules, in standard deviations over the ensemble.
+      temperature: of rules that draw their batch; 0 takes the best.
+      epsilon: share of a mixed batch that is drawn at random.
       best_of: sizes N of best-of-N, separated by commas; "auto": 5, 10, 30, ... up to what 90 % of test prompts have.
       jobs: runs at a time; 0 takes one a core on a CPU, else 1.
       together: seeds run as one batch by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
@@ -117,6 +120,9 @@ class CompareConfig:
     label_smoothing: float = float(HParams().label_smoothing)
     prior: float = float(HParams().prior)
     prior_mix: float = float(HParams().prior_mix)
+    beta: float = float(HParams().beta)
+    temperature: float = float(HParams().temperature)
+    epsilon: float = float(HParams().epsilon)
     best_of: str = "auto"
     jobs: int = 0
     together: int = 0

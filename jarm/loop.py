@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.registry import get_rule
+from jarm.acquisition.registry import get_rule, needs_ensemble
 from jarm.annotators import AnnotatorConfig, annotate
 from jarm.base import (
     Belief,
@@ -34,6 +34,7 @@ from jarm.fit import FitConfig, make_fit
 from jarm.heads import HeadConfig
 from jarm.linalg import worst
 from jarm.pool import Pool
+from jarm.selection import check_selection
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
 
@@ -159,9 +160,14 @@ def make_loop(config: LoopConfig) -> Loop:
       Its functions. Jit `run` once and call it with as many keys, hparams and rules as you like; or `vmap` it.
 
     Raises:
-      JarmError: there is no such rule.
+      JarmError: there is no such rule, or it needs an ensemble and there is one head.
     """
     rules = [get_rule(rule) if isinstance(rule, str) else rule for rule in config.rules]
+    for name in config.rules:
+        if config.fit.members < 2 and isinstance(name, str) and needs_ensemble(name):
+            raise JarmError(
+                f"Rule {name!r} looks at how members differ, and there is one: use two or more (`--members`)."
+            )
     head = config.head.head()
     fit = make_fit(head, config.fit)
     capacity = config.budget
@@ -229,19 +235,26 @@ def make_loop(config: LoopConfig) -> Loop:
             return head.features(first_member, flat[ends]), rewards
 
         (phi_first, r_first), (phi_second, r_second) = known(labelled.first), known(labelled.second)
+        here = labelled.mask[:, None]
         return Belief(
             features=head.features(first_member, local),
             rewards=member_rewards.mean(axis=0),
             member_rewards=member_rewards,
             past=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask),
             labels=labelled.mask.sum(dtype=jnp.int32),
+            known=jnp.where(here[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
+            known_rewards=jnp.where(here, jnp.stack([r_first, r_second], axis=1), 0),
         )
 
     def pick(rule: int | Array, key: PRNGKey, belief: Belief, space: PairSpace, hparams: HParams) -> Selection:
-        def branch(one: Rule) -> Callable[..., Selection]:
-            return lambda key, belief, space: one(key, belief, space, config.batch, hparams)
+        def branch(one: Rule, name: str) -> Callable[..., Selection]:
+            def checked(key: PRNGKey, belief: Belief, space: PairSpace) -> Selection:
+                return check_selection(one(key, belief, space, config.batch, hparams), space, config.batch, name)
 
-        chosen = jax.lax.switch(rule, [branch(one) for one in rules], key, belief, space)
+            return checked
+
+        names = [name if isinstance(name, str) else getattr(name, "__name__", repr(name)) for name in config.rules]
+        chosen = jax.lax.switch(rule, [branch(*each) for each in zip(rules, names, strict=True)], key, belief, space)
         known = (jnp.asarray(rule) >= 0) & (jnp.asarray(rule) < len(rules))
         status = worst(chosen.status, jnp.where(known, jnp.int32(Status.OK), jnp.int32(Status.NO_RULE)))
         return dataclasses.replace(chosen, status=status)

@@ -14,8 +14,8 @@ from jarm.loop import LoopConfig
 from jarm.pool import Pool, make_pool
 
 # What each hyperparameter may be; the noise may also be negative, for none.
-_LEAST = {"learning_rate": 0, "weight_decay": 0, "ridge": 0, "label_smoothing": 0, "prior": 0, "prior_mix": 0}
-_MOST = {"label_smoothing": 1, "prior_mix": 1}
+_ANY_SIGN = ("noise",)
+_SHARES = ("label_smoothing", "prior_mix", "epsilon")
 
 
 def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams: HParams = HParams()) -> HParams:
@@ -27,7 +27,11 @@ def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams
         noise = solve_noise(wanted, table.gold, table.mask, scale, pairs=config.pairs) if wanted > 0 else -1.0
         hparams = dataclasses.replace(hparams, noise=noise)
     for name in (field.name for field in dataclasses.fields(hparams)):
-        values, least, most = np.asarray(getattr(hparams, name)), _LEAST.get(name, -np.inf), _MOST.get(name, np.inf)
+        values, least, most = (
+            np.asarray(getattr(hparams, name)),
+            -np.inf if name in _ANY_SIGN else 0,
+            1 if name in _SHARES else np.inf,
+        )
         if not (np.isfinite(values) & (values >= least) & (values <= most)).all():
             within = f" of at least {least}" * (least == 0) + f" and at most {most}" * (most == 1)
             raise JarmError(f"The hyperparameter `{name}` is {values}: give a finite number{within}.")

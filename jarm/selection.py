@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jarm.base import PairSpace, Selection, Status
-from jarm.data.pairs import TILE, sample_pairs
+from jarm.base import JarmError, PairSpace, Selection, Status
+from jarm.data.pairs import TILE, is_in, sample_pairs
 from jarm.fisher import centred
 from jarm.linalg import matmul, worst
 from jarm.objectives import distances, square_sum
 from jarm.tiles import Scorer, best_pairs
-from jarm.types import Array, Float, PRNGKey
+from jarm.types import Array, Bool, Float, PRNGKey
 
 Score = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
 """`(margin, squared distance) -> score`, elementwise; larger is better."""
@@ -65,11 +66,29 @@ def top_pairs(
     def tile_of(rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
         return score(rows[0][:, None] - columns[0][None, :], jnp.maximum(distances(rows[1], columns[1]), 0))
 
-    unpriced = dataclasses.replace(space, costs=None)
-    best = best_pairs(Scorer((rewards, y), pair, tile_of), unpriced, k, tile=tile)
-    # Scores may overflow where features do not; but a singular metric is another status.
-    singular = jnp.isnan(0.0 if whiten is None else whiten).any()
-    fine = (finite | ~space.eligible).all() & (singular | (best.scores < jnp.inf).all())
+    best = top_scores(Scorer((rewards, y), pair, tile_of), finite, space, k, tile=tile)
+    # A singular metric is another status.
+    singular = jnp.isnan(0.0 if whiten is None else whiten).any() & (finite | ~space.eligible).all()
+    short = jnp.where(best.valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
+    return dataclasses.replace(best, status=jnp.where(singular, short, best.status))
+
+
+def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: int, *, tile: int = TILE) -> Selection:
+    """The k pairs of a space with the largest scores of any kind; what they cost does not enter.
+
+    Args:
+      scorer: what a pair scores; see `jarm.tiles`.
+      finite: `[N]` whether what the scorer knows of a response is finite.
+      space: which pairs.
+      k: how many, a Python int.
+      tile: pairs scored together, which bounds memory.
+
+    Returns:
+      As `top_pairs`.
+    """
+    best = best_pairs(scorer, dataclasses.replace(space, costs=None), k, tile=tile)
+    # Scores may overflow where what they are made of does not.
+    fine = (finite | ~space.eligible).all() & (best.scores < jnp.inf).all()
     status = jnp.where(fine, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
     valid = best.scores > -jnp.inf
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
@@ -86,3 +105,29 @@ def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
     pairs, valid = sample_pairs(key, space, k)
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     return Selection(pairs=pairs, gains=jnp.zeros(k, jnp.float32), valid=valid, status=short)
+
+
+def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Selection:
+    """The same batch, BROKEN_RULE where it is not one: a pair twice or not of the space, a gain that is not finite.
+
+    Raises:
+      JarmError: shapes or types are not those of `Selection`; the rule is named.
+    """
+    wanted = {"pairs": ((k, 2), "int32"), "gains": ((k,), "float32"), "valid": ((k,), "bool"), "status": ((), "int32")}
+    if not isinstance(selection, Selection):
+        raise JarmError(f"Rule {name!r} returned {type(selection).__name__}: return a jarm.Selection.")
+    for field, (shape, dtype) in wanted.items():
+        leaf = jnp.asarray(getattr(selection, field))
+        if (leaf.shape, leaf.dtype.name) != (shape, dtype):
+            raise JarmError(
+                f"Rule {name!r} returned {field} of shape {list(leaf.shape)} and type {leaf.dtype.name}: return "
+                f"{list(shape)} and {dtype}."
+            )
+    size, valid = space.eligible.shape[0], selection.valid
+    pairs = jnp.where(valid[:, None], selection.pairs, size)
+    first, second = jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2)
+    twice = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
+    broken = twice | (valid & ~(is_in(space, selection.pairs) & jnp.isfinite(selection.gains))).any()
+    # A status of its own says why a batch is as it is.
+    broken &= (selection.status == Status.OK) | (selection.status == Status.EXHAUSTED)
+    return dataclasses.replace(selection, status=jnp.where(broken, jnp.int32(Status.BROKEN_RULE), selection.status))

@@ -201,6 +201,9 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
         member_rewards=jnp.asarray(members.T, jnp.float32),
         past=jnp.asarray(information64(features, members[:, 0], labelled), jnp.float32),
         labels=jnp.int32(len(labelled)),
+        # As the loop has it: room for labels to come.
+        known=jnp.zeros((5, 2, FEATURES)).at[: len(labelled)].set(features[labelled]),
+        known_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(members[labelled, 0]),
     )
     alive = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
     if kind == "listed":
@@ -291,7 +294,12 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         return
     belief = case.belief
     shifted = dataclasses.replace(
-        belief, rewards=belief.rewards + 3, member_rewards=belief.member_rewards + 3, features=belief.features - 2
+        belief,
+        rewards=belief.rewards + 3,
+        member_rewards=belief.member_rewards + 3,
+        features=belief.features - 2,
+        known=belief.known - 2,
+        known_rewards=belief.known_rewards + 3,
     )
     assert _set(_call(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), "a common shift changes picks"
 

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jarm.acquisition.registry import RULES, get_rule
+from jarm.acquisition.registry import NEEDS, RULES, get_rule
 from jarm.base import JarmError, Selection, Status
 from jarm.selection import top_pairs
 from jarm.testing import (
@@ -93,12 +93,22 @@ def test_greedy_rules_start_from_their_prior(name, kind):
 @pytest.mark.parametrize("name", RULES)
 def test_the_table_says_what_a_rule_looks_at(name):
     entry, case = RULES[name], make_case("within")
-    plain = call(name, case)
-    other = call(name, believing(case, past=100 * jnp.eye(5)))
-    assert bool((other.gains != plain.gains).any()) == entry.past
-    hparams = dataclasses.replace(case.hparams, prior=jnp.float32(7))
-    other = call(name, case._replace(hparams=hparams))
-    assert bool((other.gains != plain.gains).any()) == entry.prior
+    belief, plain = case.belief, call(name, case)
+
+    def differs(other, seed=0):
+        batch = call(name, other, seed=seed)
+        return bool((batch.gains != plain.gains).any() | (batch.pairs != plain.pairs).any())
+
+    known = belief.known.at[:, 0].add(jnp.arange(5.0) ** 2)
+    past = believing(case, past=100 * jnp.eye(5), known=known)
+    apart = believing(case, member_rewards=belief.rewards[None] + 3 * (belief.member_rewards - belief.rewards[None]))
+    changed = {"key": differs(case, 1), "past": differs(past), "ensemble": differs(apart)}
+    for number, value in (("prior", 7), ("beta", 3), ("temperature", 40), ("epsilon", 1)):
+        changed[number] = differs(
+            case._replace(hparams=dataclasses.replace(case.hparams, **{number: jnp.float32(value)}))
+        )
+    assert {need for need, has in changed.items() if has} == set(entry.needs)
+    assert set(entry.needs) <= set(NEEDS)
     assert entry.summary
     assert entry.cost
 
@@ -230,3 +240,24 @@ def test_an_unknown_rule_is_answered_with_the_nearest_name():
         get_rule("greedy_dop")
     with pytest.raises(JarmError, match="no rule 'zzz': choose from random, "):
         get_rule("zzz")
+
+
+def test_a_rule_of_a_file(tmp_path):
+    path = tmp_path / "mine.py"
+    lines = [
+        "from jarm.acquisition.uncertainty import entropy",
+        "def mine(*args, **kw):",
+        "    return entropy(*args, **kw)",
+    ]
+    path.write_text("\n".join(lines))
+    rule = get_rule(f"{path}:mine")
+    assert rule is get_rule(f"{path}:mine")
+    check_rule(rule, spaces=("within",), checks=("batch",))
+    with pytest.raises(JarmError, match=r"mine\.py has no function 'other'; it has mine\."):
+        get_rule(f"{path}:other")
+    with pytest.raises(JarmError, match=r"There is no file .*yours\.py for the rule 'mine'"):
+        get_rule(f"{tmp_path}/yours.py:mine")
+    broken = tmp_path / "broken.py"
+    broken.write_text("import nowhere_at_all\n")
+    with pytest.raises(JarmError, match=r"broken\.py does not run: ModuleNotFoundError"):
+        get_rule(f"{broken}:mine")

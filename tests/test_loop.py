@@ -399,6 +399,9 @@ def test_bad_settings_are_named():
         ("ridge", -1.0),
         ("prior", float("nan")),
         ("prior_mix", 2.0),
+        ("beta", -1.0),
+        ("temperature", float("inf")),
+        ("epsilon", 1.5),
     ):
         with pytest.raises(JarmError, match=f"`{name}` is"):
             make_hparams(CONFIGS["within"], TABLE, SCALE, HParams(**{name: value}))

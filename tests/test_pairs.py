@@ -203,6 +203,11 @@ def test_a_compacted_list_is_the_same_pairs_on_fewer_responses():
     np.testing.assert_array_equal(responses[:4], [0, 3, 5, 9])
     assert local.eligible.sum() == 4
     assert local.pairs.shape == (4, 2)
+    np.testing.assert_array_equal(local.prompt[:4], [0, 1, 2, 3])
     inside = np.asarray(local.pairs) < len(responses)
     found = np.where(inside, np.asarray(responses)[np.minimum(local.pairs, 7)], 20)
     np.testing.assert_array_equal(found, space.pairs)
+
+    prompts = jnp.array([7, 7, 7, 7, 2, 2, 2, 2, 2, 2] + 10 * [19], jnp.int32)
+    _, local = jax.jit(compact)(dataclasses.replace(space, prompt=prompts))
+    np.testing.assert_array_equal(local.prompt[:4], [1, 1, 0, 0])

@@ -1,19 +1,21 @@
+import dataclasses
 import functools
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jarm.base import Status
-from jarm.data.pairs import listed_space, pair_space
+from jarm.base import JarmError, Status
+from jarm.data.pairs import is_in, listed_space, pair_space
 from jarm.fisher import fisher_weight
 from jarm.greedy import greedy_log_det
 from jarm.linalg import inverse_factor
-from jarm.selection import top_pairs
+from jarm.selection import check_selection, top_pairs
 from jarm.testing import (
     SPACES,
     best_subset64,
@@ -23,6 +25,7 @@ from jarm.testing import (
     leverages64,
     list_pairs,
     log_det64,
+    make_case,
     quick_jit,
 )
 
@@ -237,3 +240,33 @@ assert (batches[0] == batches[1]).all() and len(batches[0]) == 5
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("kind", ["within", "cross", "all", "listed"])
+def test_is_in_says_which_pairs_a_space_holds(kind):
+    case = make_case(kind)
+    space = case.space
+    if kind == "listed":  # in no order, with padding
+        pairs = jnp.concatenate([space.pairs[::-1], jnp.full((2, 2), 24, jnp.int32)])
+        space = dataclasses.replace(space, pairs=pairs)
+    every = np.array([(i, j) for i in range(26) for j in range(26)], np.int32)
+    inside = {tuple(pair) for pair in list_pairs(space).tolist()}
+    np.testing.assert_array_equal(jax.jit(is_in)(space, every), [tuple(pair) in inside for pair in every.tolist()])
+
+
+def test_a_rule_that_breaks_its_contract_is_named():
+    case = make_case("within")
+    good = top_pairs(lambda margin, _: jnp.abs(margin), case.belief.rewards, None, case.space, 4)
+    assert check_selection(good, case.space, 4, "mine").status == Status.OK
+    for changes in (
+        {"pairs": good.pairs.at[1].set(good.pairs[0])},
+        {"pairs": good.pairs[:, ::-1]},
+        {"pairs": good.pairs.at[2].set(jnp.array([0, 1]))},  # labelled
+        {"gains": good.gains.at[3].set(jnp.nan)},
+    ):
+        bad = dataclasses.replace(good, **changes)
+        assert check_selection(bad, case.space, 4, "mine").status == Status.BROKEN_RULE
+    with pytest.raises(JarmError, match=r"Rule 'mine' returned pairs of shape \[4, 2\] .* return \[5, 2\]"):
+        check_selection(good, case.space, 5, "mine")
+    with pytest.raises(JarmError, match="Rule 'mine' returned tuple"):
+        check_selection((good.pairs,), case.space, 4, "mine")

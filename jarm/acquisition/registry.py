@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import importlib.util
+import pathlib
+import sys
 
 from jarm.acquisition import optimal_design, uncertainty
 from jarm.base import JarmError, Rule
+
+NEEDS = {
+    "ensemble": "members that disagree",
+    "past": "labelled pairs",
+    "prior": "a prior (`--prior`, `--prior-mix`)",
+    "beta": "width of intervals (`--beta`)",
+    "temperature": "`--temperature`",
+    "epsilon": "`--epsilon`",
+    "key": "chance",
+}
+"""What a rule may look at beside the features, rewards and pairs of the pool."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,15 +29,13 @@ class RuleEntry:
 
     Attributes:
       rule: the function.
-      cost: order of the work of one batch of B from S pairs of n responses with F features.
-      past: whether it looks at the pairs labelled so far.
-      prior: whether it uses `hparams.prior` and `hparams.prior_mix`.
+      cost: order of the work of a batch of B from S pairs of N responses and P prompts, with F features and K members.
+      needs: names of `NEEDS`.
     """
 
     rule: Rule
     cost: str
-    past: bool = False
-    prior: bool = False
+    needs: tuple[str, ...] = ()
 
     @property
     def summary(self) -> str:
@@ -32,25 +44,56 @@ class RuleEntry:
 
 
 RULES: dict[str, RuleEntry] = {
-    "random": RuleEntry(uncertainty.random, "B"),
+    "random": RuleEntry(uncertainty.random, "B", ("key",)),
     "entropy": RuleEntry(uncertainty.entropy, "S"),
     "max_diff": RuleEntry(uncertainty.max_diff, "S"),
-    "xtx": RuleEntry(optimal_design.xtx, "S F + n F^2"),
-    "dopt": RuleEntry(optimal_design.dopt, "S F + n F^2"),
-    "pa_dopt": RuleEntry(optimal_design.pa_dopt, "S F + n F^2", past=True),
-    "greedy_dopt": RuleEntry(optimal_design.greedy_dopt, "passes (S F + n F^2)", past=True, prior=True),
-    "greedy_dopt_blind": RuleEntry(optimal_design.greedy_dopt_blind, "passes (S F + n F^2)", prior=True),
+    "xtx": RuleEntry(optimal_design.xtx, "S F + N F^2"),
+    "dopt": RuleEntry(optimal_design.dopt, "S F + N F^2"),
+    "pa_dopt": RuleEntry(optimal_design.pa_dopt, "S F + N F^2", ("past",)),
+    "greedy_dopt": RuleEntry(optimal_design.greedy_dopt, "passes (S F + N F^2)", ("past", "prior")),
+    "greedy_dopt_blind": RuleEntry(optimal_design.greedy_dopt_blind, "passes (S F + N F^2)", ("prior",)),
 }
 
 
 def get_rule(name: str) -> Rule:
-    """The rule of that name.
+    """The rule of that name, or the function of a file: `my_rules.py:best_rule`.
 
     Raises:
       JarmError: there is none; the nearest name is given.
     """
     if name in RULES:
         return RULES[name].rule
+    path, colon, function = name.rpartition(":")
+    if colon and path.endswith(".py"):
+        return _of_file(pathlib.Path(path), function)
     near = difflib.get_close_matches(name, RULES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RULES)}."
+    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RULES)}, or FILE.py:FUNCTION."
     raise JarmError(f"There is no rule {name!r}: {hint}")
+
+
+def _of_file(path: pathlib.Path, function: str) -> Rule:
+    """A function of a Python file, which is run at most once a process."""
+    if not path.is_file():
+        raise JarmError(f"There is no file {path} for the rule {function!r}.")
+    name = f"jarm_rules_of_{abs(hash(str(path.resolve())))}"
+    if name not in sys.modules:
+        spec = importlib.util.spec_from_file_location(name, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        try:
+            spec.loader.exec_module(module)
+        except Exception as error:
+            raise JarmError(f"{path} does not run: {type(error).__name__}: {error}") from error
+        sys.modules[name] = module
+    module = sys.modules[name]
+    rule = getattr(module, function, None)
+    if not callable(rule):
+        offered = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__]
+        raise JarmError(f"{path} has no function {function!r}; it has {', '.join(offered) or 'none'}.")
+    return rule
+
+
+def needs_ensemble(name: str) -> bool:
+    """Whether a rule means nothing without two members that disagree."""
+    return name in RULES and "ensemble" in RULES[name].needs

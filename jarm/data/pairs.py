@@ -147,6 +147,23 @@ def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int
     return position, (found[:, 0] == first) & (found[:, 1] == second)
 
 
+def is_in(space: PairSpace, pairs: Int[Array, "m 2"]) -> Bool[Array, "m"]:
+    """Which pairs (smaller index first) the space holds."""
+    size = space.eligible.shape[0]
+    ends = jnp.clip(pairs, 0, size - 1)
+    good = ((pairs >= 0) & (pairs < size)).all(axis=1) & (pairs[:, 0] < pairs[:, 1]) & space.eligible[ends].all(axis=1)
+    if space.pairs is not None:
+        # Lists need not be in order, so it is the pairs asked about that are sorted, and those of the list looked up.
+        asked, _ = _distinct(pairs, size)
+        place, found = find(asked, space.pairs)
+        listed = jnp.zeros(len(asked), bool).at[jnp.where(found, place, len(asked))].set(True, mode="drop")
+        return good & listed[find(asked, pairs)[0]]
+    home = prompts_of(space)[ends]
+    same = home[:, 0] == home[:, 1]
+    inside = {"within": same, "cross": ~same, "all": jnp.ones_like(same)}[space.kind]
+    return good & inside & ~contains(space.excluded, pairs)
+
+
 def prompts_of(space: PairSpace) -> Int[Array, "N"]:
     """The prompt of each response."""
     if space.prompt is not None:
@@ -321,8 +338,8 @@ def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
     """A listed space of M pairs on the responses that are in one, at most 2 M.
 
     Returns:
-      `[2 M]` the responses, in rising order and then padded with 0; and the space in their indices, of width 1, whose
-      padding is not eligible.
+      `[2 M]` the responses, in rising order and then padded with 0; and the space in their indices, which knows their
+      prompts (numbered anew) and whose padding is not eligible.
     """
     assert space.pairs is not None
     size, room = space.eligible.shape[0], 2 * space.pairs.shape[0]
@@ -330,11 +347,16 @@ def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
     place = jnp.cumsum(present, dtype=jnp.int32) - 1
     index = jnp.arange(size, dtype=jnp.int32)
     responses = jnp.zeros(room, jnp.int32).at[jnp.where(present, place, room)].set(index, mode="drop")
+    home = prompts_of(space)
+    # Prompts of fewer responses than there were: as numbers below `room`.
+    used = jnp.zeros(size, bool).at[jnp.where(present, home, size)].set(True, mode="drop")
+    prompt = (jnp.cumsum(used, dtype=jnp.int32) - 1)[home]
     local = PairSpace(
         kind="listed",
         width=1,
         eligible=jnp.arange(room, dtype=jnp.int32) < present.sum(),
         excluded=jnp.zeros((0, 2), jnp.int32),
         pairs=jnp.where(space.pairs < size, place[jnp.minimum(space.pairs, size - 1)], room),
+        prompt=jnp.zeros(room, jnp.int32).at[jnp.where(present, place, room)].set(prompt, mode="drop"),
     )
     return responses, local
