@@ -172,6 +172,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_seeds_by_vmap_are_seeds_one_by_one(finished, tmp_path):
     out, _ = finished
     compare(dataclasses.replace(SMALL, out=tmp_path, together=3))
@@ -200,7 +201,9 @@ def test_rules_are_listed(capsys):
     assert "cost" in shown
 
 
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(
+    ("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
+)
 def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
     """Killed or interrupted after its first run; the same command ends with the records of an unbroken run."""
     compiled = {

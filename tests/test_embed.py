@@ -256,7 +256,9 @@ sys.exit(jarm.cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(
+    ("number", "code"), [pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow), (signal.SIGKILL, -9)]
+)
 def test_a_signal_loses_nothing_that_was_committed(tmp_path, folder, number, code):
     table = write_rows(tmp_path / "r.jsonl", random_rows(3000))
     options = ["--dtype", "float32", "--max-tokens-per-batch", "64", "--share-prompts", "never"]
@@ -280,7 +282,7 @@ def test_a_signal_loses_nothing_that_was_committed(tmp_path, folder, number, cod
     assert store.verify() == []
 
 
-@pytest.mark.parametrize("share", ["always", "never"])
+@pytest.mark.parametrize("share", [pytest.param("always", marks=pytest.mark.slow), "never"])
 def test_the_number_of_shapes_does_not_grow_with_the_input(tmp_path, folder, share):
     """Whole batches have few shapes; what is left over at the end brings a few more."""
     compiled = []

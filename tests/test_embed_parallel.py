@@ -85,6 +85,7 @@ def test_two_processes(job, reference):
     assert "embedded now" not in said[1]  # and whatever gloo has to say
 
 
+@pytest.mark.slow
 def test_two_processes_stop_together_and_go_on(job, reference):
     """A signal to one of them ends both after the same batch; the same commands finish the store."""
     folder, options = job
@@ -104,6 +105,7 @@ def test_two_processes_stop_together_and_go_on(job, reference):
     check(EmbeddingStore(out), reference)
 
 
+@pytest.mark.slow
 def test_processes_with_different_texts_do_not_start(job):
     folder, options = job
     other = write_rows(folder / "other.jsonl", random_rows(150, prompt=20, seed=5))

@@ -269,6 +269,7 @@ def test_every_family_on_every_mesh():
     assert json.loads(out.splitlines()[-1]) == dict.fromkeys(ALL)
 
 
+@pytest.mark.slow
 def test_two_processes_are_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
