@@ -15,11 +15,13 @@ import tyro
 
 from jarm.acquisition.registry import NEEDS, RULES
 from jarm.base import JarmError
+from jarm.bench import BenchConfig, bench, table
 from jarm.compare import CompareConfig, compare
 from jarm.data.files import listed
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.embed import EmbedConfig, embed
+from jarm.figures import run_times
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
 
@@ -68,6 +70,19 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
         print(f"{summary.empty_responses:,} responses are empty; they were embedded as any other.")
     for store in summary.stores:
         print(store)
+
+
+def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:
+    """Measure the run time and memory of acquisition rules against the number of candidate pairs.
+
+    jarm bench --rules random,dopt,greedy_dopt --sizes 10000,100000 --cores 1
+    """
+    rows = bench(config)
+    print(f"\n{table(rows)}\n\n{config.out / 'bench.md'}")
+    try:
+        print(*run_times(rows, config.out / "bench")[:1])
+    except JarmError as error:  # without matplotlib there is still a table
+        print(error)
 
 
 def _keep_compiled() -> None:
@@ -150,6 +165,7 @@ def main(args: list[str] | None = None) -> int:
     """Entry point: 0 if all went well, 1 with one sentence on standard error if not."""
     try:
         commands: dict[str, Callable[..., None]] = {
+            "bench": _bench,
             "compare": _compare,
             "embed": _embed,
             "rules": _rules,

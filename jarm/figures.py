@@ -157,3 +157,65 @@ def _legend(figure: Figure, runs: dict[str, Any]) -> None:
         title_fontsize=8,
         alignment="left",
     )
+
+
+def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list[pathlib.Path]:
+    """Draw processor time against candidate pairs, a panel for each family of rules, and quality against time.
+
+    Args:
+      rows: as `jarm.bench.bench` returns them.
+      path_stem: where to write, without suffix.
+
+    Returns:
+      The files written: `.png` and `.svg`.
+
+    Raises:
+      JarmError: matplotlib is not installed.
+    """
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    families: dict[str, dict[str, list[dict[str, Any]]]] = {}
+    for row in rows:
+        families.setdefault(row["family"], {}).setdefault(row["rule"], []).append(row)
+    largest = max(row["candidates"] for row in rows)
+    columns = min(3, len(families) + 1)
+    lines = -(-(len(families) + 1) // columns)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(4.2 * columns, 3.3 * lines), layout="constrained")
+        FigureCanvasAgg(figure)
+        grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
+        for axes in grid[len(families) + 1 :]:
+            axes.axis("off")
+        first = grid[0]
+        for axes, (family, rules) in zip(grid[: len(families)], families.items(), strict=True):
+            for rule, cells in rules.items():
+                cells = sorted(cells, key=lambda row: row["candidates"])
+                style = _style(list(rules), rule, "random")
+                x = [row["candidates"] for row in cells]
+                axes.loglog(x, [row["cpu_s"] for row in cells], label=rule, markersize=4, **style)
+            axes.sharey(first)
+            axes.set_title(family, loc="left", fontsize=10)
+            axes.grid(color="#dddddd", linewidth=0.6)
+            axes.legend(frameon=False, fontsize=7, handlelength=3)
+            axes.set_xlabel("candidate pairs")
+        first.set_ylabel("processor seconds a batch")
+        axes = grid[len(families)]
+        for index, (family, rules) in enumerate(families.items()):
+            last = [row for cells in rules.values() for row in cells if row["candidates"] == largest]
+            color = PALETTE[index % len(PALETTE)]
+            style = {"color": color, "marker": MARKERS[index % len(MARKERS)], "linestyle": "", "label": family}
+            axes.semilogx([row["cpu_s"] for row in last], [row["log_det"] for row in last], markersize=5, **style)
+        axes.set_title(f"information against time, {largest:,} pairs", loc="left", fontsize=10)
+        axes.set_xlabel("processor seconds a batch")
+        axes.set_ylabel("log det above the prior (nats)")
+        axes.grid(color="#dddddd", linewidth=0.6)
+        axes.legend(frameon=False, fontsize=7)
+        stem = pathlib.Path(path_stem)
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
+        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+    return paths

@@ -1,0 +1,303 @@
+"""Run time, memory and quality of acquisition rules against the number of candidate pairs: `jarm bench`."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import pathlib
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.acquisition.optimal_design import prior_information
+from jarm.acquisition.registry import RULES, get_rule
+from jarm.base import Belief, HParams, JarmError, PairSpace, Status
+from jarm.data.files import replace_text
+from jarm.data.pairs import KINDS, pair_space, subset
+from jarm.fisher import fisher_weight, pair_information
+from jarm.peers import PEERS, installed
+from jarm.records import plain, provenance
+
+WIDTH = 10
+"""Responses a prompt."""
+
+
+@dataclasses.dataclass(frozen=True)
+class BenchConfig:
+    """Settings of a benchmark of selection; the defaults take about five minutes.
+
+    Attributes:
+      rules: rules to measure, separated by commas, as `jarm compare` takes them; "all" of `jarm rules`.
+      pairs: "listed" (as many random pairs of `responses`), or every pair "within", "cross" or "all".
+      sizes: candidate pairs, separated by commas; of spaces that are not listed, about as many.
+      responses: among which listed pairs are drawn.
+      batch: pairs chosen.
+      width: features a response.
+      members: heads in the ensemble.
+      labelled: pairs labelled before.
+      turns: runs of each rule, in turn with the others.
+      limit: seconds; a rule that takes longer runs once, and is left out of larger sizes.
+      peers: measure other packages that are installed, too (listed pairs only).
+      cores: processor cores to use; 0 for all.
+      out: folder for bench.jsonl, to which rows are appended, bench.md and bench.png.
+    """
+
+    rules: str = "all"
+    pairs: str = "listed"
+    sizes: str = "1000,10000,100000"
+    responses: int = 5000
+    batch: int = 256
+    width: int = 64
+    members: int = 5
+    labelled: int = 256
+    turns: int = 5
+    limit: float = 20.0
+    peers: bool = True
+    cores: int = 0
+    out: pathlib.Path = pathlib.Path("out/bench")
+
+    def __post_init__(self) -> None:
+        if self.pairs not in ("listed", *KINDS):
+            raise JarmError(f"There is no pair space {self.pairs!r}: choose from listed, {', '.join(KINDS)}.")
+        for name in ("responses", "batch", "width", "members", "turns"):
+            if getattr(self, name) < 1:
+                raise JarmError(f"`--{name} {getattr(self, name)}`: give at least 1.")
+        held = self.responses * (self.responses - 1) // 2
+        if self.pairs == "listed" and max(self.counts()) > held:
+            raise JarmError(f"{self.responses:,} responses have no more than {held:,} pairs: raise `--responses`.")
+        if min(self.counts()) < self.batch:
+            raise JarmError(f"`--sizes {self.sizes}` cannot fill a batch of {self.batch}: give larger ones.")
+
+    def counts(self) -> list[int]:
+        """The numbers of candidate pairs."""
+        try:
+            return [int(each) for each in self.sizes.split(",")]
+        except ValueError:
+            raise JarmError(f"`--sizes {self.sizes}` is not a list of numbers such as 1000,10000.") from None
+
+    def rule_names(self) -> list[str]:
+        """The rules to measure."""
+        names = list(RULES) if self.rules == "all" else [name.strip() for name in self.rules.split(",") if name.strip()]
+        for name in names:
+            get_rule(name)
+        return list(dict.fromkeys(names))
+
+
+class Problem(NamedTuple):
+    """What every side chooses from.
+
+    Attributes:
+      belief, space, hparams: for the rules of jarm.
+      prior: `[F, F]` float64, from which every batch is judged.
+    """
+
+    belief: Belief
+    space: PairSpace
+    hparams: HParams
+    prior: np.ndarray
+
+
+def make_problem(config: BenchConfig, count: int) -> Problem:
+    """Gaussian features, members that agree on most, and about `count` candidate pairs."""
+    rng = np.random.default_rng(0)
+    size = {
+        "listed": config.responses,
+        "within": 2 * count / (WIDTH - 1),
+        "cross": (2 * count) ** 0.5 + WIDTH / 2,
+        "all": (2 * count) ** 0.5 + 1,
+    }[config.pairs]
+    size = max(2, round(size / WIDTH)) * WIDTH
+    features = rng.standard_normal((size, config.width), np.float32)
+    heads = rng.standard_normal((config.width, 1)) + 0.5 * rng.standard_normal((config.width, config.members))
+    # Margins of a standard deviation of about 1.5.
+    members = (features @ heads * 1.5 / np.sqrt(2 * config.width)).astype(np.float32)
+    rewards = members.mean(axis=1)
+    ends = rng.integers(0, size, (config.labelled, 2))
+    known, known_rewards = features[ends], rewards[ends]
+    weight = fisher_weight(jnp.asarray(known_rewards[:, 0] - known_rewards[:, 1]))
+    past = pair_information(jnp.asarray(known[:, 0]), jnp.asarray(known[:, 1]), weight)
+    belief = Belief(
+        features=jnp.asarray(features),
+        rewards=jnp.asarray(rewards),
+        member_rewards=jnp.asarray(members.T),
+        past=past,
+        labels=jnp.int32(config.labelled),
+        known=jnp.asarray(known),
+        known_rewards=jnp.asarray(known_rewards),
+    )
+    alive, labelled = jnp.ones(size, bool), jnp.asarray(ends, jnp.int32)
+    if config.pairs == "listed":
+        space = subset(jax.random.key(0), pair_space("all", WIDTH, alive), count)
+    else:
+        space = pair_space(config.pairs, WIDTH, alive, labelled)
+    hparams = jax.tree.map(jnp.float32, HParams())
+    prior = jax.jit(prior_information, static_argnums=2)(belief, space, config.batch, hparams)
+    return Problem(belief, space, hparams, np.asarray(prior, np.float64))
+
+
+class _Side(NamedTuple):
+    """One way to choose a batch, ready to run."""
+
+    name: str
+    run: Callable[[], Any]
+    compile_s: float = 0.0
+    temp_bytes: int | None = None
+
+
+def _side_of(name: str, problem: Problem, k: int) -> _Side:
+    rule = get_rule(name)
+    given = (jax.random.key(0), problem.belief, problem.space, problem.hparams)
+    begin = time.perf_counter()
+    compiled = jax.jit(lambda key, belief, space, hparams: rule(key, belief, space, k, hparams)).lower(*given).compile()
+    seconds = time.perf_counter() - begin
+    memory = compiled.memory_analysis()
+    size = None if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
+    return _Side(name, lambda: jax.block_until_ready(compiled(*given)), seconds, size)
+
+
+def quality(problem: Problem, pairs: np.ndarray) -> float:
+    """log det of the information with a batch, above that of the prior, in nats; float64."""
+    phi, r = (np.asarray(each, np.float64) for each in (problem.belief.features, problem.belief.rewards))
+    x, margin = phi[pairs[:, 0]] - phi[pairs[:, 1]], r[pairs[:, 0]] - r[pairs[:, 1]]
+    weight = 1 / (2 + np.exp(margin) + np.exp(-margin))
+    return float(
+        np.linalg.slogdet(problem.prior + (weight[:, None] * x).T @ x)[1] - np.linalg.slogdet(problem.prior)[1]
+    )
+
+
+def bench(config: BenchConfig) -> list[dict[str, Any]]:
+    """Measure rules in turn, size after size; rows are appended to `bench.jsonl` as sizes are done.
+
+    Returns:
+      The rows, one for each rule and size: processor and wall seconds (median, and the extremes of the turns), seconds
+      to compile, temporaries of the compiled program, and log det of the batch.
+
+    Raises:
+      JarmError: a setting is wrong, a rule failed, or the folder cannot be written.
+    """
+    if config.cores:
+        pin(config.cores)
+    names, rows, slow = config.rule_names(), [], set()
+    try:
+        config.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise JarmError(f"The folder {config.out} cannot be used ({error}): give another --out.") from error
+    for count in config.counts():
+        problem = make_problem(config, count)
+        sides: list[Callable[[], _Side]] = [
+            functools.partial(_side_of, name, problem, config.batch) for name in names if name not in slow
+        ]
+        if config.peers and config.pairs == "listed":
+            sides += [
+                functools.partial(_Side, peer.name, peer.make(problem.belief, problem.space, config.batch))
+                for peer in PEERS
+                if installed(peer) and peer.name not in slow
+            ]
+        found = _measure(sides, problem, config, count)
+        slow |= {row["rule"] for row in found if row["wall_s"] > config.limit}
+        with open(config.out / "bench.jsonl", "a") as file:
+            file.writelines(json.dumps(row, default=plain) + "\n" for row in found)
+        rows += found
+    replace_text(config.out / "bench.md", table(rows) + "\n")
+    return rows
+
+
+def _measure(
+    sides: list[Callable[[], _Side]], problem: Problem, config: BenchConfig, count: int
+) -> list[dict[str, Any]]:
+    ready, quick, times = [], [], {}
+    for make in sides:
+        side = make()
+        side.run()  # not counted: caches are cold
+        first = _timed(side.run)
+        ready.append(side)
+        times[side.name] = [first]
+        if first[1] <= config.limit:
+            quick.append(side)
+        print(f"{count:>12,}  {side.name:<26} {first[0]:10.4f} s", flush=True)
+    for _ in range(config.turns - 1):
+        for side in quick:
+            times[side.name].append(_timed(side.run))
+    rows = []
+    for side in ready:
+        result = side.run()
+        pairs = np.asarray(result.pairs)[np.asarray(result.valid)] if hasattr(result, "pairs") else np.asarray(result)
+        status = int(getattr(result, "status", Status.OK))
+        cpu, wall = (sorted(each) for each in zip(*times[side.name], strict=True))
+        rows.append(
+            {
+                "rule": side.name,
+                "family": family_of(side.name),
+                "pairs": config.pairs,
+                "candidates": count,
+                "batch": config.batch,
+                "features": config.width,
+                "members": config.members,
+                "responses": int(problem.belief.rewards.shape[0]),
+                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                "cpu_s": statistics.median(cpu),
+                "cpu_low_s": cpu[0],
+                "cpu_high_s": cpu[-1],
+                "wall_s": statistics.median(wall),
+                "turns": len(cpu),
+                "compile_s": round(side.compile_s, 3),
+                "temp_bytes": side.temp_bytes,
+                "log_det": quality(problem, pairs),
+                "chosen": len(pairs),
+                "status": Status(status).name,
+                **provenance(),
+            }
+        )
+    return rows
+
+
+def family_of(name: str) -> str:
+    """The module a rule stands in, in words."""
+    return get_rule(name).__module__.rpartition(".")[2].replace("_", " ") if ": " not in name else "other packages"
+
+
+def _timed(run: Callable[[], Any]) -> tuple[float, float]:
+    """Processor and wall seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    run()
+    return time.process_time() - cpu, time.perf_counter() - wall
+
+
+def pin(cores: int) -> None:
+    """Keep this process, and threads it will start, to so many cores, where the system can."""
+    if hasattr(os, "sched_setaffinity"):
+        available = sorted(os.sched_getaffinity(0))
+        if cores > len(available):
+            raise JarmError(f"`--cores {cores}`: there are {len(available)}.")
+        os.sched_setaffinity(0, set(available[-cores:]))
+
+
+def table(rows: list[dict[str, Any]]) -> str:
+    """Rows as Markdown: a line for each rule, a column of processor milliseconds for each size; quality at the last."""
+    sizes = sorted({row["candidates"] for row in rows})
+    by_rule: dict[str, dict[int, dict[str, Any]]] = {}
+    for row in rows:
+        by_rule.setdefault(row["rule"], {})[row["candidates"]] = row
+    lines = [
+        f"| rule | {' | '.join(f'{size:,} pairs, ms' for size in sizes)} | compile s | MB | log det, nats |",
+        "|---|" + "--:|" * (len(sizes) + 3),
+    ]
+    for rule, cells in by_rule.items():
+        last = cells[max(cells)]
+        shown = [_range(cells[size]) if size in cells else "-" for size in sizes]
+        size = last["temp_bytes"]
+        memory = "-" if size is None else f"{size / 1e6:.3g}"
+        lines.append(f"| {rule} | {' | '.join(shown)} | {last['compile_s']:.1f} | {memory} | {last['log_det']:.1f} |")
+    return "\n".join(lines)
+
+
+def _range(row: dict[str, Any]) -> str:
+    middle, low, high = (1e3 * row[name] for name in ("cpu_s", "cpu_low_s", "cpu_high_s"))
+    return f"{middle:.3g} ({low:.3g} to {high:.3g})"
