@@ -16,6 +16,10 @@ def as_array(name: str, value: Any) -> np.ndarray:
     Raises:
       JarmError: it makes nothing of it, or no array of numbers.
     """
+    if np.ma.is_masked(value):
+        raise JarmError(
+            f"{name} has masked entries, which would be read as numbers: fill them, or leave their rows out."
+        )
     try:
         array = np.asarray(value)
     except Exception as error:  # whatever another library's arrays raise

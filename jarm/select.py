@@ -259,7 +259,7 @@ def _objective(
     elif criterion in CRITERIA:
         named = criterion in WITH_TARGETS
     else:
-        near = difflib.get_close_matches(criterion, CRITERIA, n=1)
+        near = difflib.get_close_matches(criterion.lower(), CRITERIA, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(CRITERIA)}."
         raise JarmError(f"There is no criterion {criterion!r}: {hint}")
     if named != (targets is not None):

@@ -497,6 +497,8 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
             {"prior_precision": 1e-12 * np.eye(F) + np.ones((F, F))},
             "is not positive definite in float32: give a larger",
         ),
+        ({"rewards": np.ma.masked_greater(REWARDS, 0)}, "rewards has masked entries"),
+        ({"criterion": "D"}, "no criterion 'D': did you mean 'd'"),
         ({"swaps": -1}, "swaps is -1: give 0 or more"),
         ({"bound": "maybe"}, "bound is 'maybe'"),
         ({"swaps": 3, "criterion": "bald"}, "Swaps and bounds are known for log det only"),
