@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tyro
 
-from jarm.acquisition.registry import NEEDS, RULES
+from jarm.acquisition.registry import NEEDS, RULES, get_rule
 from jarm.base import JarmError
 from jarm.bench import BenchConfig, bench, table
 from jarm.compare import CompareConfig, compare
@@ -22,6 +22,7 @@ from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.embed import EmbedConfig, embed
 from jarm.figures import run_times
+from jarm.testing import CHECKS, SPACES, check_rule
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
 
@@ -91,8 +92,21 @@ def _keep_compiled() -> None:
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
 
 
-def _rules() -> None:
-    """List the acquisition rules."""
+def _rules(check: str | None = None) -> None:
+    """List the acquisition rules, or check one of your own.
+
+    jarm rules --check my_rules.py:best_rule
+
+    Args:
+      check: a rule to run the conformance suite on, by name or as FILE.py:FUNCTION, instead of the list.
+    """
+    if check is not None:
+        try:
+            check_rule(get_rule(check))
+        except AssertionError as error:
+            raise JarmError(f"{check} does not conform: {error}.") from error
+        print(f"{check} conforms: {', '.join(CHECKS)}, on pairs {', '.join(SPACES)}.")
+        return
     for name, entry in RULES.items():
         needs = ", ".join(NEEDS[need] for need in entry.needs)
         print(f"{name:<22} {entry.summary}\n{'':<22} cost {entry.cost}; needs {needs or 'the pool alone'}")

@@ -14,6 +14,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from jarm.acquisition.registry import RULES as ALL_RULES
 from jarm.acquisition.registry import get_rule
 from jarm.annotators import AnnotatorConfig
 from jarm.base import Benchmark, HParams, JarmError
@@ -45,7 +46,8 @@ class CompareConfig:
       emb: likewise, the embedding model.
       task: likewise, the task.
       out: folder for records.jsonl, summary.json, summary.md, curves.png and curves.svg.
-      rules: acquisition rules, separated by commas; `jarm rules` lists them. "random" is always run.
+      rules: acquisition rules, separated by commas; `jarm rules` lists them, "all" takes every one, FILE.py:FUNCTION is
+        one of yours. "random" is always run.
       pairs: which pairs may be asked about: "within" prompts, "cross" (across prompts) or "all".
       rounds: batches bought after the first random labels.
       batch: pairs bought a round.
@@ -129,7 +131,8 @@ class CompareConfig:
 
     def rule_names(self) -> list[str]:
         """The rules in the order given, each once, `random` first."""
-        names = ["random", *(name.strip() for name in self.rules.split(",") if name.strip())]
+        rules = ",".join(ALL_RULES) if self.rules == "all" else self.rules
+        names = ["random", *(name.strip() for name in rules.split(",") if name.strip())]
         for name in names:
             get_rule(name)
         return list(dict.fromkeys(names))

@@ -228,3 +228,27 @@ def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
         assert sum(line["kind"] == "run" for line in lines(tmp_path)) % (SMALL.rounds + 1) == 0
     compare(dataclasses.replace(SMALL, out=tmp_path))
     assert in_order(tmp_path) == in_order(finished[0])
+
+
+def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
+    path = tmp_path / "mine.py"
+    lines = [
+        "import dataclasses",
+        "from jarm.acquisition.uncertainty import entropy",
+        "def good(*args, **kw):",
+        "    return entropy(*args, **kw)",
+        "def repeats(*args, **kw):",
+        "    best = entropy(*args, **kw)",
+        "    return dataclasses.replace(best, pairs=best.pairs.at[1].set(best.pairs[0]))",
+    ]
+    path.write_text("\n".join(lines))
+    assert main(["rules", "--check", f"{path}:repeats"]) == 1
+    assert (
+        "repeats does not conform: batch on a space of 'within' pairs: a pair was picked twice"
+        in capsys.readouterr().err
+    )
+    summary = compare(dataclasses.replace(SMALL, rules=f"{path}:good,{path}:repeats", seeds=1, out=tmp_path / "out"))
+    assert not summary["rules"][f"{path}:good"]["failed_seeds"]
+    row = summary["rules"][f"{path}:repeats"]
+    assert row["failed_seeds"] == 1
+    assert "a pair twice" in row["failure"]
