@@ -55,7 +55,7 @@ def _extend(joint: _Joint, p: Float[Array, "K"]) -> _Joint:
     probabilities min(pi / c, 1) that sum to S, and what is included has the mass max(pi, c).
     """
     room = joint.mass.shape[0]
-    both = jnp.concatenate([joint.posterior * p, joint.posterior * (1 - p)])
+    both = jnp.concatenate([joint.posterior * p[None, :], joint.posterior * (1 - p)[None, :]])
     told = both.sum(axis=1)
     mass = jnp.concatenate([joint.mass, joint.mass]) * told
     posterior = both / jnp.maximum(told, jnp.finfo(told.dtype).tiny)[:, None]
@@ -177,7 +177,7 @@ def _prompts(belief: Belief, space: PairSpace) -> _Prompts:
     alive = space.eligible
     features = jnp.where(alive[:, None], belief.features, 0)
     middle = features.sum(axis=0) / jnp.maximum(alive.sum(), 1)
-    features = jnp.where(alive[:, None], features - middle, 0)
+    features = jnp.where(alive[:, None], features - middle[None, :], 0)
     held = jax.ops.segment_sum(alive.astype(jnp.float32), home, count)
     points = jax.ops.segment_sum(features, home, count) / jnp.maximum(held, 1)[:, None]
 
@@ -185,7 +185,7 @@ def _prompts(belief: Belief, space: PairSpace) -> _Prompts:
     def nearest(end: Array) -> Array:
         return home[jnp.argmin(jnp.where(alive, _squares(features, end), jnp.inf))]
 
-    ends = (belief.known - middle).reshape(-1, features.shape[1])
+    ends = (belief.known - middle[None, None, :]).reshape(-1, features.shape[1])
     half = jnp.where(jnp.arange(len(ends)) < 2 * belief.labels, 0.5, 0.0)
     bought = jnp.zeros(count).at[_mapped(nearest, ends)].add(half)
     others = jnp.minimum(NEIGHBOURS, (held > 0).sum() - 1)

@@ -61,7 +61,7 @@ def chance(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
     return jnp.where(margin < 0, decay, 1) / (1 + decay)
 
 
-def divergence(p: Float[Array, "*b"], shift: Float[Array, "*b"]) -> Float[Array, "*b"]:
+def divergence(p: Float[Array, "*#b"], shift: Float[Array, "*#b"]) -> Float[Array, "*#b"]:
     """KL from a coin of chance p + shift to one of chance p, nats: small shifts keep their digits."""
 
     def side(p: Array, shift: Array) -> Array:

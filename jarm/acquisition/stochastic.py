@@ -32,7 +32,7 @@ def _mixed_bits(bits: Shaped[Array, "*b"]) -> Shaped[Array, "*b"]:
     return bits ^ (bits >> 16)
 
 
-def pair_noise(seed: Shaped[Array, "2"], i: Int[Array, "*b"], j: Int[Array, "*b"]) -> Float[Array, "*b"]:
+def pair_noise(seed: Shaped[Array, "2"], i: Int[Array, "*#b"], j: Int[Array, "*#b"]) -> Float[Array, "*#b"]:
     """Standard Gumbel noise of pairs, the same for (i, j) and (j, i); it takes 2^32 values, at most 22.9."""
     low, high = jnp.minimum(i, j).astype(jnp.uint32), jnp.maximum(i, j).astype(jnp.uint32)
     bits = _mixed_bits(_mixed_bits(low ^ seed[0]) + high * jnp.uint32(0x9E3779B9) ^ seed[1])
