@@ -82,7 +82,7 @@ def scores64(name, case):
     if name == "bald_laplace":
         return laplace64(margin, q)
     if name == "softmax_dopt":
-        return np.log1p(weights64(case.belief.rewards, pairs) * q)
+        return np.log1p(weights64(np.asarray(case.belief.rewards), pairs) * q)
     assert name == "eubo"
     rewards, alive = np.float64(case.belief.rewards), np.asarray(case.space.eligible)
     home = np.arange(24) // 4 if case.space.kind == "within" else np.zeros(24, int)
@@ -91,11 +91,20 @@ def scores64(name, case):
     return middle + np.abs(margin[:, None] + np.sqrt(q)[:, None] * GRID[None, :]) @ DENSITY / 2
 
 
-ONE_SHOT = ["variance", "variance_prob", "bald", "bald_laplace", "eubo", "power_bald", "softmax_bald", "softmax_dopt"]
+# To compile little each has one space; that the spaces do the same is for the conformance suite.
+ONE_SHOT = {
+    "variance": "cross",
+    "variance_prob": "within",
+    "bald": "all",
+    "bald_laplace": "within",
+    "eubo": "within",
+    "power_bald": "listed",
+    "softmax_bald": "cross",
+    "softmax_dopt": "all",
+}
 
 
-@pytest.mark.parametrize("kind", ["within", "cross", "all", "listed"])
-@pytest.mark.parametrize("name", ONE_SHOT)
+@pytest.mark.parametrize(("name", "kind"), ONE_SHOT.items())
 def test_one_shot_rules_pick_the_largest_scores(name, kind):
     """Of those that draw, at temperature 0."""
     for seed in range(3):
@@ -139,7 +148,7 @@ def replay(gain, pairs, picks):
     return np.array(gained), np.array(short)
 
 
-@pytest.mark.parametrize("kind", ["within", "all"])
+@pytest.mark.parametrize("kind", ["all"])
 def test_greedy_bald_laplace_is_greedy(kind):
     case = make_case(kind, 2)
     pairs, prior = list_pairs(case.space), prior64(case)
@@ -156,7 +165,7 @@ def test_greedy_bald_laplace_is_greedy(kind):
     assert (short <= 1e-5).all()
 
 
-@pytest.mark.parametrize("kind", ["within", "listed"])
+@pytest.mark.parametrize("kind", ["within"])
 def test_epig_is_greedy_for_its_targets(kind):
     case = make_case(kind, 1)
     pairs, information = list_pairs(case.space), prior64(case)
@@ -164,7 +173,7 @@ def test_epig_is_greedy_for_its_targets(kind):
     targets = np.resize(np.asarray(targets)[np.asarray(valid)], (TARGETS, 2))
     x, _, _ = seen64(case, pairs)
     t, _, _ = seen64(case, targets)
-    v, u = weights64(case.belief.rewards, pairs), weights64(case.belief.rewards, targets)
+    v, u = (weights64(np.asarray(case.belief.rewards), each) for each in (pairs, targets))
     chosen, gains = [], []
     for _ in range(BATCH):
         inverse = np.linalg.inv(information)
@@ -202,7 +211,7 @@ def joint_gains64(p, batch):
     return np.array([joint64(p[:, [*batch, c]]) - before for c in range(p.shape[1])])
 
 
-@pytest.mark.parametrize("kind", ["within", "cross", "listed"])
+@pytest.mark.parametrize("kind", ["cross", "listed"])
 def test_batch_bald_is_greedy_in_the_joint_information(kind):
     for seed in range(3):
         case = make_case(kind, seed)
@@ -235,15 +244,16 @@ def test_batch_bald_with_fewer_configurations_than_there_are(monkeypatch):
 
 def test_thinning_keeps_the_mass_and_what_is_likely():
     rng = np.random.default_rng(1)
-    joint = batches._start(16, 3)
+    joint, extend = batches._start(16, 3), quick_jit(batches._extend)
     for _ in range(7):
-        before, p = joint, jnp.asarray(rng.uniform(0.02, 0.98, 3), jnp.float32)
-        joint = batches._extend(joint, p)
+        p = rng.uniform(0.02, 0.2, 3)
+        likeliest = (np.asarray(joint.mass) * (np.asarray(joint.posterior) @ (1 - p))).max()
+        joint = extend(joint, jnp.float32(p))
         np.testing.assert_allclose(joint.mass.sum(), 1, rtol=1e-5)
         np.testing.assert_allclose(joint.posterior.sum(axis=1), 1, rtol=1e-5)
-        told = before.posterior @ p
-        likely = (before.mass * np.maximum(told, 1 - told)).max()
-        assert np.isclose(joint.mass, likely, rtol=1e-5).any()
+        np.testing.assert_allclose(joint.mass.max(), likeliest, rtol=1e-5)
+        # What labels are expected to tell of the members is nothing.
+        np.testing.assert_allclose(joint.mass @ joint.posterior, 1 / 3, atol=0.02)
 
 
 def test_a_saturated_batch_is_filled_up_by_bald():
@@ -263,7 +273,7 @@ def test_a_saturated_batch_is_filled_up_by_bald():
     assert (np.diff(filled) <= 1e-5).all()
 
 
-@pytest.mark.parametrize("kind", ["within", "cross", "listed"])
+@pytest.mark.parametrize("kind", ["within", "listed"])
 def test_bal_pm_adds_the_entropy_of_prompts(kind):
     """With bought pairs that are still in the pool, and 3 neighbours of 5 in place of 13."""
     case = make_case(kind, 4)
@@ -329,19 +339,18 @@ def test_pairs_are_drawn_with_the_chances_of_their_scores():
     few = listed_space(case.space.pairs[:8], case.space.eligible, 4)
     case = case._replace(space=few)
     pairs, score = list_pairs(few), scores64("bald", case)
-    keys = jax.random.split(jax.random.key(5), 4000)
     for name, temperature, weight in (
         ("softmax_bald", 0.2, np.exp(score / 0.2)),
         ("power_bald", 0.5, score**2),
     ):
         hparams = dataclasses.replace(case.hparams, temperature=jnp.float32(temperature))
         draw = quick_jit(jax.vmap(lambda key, name=name, h=hparams: get_rule(name)(key, case.belief, few, 1, h)))
-        drawn = np.asarray(draw(keys).pairs)[:, 0]
+        drawn = np.asarray(draw(jax.random.split(jax.random.key(5), 4000)).pairs)[:, 0]
         counts = (drawn[:, None] == pairs[None]).all(axis=2).sum(axis=0)
-        assert scipy.stats.chisquare(counts, weight / weight.sum() * len(keys)).pvalue > 1e-3
+        assert scipy.stats.chisquare(counts, weight / weight.sum() * len(drawn)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["within", "cross"])
+@pytest.mark.parametrize("kind", ["cross"])
 def test_a_mixture_keeps_the_best_and_draws_the_rest(kind):
     case = make_case(kind)
     plain = call("greedy_dopt", case)

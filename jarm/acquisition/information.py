@@ -196,7 +196,7 @@ def eubo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
 
     Gain: E max(u_i, u_j) = (u_i + u_j) / 2 + E|d| / 2, d ~ N(m, q) the margin under the Laplace posterior with A0 of
     `prior_information`, so E|d| = m erf(m / sqrt(2 q)) + sqrt(2 q / pi) exp(-m^2 / (2 q)). Utilities u are rewards
-    less their mean over the prompt (within) or over all responses: a label tells nothing of that level.
+    less their mean over the prompt (within) or over the responses of the space: a label tells nothing of that level.
     Lin et al. (2203.11382), analytic; here with a linear last layer in place of a Gaussian process.
     """
     whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
