@@ -40,6 +40,8 @@ LAYERS = [
     ["design", "exchange", "arguments", "candidates"],
     ["select"],
     ["acquisition.uncertainty", "acquisition.optimal_design"],
+    ["acquisition.information"],
+    ["acquisition.batch_bald", "acquisition.stochastic"],
     ["acquisition.registry"],
     ["annotators", "ranking"],
     ["batch", "metrics", "pool"],
