@@ -40,6 +40,8 @@ LAYERS = [
     ["design", "exchange", "arguments", "candidates"],
     ["select"],
     ["acquisition.uncertainty", "acquisition.optimal_design"],
+    ["acquisition.diversity"],
+    ["acquisition.coreset"],
     ["acquisition.registry"],
     ["annotators", "ranking"],
     ["batch", "metrics", "pool"],
