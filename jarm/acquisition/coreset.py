@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.diversity import Points, candidates, draw, make_points
+from jarm.acquisition.diversity import Points, candidates, draw, make_points, noise_of
 from jarm.base import Belief, HParams, PairSpace, Selection, Status
 from jarm.linalg import matmul, worst
 from jarm.objectives import square_sum
@@ -63,14 +63,14 @@ def coreset(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPa
 def _clusters(key: PRNGKey, points: Points) -> tuple[Float[Array, "c F"], Int[Array, "M"]]:
     """Means of k-means++ clusters of the points up to sign, and the cluster of each point."""
 
-    def seed(near: Float[Array, "M"], key: PRNGKey) -> tuple[Float[Array, "M"], Float[Array, "F"]]:
-        place = draw(key, near, points.alive)
+    def seed(near: Float[Array, "M"], noise: Float[Array, "n"]) -> tuple[Float[Array, "M"], Float[Array, "F"]]:
+        place = draw(noise, near, points.alive)
         centre = points.point(place)
         return jnp.minimum(near, points.distances(centre[None])[:, 0]), centre
 
     # The first seed is uniform.
     near = jnp.full(points.square.shape, jnp.finfo(jnp.float32).max / len(points.square))
-    _, centres = jax.lax.scan(seed, near, jax.random.split(key, CLUSTERS))
+    _, centres = jax.lax.scan(seed, near, noise_of(key, CLUSTERS, len(points.pairs)))
 
     def improve(_: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, _ = state
@@ -89,11 +89,11 @@ def _clusters(key: PRNGKey, points: Points) -> tuple[Float[Array, "c F"], Int[Ar
 
 def _sensitivities(points: Points, centres: Float[Array, "c F"], owner: Int[Array, "M"]) -> Float[Array, "M"]:
     """m of each point; a cluster is seen without the point, which moves its mean away by n / (n - 1)."""
-    own = owner[:, None] == jnp.arange(CLUSTERS)[None, :]
-    sizes = (own & points.alive[:, None]).sum(axis=0).astype(jnp.float32)
+    own = (owner[:, None] == jnp.arange(CLUSTERS)[None, :]) & points.alive[:, None]
+    sizes = own.sum(axis=0).astype(jnp.float32)
     away = jnp.sqrt(points.distances(centres))
     count = points.alive.sum().astype(jnp.float32)
-    spread = jnp.sqrt((jnp.square(away) * (own & points.alive[:, None])).sum() / jnp.maximum(count, 1))
+    spread = jnp.sqrt((jnp.square(away) * own).sum() / jnp.maximum(count, 1))
     others = sizes[None, :] - own
     stretch = jnp.where(own, sizes[None, :] / jnp.maximum(others, 1), 1)
     radius = RADIUS / jnp.where(spread > 0, spread, 1)

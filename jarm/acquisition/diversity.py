@@ -133,20 +133,19 @@ class _State(NamedTuple):
     left: Bool[Array, "M"]
 
 
-Choose = Callable[[PRNGKey, Float[Array, "M"], Bool[Array, "M"], Int[Array, "M"]], Int[Array, ""]]
-"""`(key, squared distances, what may be chosen, nearest centres) -> place`."""
+Choose = Callable[[Float[Array, "n"], Float[Array, "M"], Bool[Array, "M"], Int[Array, "M"]], Int[Array, ""]]
+"""`(noise, squared distances, what may be chosen, nearest centres) -> place`."""
 
 
 def _spread(
-    key: PRNGKey,
+    noise: Float[Array, "k n"],
     points: Points,
     known: Float[Array, "L F"],
     labels: Int[Array, ""],
-    k: int,
     choose: Choose,
 ) -> Selection:
-    """k points, each chosen by its distance from the labelled pairs and from those chosen before."""
-    capacity = known.shape[0]
+    """A point for each row of noise, chosen by its distance from the labelled pairs and from those chosen before."""
+    capacity, k = known.shape[0], len(noise)
 
     def labelled(index: Int[Array, ""], state: _State) -> _State:
         numbers = index * _TOGETHER + jnp.arange(_TOGETHER, dtype=jnp.int32)
@@ -156,13 +155,13 @@ def _spread(
         owner = jnp.where(nearest < state.near, index * _TOGETHER + place, state.owner)
         return state._replace(near=jnp.minimum(state.near, nearest), owner=owner)
 
-    def pick(state: _State, step: tuple[PRNGKey, Array]) -> tuple[_State, tuple[Array, Array]]:
-        key, number = step
+    def pick(state: _State, step: tuple[Array, Array]) -> tuple[_State, tuple[Array, Array]]:
+        noise, number = step
         # Before there is any centre, the origin is one.
         away = jnp.where(jnp.isinf(state.near), points.square, state.near)
         telling = state.left & points.apart
         allowed = jnp.where(telling.any(), telling, state.left)
-        place = choose(key, away, allowed, state.owner)
+        place = choose(noise, away, allowed, state.owner)
         new = points.distances(points.point(place)[None])[:, 0]
         owner = jnp.where(new < state.near, capacity + number, state.owner)
         state = _State(jnp.minimum(state.near, new), owner, state.left.at[place].set(False))
@@ -173,7 +172,7 @@ def _spread(
     )
     if capacity:
         state = jax.lax.fori_loop(0, -(-labels // _TOGETHER), labelled, state)
-    steps = (jax.random.split(key, k), jnp.arange(k, dtype=jnp.int32))
+    steps = (noise, jnp.arange(k, dtype=jnp.int32))
     _, (chosen, gains) = jax.lax.scan(pick, state, steps)
     valid = jnp.arange(k) < points.alive.sum()
     fine = ~points.bad & (jnp.isfinite(known).all(axis=1) | (jnp.arange(capacity) >= labels)).all()
@@ -198,34 +197,47 @@ def _rule(
     space: PairSpace,
     k: int,
     choose: Choose,
+    *,
+    chance: bool = False,
     scale: Callable[[Array], Array] | None = None,
 ) -> Selection:
-    key_space, key_picks = jax.random.split(key)
+    key_space, key_noise = jax.random.split(key)
     points = make_points(belief, candidates(key_space, space, k), scale)
+    noise = noise_of(key_noise, k, len(points.pairs)) if chance else jnp.zeros((k, 0))
     known = belief.known[:, 0] - belief.known[:, 1]
     if scale is not None:
         known = scale(belief.known_rewards[:, 0] - belief.known_rewards[:, 1])[:, None] * known
-    return _spread(key_picks, points, known, belief.labels, k, choose)
+    return _spread(noise, points, known, belief.labels, choose)
 
 
-def _farthest(key: PRNGKey, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+def _farthest(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
     return jnp.where(allowed, away, -1).argmax()
 
 
-def draw(key: PRNGKey, weights: Float[Array, "M"], allowed: Bool[Array, "M"]) -> Int[Array, ""]:
+def _sides(count: int) -> tuple[int, int]:
+    """Blocks, and places in a block, of `count` places."""
+    side = max(1, math.isqrt(count))
+    return -(-count // side), side
+
+
+def noise_of(key: PRNGKey, draws: int, count: int) -> Float[Array, "draws n"]:
+    """Gumbel noise for as many calls of `draw`, one row each: not a number for each of `count` places."""
+    return jax.random.gumbel(key, (draws, sum(_sides(count))))
+
+
+def draw(noise: Float[Array, "n"], weights: Float[Array, "M"], allowed: Bool[Array, "M"]) -> Int[Array, ""]:
     """One of those allowed, with probability as the weights; uniformly where all weights are 0."""
     weights = jnp.where(allowed, weights, 0)
     weights = jnp.where(weights.max() > 0, weights, allowed.astype(weights.dtype))
-    # First a block, then one in it: random numbers for a few hundred, not for all.
-    side = max(1, math.isqrt(len(weights)))
-    blocks = jnp.pad(weights, (0, -len(weights) % side)).reshape(-1, side)
-    key_block, key_place = jax.random.split(key)
-    block = jax.random.categorical(key_block, jnp.log(blocks.sum(axis=1)))
-    return block * side + jax.random.categorical(key_place, jnp.log(blocks[block]))
+    # First a block, then a place in it.
+    count, side = _sides(len(weights))
+    blocks = jnp.pad(weights, (0, count * side - len(weights))).reshape(count, side)
+    block = (jnp.log(blocks.sum(axis=1)) + noise[:count]).argmax()
+    return block * side + (jnp.log(blocks[block]) + noise[count:]).argmax()
 
 
-def _at_random(key: PRNGKey, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
-    return draw(key, away, allowed)
+def _drawn(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+    return draw(noise, away, allowed)
 
 
 def k_centre(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
@@ -247,7 +259,7 @@ def kmeans_pp(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: H
 
     Source: Arthur & Vassilvitskii (2007), as a rule of active learning in Holzmueller et al. (arXiv 2203.09410).
     """
-    return _rule(key, belief, space, k, _at_random)
+    return _rule(key, belief, space, k, _drawn, chance=True)
 
 
 def _doubt(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
@@ -265,7 +277,7 @@ def badge(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPara
     Source: Ash et al. (arXiv 1906.03671), who forget the labelled pairs, and begin with the largest gradient. The sign
     of g is that of the label, which near a tie is a coin flip: distances are up to sign.
     """
-    return _rule(key, belief, space, k, _at_random, _doubt)
+    return _rule(key, belief, space, k, _drawn, chance=True, scale=_doubt)
 
 
 def lcmd(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
@@ -279,7 +291,7 @@ def lcmd(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     """
     clusters = belief.known.shape[0] + k
 
-    def choose(key: PRNGKey, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+    def choose(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
         sizes = jax.ops.segment_sum(jnp.where(allowed, away, 0), owner, clusters)
         largest = owner == sizes.argmax()
         return jnp.where(allowed, jnp.where(largest, away, -1), -2).argmax()
