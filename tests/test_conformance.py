@@ -26,8 +26,8 @@ from jarm.testing import (
 )
 
 # To compile less: under vmap a rule is another program, and one space stands for all; some rules are others with
-# another prior (`greedy_dopt`), target (`bait`) or scale (`badge`).
-TWINS = ("greedy_dopt_blind", "adpo", "a_opt", "kmeans_pp")
+# another prior or weight (`greedy_dopt`), target (`bait`) or scale (`badge`).
+TWINS = ("greedy_dopt_blind", "adpo", "greedy_apo", "a_opt", "kmeans_pp")
 CASES = [(name, kind) for name in RULES for kind in SPACES if name not in TWINS or kind == "within"]
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 
