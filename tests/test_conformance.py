@@ -25,10 +25,10 @@ from jarm.testing import (
     quick_jit,
 )
 
-# To compile less: under vmap a rule is another program, and one space stands for all; the blind greedy rule is
-# `greedy_dopt` with another prior.
-TWIN = "greedy_dopt_blind"
-CASES = [(name, kind) for name in RULES for kind in SPACES if name != TWIN or kind == "within"]
+# To compile less: under vmap a rule is another program, and one space stands for all; some rules are others with
+# another prior or weight (`greedy_dopt`), target (`bait`) or scale (`badge`).
+TWINS = ("greedy_dopt_blind", "adpo", "greedy_apo", "a_opt", "kmeans_pp")
+CASES = [(name, kind) for name in RULES for kind in SPACES if name not in TWINS or kind == "within"]
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 
 
@@ -43,7 +43,7 @@ def believing(case, **changes):
 @pytest.mark.parametrize("check", CHECKS)
 @pytest.mark.parametrize("name", RULES)
 def test_rule(name, check):
-    spaces = ("within",) if name == TWIN else ("cross",) if check == "vmap" else SPACES
+    spaces = ("within",) if name in TWINS else ("cross",) if check == "vmap" else SPACES
     check_rule(get_rule(name), spaces=spaces, checks=(check,))
 
 
@@ -72,7 +72,7 @@ def test_one_shot_rules_pick_the_largest_scores(name, kind):
         np.testing.assert_allclose(own, np.sort(scores)[::-1][:BATCH], rtol=1e-6)
 
 
-@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if "greedy" in case[0]])
+@pytest.mark.parametrize(("name", "kind"), [case for case in CASES if "greedy_dopt" in case[0]])
 def test_greedy_rules_start_from_their_prior(name, kind):
     """A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar], n the labels after the batch; then every pair every step."""
     case = make_case(kind, 3)
@@ -123,7 +123,7 @@ def test_collapsed_features_are_a_status(name, kind):
     case = make_case(kind)
     for row in (np.zeros(5), [0.1, 0.7, -3.3, 1e3, 1e-3]):
         flat = believing(case, features=jnp.tile(jnp.float32(row), (24, 1)), past=jnp.zeros((5, 5)))
-        assert call(name, flat).status == Status.SINGULAR
+        assert call(name, flat).status in (Status.SINGULAR, Status.UNINFORMATIVE)
 
 
 @pytest.mark.parametrize(("name", "kind"), CASES)
