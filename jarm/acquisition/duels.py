@@ -56,6 +56,7 @@ def duels(
     key, key_order = jax.random.split(key)
     ticket = jax.random.uniform(key_order, (prompts,))
     most = jnp.iinfo(jnp.int32).max
+    row = jnp.arange(slots, dtype=jnp.int32)
 
     def unfinished(carry: Carry) -> Bool[Array, ""]:
         _, partners, _, _, count = carry
@@ -75,10 +76,10 @@ def duels(
         able = (partners[arena] > 0) & (home[arena] == anchor[:, None])
         scores, memory = jax.vmap(first)(jax.random.split(key_duels, slots), local, able)
         one = _choose(scores, able)
-        i = jnp.take_along_axis(arena, one[:, None], axis=1)[:, 0]
+        i = arena[row, one]
         able = _partners_left(space, anchor, arena, i, pairs)
         two = _choose(jax.vmap(second)(memory, local, one, able), able)
-        j = jnp.take_along_axis(arena, two[:, None], axis=1)[:, 0]
+        j = arena[row, two]
         found = (drawn >= 0) & able.any(axis=1)
         place = jnp.where(found, count + jnp.cumsum(found, dtype=jnp.int32) - 1, k)
         chosen = jnp.stack([jnp.minimum(i, j), jnp.maximum(i, j)], axis=1)
@@ -210,7 +211,7 @@ def eets(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     """
 
     def first(key: PRNGKey, known: Beliefs, able: Array) -> tuple[Array, Array]:
-        order = jax.random.permutation(key, known.members.shape[1])
+        order = jnp.argsort(jax.random.uniform(key, known.members.shape[1:]))
         return known.members[:, order[0]], order
 
     def second(order: Array, known: Beliefs, one: Array, able: Array) -> Array:
