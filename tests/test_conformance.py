@@ -1,7 +1,6 @@
 """Every rule of the registry is held to the same checks; a rule added there is checked without another line here."""
 
 import dataclasses
-import functools
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +14,7 @@ from jarm.testing import (
     BATCH,
     CHECKS,
     SPACES,
+    _jitted,
     check_batch,
     check_rule,
     greedy_shortfall,
@@ -22,18 +22,16 @@ from jarm.testing import (
     leverages64,
     list_pairs,
     make_case,
-    quick_jit,
 )
 
 # To compile less: under vmap a rule is another program, and one space stands for all; the blind greedy rule is
 # `greedy_dopt` with another prior, and rules with published intervals are those with the others but for one line.
 TWINS = {name for name in RULES if name == "greedy_dopt_blind" or name.endswith("_marginal")}
 CASES = [(name, kind) for name in RULES for kind in SPACES if name not in TWINS or kind == "within"]
-jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 
 
 def call(name, case, k=BATCH, seed=0):
-    return jitted(get_rule(name))(jax.random.key(seed), case.belief, case.space, k=k, hparams=case.hparams)
+    return _jitted(get_rule(name))(jax.random.key(seed), case.belief, case.space, k=k, hparams=case.hparams)
 
 
 def believing(case, **changes):

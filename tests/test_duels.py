@@ -11,7 +11,7 @@ import pytest
 from jarm.acquisition import duels, intervals
 from jarm.base import Belief, HParams, Status
 from jarm.data.pairs import pair_space
-from jarm.testing import SPACES, check_batch, list_pairs, make_case, quick_jit
+from jarm.testing import check_batch, list_pairs, make_case, quick_jit
 
 MANY = 20  # several turns of each prompt
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
@@ -55,8 +55,18 @@ def gap(ref):
     return sigmoid(ref.margin + ref.width) - sigmoid(ref.margin - ref.width)
 
 
-@pytest.mark.parametrize(("marginal", "kind"), [(False, kind) for kind in SPACES] + [(True, "cross")])
-@pytest.mark.parametrize("name", ["infomax", "delta_ucb"])
+# A program for each rule and kind of space takes a second to compile; the conformance suite has every combination.
+SCORED = [
+    ("infomax", "within", False),
+    ("infomax", "all", False),
+    ("delta_ucb", "cross", False),
+    ("delta_ucb", "listed", False),
+    ("infomax", "listed", True),
+    ("delta_ucb", "within", True),
+]
+
+
+@pytest.mark.parametrize(("name", "kind", "marginal"), SCORED)
 def test_pairs_of_the_largest_scores(name, kind, marginal):
     rule = getattr(intervals, name + "_marginal" * marginal)
     for seed in range(3):
@@ -70,7 +80,7 @@ def test_pairs_of_the_largest_scores(name, kind, marginal):
         np.testing.assert_allclose(batch.gains, own, rtol=1e-4)
 
 
-@pytest.mark.parametrize(("kind", "marginal"), [("within", False), ("listed", False), ("all", True)])
+@pytest.mark.parametrize(("kind", "marginal"), [("within", False), ("listed", True)])
 def test_delta_quantile_takes_the_best_of_its_window(kind, marginal):
     rule = intervals.delta_quantile_marginal if marginal else intervals.delta_quantile
     k = 4
@@ -156,16 +166,15 @@ def best_of_four(ref, i, able, j, partners):
 
 
 REPLAYS = [
-    *[(intervals.max_min_lcb, max_min_lcb, kind) for kind in ("within", "cross", "listed")],
-    *[(intervals.rucb, rucb, kind) for kind in ("all", "listed")],
-    (intervals.ids, ids, "listed"),
-    (intervals.info_gain, info_gain, "cross"),
-    (intervals.max_min_lcb_marginal, max_min_lcb, "all"),
+    (intervals.max_min_lcb, max_min_lcb, "within"),
+    (intervals.max_min_lcb, max_min_lcb, "listed"),
+    (intervals.max_min_lcb_marginal, max_min_lcb, "cross"),
+    (intervals.rucb, rucb, "all"),
     (intervals.rucb_marginal, rucb, "within"),
+    (intervals.ids, ids, "listed"),
     (intervals.ids_marginal, ids, "within"),
-    (intervals.info_gain_marginal, info_gain, "within"),
+    (intervals.info_gain, info_gain, "cross"),
     (duels.double_ts, double_ts, "within"),
-    (duels.eets, eets, "within"),
     (duels.eets, eets, "cross"),
     (duels.baits, baits, "all"),
     (duels.drts, drts, "listed"),
@@ -198,18 +207,12 @@ def test_each_duel_is_one_the_formula_allows(rule, right, kind):
             left[tuple(pick)] = left[tuple(pick[::-1])] = False
 
 
-def test_duels_exhaust_a_space():
-    for kind in ("within", "listed"):
-        case = make_case(kind)
-        batch = call(duels.drts, case, k=70)
-        check_batch(batch, case.space, 70)
-        assert batch.status == Status.EXHAUSTED
-
-
 def test_a_list_that_holds_pairs_twice_ends():
     case = make_case("listed")
-    space = dataclasses.replace(case.space, pairs=jnp.repeat(case.space.pairs[:10], 7, axis=0)[:60])
-    check_batch(call(duels.drts, case._replace(space=space), k=70), space, 70)
+    space = dataclasses.replace(case.space, pairs=jnp.tile(case.space.pairs[:10], (6, 1)))
+    batch = call(duels.drts, case._replace(space=space))
+    check_batch(batch, space, MANY)
+    assert (batch.valid.sum(), batch.status) == (10, Status.EXHAUSTED)
 
 
 @pytest.mark.parametrize("name", ["boltzmann", "pilaf"])
@@ -244,9 +247,9 @@ def test_responses_are_drawn_in_proportion(name):
 def test_an_interval_ignores_what_members_share_and_the_published_one_does_not():
     """The level of a member is nothing a comparison could tell; marginal intervals take it for doubt."""
     case = make_case("within")
-    level = 5 * jnp.arange(4.0)[:, None]
+    level = 50 * jnp.arange(4.0)[:, None]
     lifted = case._replace(belief=dataclasses.replace(case.belief, member_rewards=case.belief.member_rewards + level))
-    for rule in (intervals.infomax, intervals.delta_ucb):
-        np.testing.assert_allclose(call(rule, lifted).gains, call(rule, case).gains, rtol=1e-4)
-    plain, published = call(intervals.delta_ucb, case), call(intervals.delta_ucb_marginal, lifted)
-    assert (published.gains > plain.gains + 10).all()
+    np.testing.assert_allclose(call(intervals.infomax, lifted).gains, call(intervals.infomax, case).gains, rtol=1e-3)
+    # Every response has an sd of about 50 times that of 0 to 3.
+    assert (call(intervals.delta_ucb_marginal, lifted).gains > 100).all()
+    assert (call(intervals.delta_ucb_marginal, case).gains < 30).all()

@@ -110,12 +110,18 @@ def _choose(scores: Float[Array, "c n"], able: Bool[Array, "c n"]) -> Int[Array,
     return jnp.where(able, jnp.nan_to_num(scores), -jnp.inf).argmax(axis=1).astype(jnp.int32)
 
 
+def alive_pairs(space: PairSpace) -> Bool[Array, "M"]:
+    """Which rows of a list are pairs of the space."""
+    assert space.pairs is not None
+    size = space.eligible.shape[0]
+    return (space.pairs < size).all(axis=1) & space.eligible[jnp.minimum(space.pairs, size - 1)].all(axis=1)
+
+
 def _partner_counts(space: PairSpace) -> Int[Array, "N"]:
     """With how many responses each has a pair in the space."""
     size, eligible = space.eligible.shape[0], space.eligible
     if space.pairs is not None:
-        ends = jnp.minimum(space.pairs, size - 1)
-        alive = (space.pairs < size).all(axis=1) & eligible[ends].all(axis=1)
+        ends, alive = space.pairs, alive_pairs(space)
         held, sign = jnp.zeros(size, jnp.int32), 1
     else:
         home, ends = prompts_of(space), jnp.minimum(space.excluded, size - 1)

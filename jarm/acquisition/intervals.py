@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.duels import duels, of_ensemble, thompson
+from jarm.acquisition.duels import alive_pairs, duels, of_ensemble, thompson
 from jarm.base import Belief, HParams, PairSpace, Rule, Selection
 from jarm.data.pairs import get_tile, pair_count, sample_pairs, tile_count
 from jarm.fisher import centred, fisher_weight
@@ -28,10 +28,8 @@ from jarm.selection import top_scores
 from jarm.tiles import Scorer
 from jarm.types import Array, Bool, Float, Int, PRNGKey
 
-QUANTILE = 0.05
-"""Where the rank window of `delta_quantile` has its middle: this share of the pairs has a larger gap."""
-HALF_WINDOW = 0.025
-"""Half of its width, as a share of the pairs."""
+WINDOW = 0.05
+"""Middle of the rank window of `delta_quantile`, and its width, as shares of the pairs."""
 SAMPLED = 1 << 12
 """Pairs of a space that is not a list by which `delta_quantile` finds the window: its ends to .3 % of the ranks."""
 
@@ -140,8 +138,9 @@ def infomax(
     Gain: sigmoid(m + b) - sigmoid(m - b). Source: ActiveUltraFeedback (arXiv 2603.09692), after Dwaracherla et al.
     (arXiv 2402.00396), with s_i + s_j.
     """
-    nothing = jnp.zeros_like(belief.rewards)
-    return _best_by(lambda m, b, *_: probability_gap(m, b), nothing, belief, space, k, hparams, marginal=marginal)
+    return _best_by(
+        lambda m, b, *_: probability_gap(m, b), belief.rewards, belief, space, k, hparams, marginal=marginal
+    )
 
 
 def delta_ucb(
@@ -151,8 +150,7 @@ def delta_ucb(
 
     Gain: |m| + b. Source: ActiveUltraFeedback (arXiv 2603.09692), there ub_i - lb_j = m + beta (s_i + s_j).
     """
-    nothing = jnp.zeros_like(belief.rewards)
-    return _best_by(lambda m, b, *_: jnp.abs(m) + b, nothing, belief, space, k, hparams, marginal=marginal)
+    return _best_by(lambda m, b, *_: jnp.abs(m) + b, belief.rewards, belief, space, k, hparams, marginal=marginal)
 
 
 def delta_quantile(
@@ -190,7 +188,7 @@ def delta_quantile(
 def _window(known: Known, half: Half, space: PairSpace, k: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The largest and the least gap in the rank window of `delta_quantile`, half-way to the gaps beside it."""
     if space.pairs is not None:
-        ends, there = jnp.minimum(space.pairs, space.eligible.shape[0] - 1), _alive(space)
+        ends, there = jnp.minimum(space.pairs, space.eligible.shape[0] - 1), alive_pairs(space)
         held = there.sum(dtype=jnp.float32)
     else:
         ends, there = sample_pairs(jax.random.key(0), space, SAMPLED)
@@ -198,23 +196,15 @@ def _window(known: Known, half: Half, space: PairSpace, k: int) -> tuple[Float[A
     one, other = (jax.tree.map(lambda leaf, end=ends[:, side]: leaf[end], known) for side in (0, 1))
     gaps = -jnp.sort(jnp.where(there, -jnp.abs(one.mean - other.mean) - half(one, other), jnp.inf))
     ranked = there.sum(dtype=jnp.int32)
-    share = jnp.minimum(jnp.maximum(2 * HALF_WINDOW, k / jnp.maximum(held, 1)), 1)
-    start = jnp.floor(jnp.clip(QUANTILE - share / 2, 0, 1 - share) * ranked).astype(jnp.int32)
+    share = jnp.minimum(jnp.maximum(WINDOW, k / jnp.maximum(held, 1)), 1)
+    start = jnp.floor(jnp.clip(WINDOW - share / 2, 0, 1 - share) * ranked).astype(jnp.int32)
     end = jnp.minimum(start + jnp.ceil(share * ranked).astype(jnp.int32), ranked)
 
     def edge(rank: Array) -> Array:
-        """Half-way from the gap before a rank to the gap at it."""
         last = len(gaps) - 1
         return (gaps[jnp.clip(rank - 1, 0, last)] + gaps[jnp.clip(rank, 0, last)]) / 2
 
     return jnp.where(start > 0, edge(start), jnp.inf), jnp.where(end < ranked, edge(end), -jnp.inf)
-
-
-def _alive(space: PairSpace) -> Bool[Array, "M"]:
-    """Which pairs of a list are in the space."""
-    assert space.pairs is not None
-    size = space.eligible.shape[0]
-    return (space.pairs < size).all(axis=1) & space.eligible[jnp.minimum(space.pairs, size - 1)].all(axis=1)
 
 
 def _least(value: Half, known: Known, space: PairSpace) -> Float[Array, "N"]:
@@ -225,7 +215,7 @@ def _least(value: Half, known: Known, space: PairSpace) -> Float[Array, "N"]:
         return jax.tree.map(lambda leaf: leaf[place], known)
 
     if space.pairs is not None:
-        ends, alive = jnp.minimum(space.pairs, len(least) - 1), _alive(space)
+        ends, alive = jnp.minimum(space.pairs, len(least) - 1), alive_pairs(space)
         for one, other in (ends.T, ends.T[::-1]):
             least = least.at[one].min(jnp.where(alive, value(at(one), at(other)), jnp.inf))
         return least
