@@ -44,6 +44,8 @@ LAYERS = [
     ["acquisition.batch_bald", "acquisition.stochastic"],
     ["acquisition.diversity"],
     ["acquisition.coreset"],
+    ["acquisition.uncertainty", "acquisition.optimal_design", "acquisition.duels"],
+    ["acquisition.intervals"],
     ["acquisition.registry"],
     ["annotators", "ranking"],
     ["batch", "metrics", "pool"],

@@ -8,7 +8,17 @@ import importlib.util
 import pathlib
 import sys
 
-from jarm.acquisition import batch_bald, coreset, diversity, information, optimal_design, stochastic, uncertainty
+from jarm.acquisition import (
+    batch_bald,
+    coreset,
+    diversity,
+    duels,
+    information,
+    intervals,
+    optimal_design,
+    stochastic,
+    uncertainty,
+)
 from jarm.base import JarmError, Rule
 
 NEEDS = {
@@ -77,6 +87,27 @@ RULES: dict[str, RuleEntry] = {
     "badge": RuleEntry(diversity.badge, "(B + labels) (S + N F), S as above", ("past", "key")),
     "lcmd": RuleEntry(diversity.lcmd, "(B + labels) (S + N F), S as above", ("past",)),
     "coreset": RuleEntry(coreset.coreset, "10 (S + N F), S as above", ("key",)),
+    "infomax": RuleEntry(intervals.infomax, "S K", ("ensemble", "beta")),
+    "infomax_marginal": RuleEntry(intervals.infomax_marginal, "S K", ("ensemble", "beta")),
+    "delta_ucb": RuleEntry(intervals.delta_ucb, "S K", ("ensemble", "beta")),
+    "delta_ucb_marginal": RuleEntry(intervals.delta_ucb_marginal, "S K", ("ensemble", "beta")),
+    "delta_quantile": RuleEntry(intervals.delta_quantile, "S K", ("ensemble", "beta")),
+    "delta_quantile_marginal": RuleEntry(intervals.delta_quantile_marginal, "S K", ("ensemble", "beta")),
+    "max_min_lcb": RuleEntry(intervals.max_min_lcb, "S K + B N K", ("ensemble", "beta", "key")),
+    "max_min_lcb_marginal": RuleEntry(intervals.max_min_lcb_marginal, "S K + B N K", ("ensemble", "beta", "key")),
+    "info_gain": RuleEntry(intervals.info_gain, "B N K", ("ensemble", "beta", "key")),
+    "info_gain_marginal": RuleEntry(intervals.info_gain_marginal, "B N K", ("ensemble", "beta", "key")),
+    "rucb": RuleEntry(intervals.rucb, "S K + B N K", ("ensemble", "beta", "key")),
+    "rucb_marginal": RuleEntry(intervals.rucb_marginal, "S K + B N K", ("ensemble", "beta", "key")),
+    "ids": RuleEntry(intervals.ids, "B N K", ("ensemble", "beta", "key")),
+    "ids_marginal": RuleEntry(intervals.ids_marginal, "B N K", ("ensemble", "beta", "key")),
+    "double_ts": RuleEntry(duels.double_ts, "B N K", ("ensemble", "key")),
+    "eets": RuleEntry(duels.eets, "B N K", ("ensemble", "key")),
+    "baits": RuleEntry(duels.baits, "B N K", ("ensemble", "key")),
+    "drts": RuleEntry(duels.drts, "B N K", ("ensemble", "key")),
+    "boltzmann": RuleEntry(duels.boltzmann, "B N", ("temperature", "key")),
+    "pilaf": RuleEntry(duels.pilaf, "B N", ("temperature", "key")),
+    "best_of_four": RuleEntry(duels.best_of_four, "B N", ("key",)),
 }
 
 
