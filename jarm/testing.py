@@ -218,7 +218,8 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
 _jitted: Callable[..., Callable[..., Selection]] = functools.cache(lambda rule: quick_jit(rule, static_argnames="k"))
 
 
-def _call(rule: Rule, case: Case, key: PRNGKey | None = None) -> Selection:
+def call_rule(rule: Rule, case: Case, key: PRNGKey | None = None) -> Selection:
+    """The batch of a rule, compiled once a rule and kind of space."""
     key = jax.random.key(0) if key is None else key
     return _jitted(rule)(key, case.belief, case.space, k=BATCH, hparams=case.hparams)
 
@@ -250,23 +251,23 @@ def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
 def _check_batch(rule: Rule, kind: str) -> None:
     """A full batch, and from a space with fewer pairs than the batch all of them and EXHAUSTED."""
     case = make_case(kind)
-    check_batch(_call(rule, case), case.space, BATCH)
+    check_batch(call_rule(rule, case), case.space, BATCH)
     # A few responses with a labelled pair among them; of the list, the ends of its first pair.
     ends = {"within": [4, 5, 6, 7], "cross": [0, 3, 21, 22], "all": [0, 1, 2]}
     few = make_case(kind, eligible=np.isin(np.arange(SIZE), ends.get(kind, np.ravel(list_pairs(case.space)[0]))))
     assert 0 < len(list_pairs(few.space)) < BATCH
-    check_batch(_call(rule, few), few.space, BATCH)
+    check_batch(call_rule(rule, few), few.space, BATCH)
 
 
 def _check_same_key(rule: Rule, kind: str) -> None:
     """The same key gives the same batch, jitted or not, and a second call compiles nothing."""
     case = make_case(kind)
-    once = _call(rule, case)
+    once = call_rule(rule, case)
     other = make_case(kind, seed=1)
     with count_compilations() as compiled:
         jax.block_until_ready(_jitted(rule)(jax.random.key(1), *other[:2], k=BATCH, hparams=other.hparams))
     assert not compiled, f"a second call compiled {compiled}"
-    again = _call(rule, case)
+    again = call_rule(rule, case)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again)), "two calls differ"
 
 
@@ -281,7 +282,7 @@ def _check_vmap(rule: Rule, kind: str) -> None:
         jax.random.split(jax.random.key(0)), beliefs
     )
     for place, case in enumerate(cases):
-        alone = _call(rule, case, key=jax.random.split(jax.random.key(0))[place])
+        alone = call_rule(rule, case, key=jax.random.split(jax.random.key(0))[place])
         assert (both.pairs[place] == alone.pairs).all(), "a batch under vmap differs from the same batch alone"
         assert np.allclose(both.gains[place], alone.gains, rtol=1e-4, atol=1e-5), "gains under vmap differ"
 
@@ -289,8 +290,8 @@ def _check_vmap(rule: Rule, kind: str) -> None:
 def _check_symmetry(rule: Rule, kind: str) -> None:
     """Where a rule is deterministic: a shift of all rewards changes nothing, renaming responses renames the picks."""
     case = make_case(kind)
-    plain = _call(rule, case)
-    if not (_call(rule, case, jax.random.key(1)).pairs == plain.pairs).all():
+    plain = call_rule(rule, case)
+    if not (call_rule(rule, case, jax.random.key(1)).pairs == plain.pairs).all():
         return
     belief = case.belief
     shifted = dataclasses.replace(
@@ -301,7 +302,9 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         known=belief.known - 2,
         known_rewards=belief.known_rewards + 3,
     )
-    assert _set(_call(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), "a common shift changes picks"
+    assert _set(call_rule(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), (
+        "a common shift changes picks"
+    )
 
     # Prompts change places, and responses within them.
     rng = np.random.default_rng(5)
@@ -321,7 +324,7 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         # A list may come in any order, and each of its pairs either way round.
         listed = size[np.minimum(case.space.pairs, SIZE)][::-1, ::-1]
         space = listed_space(jnp.asarray(listed, jnp.int32), alive, WIDTH)
-    picked = _call(rule, Case(renamed, space, case.hparams))
+    picked = call_rule(rule, Case(renamed, space, case.hparams))
     expected = {(min(pair), max(pair)) for pair in _set(new[plain.pairs])}
     assert _set(picked.pairs) == expected, "renaming the responses does not rename the picks"
 
@@ -329,7 +332,7 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
 def _check_failure(rule: Rule, kind: str) -> None:
     """A NaN or an infinity never passes silently: a status says so, unless the rule does not look there."""
     case = make_case(kind)
-    plain = _call(rule, case)
+    plain = call_rule(rule, case)
     alive = int(np.asarray(list_pairs(case.space))[0, 0])
     for value in (np.nan, np.inf):
         for field in ("features", "rewards"):
@@ -337,7 +340,7 @@ def _check_failure(rule: Rule, kind: str) -> None:
             broken = dataclasses.replace(case.belief, **{field: leaf.at[alive].set(value)})
             if field == "rewards":
                 broken = dataclasses.replace(broken, member_rewards=broken.member_rewards.at[:, alive].set(value))
-            result = _call(rule, case._replace(belief=broken))
+            result = call_rule(rule, case._replace(belief=broken))
             blind = bool((result.pairs == plain.pairs).all() & (result.gains == plain.gains).all())
             assert blind or int(result.status) == Status.NONFINITE, f"{value} in {field} passes silently"
     # What no pair can reach may hold anything.
@@ -348,7 +351,7 @@ def _check_failure(rule: Rule, kind: str) -> None:
         rewards=case.belief.rewards.at[dead].set(np.nan),
         member_rewards=case.belief.member_rewards.at[:, dead].set(np.nan),
     )
-    result = _call(rule, case._replace(belief=broken))
+    result = call_rule(rule, case._replace(belief=broken))
     assert (result.pairs == plain.pairs).all(), "a response that is not eligible changes the batch"
     assert int(result.status) == Status.OK, "a response that is not eligible spoils the batch"
 
@@ -361,7 +364,32 @@ def _check_constant(rule: Rule, kind: str) -> None:
         rewards=jnp.zeros_like(case.belief.rewards),
         member_rewards=jnp.zeros_like(case.belief.member_rewards),
     )
-    check_batch(_call(rule, case._replace(belief=flat)), case.space, BATCH)
+    check_batch(call_rule(rule, case._replace(belief=flat)), case.space, BATCH)
+
+
+def _check_line(rule: Rule, kind: str) -> None:
+    """Features on a line still give a full batch: no inverse without a jitter that scales, no NaN with it."""
+    case = make_case(kind)
+    slopes = jnp.arange(1.0, FEATURES + 1)
+    belief = dataclasses.replace(
+        case.belief,
+        features=case.belief.features[:, :1] * slopes[None, :],
+        known=case.belief.known[:, :, :1] * slopes[None, None, :],
+        past=jnp.zeros((FEATURES, FEATURES)),
+    )
+    check_batch(call_rule(rule, case._replace(belief=belief)), case.space, BATCH)
+
+
+def _check_margins(rule: Rule, kind: str) -> None:
+    """Margins of 400, where p (1 - p) is zero in float32, still give a full batch."""
+    case = make_case(kind)
+    signs = jnp.where(jnp.arange(SIZE) % 3 == 0, 200.0, -200.0)
+    belief = dataclasses.replace(
+        case.belief,
+        rewards=signs + case.belief.rewards,
+        member_rewards=signs[None] + case.belief.member_rewards,
+    )
+    check_batch(call_rule(rule, case._replace(belief=belief)), case.space, BATCH)
 
 
 CHECKS: dict[str, Callable[[Rule, str], None]] = {
@@ -371,6 +399,8 @@ CHECKS: dict[str, Callable[[Rule, str], None]] = {
     "symmetry": _check_symmetry,
     "failure": _check_failure,
     "constant": _check_constant,
+    "line": _check_line,
+    "margins": _check_margins,
 }
 """What every rule is held to: name -> `(rule, kind of space)`, which asserts."""
 
