@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import gc
 import importlib.util
 import os
 from collections.abc import Callable
@@ -116,6 +117,7 @@ def batchbald(joint: bool, outcomes: int = OUTCOMES) -> Callable[[Belief, PairSp
 
         for module in (batchbald, joint_entropy):
             module.tqdm = functools.partial(tqdm.tqdm, disable=True)
+        gc.freeze()  # it collects garbage in every step, which takes long where much else is loaded
         margins = torch.from_numpy(member_margins(belief, space).T.astype(np.float64))
         logs = torch.nn.functional.logsigmoid(torch.stack([margins, -margins], dim=2))
         pairs = np.asarray(space.pairs)
