@@ -8,7 +8,7 @@ import importlib.util
 import pathlib
 import sys
 
-from jarm.acquisition import optimal_design, uncertainty
+from jarm.acquisition import duels, intervals, optimal_design, uncertainty
 from jarm.base import JarmError, Rule
 
 NEEDS = {
@@ -52,6 +52,27 @@ RULES: dict[str, RuleEntry] = {
     "pa_dopt": RuleEntry(optimal_design.pa_dopt, "S F + N F^2", ("past",)),
     "greedy_dopt": RuleEntry(optimal_design.greedy_dopt, "passes (S F + N F^2)", ("past", "prior")),
     "greedy_dopt_blind": RuleEntry(optimal_design.greedy_dopt_blind, "passes (S F + N F^2)", ("prior",)),
+    "infomax": RuleEntry(intervals.infomax, "S K", ("ensemble", "beta")),
+    "infomax_marginal": RuleEntry(intervals.infomax_marginal, "S K", ("ensemble", "beta")),
+    "delta_ucb": RuleEntry(intervals.delta_ucb, "S K", ("ensemble", "beta")),
+    "delta_ucb_marginal": RuleEntry(intervals.delta_ucb_marginal, "S K", ("ensemble", "beta")),
+    "delta_quantile": RuleEntry(intervals.delta_quantile, "S K", ("ensemble", "beta")),
+    "delta_quantile_marginal": RuleEntry(intervals.delta_quantile_marginal, "S K", ("ensemble", "beta")),
+    "max_min_lcb": RuleEntry(intervals.max_min_lcb, "S K + B N K", ("ensemble", "beta", "key")),
+    "max_min_lcb_marginal": RuleEntry(intervals.max_min_lcb_marginal, "S K + B N K", ("ensemble", "beta", "key")),
+    "info_gain": RuleEntry(intervals.info_gain, "B N K", ("ensemble", "beta", "key")),
+    "info_gain_marginal": RuleEntry(intervals.info_gain_marginal, "B N K", ("ensemble", "beta", "key")),
+    "rucb": RuleEntry(intervals.rucb, "S K + B N K", ("ensemble", "beta", "key")),
+    "rucb_marginal": RuleEntry(intervals.rucb_marginal, "S K + B N K", ("ensemble", "beta", "key")),
+    "ids": RuleEntry(intervals.ids, "B N K", ("ensemble", "beta", "key")),
+    "ids_marginal": RuleEntry(intervals.ids_marginal, "B N K", ("ensemble", "beta", "key")),
+    "double_ts": RuleEntry(duels.double_ts, "B N K", ("ensemble", "key")),
+    "eets": RuleEntry(duels.eets, "B N K", ("ensemble", "key")),
+    "baits": RuleEntry(duels.baits, "B N K", ("ensemble", "key")),
+    "drts": RuleEntry(duels.drts, "B N K", ("ensemble", "key")),
+    "boltzmann": RuleEntry(duels.boltzmann, "B N", ("temperature", "key")),
+    "pilaf": RuleEntry(duels.pilaf, "B N", ("temperature", "key")),
+    "best_of_four": RuleEntry(duels.best_of_four, "B N", ("key",)),
 }
 
 
