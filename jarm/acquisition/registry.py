@@ -9,6 +9,7 @@ import pathlib
 import sys
 
 from jarm.acquisition import duels, intervals, optimal_design, uncertainty
+from jarm.acquisition import batch_bald, information, optimal_design, stochastic, uncertainty
 from jarm.base import JarmError, Rule
 
 NEEDS = {
@@ -73,6 +74,21 @@ RULES: dict[str, RuleEntry] = {
     "boltzmann": RuleEntry(duels.boltzmann, "B N", ("temperature", "key")),
     "pilaf": RuleEntry(duels.pilaf, "B N", ("temperature", "key")),
     "best_of_four": RuleEntry(duels.best_of_four, "B N", ("key",)),
+    "variance": RuleEntry(information.variance, "S K", ("ensemble",)),
+    "variance_prob": RuleEntry(information.variance_prob, "S K", ("ensemble",)),
+    "bald": RuleEntry(information.bald, "S K", ("ensemble",)),
+    "batch_bald": RuleEntry(batch_bald.batch_bald, "S K + B S 2^min(B, 11) K", ("ensemble",)),
+    "bal_pm": RuleEntry(batch_bald.bal_pm, "passes S K + (P + B) P F", ("ensemble", "past")),
+    "power_bald": RuleEntry(stochastic.power_bald, "S K", ("ensemble", "temperature", "key")),
+    "softmax_bald": RuleEntry(stochastic.softmax_bald, "S K", ("ensemble", "temperature", "key")),
+    "bald_laplace": RuleEntry(information.bald_laplace, "S F + N F^2", ("past", "prior")),
+    "greedy_bald_laplace": RuleEntry(information.greedy_bald_laplace, "passes (S F + N F^2)", ("past", "prior")),
+    "epig": RuleEntry(information.epig, "B (S F + N F^2)", ("past", "prior", "key")),
+    "eubo": RuleEntry(information.eubo, "S F + N F^2", ("past", "prior")),
+    "softmax_dopt": RuleEntry(stochastic.softmax_dopt, "S F + N F^2", ("past", "prior", "temperature", "key")),
+    "epsilon_greedy_dopt": RuleEntry(
+        stochastic.epsilon_greedy_dopt, "passes (S F + N F^2)", ("past", "prior", "epsilon", "key")
+    ),
 }
 
 

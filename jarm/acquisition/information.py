@@ -1,0 +1,221 @@
+"""Rules that ask what a label would tell: disagreement of an ensemble, and information under a Laplace posterior.
+
+An ensemble sees a pair through the margins d_m = r_mi - r_mj of its members and p_m = sigmoid(d_m); what all members
+get wrong alike about both responses cancels in d_m. A Laplace posterior of the last layer sees it through the margin
+and its variance q = x^T A^-1 x, A the prior and past information (`optimal_design.prior_information`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from jarm.acquisition.optimal_design import prior_information
+from jarm.base import Belief, HParams, PairSpace, Selection
+from jarm.data.pairs import sample_pairs, subset
+from jarm.fisher import centred
+from jarm.greedy import greedy
+from jarm.linalg import inverse_factor, matmul, worst
+from jarm.objectives import BALD, Numbers, distances, square_sum
+from jarm.objectives import epig as epig_objective
+from jarm.selection import top_pairs, top_scores
+from jarm.tiles import Scorer
+from jarm.types import Array, Float, PRNGKey
+
+TARGETS = 64
+"""Pairs whose labels `epig` wants to predict."""
+CANDIDATES = 8192
+"""Pairs that `epig` chooses from, where a space may hold more."""
+
+Fold = Callable[[Callable[[Array, Array], Array]], Array]
+"""Sums over members: `fold(f)` starts from 0 and calls `total = f(total, margin of a member)`."""
+
+
+def member_scorer(rewards: Float[Array, "N K"], score: Callable[[Fold], Array]) -> Scorer:
+    """Pairs scored by the margins of the members, of which one at a time is held."""
+
+    def fold(a: Array, b: Array, shape: tuple[int, ...]) -> Fold:
+        def run(f: Callable[[Array, Array], Array]) -> Array:
+            def step(total: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
+                return f(total, ends[0] - ends[1] if not shape else jnp.subtract.outer(*ends)), None
+
+            return jax.lax.scan(step, jnp.zeros(shape), (a, b))[0]
+
+        return run
+
+    def pair(a: Array, b: Array) -> Array:
+        return score(fold(a, b, ()))
+
+    def tile(rows: Array, columns: Array) -> Array:
+        return score(fold(rows.T, columns.T, (rows.shape[0], columns.shape[0])))
+
+    return Scorer(rewards, pair, tile)
+
+
+def chance(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """sigmoid(margin), to a few units in the last place where it is small, too."""
+    decay = jnp.exp(-jnp.abs(margin))
+    return jnp.where(margin < 0, decay, 1) / (1 + decay)
+
+
+def divergence(p: Float[Array, "*#b"], shift: Float[Array, "*#b"]) -> Float[Array, "*#b"]:
+    """KL from a coin of chance p + shift to one of chance p, nats: small shifts keep their digits."""
+
+    def side(p: Array, shift: Array) -> Array:
+        # p g(shift / p), g(t) = (1 + t) log(1 + t) - t: of the two sides together, the terms -t cancel.
+        t = shift / jnp.maximum(p, jnp.finfo(p.dtype).tiny)
+        series = t * t * (1 / 2 - t * (1 / 6 - t * (1 / 12 - t * (1 / 20 - t * (1 / 30 - t / 42)))))
+        whole = (1 + t) * jnp.log(jnp.maximum(1 + t, jnp.finfo(p.dtype).tiny)) - t
+        return p * jnp.where(jnp.abs(t) < 0.1, series, whole)
+
+    return side(p, shift) + side(1 - p, -shift)
+
+
+def _less_likely(fold: Fold) -> Array:
+    """+1 where the mean margin is negative, else -1: which label to follow so that no chance is rounded to 1."""
+    return jnp.where(fold(jnp.add) < 0, 1.0, -1.0)
+
+
+def bald_scorer(belief: Belief, space: PairSpace) -> Scorer:
+    """BALD of pairs, H(mean_m p_m) - mean_m H(p_m) nats, as mean_m KL(p_m | mean p): no difference of large terms."""
+    count = belief.member_rewards.shape[0]
+
+    def score(fold: Fold) -> Array:
+        side = _less_likely(fold)
+        mean = fold(lambda total, margin: total + chance(side * margin)) / count
+        return fold(lambda total, margin: total + divergence(mean, chance(side * margin) - mean)) / count
+
+    return member_scorer(centred(belief.member_rewards.T, space), score)
+
+
+def _top_of_members(belief: Belief, space: PairSpace, k: int, scorer: Scorer) -> Selection:
+    return top_scores(scorer, jnp.isfinite(belief.member_rewards).all(axis=0), space, k)
+
+
+def variance(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs of whose margin the members are least sure: the largest Var_m(r_mi - r_mj).
+
+    Gain: that variance (unbiased, K - 1). Known as EnnUncertainty and infomax: Dwaracherla et al. (2402.00396), Liu et
+    al. (2411.01493). It is the squared distance of two columns of centred member rewards over K - 1.
+    """
+    rewards = belief.member_rewards
+    scale = 1 / max(1, rewards.shape[0] - 1)
+    apart = (rewards - rewards.mean(axis=0, keepdims=True)).T
+    return top_pairs(lambda _, distance: scale * distance, belief.rewards, apart, space, k)
+
+
+def variance_prob(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs of whose label the members are least sure: the largest Var_m sigmoid(r_mi - r_mj).
+
+    Gain: that variance (unbiased, K - 1). The variant of `variance` for probabilities, as in Liu et al. (2411.01493):
+    sure pairs count little, however much members disagree on how sure.
+    """
+    count = belief.member_rewards.shape[0]
+
+    def score(fold: Fold) -> Array:
+        side = _less_likely(fold)
+        mean = fold(lambda total, margin: total + chance(side * margin)) / count
+        squares = fold(lambda total, margin: total + jnp.square(chance(side * margin) - mean))
+        return squares / max(1, count - 1)
+
+    return _top_of_members(belief, space, k, member_scorer(centred(belief.member_rewards.T, space), score))
+
+
+def bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs whose label tells most about which member is right: the largest H(mean_m p_m) - mean_m H(p_m).
+
+    Gain: that mutual information in nats, p_m = sigmoid(r_mi - r_mj). Each pair is scored alone (see `batch_bald`).
+    Houlsby et al. (1112.5745), with the ensemble as the posterior.
+    """
+    return _top_of_members(belief, space, k, bald_scorer(belief, space))
+
+
+def bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """BALD under the Laplace posterior of the last layer: the largest mutual information of label and weights.
+
+    Gain: H(E p) - E H(p) nats, p = sigmoid(N(m, q)), q = x^T A0^-1 x with A0 of `prior_information`. Each pair is
+    scored alone. Houlsby et al. (1112.5745); not a probit approximation, but exact to 1e-6 (`jarm.objectives`).
+    """
+    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
+    y = matmul(centred(belief.features, space), whiten.T)
+    finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
+    numbers = Numbers(jnp.where(space.eligible, belief.rewards, 0), y, y[:, :0])
+    best = top_scores(BALD.scorer(numbers, jnp.zeros(0)), finite, space, k)
+    return dataclasses.replace(best, status=worst(best.status, singular))
+
+
+def greedy_bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """`bald_laplace` grown greedily: each pair tells most about the weights, given the pairs before it.
+
+    Gain: H(E p) - E H(p) nats with q = x^T A^-1 x, A the information of past, prior and the batch so far. Exact over
+    every pair of the space. Labels to come enter by their expected (Fisher) information, not one by one.
+    """
+    prior = prior_information(belief, space, k, hparams)
+    return greedy(BALD, belief.features, belief.rewards, space, prior, k)[0]
+
+
+def most_pairs(space: PairSpace) -> int:
+    """A number of pairs that the space cannot exceed, known before it runs."""
+    if space.pairs is not None:
+        return int(space.pairs.shape[0])
+    size, width = space.eligible.shape[0], space.width
+    return size * (width - 1) // 2 if space.kind == "within" else size * (size - 1) // 2
+
+
+def epig(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs whose labels tell most about the labels of other pairs of the space: expected predictive information.
+
+    Targets are 64 pairs of the space drawn with the key. Grown greedily under the Laplace posterior with A0 of
+    `prior_information`; see `jarm.objectives.epig` for the formula. A space that is not listed and may hold more than
+    8,192 pairs offers that many, drawn uniformly: gains may rise as a batch grows, so each choice takes a pass.
+
+    Gain: mean information in nats about a target's label when the pair was chosen; the batch is put in its order.
+    Bickford Smith et al. (2304.08151), who score each pair alone under sampled members.
+    """
+    key_targets, key_offered = jax.random.split(key)
+    targets, valid = sample_pairs(key_targets, space, TARGETS)
+    # A space of fewer pairs has all of them as targets, some of them twice.
+    targets = targets[jnp.arange(TARGETS) % jnp.maximum(valid.sum(), 1)]
+    ends, rewards = belief.features[targets], belief.rewards[targets]
+    if space.pairs is None and most_pairs(space) > CANDIDATES:
+        offered = subset(key_offered, space, max(k, CANDIDATES))
+    else:
+        offered = space
+    prior = prior_information(belief, space, k, hparams)
+    objective = epig_objective(ends[:, 0] - ends[:, 1], rewards[:, 0] - rewards[:, 1])
+    best, _ = greedy(objective, belief.features, belief.rewards, offered, prior, k)
+    order = jnp.argsort(jnp.where(best.valid, -best.gains, jnp.inf))
+    return Selection(best.pairs[order], best.gains[order], best.valid[order], best.status)
+
+
+def eubo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs whose better response is expected to be best: the largest E max(r_i, r_j).
+
+    Gain: E max(u_i, u_j) = (u_i + u_j) / 2 + E|d| / 2, d ~ N(m, q) the margin under the Laplace posterior with A0 of
+    `prior_information`, so E|d| = m erf(m / sqrt(2 q)) + sqrt(2 q / pi) exp(-m^2 / (2 q)). Utilities u are rewards
+    less their mean over the prompt (within) or over the responses of the space: a label tells nothing of that level.
+    Lin et al. (2203.11382), analytic; here with a linear last layer in place of a Gaussian process.
+    """
+    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
+    y = matmul(centred(belief.features, space), whiten.T)
+    utility = centred(belief.rewards[:, None], space)[:, 0]
+
+    def score(middle: Array, margin: Array, q: Array) -> Array:
+        root = jnp.sqrt(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
+        z = margin / root
+        spread = margin * jax.lax.erf(z * 0.5**0.5) + (2 / jnp.pi) ** 0.5 * root * jnp.exp(-jnp.square(z) / 2)
+        return middle + spread / 2
+
+    def pair(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
+        return score((a[0] + b[0]) / 2, a[0] - b[0], square_sum(a[1] - b[1]))
+
+    def tile(rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
+        a, b = rows[0][:, None], columns[0][None, :]
+        return score((a + b) / 2, a - b, distances(rows[1], columns[1]))
+
+    finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
+    best = top_scores(Scorer((utility, y), pair, tile), finite, space, k)
+    return dataclasses.replace(best, status=worst(best.status, singular))

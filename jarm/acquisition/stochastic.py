@@ -1,0 +1,138 @@
+"""Batches by chance around any score: Gumbel noise that turns the k best into a draw, and mixtures with random pairs.
+
+Scores plus T times standard Gumbel noise, the k largest of them, are k draws without replacement with probabilities
+proportional to exp(score / T) (Kool et al. 2019). The noise of a pair is a hash of its two indices and the key, so
+that a pass draws it where it needs it and no pair is ever stored.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jarm.acquisition.information import bald_scorer
+from jarm.acquisition.optimal_design import greedy_dopt, prior_information
+from jarm.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.data.pairs import contains
+from jarm.fisher import centred
+from jarm.linalg import inverse_factor, matmul, worst
+from jarm.objectives import D_OPTIMAL, Numbers
+from jarm.selection import random_pairs, top_scores
+from jarm.tiles import Scorer
+from jarm.types import Array, Float, Int, PRNGKey, Shaped
+
+
+def _mixed_bits(bits: Shaped[Array, "*b"]) -> Shaped[Array, "*b"]:
+    """A bijection of 32 bits in which each bit depends on all: the finaliser of MurmurHash3."""
+    bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
+    bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
+    return bits ^ (bits >> 16)
+
+
+def pair_noise(seed: Shaped[Array, "2"], i: Int[Array, "*#b"], j: Int[Array, "*#b"]) -> Float[Array, "*#b"]:
+    """Standard Gumbel noise of pairs, the same for (i, j) and (j, i); it takes 2^32 values, at most 22.9."""
+    low, high = jnp.minimum(i, j).astype(jnp.uint32), jnp.maximum(i, j).astype(jnp.uint32)
+    bits = _mixed_bits(_mixed_bits(low ^ seed[0]) + high * jnp.uint32(0x9E3779B9) ^ seed[1])
+    # Of 1 - u, u uniform, so that the large noise, which decides, has all its digits.
+    rest = jnp.minimum((bits.astype(jnp.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
+    return -jnp.log(-jnp.log1p(-rest))
+
+
+def perturbed(scorer: Scorer, key: PRNGKey, temperature: Array | float, *, log: bool = False) -> Scorer:
+    """A score, or its logarithm, plus `temperature` times the Gumbel noise of the pair."""
+    seed = jax.random.bits(key, (2,), jnp.uint32)
+    size = jax.tree.leaves(scorer.stats)[0].shape[0]
+
+    def drawn(score: Array, i: Array, j: Array) -> Array:
+        score = jnp.log(jnp.maximum(score, jnp.finfo(score.dtype).tiny)) if log else score
+        return score + temperature * pair_noise(seed, i, j)
+
+    def pair(a: tuple[Any, Array], b: tuple[Any, Array]) -> Array:
+        return drawn(scorer.pair(a[0], b[0]), a[1], b[1])
+
+    def tile(rows: tuple[Any, Array], columns: tuple[Any, Array]) -> Array:
+        return drawn(scorer.tile(rows[0], columns[0]), rows[1][:, None], columns[1][None, :])
+
+    return Scorer((scorer.stats, jnp.arange(size, dtype=jnp.int32)), pair, tile)
+
+
+def _draw_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, log: bool) -> Selection:
+    scorer = perturbed(bald_scorer(belief, space), key, hparams.temperature, log=log)
+    return top_scores(scorer, jnp.isfinite(belief.member_rewards).all(axis=0), space, k)
+
+
+def power_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs drawn with chances proportional to a power of their BALD score: score^(1 / temperature).
+
+    Gain: log(score) + temperature g, g the Gumbel noise of the pair. Temperature 0 is `bald`, 1 as published.
+    Kirsch et al. (2106.12059).
+    """
+    return _draw_bald(key, belief, space, k, hparams, log=True)
+
+
+def softmax_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs drawn with chances proportional to exp(BALD score / temperature).
+
+    Gain: score + temperature g nats, g the Gumbel noise of the pair. Temperature 0 is `bald`; scores are at most
+    log 2, so that 1 is close to `random`: try 0.01. Kirsch et al. (2106.12059).
+    """
+    return _draw_bald(key, belief, space, k, hparams, log=False)
+
+
+def softmax_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Pairs drawn with chances proportional to exp(log det gain / temperature): a diverse batch without a greedy one.
+
+    Gain: log(1 + v x^T A0^-1 x) + temperature g nats, A0 of `prior_information`, g the Gumbel noise of the pair.
+    At temperature 1 chances are proportional to 1 + v x^T A0^-1 x; at 0 it is the first step of `greedy_dopt`, k
+    times. The softmax rule of Kirsch et al. (2106.12059) with the D-optimal gain of Shen et al. (2502.04354).
+    """
+    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
+    y = matmul(centred(belief.features, space), whiten.T)
+    finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
+    numbers = Numbers(jnp.where(space.eligible, belief.rewards, 0), y, y[:, :0])
+    scorer = perturbed(D_OPTIMAL.scorer(numbers, jnp.zeros(0), gains=True), key, hparams.temperature)
+    best = top_scores(scorer, finite, space, k)
+    return dataclasses.replace(best, status=worst(best.status, singular))
+
+
+def mixed(rule: Rule) -> Rule:
+    """A rule that draws a share `hparams.epsilon` of its batch at random and leaves the rest to `rule`.
+
+    Of k pairs, epsilon k are random, rounded up or down by chance so that this is their number on average. The others
+    are the first of the rule's own batch, and no pair comes twice. Random pairs come last; their gain is the least gain
+    of the others, or 0 if that is less.
+    """
+
+    def mixture(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+        key_rule, key_pairs, key_share = jax.random.split(key, 3)
+        best, drawn = rule(key_rule, belief, space, k, hparams), random_pairs(key_pairs, space, k)
+        place, size = jnp.arange(k, dtype=jnp.int32), space.eligible.shape[0]
+        chosen = jnp.floor(k * (1 - jnp.asarray(hparams.epsilon, jnp.float32)) + jax.random.uniform(key_share))
+        head = best.valid & (place < chosen)
+        # Of k distinct pairs at least as many are not in the head as the head lacks.
+        taken = jax.lax.sort(tuple(jnp.where(head[:, None], best.pairs, size).T), num_keys=2)
+        fresh = drawn.valid & ~contains(jnp.stack(taken, axis=1), drawn.pairs)
+        least = jnp.minimum(jnp.where(head, best.gains, jnp.inf).min(), 0)
+        # The head in its order, then fresh pairs in theirs, then the rest.
+        order = jnp.argsort(jnp.concatenate([jnp.where(head, 0, 2), jnp.where(fresh, 1, 2)]), stable=True)[:k]
+        valid = jnp.concatenate([head, fresh])[order]
+        pairs = jnp.concatenate([best.pairs, drawn.pairs])[order]
+        gains = jnp.concatenate([best.gains, jnp.full(k, least)])[order]
+        status = worst(best.status, drawn.status)
+        return Selection(jnp.where(valid[:, None], pairs, 0), jnp.where(valid, gains, 0), valid, status)
+
+    return mixture
+
+
+_mixed_dopt = mixed(greedy_dopt)
+
+
+def epsilon_greedy_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """`greedy_dopt` with a share epsilon of the batch drawn at random.
+
+    Gain: as `greedy_dopt`; 0 for a random pair. See `mixed`, which does the same to any rule.
+    """
+    return _mixed_dopt(key, belief, space, k, hparams)
