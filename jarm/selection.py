@@ -100,6 +100,12 @@ def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: in
     )
 
 
+def best_first(selection: Selection) -> Selection:
+    """The same batch by falling gain, for rules whose gains may rise while the batch grows."""
+    order = jnp.argsort(jnp.where(selection.valid, -selection.gains, jnp.inf), stable=True)
+    return dataclasses.replace(selection, pairs=selection.pairs[order], gains=selection.gains[order])
+
+
 def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
     """k distinct pairs of a space, uniformly without replacement; gains are 0."""
     pairs, valid = sample_pairs(key, space, k)

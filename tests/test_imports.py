@@ -44,6 +44,8 @@ LAYERS = [
     ["acquisition.uncertainty", "acquisition.optimal_design"],
     ["acquisition.information"],
     ["acquisition.batch_bald", "acquisition.stochastic"],
+    ["acquisition.diversity"],
+    ["acquisition.coreset"],
     ["acquisition.registry"],
     ["annotators", "ranking"],
     ["batch", "metrics", "pool"],

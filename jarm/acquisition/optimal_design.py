@@ -1,20 +1,24 @@
-"""D-optimal rules: pairs that add most to log det of the Fisher information of the head's last layer.
+"""Rules of optimal experimental design, on the information of the head's last layer; first of all the D-optimal ones.
 
 Source: Shen, Sun, Ton, Active Reward Modeling (arXiv 2502.04354), and its released rules, here by their closed form:
 the gradient of log det(sum_m w_m v_m x_m x_m^T) with respect to w_m at w = 1 is v_m x_m^T M^-1 x_m, M the pool's
 information. Those score each pair alone; `greedy_dopt` grows the batch, so that a pair is worth only what the pairs
-already in the batch do not tell.
+already in the batch do not tell. What others proposed differs in the weight (v or 1), the matrix that is inverted
+(pool or past), whether the batch is updated, and the criterion (log det, or a trace of the inverse).
 """
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 
-from jarm.base import Belief, HParams, PairSpace, Selection
-from jarm.fisher import fisher_weight, space_information
-from jarm.greedy import greedy_log_det
+from jarm.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.fisher import fisher_weight, pair_information, space_information
+from jarm.greedy import greedy, greedy_log_det
 from jarm.linalg import inverse_factor, jitter, worst
-from jarm.selection import top_pairs
+from jarm.objectives import D_UNWEIGHTED, Objective, a_optimal, v_optimal
+from jarm.selection import best_first, top_pairs
 from jarm.types import Array, Float, PRNGKey
 
 
@@ -66,13 +70,22 @@ def prior_information(
     rho = `hparams.prior_mix`. Scaling by n and by the trace of Ibar makes c a pure number: the weight of the prior
     in units of the information that n average pairs carry. Jittered, so that a rank-deficient shape passes.
     """
-    pool, count = space_information(belief.features, belief.rewards, space)
-    mean = pool / jnp.maximum(count, 1)
+    prior = _shaped(_mean_information(belief, space), belief, k, hparams)
+    return jitter(prior + belief.past if past_aware else prior)
+
+
+def _mean_information(belief: Belief, space: PairSpace, *, weighted: bool = True) -> Float[Array, "F F"]:
+    """Ibar, the mean over the space of v x x^T (v = 1 where not weighted)."""
+    pool, count = space_information(belief.features, belief.rewards if weighted else None, space)
+    return pool / jnp.maximum(count, 1)
+
+
+def _shaped(mean: Float[Array, "F F"], belief: Belief, k: int, hparams: HParams) -> Float[Array, "F F"]:
+    """c n [(1 - rho) tr(mean)/F I + rho mean], n the labels after this batch."""
     width = mean.shape[0]
     ridge = jnp.trace(mean) / width * jnp.eye(width, dtype=mean.dtype)
     labels = (belief.labels + k).astype(mean.dtype)
-    prior = hparams.prior * labels * ((1 - hparams.prior_mix) * ridge + hparams.prior_mix * mean)
-    return jitter(prior + belief.past if past_aware else prior)
+    return hparams.prior * labels * ((1 - hparams.prior_mix) * ridge + hparams.prior_mix * mean)
 
 
 def _greedy(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, past_aware: bool) -> Selection:
@@ -96,3 +109,87 @@ def greedy_dopt_blind(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hp
     Gain: as `greedy_dopt`, with A0 the prior alone.
     """
     return _greedy(key, belief, space, k, hparams, past_aware=False)
+
+
+def _ridge(hparams: HParams) -> HParams:
+    return dataclasses.replace(hparams, prior_mix=0.0)
+
+
+def _gram(belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Float[Array, "F F"]:
+    """V = sum x x^T over the labelled pairs + c n tr(Gbar)/F I, Gbar the mean of x x^T over the space."""
+    bought = (jnp.arange(belief.known.shape[0]) < belief.labels).astype(belief.known.dtype)
+    ends = jnp.where(bought[:, None, None] > 0, belief.known, 0)
+    ridge = _shaped(_mean_information(belief, space, weighted=False), belief, k, _ridge(hparams))
+    return jitter(pair_information(ends[:, 0], ends[:, 1], bought) + ridge)
+
+
+def apo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Active Preference Optimization: the largest x^T V^-1 x, V what the labelled pairs span, without a batch update.
+
+    V = sum_labelled x x^T + c n tr(Gbar)/F I, Gbar the mean of x x^T over the space, n the labels after this batch and
+    c = `hparams.prior`. No Fisher weight: labels count as real numbers, so rewards are not looked at.
+    Gain: x^T V^-1 x.
+
+    Source: Das et al. (arXiv 2402.10500). Their code adds 1e-5 I whatever the scale of the features; here the ridge
+    scales with them, and with n as what is learnt does. They take the chosen for the rejected texts when they embed,
+    which changes x to -x and so no score.
+    """
+    whiten, singular = inverse_factor(_gram(belief, space, k, hparams))
+    best = top_pairs(
+        lambda _, distance: distance, jnp.zeros_like(belief.rewards), belief.features, space, k, whiten=whiten
+    )
+    idle = jnp.where((best.valid & (best.gains <= 0)).any(), Status.UNINFORMATIVE, Status.OK)
+    status = jnp.where(best.status == Status.NONFINITE, best.status, worst(best.status, idle, singular))
+    return dataclasses.replace(best, status=status)
+
+
+def greedy_apo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """`apo` with V updated after every pair: exact greedy log det without Fisher weights, the same as MaxDet.
+
+    Gain: log(1 + x^T V^-1 x) in nats, V with the batch so far. With the linear kernel of x and the ridge for its noise
+    that is the determinantal rule MaxDet of Holzmueller et al. (arXiv 2203.09410): the largest posterior variance.
+    """
+    prior = _gram(belief, space, k, hparams)
+    return greedy(D_UNWEIGHTED, belief.features, jnp.zeros_like(belief.rewards), space, prior, k)[0]
+
+
+def adpo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Active DPO: greedy log det from a ridge and the information of the labelled pairs (`greedy_dopt`, rho = 0).
+
+    Gain: log(1 + v x^T H^-1 x) in nats, H = gamma I + past + batch so far, gamma = c n tr(Ibar)/F (see
+    `prior_information`), which scales with the features.
+
+    Source: Kveton et al. (arXiv 2503.01076), with their beta 1 and reference log-ratios 0. They scan a random 256
+    candidates a step; here every choice is exact over the space, so that chance plays no part.
+    """
+    return greedy_dopt(key, belief, space, k, _ridge(hparams))
+
+
+def _least_trace(objective: Objective, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    prior = prior_information(belief, space, k, hparams)
+    return best_first(greedy(objective, belief.features, belief.rewards, space, prior, k)[0])
+
+
+def a_opt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """A-optimal greedy batch: each pair lowers tr A^-1, the total variance of the head's weights, the most.
+
+    Gain: that fall, v x^T A^-2 x / (1 + v x^T A^-1 x), A as in `greedy_dopt`. It may rise as the batch grows, so the
+    batch is listed by gain. Unlike log det it depends on the coordinates of the features.
+    """
+    return _least_trace(a_optimal(belief.features.shape[1]), belief, space, k, hparams)
+
+
+def bait(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """BAIT: each pair lowers tr(A^-1 Ibar), the variance of the margins of the pool weighted by v, the most.
+
+    Gain: that fall, v x^T A^-1 Ibar A^-1 x / (1 + v x^T A^-1 x), Ibar the mean information of a pair of the space and A
+    as in `greedy_dopt`. It may rise as the batch grows, so the batch is listed by gain. This is the V-optimal (or
+    I-optimal) rule with the pool as its target.
+
+    Source: Ash et al. (arXiv 2106.09675), whose prior is lambda I: `prior_mix` 0. They pick 2 k pairs forward and prune
+    k of them; the pruning is left out: it needs all 2 k gains twice over and cannot be certified over the whole space.
+    """
+    mean = _mean_information(belief, space)
+    values, vectors = jnp.linalg.eigh(mean)
+    targets = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+    return _least_trace(v_optimal(targets, jnp.ones(len(targets))), belief, space, k, hparams)

@@ -10,6 +10,7 @@ import sys
 
 from jarm.acquisition import duels, intervals, optimal_design, uncertainty
 from jarm.acquisition import batch_bald, information, optimal_design, stochastic, uncertainty
+from jarm.acquisition import coreset, diversity, optimal_design, uncertainty
 from jarm.base import JarmError, Rule
 
 NEEDS = {
@@ -89,6 +90,16 @@ RULES: dict[str, RuleEntry] = {
     "epsilon_greedy_dopt": RuleEntry(
         stochastic.epsilon_greedy_dopt, "passes (S F + N F^2)", ("past", "prior", "epsilon", "key")
     ),
+    "apo": RuleEntry(optimal_design.apo, "S F + N F^2", ("past", "prior")),
+    "greedy_apo": RuleEntry(optimal_design.greedy_apo, "passes (S F + N F^2)", ("past", "prior")),
+    "adpo": RuleEntry(optimal_design.adpo, "passes (S F + N F^2)", ("past", "prior")),
+    "a_opt": RuleEntry(optimal_design.a_opt, "passes (S F + N F^2)", ("past", "prior")),
+    "bait": RuleEntry(optimal_design.bait, "passes (S F + N F^2)", ("past", "prior")),
+    "k_centre": RuleEntry(diversity.k_centre, "(B + labels) (S + N F), S at most 10,000 unless listed", ("past",)),
+    "kmeans_pp": RuleEntry(diversity.kmeans_pp, "(B + labels) (S + N F), S as above", ("past", "key")),
+    "badge": RuleEntry(diversity.badge, "(B + labels) (S + N F), S as above", ("past", "key")),
+    "lcmd": RuleEntry(diversity.lcmd, "(B + labels) (S + N F), S as above", ("past",)),
+    "coreset": RuleEntry(coreset.coreset, "10 (S + N F), S as above", ("key",)),
 }
 
 

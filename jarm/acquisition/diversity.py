@@ -1,0 +1,299 @@
+"""Rules that spread the batch: over feature differences x = phi_i - phi_j, away from the labelled pairs and each other.
+
+Which response of a pair comes first means nothing, so a pair is as far from another as the nearer of it and its mirror:
+d(x, y)^2 = min |x -+ y|^2 = |x|^2 + |y|^2 - 2 |x^T y|. Products with a centre are differences of two numbers of
+responses, so a pick costs S + N F for S pairs, and pairs are never built.
+
+A `listed` space is looked at whole, and so is any other of at most `CANDIDATES` pairs; of a larger one that many pairs
+are drawn at random (or 4 k, if that is more), and rules that are else deterministic depend on the key by that draw.
+Pairs of equal features, which teach nothing, come last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jarm.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.data.pairs import TILE, compact, is_in, subset
+from jarm.fisher import centred, chunked
+from jarm.linalg import matmul, worst
+from jarm.objectives import square_sum
+from jarm.selection import best_first
+from jarm.types import Array, Bool, Float, Int, PRNGKey
+
+CANDIDATES = 10_000
+"""Pairs that are looked at where a space is not listed."""
+_TOGETHER = 16
+"""Labelled pairs whose distances are found at once."""
+
+
+class Points(NamedTuple):
+    """Pairs as points g = scale (phi_i - phi_j).
+
+    Attributes:
+      pairs: `[M, 2]` as the space has them.
+      ends: `[M, 2]` the rows of `phi` they join.
+      phi: `[n, F]` centred features.
+      scale: `[M]`.
+      square: `[M]` |g|^2.
+      alive: `[M]` bool, pairs of the space.
+      apart: `[M]` bool, those of them with x != 0.
+      bad: whether something a rule looks at is not finite.
+    """
+
+    pairs: Int[Array, "M 2"]
+    ends: Int[Array, "M 2"]
+    phi: Float[Array, "n F"]
+    scale: Float[Array, "M"]
+    square: Float[Array, "M"]
+    alive: Bool[Array, "M"]
+    apart: Bool[Array, "M"]
+    bad: Bool[Array, ""]
+
+    def point(self, place: Int[Array, ""]) -> Float[Array, "F"]:
+        """One point."""
+        first, second = self.ends[place]
+        return self.scale[place] * (self.phi[first] - self.phi[second])
+
+    def products(self, centres: Float[Array, "c F"]) -> Float[Array, "M c"]:
+        """g^T c of each point with each centre."""
+        along = matmul(self.phi, centres.T)
+        return self.scale[:, None] * (along[self.ends[:, 0]] - along[self.ends[:, 1]])
+
+    def distances(self, centres: Float[Array, "c F"]) -> Float[Array, "M c"]:
+        """d(g, c)^2."""
+        apart = self.square[:, None] + square_sum(centres)[None, :] - 2 * jnp.abs(self.products(centres))
+        return jnp.maximum(apart, 0)
+
+
+def candidates(key: PRNGKey, space: PairSpace, k: int) -> PairSpace:
+    """The space as a list, or, if it may hold too many pairs, a list of some of them, drawn uniformly."""
+    if space.pairs is not None:
+        return space
+    size, width = space.eligible.shape[0], space.width
+    within = space.kind == "within"
+    most = size // width * math.comb(width, 2) if within else math.comb(size, 2)
+    count = max(CANDIDATES, 4 * k)
+    if most > count:
+        return subset(key, space, count)
+    first, second = jnp.triu_indices(width if within else size, 1)
+    pairs = jnp.stack([first, second], axis=1).astype(jnp.int32)
+    if within:
+        starts = jnp.arange(0, size, width, dtype=jnp.int32)
+        pairs = (starts[:, None, None] + pairs[None]).reshape(-1, 2)
+    pairs = jnp.where(is_in(space, pairs)[:, None], pairs, size)
+    return PairSpace("listed", width, space.eligible, jnp.zeros((0, 2), jnp.int32), pairs=pairs, prompt=space.prompt)
+
+
+def make_points(
+    belief: Belief, space: PairSpace, scale: Callable[[Float[Array, "M"]], Float[Array, "M"]] | None = None
+) -> Points:
+    """The pairs of a listed space; `scale` of the margin, or 1 where rewards are not looked at."""
+    assert space.pairs is not None
+    size, width = belief.features.shape
+    fine = jnp.isfinite(belief.features).all(axis=1)
+    rewards = jnp.zeros(size) if scale is None else jnp.where(space.eligible, belief.rewards, 0)
+    fine &= jnp.isfinite(rewards)
+    phi, ends = centred(belief.features, space), space.pairs
+    alive = (ends[:, 0] < size) & space.eligible[jnp.minimum(ends, size - 1)].all(axis=1)
+    if 2 * len(ends) < size:
+        responses, local = compact(space)
+        assert local.pairs is not None
+        phi, rewards, ends = phi[responses], rewards[responses], local.pairs
+    ends = jnp.minimum(ends, phi.shape[0] - 1)
+
+    def square(ends: Int[Array, "m 2"]) -> Float[Array, "m"]:
+        return square_sum(phi[ends[:, 0]] - phi[ends[:, 1]])
+
+    chunks = chunked(ends, max(1, TILE // width), 0)
+    lengths = jax.lax.map(square, chunks).reshape(-1)[: len(ends)]
+    of_pair = jnp.ones(len(ends)) if scale is None else scale(rewards[ends[:, 0]] - rewards[ends[:, 1]])
+    return Points(
+        pairs=space.pairs,
+        ends=ends,
+        phi=phi,
+        scale=of_pair,
+        square=jnp.square(of_pair) * lengths,
+        alive=alive,
+        apart=alive & (lengths > 0),
+        bad=~(fine | ~space.eligible).all(),
+    )
+
+
+class _State(NamedTuple):
+    """While a batch grows: squared distances to the nearest centre and which it is, and what was not chosen yet."""
+
+    near: Float[Array, "M"]
+    owner: Int[Array, "M"]
+    left: Bool[Array, "M"]
+
+
+Choose = Callable[[Float[Array, "n"], Float[Array, "M"], Bool[Array, "M"], Int[Array, "M"]], Int[Array, ""]]
+"""`(noise, squared distances, what may be chosen, nearest centres) -> place`."""
+
+
+def _spread(
+    noise: Float[Array, "k n"],
+    points: Points,
+    known: Float[Array, "L F"],
+    labels: Int[Array, ""],
+    choose: Choose,
+) -> Selection:
+    """A point for each row of noise, chosen by its distance from the labelled pairs and from those chosen before."""
+    capacity, k = known.shape[0], len(noise)
+
+    def labelled(index: Int[Array, ""], state: _State) -> _State:
+        numbers = index * _TOGETHER + jnp.arange(_TOGETHER, dtype=jnp.int32)
+        away = points.distances(known[jnp.minimum(numbers, capacity - 1)])
+        away = jnp.where(numbers[None, :] < labels, away, jnp.inf)
+        place, nearest = away.argmin(axis=1).astype(jnp.int32), away.min(axis=1)
+        owner = jnp.where(nearest < state.near, index * _TOGETHER + place, state.owner)
+        return state._replace(near=jnp.minimum(state.near, nearest), owner=owner)
+
+    def pick(state: _State, step: tuple[Array, Array]) -> tuple[_State, tuple[Array, Array]]:
+        noise, number = step
+        # Before there is any centre, the origin is one.
+        away = jnp.where(jnp.isinf(state.near), points.square, state.near)
+        telling = state.left & points.apart
+        allowed = jnp.where(telling.any(), telling, state.left)
+        place = choose(noise, away, allowed, state.owner)
+        new = points.distances(points.point(place)[None])[:, 0]
+        owner = jnp.where(new < state.near, capacity + number, state.owner)
+        state = _State(jnp.minimum(state.near, new), owner, state.left.at[place].set(False))
+        return state, (place, jnp.sqrt(away[place]))
+
+    state = _State(
+        near=jnp.full(points.square.shape, jnp.inf), owner=jnp.zeros(points.square.shape, jnp.int32), left=points.alive
+    )
+    if capacity:
+        state = jax.lax.fori_loop(0, -(-labels // _TOGETHER), labelled, state)
+    steps = (noise, jnp.arange(k, dtype=jnp.int32))
+    _, (chosen, gains) = jax.lax.scan(pick, state, steps)
+    valid = jnp.arange(k) < points.alive.sum()
+    fine = ~points.bad & (jnp.isfinite(known).all(axis=1) | (jnp.arange(capacity) >= labels)).all()
+    fine &= jnp.isfinite(gains).all()
+    status = worst(
+        jnp.where(valid.all(), Status.OK, Status.EXHAUSTED),
+        jnp.where((valid & ~points.apart[chosen]).any(), Status.UNINFORMATIVE, Status.OK),
+    )
+    return best_first(
+        Selection(
+            pairs=jnp.where(valid[:, None], points.pairs[chosen], 0),
+            gains=jnp.where(valid, gains, 0),
+            valid=valid,
+            status=jnp.where(fine, status, Status.NONFINITE),
+        )
+    )
+
+
+def _rule(
+    key: PRNGKey,
+    belief: Belief,
+    space: PairSpace,
+    k: int,
+    choose: Choose,
+    *,
+    chance: bool = False,
+    scale: Callable[[Array], Array] | None = None,
+) -> Selection:
+    key_space, key_noise = jax.random.split(key)
+    points = make_points(belief, candidates(key_space, space, k), scale)
+    noise = noise_of(key_noise, k, len(points.pairs)) if chance else jnp.zeros((k, 0))
+    known = belief.known[:, 0] - belief.known[:, 1]
+    if scale is not None:
+        known = scale(belief.known_rewards[:, 0] - belief.known_rewards[:, 1])[:, None] * known
+    return _spread(noise, points, known, belief.labels, choose)
+
+
+def _farthest(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+    return jnp.where(allowed, away, -1).argmax()
+
+
+def _sides(count: int) -> tuple[int, int]:
+    """Blocks, and places in a block, of `count` places."""
+    side = max(1, math.isqrt(count))
+    return -(-count // side), side
+
+
+def noise_of(key: PRNGKey, draws: int, count: int) -> Float[Array, "draws n"]:
+    """Gumbel noise for as many calls of `draw`, one row each: not a number for each of `count` places."""
+    return jax.random.gumbel(key, (draws, sum(_sides(count))))
+
+
+def draw(noise: Float[Array, "n"], weights: Float[Array, "M"], allowed: Bool[Array, "M"]) -> Int[Array, ""]:
+    """One of those allowed, with probability as the weights; uniformly where all weights are 0."""
+    weights = jnp.where(allowed, weights, 0)
+    weights = jnp.where(weights.max() > 0, weights, allowed.astype(weights.dtype))
+    # First a block, then a place in it.
+    count, side = _sides(len(weights))
+    blocks = jnp.pad(weights, (0, count * side - len(weights))).reshape(count, side)
+    block = (jnp.log(blocks.sum(axis=1)) + noise[:count]).argmax()
+    return block * side + (jnp.log(blocks[block]) + noise[count:]).argmax()
+
+
+def _drawn(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+    return draw(noise, away, allowed)
+
+
+def k_centre(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Farthest first: each pair is the one farthest from the nearest pair that is labelled or chosen.
+
+    The greedy k-centre of Sener & Savarese (arXiv 1708.00489), also known as MaxDist (arXiv 2203.09410), on x = phi_i -
+    phi_j up to its sign. With nothing labelled it begins with the longest x, as MaxDist does.
+    Gain: d(x, nearest centre). Candidates as the module says.
+    """
+    return _rule(key, belief, space, k, _farthest)
+
+
+def kmeans_pp(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Seeds of k-means++: pairs drawn with probability as their squared distance from what is labelled or chosen.
+
+    P(x) ~ d(x, nearest centre)^2, centres the labelled pairs and the batch so far, x = phi_i - phi_j up to its sign;
+    with nothing labelled the first pair has P(x) ~ |x|^2.
+    Gain: d(x, nearest centre) when drawn; the batch is listed by it. Candidates as the module says.
+
+    Source: Arthur & Vassilvitskii (2007), as a rule of active learning in Holzmueller et al. (arXiv 2203.09410).
+    """
+    return _rule(key, belief, space, k, _drawn, chance=True)
+
+
+def _doubt(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """1 - p, p the probability of the likelier label; from the smaller exponential, so that it underflows late."""
+    return jax.nn.sigmoid(-jnp.abs(margin))
+
+
+def badge(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """BADGE: k-means++ seeds among the gradients that the likelier labels would give, so unsure and diverse at once.
+
+    g = (1 - p) x, p = sigmoid(|m|): the gradient of the last layer by the loss of the likelier label. P(g) ~ d(g,
+    nearest centre)^2, centres the gradients of the labelled pairs and of the batch so far.
+    Gain: d(g, nearest centre) when drawn; the batch is listed by it. Candidates as the module says.
+
+    Source: Ash et al. (arXiv 1906.03671), who forget the labelled pairs, and begin with the largest gradient. The sign
+    of g is that of the label, which near a tie is a coin flip: distances are up to sign.
+    """
+    return _rule(key, belief, space, k, _drawn, chance=True, scale=_doubt)
+
+
+def lcmd(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    """Largest cluster, maximum distance: each pair is the farthest from its centre in the cluster of largest size.
+
+    Clusters are the pairs nearest to the same labelled or chosen pair, their size is the sum of d(x, centre)^2, x =
+    phi_i - phi_j up to its sign; with nothing labelled it begins with the longest x.
+    Gain: d(x, centre) when chosen; the batch is listed by it. Candidates as the module says.
+
+    Source: Holzmueller et al. (arXiv 2203.09410), LCMD-TP.
+    """
+    clusters = belief.known.shape[0] + k
+
+    def choose(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+        sizes = jax.ops.segment_sum(jnp.where(allowed, away, 0), owner, clusters)
+        largest = owner == sizes.argmax()
+        return jnp.where(allowed, jnp.where(largest, away, -1), -2).argmax()
+
+    return _rule(key, belief, space, k, choose)
