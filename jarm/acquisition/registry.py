@@ -8,9 +8,17 @@ import importlib.util
 import pathlib
 import sys
 
-from jarm.acquisition import duels, intervals, optimal_design, uncertainty
-from jarm.acquisition import batch_bald, information, optimal_design, stochastic, uncertainty
-from jarm.acquisition import coreset, diversity, optimal_design, uncertainty
+from jarm.acquisition import (
+    batch_bald,
+    coreset,
+    diversity,
+    duels,
+    information,
+    intervals,
+    optimal_design,
+    stochastic,
+    uncertainty,
+)
 from jarm.base import JarmError, Rule
 
 NEEDS = {
