@@ -1,13 +1,15 @@
 """Acquisition rules of jarm beside the packages that offer the same or the nearest, workload by workload.
 
     python -m benchmarks.peers --out benchmarks/results/peers.jsonl
-    python -m benchmarks.peers --only S14
+    python -m benchmarks.peers --only S14 S15
 
 Every pair has two responses of its own, features N(0, 1), unless the workload says otherwise; the batch is 256, there
-are 256 labelled pairs and 5 members. Peers get the points that their interface asks for ready made (`jarm.peers`), jarm
-the features of responses and indices of pairs. Peers that are not installed, and code that is in no package index, are
-represented by processor seconds measured before on another day (`peer_cpu_s_from_spec`), beside which stands what jarm
-needs now. What a peer takes more than `SLOW` seconds for runs once, all else `--turns` times.
+are 256 labelled pairs and 5 members. Peers get the points that their interface asks for ready made (`jarm.peers`), the
+rules of S1 to S7 the features of both ends of every pair, and jarm the features of responses and indices of pairs. All
+have the rewards; priors are part of what is timed for jarm and NumPy, and ready made for `bmdal_reg`. Peers that are not
+installed, and code that is in no package index, are represented by processor seconds measured before on another day
+(`peer_cpu_s_from_spec`), beside which stands what jarm needs now. Where a peer takes more than `SLOW` seconds both sides
+run once, elsewhere `--turns` times.
 """
 
 from __future__ import annotations
@@ -156,15 +158,37 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
 
     def optimal(rule: Callable[..., Any], chunk: int | None = None, past: bool = False) -> Callable[..., Any]:
         def make(belief: Any, space: Any, k: int) -> Callable[[], Any]:
-            pairs, x, known = peers.differences(belief, space)
-            rewards, known_rewards = np.array(belief.rewards), np.array(belief.known_rewards)
-            given = [torch.from_numpy(x), torch.from_numpy(rewards[pairs[:, 0]] - rewards[pairs[:, 1]])]
-            if past:
-                given += [torch.from_numpy(known), torch.from_numpy(known_rewards[:, 0] - known_rewards[:, 1])]
+            pairs, first, second, margin = ends_of(belief, space)
+            first, second, margin = torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(margin)
+            known, known_rewards = (
+                torch.from_numpy(np.array(belief.known)),
+                torch.from_numpy(np.array(belief.known_rewards)),
+            )
             options = {} if rule is baselines.closed_form_dopt else {"chunk": chunk}
-            return lambda: pairs[rule(*given, k, **options).numpy()]
+
+            def run() -> Any:
+                labelled = (known[:, 0] - known[:, 1], known_rewards[:, 0] - known_rewards[:, 1]) if past else ()
+                return pairs[rule(first - second, margin, *labelled, k, **options).numpy()]
+
+            return run
 
         return make
+
+    def ends_of(belief: Any, space: Any) -> tuple[Any, Any, Any, Any]:
+        pairs, features, rewards = (np.array(each) for each in (space.pairs, belief.features, belief.rewards))
+        first, second = pairs.T
+        return pairs, features[first], features[second], rewards[first] - rewards[second]
+
+    def rank_one(belief: Any, space: Any, k: int) -> Callable[[], Any]:
+        pairs, first, second, margin = ends_of(belief, space)
+        past, labels = np.asarray(belief.past), len(belief.known)
+
+        def run() -> Any:
+            x, v = first - second, referee.fisher_weight(margin)
+            prior = past + HParams().prior * (labels + k) / len(x) * (x.T @ (v[:, None] * x))
+            return pairs[referee.rank_one_greedy(x, v, prior, k)[0]]
+
+        return run
 
     def prior_of(belief: Any, space: Any, k: int) -> Any:
         import jax
@@ -172,11 +196,6 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
         from jarm.acquisition.optimal_design import prior_information
 
         return np.asarray(jax.jit(prior_information, static_argnums=2)(belief, space, k, HParams()))
-
-    def rank_one(belief: Any, space: Any, k: int) -> Callable[[], Any]:
-        pairs, s = peers.scaled_differences(belief, space)
-        prior = prior_of(belief, space, k)
-        return lambda: pairs[referee.rank_one_greedy(s, np.ones(len(s), np.float32), prior, k)[0]]
 
     def submodlib(belief: Any, space: Any, k: int) -> Callable[[], Any]:
         from submodlib import LogDeterminantFunction
@@ -282,9 +301,9 @@ def measure(work: Workload, turns: int) -> None:
 
 
 def main() -> None:
-    options = timing.start(only="")
+    options = timing.start(only=["all"])
     for work in WORKLOADS:
-        if not options.only or options.only in work.name.split(", "):
+        if {"all", *work.name.split(", ")} & set(options.only):
             measure(work, options.turns)
 
 
