@@ -95,23 +95,25 @@ def test_greedy_rules_start_from_their_prior(name, kind):
 
 @pytest.mark.parametrize("name", RULES)
 def test_the_table_says_what_a_rule_looks_at(name):
-    entry, case = RULES[name], make_case("within")
-    belief, plain = case.belief, call(name, case)
-
-    def differs(other, seed=0):
-        batch = call(name, other, seed=seed)
-        return bool((batch.gains != plain.gains).any() | (batch.pairs != plain.pairs).any())
-
-    known = belief.known.at[:, 0].add(jnp.arange(5.0) ** 2)
-    past = believing(case, past=100 * jnp.eye(5), known=known)
-    disagreement = (belief.member_rewards - belief.rewards[None])[:, ::-1]
-    apart = believing(case, member_rewards=belief.rewards[None] + 3 * disagreement)
-    changed = {"key": differs(case, 1), "past": differs(past), "ensemble": differs(apart)}
-    for number, value in (("prior", 7), ("beta", 0), ("temperature", 40), ("epsilon", 1)):
-        changed[number] = differs(
-            case._replace(hparams=dataclasses.replace(case.hparams, **{number: jnp.float32(value)}))
-        )
-    assert {need for need, has in changed.items() if has} == set(entry.needs)
+    entry, changed = RULES[name], set()
+    for seed in (0, 1):
+        case = make_case("within", seed)
+        belief, plain = case.belief, call(name, case)
+        known = belief.known.at[:, 0].add(jnp.arange(5.0) ** 2)
+        disagreement = (belief.member_rewards - belief.rewards[None])[:, ::-1]
+        others = [
+            ("key", 1, case),
+            ("past", 0, believing(case, past=100 * jnp.eye(5), known=known)),
+            ("ensemble", 0, believing(case, member_rewards=belief.rewards[None] + 3 * disagreement)),
+        ]
+        for number, value in (("prior", 7), ("beta", 0), ("beta", 3), ("temperature", 40), ("epsilon", 1)):
+            hparams = dataclasses.replace(case.hparams, **{number: jnp.float32(value)})
+            others.append((number, 0, case._replace(hparams=hparams)))
+        for need, key, other in others:
+            batch = call(name, other, seed=key)
+            if (batch.gains != plain.gains).any() | (batch.pairs != plain.pairs).any():
+                changed.add(need)
+    assert changed == set(entry.needs)
     assert set(entry.needs) <= set(NEEDS)
     assert entry.summary
     assert entry.cost

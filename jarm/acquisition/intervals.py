@@ -135,8 +135,7 @@ def infomax(
 ) -> Selection:
     """Pairs whose outcome the members leave most open: the widest interval for the probability of a win.
 
-    Gain: sigmoid(m + b) - sigmoid(m - b). Source: ActiveUltraFeedback (arXiv 2603.09692), after Dwaracherla et al.
-    (arXiv 2402.00396), with s_i + s_j.
+    Gain: sigmoid(m + b) - sigmoid(m - b). Source: ActiveUltraFeedback (arXiv 2603.09692), with s_i + s_j.
     """
     return _best_by(
         lambda m, b, *_: probability_gap(m, b), belief.rewards, belief, space, k, hparams, marginal=marginal
@@ -240,8 +239,7 @@ def _prefer(able: Bool[Array, "n"], wanted: Bool[Array, "n"], scores: Float[Arra
 
 
 def _with_reach(known: Known, half: Half, space: PairSpace) -> Known:
-    reach = _least(lambda a, b: a.mean - b.mean + half(a, b), known, space)
-    return known._replace(reach=reach)
+    return known._replace(reach=_least(lambda a, b: a.mean - b.mean + half(a, b), known, space))
 
 
 def max_min_lcb(
