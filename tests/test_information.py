@@ -17,7 +17,7 @@ from jarm.acquisition.registry import get_rule
 from jarm.acquisition.stochastic import mixed, pair_noise
 from jarm.acquisition.uncertainty import max_diff
 from jarm.base import Status
-from jarm.data.pairs import listed_space, sample_pairs
+from jarm.data.pairs import listed_space, sample_pairs, subset
 from jarm.testing import BATCH, check_batch, information64, list_pairs, make_case, quick_jit, weights64
 
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
@@ -148,9 +148,8 @@ def replay(gain, pairs, picks):
     return np.array(gained), np.array(short)
 
 
-@pytest.mark.parametrize("kind", ["all"])
-def test_greedy_bald_laplace_is_greedy(kind):
-    case = make_case(kind, 2)
+def test_greedy_bald_laplace_is_greedy():
+    case = make_case("listed", 2)
     pairs, prior = list_pairs(case.space), prior64(case)
     phi, rewards = np.float64(case.belief.features), np.float64(case.belief.rewards)
     x, margin, _ = seen64(case, pairs)
@@ -165,15 +164,16 @@ def test_greedy_bald_laplace_is_greedy(kind):
     assert (short <= 1e-5).all()
 
 
-@pytest.mark.parametrize("kind", ["within"])
-def test_epig_is_greedy_for_its_targets(kind):
-    case = make_case(kind, 1)
-    pairs, information = list_pairs(case.space), prior64(case)
-    targets, valid = sample_pairs(jax.random.split(jax.random.key(0))[0], case.space, TARGETS)
-    targets = np.resize(np.asarray(targets)[np.asarray(valid)], (TARGETS, 2))
-    x, _, _ = seen64(case, pairs)
-    t, _, _ = seen64(case, targets)
-    v, u = (weights64(np.asarray(case.belief.rewards), each) for each in (pairs, targets))
+def test_epig_is_greedy_for_its_targets_among_its_candidates(monkeypatch):
+    monkeypatch.setattr("jarm.acquisition.information.CANDIDATES", 100)
+    case = make_case("cross", 1)
+    keys = jax.random.split(jax.random.key(0))
+    targets, _ = sample_pairs(keys[0], case.space, TARGETS)
+    offered, information = list_pairs(subset(keys[1], case.space, 100)), prior64(case)
+    assert len(offered) == 100
+    x, _, _ = seen64(case, offered)
+    t, _, _ = seen64(case, np.asarray(targets))
+    v, u = (weights64(np.asarray(case.belief.rewards), np.asarray(each)) for each in (offered, targets))
     chosen, gains = [], []
     for _ in range(BATCH):
         inverse = np.linalg.inv(information)
@@ -184,18 +184,11 @@ def test_epig_is_greedy_for_its_targets(kind):
         chosen.append(int(worth.argmax()))
         gains.append(worth.max())
         information = information + v[chosen[-1]] * np.outer(x[chosen[-1]], x[chosen[-1]])
-    batch = call("epig", case)
-    np.testing.assert_allclose(batch.gains, np.sort(gains)[::-1], rtol=1e-3)
-    assert set(map(tuple, batch.pairs.tolist())) == set(map(tuple, pairs[chosen].tolist()))
-
-
-def test_epig_draws_candidates_where_there_are_many(monkeypatch):
-    monkeypatch.setattr("jarm.acquisition.information.CANDIDATES", 40)
-    case = make_case("cross")
-    batch = quick_jit(lambda key: get_rule("epig")(key, case.belief, case.space, BATCH, case.hparams))(
-        jax.random.key(0)
-    )
+    run = quick_jit(lambda key, belief: get_rule("epig")(key, belief, case.space, BATCH, case.hparams))
+    batch = run(jax.random.key(0), case.belief)
     check_batch(batch, case.space, BATCH)
+    np.testing.assert_allclose(batch.gains, np.sort(gains)[::-1], rtol=1e-3)
+    assert set(map(tuple, batch.pairs.tolist())) == set(map(tuple, offered[chosen].tolist()))
 
 
 def joint64(p):
@@ -211,10 +204,9 @@ def joint_gains64(p, batch):
     return np.array([joint64(p[:, [*batch, c]]) - before for c in range(p.shape[1])])
 
 
-@pytest.mark.parametrize("kind", ["cross", "listed"])
-def test_batch_bald_is_greedy_in_the_joint_information(kind):
+def test_batch_bald_is_greedy_in_the_joint_information():
     for seed in range(3):
-        case = make_case(kind, seed)
+        case = make_case("listed", seed)
         pairs = list_pairs(case.space)
         p = scipy.special.expit(margins64(case, pairs))
         batch = call("batch_bald", case)
@@ -224,7 +216,7 @@ def test_batch_bald_is_greedy_in_the_joint_information(kind):
 
 
 def test_batch_bald_with_fewer_configurations_than_there_are(monkeypatch):
-    """64 that stand for up to 2,048: gains are nearly those of all of them, and the batch is nearly as good."""
+    """512 that stand for up to 2,048: gains are nearly those of all of them, and the batch is nearly as good."""
     rng = np.random.default_rng(0)
     members, count, k = 6, 40, 12
     p = scipy.special.expit(0.8 * rng.normal(size=(members, count)) + rng.normal(size=count))
@@ -233,7 +225,7 @@ def test_batch_bald_with_fewer_configurations_than_there_are(monkeypatch):
         gains = joint_gains64(p, chosen)
         gains[chosen] = -np.inf
         chosen.append(int(gains.argmax()))
-    monkeypatch.setattr(batches, "_CONFIGURATIONS", 64)
+    monkeypatch.setattr(batches, "_CONFIGURATIONS", 512)
     own, gains = quick_jit(functools.partial(batches._joint_bald, k=k))(jnp.float32(p.T), jnp.float32(bald64(p)))
     assert len(set(own.tolist())) == k
     exact = np.diff([joint64(p[:, own[:b]]) for b in range(k + 1)])
@@ -304,7 +296,7 @@ def test_bal_pm_adds_the_entropy_of_prompts(kind):
 def test_bal_pm_makes_passes_as_it_needs(monkeypatch):
     """With a shortlist of one pair beside the batch the choice is the same."""
     monkeypatch.setattr(batches, "ENTROPY_WEIGHT", 0.3)
-    case = make_case("all", 1)
+    case = make_case("listed", 1)
 
     def run(shortlist):
         monkeypatch.setattr(batches, "default_shortlist", lambda space: shortlist)
@@ -350,9 +342,8 @@ def test_pairs_are_drawn_with_the_chances_of_their_scores():
         assert scipy.stats.chisquare(counts, weight / weight.sum() * len(drawn)).pvalue > 1e-3
 
 
-@pytest.mark.parametrize("kind", ["cross"])
-def test_a_mixture_keeps_the_best_and_draws_the_rest(kind):
-    case = make_case(kind)
+def test_a_mixture_keeps_the_best_and_draws_the_rest():
+    case = make_case("cross")
     plain = call("greedy_dopt", case)
     none, half, whole = (call("epsilon_greedy_dopt", case, epsilon=share) for share in (0, 0.5, 1))
     assert (none.pairs == plain.pairs).all()

@@ -59,8 +59,9 @@ def _extend(joint: _Joint, p: Float[Array, "K"]) -> _Joint:
     told = both.sum(axis=1)
     mass = jnp.concatenate([joint.mass, joint.mass]) * told
     posterior = both / jnp.maximum(told, jnp.finfo(told.dtype).tiny)[:, None]
-    # Children of one configuration stand together, so that thinning is even over the labels of earlier pairs.
-    mass, posterior = (jnp.stack(jnp.split(each, 2), axis=1).reshape(each.shape) for each in (mass, posterior))
+    # Alike posteriors stand together, so that what is thinned out has a neighbour that stands for it.
+    alike = jnp.lexsort((posterior.max(axis=1), posterior.argmax(axis=1)))
+    mass, posterior = mass[alike], posterior[alike]
 
     falling = -jnp.sort(-mass)
     tail = jnp.cumsum(falling[::-1])[::-1][:room]
@@ -80,12 +81,15 @@ class _Choice(NamedTuple):
     Attributes:
       bound: `[C]` what each candidate gained when last looked at, which it never exceeds; -inf where not left.
       fresh: `[C]` bool, whether that is its gain now.
+      last: the gain of the last pair.
+      left: log K less what the batch tells: what any more labels can tell.
     """
 
     joint: _Joint
     bound: Float[Array, "C"]
     fresh: Bool[Array, "C"]
     last: Float[Array, ""]
+    left: Float[Array, ""]
 
 
 def _joint_bald(p: Float[Array, "C K"], bald: Float[Array, "C"], k: int) -> tuple[Int[Array, "k"], Float[Array, "k"]]:
@@ -105,20 +109,26 @@ def _joint_bald(p: Float[Array, "C K"], bald: Float[Array, "C"], k: int) -> tupl
 
     def unsure(state: _Choice) -> Array:
         stale = jnp.where(state.fresh, -jnp.inf, state.bound).max()
-        return (stale > jnp.where(state.fresh, state.bound, -jnp.inf).max()) & (stale > nothing)
+        return (stale > jnp.where(state.fresh, state.bound, -jnp.inf).max()) & (
+            jnp.minimum(stale, state.left) > nothing
+        )
 
     def step(state: _Choice, _: None) -> tuple[_Choice, tuple[Array, Array]]:
         state = jax.lax.while_loop(unsure, look, state)
-        saturated = state.bound.max() <= nothing
+        saturated = jnp.minimum(state.bound.max(), state.left) <= nothing
         left = state.bound > -jnp.inf
         place = jnp.argmax(jnp.where(saturated, jnp.where(left, bald, -jnp.inf), state.bound))
-        gain = jnp.where(saturated, 0, jnp.minimum(state.bound[place], state.last))
+        gain = jnp.where(saturated, 0, jnp.minimum(jnp.minimum(state.bound[place], state.last), state.left))
         joint = jax.lax.cond(saturated, lambda: state.joint, lambda: _extend(state.joint, p[place]))
         bound = state.bound.at[place].set(-jnp.inf)
-        return _Choice(joint, bound, jnp.zeros_like(state.fresh), gain), (place, gain)
+        return _Choice(joint, bound, jnp.zeros_like(state.fresh), gain, state.left - gain), (place, gain)
 
     start = _Choice(
-        _start(min(_CONFIGURATIONS, 2 ** (k - 1)), members), bald, jnp.ones(bald.shape, bool), jnp.float32(jnp.inf)
+        joint=_start(min(_CONFIGURATIONS, 2 ** (k - 1)), members),
+        bound=bald,
+        fresh=jnp.ones(bald.shape, bool),
+        last=jnp.float32(jnp.inf),
+        left=jnp.log(jnp.float32(members)),
     )
     return jax.lax.scan(step, start, None, length=k)[1]
 
@@ -128,7 +138,7 @@ def batch_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: 
 
     Grown greedily: pair c adds E_y [H(sum_m w_m p_mc)] - mean_m H(p_mc), y the labels of the batch so far, w_m the
     posterior of a member given them. All configurations of labels are followed up to 11 earlier pairs; of more, 2,048
-    that stand for the rest, thinned out without chance. K members can tell apart no more than log K nats: once that is
+    that stand for the rest (see `_extend`). K members can tell apart no more than log K nats: once that is
     reached, no pair gains anything, and the batch is filled up in the order of `bald`.
 
     Candidates are all pairs of a list, otherwise the 10,000 of largest BALD, which no pair's gain exceeds: a choice

@@ -14,11 +14,11 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.optimal_design import prior_information
-from jarm.base import Belief, HParams, PairSpace, Selection
+from jarm.base import Belief, HParams, PairSpace, Selection, Status
 from jarm.data.pairs import sample_pairs, subset
 from jarm.fisher import centred
 from jarm.greedy import greedy
-from jarm.linalg import inverse_factor, matmul, worst
+from jarm.linalg import inverse_factor, matmul
 from jarm.objectives import BALD, Numbers, distances, square_sum
 from jarm.objectives import epig as epig_objective
 from jarm.selection import top_pairs, top_scores
@@ -133,18 +133,27 @@ def bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     return _top_of_members(belief, space, k, bald_scorer(belief, space))
 
 
+def top_of_laplace(
+    belief: Belief, space: PairSpace, k: int, hparams: HParams, scorer: Callable[[Numbers], Scorer]
+) -> Selection:
+    """The k best pairs by rewards (their level taken out) and features whitened by the prior information."""
+    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
+    y = matmul(centred(belief.features, space), whiten.T)
+    finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
+    numbers = Numbers(centred(belief.rewards[:, None], space)[:, 0], y, y[:, :0])
+    best = top_scores(scorer(numbers), finite, space, k)
+    # Scores are NaN where the matrix is singular, and that is not for bad input.
+    singular = jnp.where((finite | ~space.eligible).all(), singular, Status.OK)
+    return dataclasses.replace(best, status=jnp.where(singular == Status.OK, best.status, singular))
+
+
 def bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
     """BALD under the Laplace posterior of the last layer: the largest mutual information of label and weights.
 
     Gain: H(E p) - E H(p) nats, p = sigmoid(N(m, q)), q = x^T A0^-1 x with A0 of `prior_information`. Each pair is
     scored alone. Houlsby et al. (1112.5745); not a probit approximation, but exact to 1e-6 (`jarm.objectives`).
     """
-    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
-    y = matmul(centred(belief.features, space), whiten.T)
-    finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
-    numbers = Numbers(jnp.where(space.eligible, belief.rewards, 0), y, y[:, :0])
-    best = top_scores(BALD.scorer(numbers, jnp.zeros(0)), finite, space, k)
-    return dataclasses.replace(best, status=worst(best.status, singular))
+    return top_of_laplace(belief, space, k, hparams, lambda numbers: BALD.scorer(numbers, jnp.zeros(0)))
 
 
 def greedy_bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
@@ -199,9 +208,6 @@ def eubo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     less their mean over the prompt (within) or over the responses of the space: a label tells nothing of that level.
     Lin et al. (2203.11382), analytic; here with a linear last layer in place of a Gaussian process.
     """
-    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
-    y = matmul(centred(belief.features, space), whiten.T)
-    utility = centred(belief.rewards[:, None], space)[:, 0]
 
     def score(middle: Array, margin: Array, q: Array) -> Array:
         root = jnp.sqrt(jnp.maximum(q, jnp.finfo(q.dtype).tiny))
@@ -209,13 +215,11 @@ def eubo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
         spread = margin * jax.lax.erf(z * 0.5**0.5) + (2 / jnp.pi) ** 0.5 * root * jnp.exp(-jnp.square(z) / 2)
         return middle + spread / 2
 
-    def pair(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
-        return score((a[0] + b[0]) / 2, a[0] - b[0], square_sum(a[1] - b[1]))
+    def pair(a: Numbers, b: Numbers) -> Array:
+        return score((a.reward + b.reward) / 2, a.reward - b.reward, square_sum(a.y - b.y))
 
-    def tile(rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
-        a, b = rows[0][:, None], columns[0][None, :]
-        return score((a + b) / 2, a - b, distances(rows[1], columns[1]))
+    def tile(rows: Numbers, columns: Numbers) -> Array:
+        a, b = rows.reward[:, None], columns.reward[None, :]
+        return score((a + b) / 2, a - b, distances(rows.y, columns.y))
 
-    finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
-    best = top_scores(Scorer((utility, y), pair, tile), finite, space, k)
-    return dataclasses.replace(best, status=worst(best.status, singular))
+    return top_of_laplace(belief, space, k, hparams, lambda numbers: Scorer(numbers, pair, tile))

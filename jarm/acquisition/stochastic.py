@@ -7,18 +7,16 @@ that a pass draws it where it needs it and no pair is ever stored.
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.information import bald_scorer
-from jarm.acquisition.optimal_design import greedy_dopt, prior_information
+from jarm.acquisition.information import bald_scorer, top_of_laplace
+from jarm.acquisition.optimal_design import greedy_dopt
 from jarm.base import Belief, HParams, PairSpace, Rule, Selection
 from jarm.data.pairs import contains
-from jarm.fisher import centred
-from jarm.linalg import inverse_factor, matmul, worst
+from jarm.linalg import worst
 from jarm.objectives import D_OPTIMAL, Numbers
 from jarm.selection import random_pairs, top_scores
 from jarm.tiles import Scorer
@@ -89,13 +87,11 @@ def softmax_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams
     At temperature 1 chances are proportional to 1 + v x^T A0^-1 x; at 0 it is the first step of `greedy_dopt`, k
     times. The softmax rule of Kirsch et al. (2106.12059) with the D-optimal gain of Shen et al. (2502.04354).
     """
-    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
-    y = matmul(centred(belief.features, space), whiten.T)
-    finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
-    numbers = Numbers(jnp.where(space.eligible, belief.rewards, 0), y, y[:, :0])
-    scorer = perturbed(D_OPTIMAL.scorer(numbers, jnp.zeros(0), gains=True), key, hparams.temperature)
-    best = top_scores(scorer, finite, space, k)
-    return dataclasses.replace(best, status=worst(best.status, singular))
+
+    def scorer(numbers: Numbers) -> Scorer:
+        return perturbed(D_OPTIMAL.scorer(numbers, jnp.zeros(0), gains=True), key, hparams.temperature)
+
+    return top_of_laplace(belief, space, k, hparams, scorer)
 
 
 def mixed(rule: Rule) -> Rule:
