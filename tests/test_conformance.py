@@ -34,6 +34,8 @@ TWINS = ("greedy_dopt_blind", "adpo", "a_opt", "kmeans_pp")
 # To compile less: under vmap a rule is another program, and one space stands for all; so it does for rules that are
 # almost another: `greedy_dopt` with another prior, `softmax_bald` of a logarithm, `bald` with another score.
 TWINS = ("greedy_dopt_blind", "power_bald", "variance_prob")
+# another prior or weight (`greedy_dopt`), target (`bait`) or scale (`badge`).
+TWINS = ("greedy_dopt_blind", "adpo", "greedy_apo", "a_opt", "kmeans_pp")
 CASES = [(name, kind) for name in RULES for kind in SPACES if name not in TWINS or kind == "within"]
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 

@@ -30,9 +30,10 @@ def coreset(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPa
     Candidates as `jarm.acquisition.diversity` says.
 
     Source: Huggins, Campbell, Broderick (arXiv 1605.06423), as called by the released rules of arXiv 2502.04354. Those
-    draw *with* replacement, so a pair may be bought twice, and drop the weights that this needs: both mend each other
-    here, as a pair enters once, and a head is fit to what is bought, unweighted. R is 3 over the root mean square
-    distance from the centres, an option of the published code, which else has R = 1 in whatever units features have.
+    draw *with* replacement, so that a pair is bought twice, and drop the weights that make the draw a coreset. Here
+    a pair is drawn once; a `Selection` has no weights, so heads are fit unweighted, but gains tell them. R is 3 over
+    the root mean square distance from the centres, an option of the published code, which else has R = 1 in whatever
+    units features have.
     """
     key_space, key_seeds, key_draw = jax.random.split(key, 3)
     points = make_points(belief, candidates(key_space, space, k))

@@ -187,7 +187,7 @@ def bait(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     I-optimal) rule with the pool as its target.
 
     Source: Ash et al. (arXiv 2106.09675), whose prior is lambda I: `prior_mix` 0. They pick 2 k pairs forward and prune
-    k of them; the pruning is left out: it needs all 2 k gains twice over and cannot be certified over the whole space.
+    k of them; the pruning is left out, and the forward picks are exact over the space.
     """
     mean = _mean_information(belief, space)
     values, vectors = jnp.linalg.eigh(mean)
