@@ -109,6 +109,25 @@ def bootstrap_ci(values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS,
     return Interval(float(values.mean()) if S else math.nan, *_ends(means, S, level), S)
 
 
+def simultaneous_ci(values: np.ndarray, comparisons: int, *, level: float = 0.95) -> Interval:
+    """Mean over seeds and an interval that holds for all of several comparisons together with the given chance.
+
+    Bonferroni's: Student's t at level 1 - (1 - level) / comparisons. A bootstrap would have to know a far tail.
+
+    Args:
+      values: `[S]`, one number a seed; for a paired comparison, the differences.
+      comparisons: how many intervals are looked at together.
+      level: that all of them cover.
+    """
+    values = np.asarray(values, np.float64)
+    S = len(values)
+    if S < 2:
+        return Interval(float(values.mean()) if S else math.nan, math.nan, math.nan, S)
+    mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(S)
+    reach = _t_quantile(1 - (1 - level) / (2 * comparisons), S - 1) * error
+    return Interval(mean, mean - reach, mean + reach, S)
+
+
 def paired_difference(
     values: np.ndarray, baseline: np.ndarray, *, level: float = 0.95, draws: int = DRAWS, seed: int = 0
 ) -> Interval:

@@ -1,0 +1,148 @@
+"""Every acquisition rule on real embeddings: a league table, corrected for the number of rules compared.
+
+Claim     Some rules teach a reward model faster than random pairs, and what a batch is like predicts which.
+Command   python experiments/league.py --table alpaca_eval_200x20.parquet \\
+              --embeddings alpaca_eval_200x20_minilm_mean.npy
+Hardware  2 CPU cores, about an hour and a half for each of the four settings; interrupt it as you like.
+Expected  `experiments/README.md` has the tables.
+
+`jarm compare` of all rules of `jarm rules`, first on `--seeds` seeds, then on `--more` for random, the best five and
+the D-optimal family, for each target and kind of pairs. The table has the mean test Spearman over labels (area under
+the curve) and its difference from random on the same seeds, with an interval for that rule alone and one that holds for
+all rules together; and how well each description of the batches orders the rules by what they gained.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+import pathlib
+import sys
+from typing import Any
+
+import numpy as np
+import tyro
+
+from jarm import CompareConfig, JarmError, compare
+from jarm.report import METRIC, curves, runs_of
+from jarm.statistics import area_under_curve, bootstrap_ci, simultaneous_ci
+
+FAMILY = ("xtx", "dopt", "pa_dopt", "greedy_dopt", "greedy_dopt_blind", "adpo")
+"""The D-optimal family, which gets more seeds whatever its rank."""
+DESCRIPTIONS = (
+    "diversity_log_det",
+    "diversity_distance",
+    "distinct_responses",
+    "distinct_prompts",
+    "mean_fisher_weight",
+    "mean_member_variance",
+    "mean_gold_gap",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Settings.
+
+    Attributes:
+      table: Parquet table of responses; "synthetic" for the built-in data.
+      embeddings: .npy array in its row order.
+      out: folder; one folder inside for each setting.
+      targets: columns of gold rewards, separated by commas.
+      pairs: pair spaces, separated by commas.
+      rules: "all", or rules separated by commas.
+      seeds: seeds of every rule.
+      more: seeds of random, the best five and the D-optimal family.
+    """
+
+    table: str = "synthetic"
+    embeddings: str | None = None
+    out: pathlib.Path = pathlib.Path("out/league")
+    targets: str = "golden_logit,golden_z_lc"
+    pairs: str = "within,cross"
+    rules: str = "all"
+    seeds: int = 16
+    more: int = 30
+
+
+def league(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """A row for each rule, best first: its area, and its gain over random on the same seeds."""
+    runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
+    areas: dict[str, dict[int, float]] = {}
+    for rule, by_seed in runs.items():
+        seeds = list(by_seed)
+        labels = curves(by_seed, "labels", seeds).mean(0)
+        values = area_under_curve(labels, curves(by_seed, METRIC, seeds))
+        areas[rule] = dict(zip(seeds, values.tolist(), strict=True))
+    base, rows = areas["random"], []
+    for rule, own in areas.items():
+        paired = np.array([own[seed] - base[seed] for seed in own if seed in base])
+        row: dict[str, Any] = {"rule": rule, "area": float(np.mean(list(own.values()))), "seeds": len(own)}
+        if rule != "random":
+            row["alone"], row["together"] = bootstrap_ci(paired), simultaneous_ci(paired, len(areas) - 1)
+        batches = [line for run in runs[rule].values() for line in run]
+        for name in DESCRIPTIONS:
+            known = [line[name] for line in batches if line.get(name) is not None]
+            row[name] = float(np.mean(known)) if known else math.nan
+        seconds = [line["seconds_to_select"] for line in batches if line.get("seconds_to_select")]
+        row["seconds_to_select"] = float(np.median(seconds)) if seconds else math.nan
+        rows.append(row)
+    return sorted(rows, key=lambda row: -(row["alone"].mean if "alone" in row else 0))
+
+
+def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
+    """Spearman's, without ties to speak of."""
+    ranks = [np.argsort(np.argsort(each)).astype(float) for each in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1])
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The table, and what orders the rules."""
+    lines = ["| rule | seeds | mean Spearman | against random | all rules together |", "|---|--:|--:|--:|--:|"]
+    for row in rows:
+        cells = ["", ""]
+        if "alone" in row:
+            alone, together = row["alone"], row["together"]
+            cells = [f"{alone.mean:+.3f} ({alone.low:.3f} to {alone.high:.3f})"]
+            cells.append(f"{together.low:.3f} to {together.high:.3f}")
+            if together.low > 0 or together.high < 0:
+                cells = [f"**{cell}**" for cell in cells]
+        lines.append(f"| {row['rule']} | {row['seeds']} | {row['area']:.3f} | {cells[0]} | {cells[1]} |")
+    others = [row for row in rows if "alone" in row]
+    if len(others) > 3:
+        gains = np.array([row["alone"].mean for row in others])
+        lines += ["", "| a batch's | rank correlation with the gain, over rules |", "|---|--:|"]
+        for name in DESCRIPTIONS:
+            lines.append(f"| {name} | {rank_correlation(np.array([row[name] for row in others]), gains):+.2f} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(config: Config) -> None:
+    synthetic = config.table.startswith("synthetic")
+    targets = [None] if synthetic else config.targets.split(",")
+    for target, pairs in itertools.product(targets, config.pairs.split(",")):
+        out = config.out / f"{target or config.table}-{pairs}".replace(":", "-")
+        settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs, "out": out}
+        rows = league(compared(CompareConfig(**settings, rules=config.rules, seeds=config.seeds)))
+        if config.more > config.seeds:
+            best = [row["rule"] for row in rows if row["rule"] != "random"][:5]
+            run = {row["rule"] for row in rows}
+            wanted = [rule for rule in dict.fromkeys([*best, *FAMILY]) if rule in run]
+            rows = league(compared(CompareConfig(**settings, rules=",".join(wanted), seeds=config.more)))
+        (out / "league.md").write_text(markdown(rows))
+        print(f"\n{out / 'league.md'}\n{markdown(rows)}")
+
+
+def compared(config: CompareConfig) -> list[dict[str, Any]]:
+    """All records of a folder, those of other commands included."""
+    compare(config)
+    return [json.loads(line) for line in (config.out / "records.jsonl").read_text().splitlines()]
+
+
+if __name__ == "__main__":
+    try:
+        main(tyro.cli(Config, description=__doc__))
+    except JarmError as error:
+        sys.exit(f"league: {error}")
