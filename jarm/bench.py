@@ -22,7 +22,7 @@ from jarm.base import Belief, HParams, JarmError, PairSpace, Status
 from jarm.data.files import replace_text
 from jarm.data.pairs import KINDS, pair_space, subset
 from jarm.fisher import fisher_weight, pair_information
-from jarm.peers import PEERS, installed
+from jarm.peers import PEERS, Peer, installed
 from jarm.records import plain, provenance
 
 WIDTH = 10
@@ -162,6 +162,10 @@ def _side_of(name: str, problem: Problem, k: int) -> _Side:
     return _Side(name, lambda: jax.block_until_ready(compiled(*given)), seconds, size)
 
 
+def _side_of_peer(peer: Peer, problem: Problem, k: int) -> _Side:
+    return _Side(peer.name, peer.make(problem.belief, problem.space, k))
+
+
 def quality(problem: Problem, pairs: np.ndarray) -> float:
     """log det of the information with a batch, above that of the prior, in nats; float64."""
     phi, r = (np.asarray(each, np.float64) for each in (problem.belief.features, problem.belief.rewards))
@@ -191,15 +195,15 @@ def bench(config: BenchConfig) -> list[dict[str, Any]]:
         raise JarmError(f"The folder {config.out} cannot be used ({error}): give another --out.") from error
     for count in config.counts():
         problem = make_problem(config, count)
-        sides: list[Callable[[], _Side]] = [
-            functools.partial(_side_of, name, problem, config.batch) for name in names if name not in slow
-        ]
+        sides: dict[str, Callable[[], _Side]] = {
+            name: functools.partial(_side_of, name, problem, config.batch) for name in names if name not in slow
+        }
         if config.peers and config.pairs == "listed":
-            sides += [
-                functools.partial(_Side, peer.name, peer.make(problem.belief, problem.space, config.batch))
+            sides |= {
+                peer.name: functools.partial(_side_of_peer, peer, problem, config.batch)
                 for peer in PEERS
                 if installed(peer) and peer.name not in slow
-            ]
+            }
         found = _measure(sides, problem, config, count)
         slow |= {row["rule"] for row in found if row["wall_s"] > config.limit}
         with open(config.out / "bench.jsonl", "a") as file:
@@ -210,13 +214,19 @@ def bench(config: BenchConfig) -> list[dict[str, Any]]:
 
 
 def _measure(
-    sides: list[Callable[[], _Side]], problem: Problem, config: BenchConfig, count: int
+    sides: dict[str, Callable[[], _Side]], problem: Problem, config: BenchConfig, count: int
 ) -> list[dict[str, Any]]:
     ready, quick, times = [], [], {}
-    for make in sides:
-        side = make()
-        side.run()  # not counted: caches are cold
-        first = _timed(side.run)
+    for name, make in sides.items():
+        try:
+            side = make()
+            side.run()  # not counted: caches are cold
+            first = _timed(side.run)
+        except Exception as error:
+            if name not in {peer.name for peer in PEERS}:
+                raise
+            print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
+            continue
         ready.append(side)
         times[side.name] = [first]
         if first[1] <= config.limit:
