@@ -179,6 +179,8 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
 
     families: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
+        if row["rule"].endswith("_marginal"):  # as its twin
+            continue
         families.setdefault(row["family"], {}).setdefault(row["rule"], []).append(row)
     largest = max(row["candidates"] for row in rows)
     columns = min(3, len(families) + 1)
@@ -199,9 +201,10 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
             axes.sharey(first)
             axes.set_title(family, loc="left", fontsize=10)
             axes.grid(color="#dddddd", linewidth=0.6)
-            axes.legend(frameon=False, fontsize=7, handlelength=3)
+            axes.legend(fontsize=6.5, handlelength=3, ncols=2, loc="upper left", framealpha=0.8, edgecolor="none")
             axes.set_xlabel("candidate pairs")
         first.set_ylabel("processor seconds a batch")
+        first.set_ylim(top=30 * first.get_ylim()[1])  # room for the legends
         axes = grid[len(families)]
         for index, (family, rules) in enumerate(families.items()):
             last = [row for cells in rules.values() for row in cells if row["candidates"] == largest]

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import Limits, PairSpace, Selection, Status
-from jarm.data.pairs import TILE, pair_count, prompts_of
+from jarm.data.pairs import TILE, pair_count, prompts_of, whitens_differences
 from jarm.fisher import centred
 from jarm.linalg import cholesky, grown_root, matmul, worst
 from jarm.objectives import D_OPTIMAL, Numbers, Objective, distances, square_sum
@@ -149,20 +149,23 @@ def greedy(
     rewards = jnp.where(space.eligible, rewards, 0)  # what no pair reaches may be anything
     targets = jnp.zeros((0, width)) if objective.targets is None else jnp.asarray(objective.targets, jnp.float32)
     held = pair_count(space)
+    # Bounds for targets look at whitened responses.
+    late = objective.targets is None and whitens_differences(space)
     keep = (default_shortlist(space) if shortlist is None else shortlist) + k
 
     def full_pass(state: _State) -> _State:
         whiten = jax.scipy.linalg.solve_triangular(state.root.T, jnp.eye(width), lower=True)
-        y, z = matmul(features, whiten.T), matmul(targets, whiten.T)
+        y, z = features if late else matmul(features, whiten.T), matmul(targets, whiten.T)
         numbers, h = Numbers(rewards, y, matmul(y, z.T)), jnp.square(z).sum(axis=1)
-        scorer = objective.scorer(numbers, h, gains=space.costs is not None)
+        scorer = objective.scorer(numbers, h, gains=space.costs is not None, whiten=whiten if late else None)
         if limits.similarity is not None:
             scorer = _guarded(scorer, features, state, limits.similarity)
         allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, home))
         best = best_pairs(scorer, allowed, keep, floor=state.floor, mesh=mesh, tile=tile)
 
         first, second = jnp.minimum(best.pairs, size - 1).T
-        raw, x, margin = features[first] - features[second], y[first] - y[second], rewards[first] - rewards[second]
+        raw, margin = features[first] - features[second], rewards[first] - rewards[second]
+        x = matmul(raw, whiten.T) if late else y[first] - y[second]
         weight = objective.weight(margin)
         far = 4 * jnp.square(y).sum(axis=1).max() * objective.weight(jnp.zeros(()))
 

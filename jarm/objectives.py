@@ -62,12 +62,15 @@ class Objective:
     ceiling: Callable[[Array, Array, Array, Array, Array], Array] | None = static()
     targets: Float[Array, "G F"] | None = None
 
-    def scorer(self, numbers: Numbers, h: Float[Array, "G"], *, gains: bool = False) -> Scorer:
-        """Pairs scored by their worth, or by their gain."""
+    def scorer(
+        self, numbers: Numbers, h: Float[Array, "G"], *, gains: bool = False, whiten: Float[Array, "F F"] | None = None
+    ) -> Scorer:
+        """Pairs scored by their worth, or by their gain; of a list, `whiten` may be left to do to differences of y."""
         scale = self.gain if gains else lambda worth: worth
 
         def pair(a: Numbers, b: Numbers) -> Float[Array, ""]:
-            q = square_sum(a.y - b.y)
+            x = a.y - b.y
+            q = square_sum(x if whiten is None else matmul(x, whiten.T))
             return scale(self.worth(a.reward - b.reward, q, a.c - b.c, h))
 
         def bound(rows: Numbers, columns: Numbers) -> Float[Array, ""]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import JarmError, PairSpace, Selection, Status
-from jarm.data.pairs import TILE, is_in, sample_pairs
+from jarm.data.pairs import TILE, is_in, sample_pairs, whitens_differences
 from jarm.fisher import centred
 from jarm.linalg import matmul, worst
 from jarm.objectives import distances, square_sum
@@ -54,14 +54,16 @@ def top_pairs(
     rewards, space = jnp.asarray(rewards, jnp.float32), jax.tree.map(jnp.asarray, space)
     finite = jnp.isfinite(rewards)
     y = jnp.zeros((rewards.shape[0], 0))
+    late = features is not None and whitens_differences(space)
     if features is not None:
         features = jnp.asarray(features, jnp.float32)
         finite &= jnp.isfinite(features).all(axis=1)
         y = centred(features, space)
-        y = y if whiten is None else matmul(y, whiten.T)
+        y = y if whiten is None or late else matmul(y, whiten.T)
 
     def pair(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
-        return score(a[0] - b[0], square_sum(a[1] - b[1]))
+        x = a[1] - b[1]
+        return score(a[0] - b[0], square_sum(matmul(x, whiten.T) if late and whiten is not None else x))
 
     def tile_of(rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
         return score(rows[0][:, None] - columns[0][None, :], jnp.maximum(distances(rows[1], columns[1]), 0))

@@ -270,3 +270,23 @@ def test_a_rule_that_breaks_its_contract_is_named():
         check_selection(good, case.space, 5, "mine")
     with pytest.raises(JarmError, match="Rule 'mine' returned tuple"):
         check_selection((good.pairs,), case.space, 4, "mine")
+
+
+def test_lists_of_fewer_pairs_than_responses_choose_as_others_do():
+    """There differences are whitened, not responses; far from the origin, too, and beside responses of no pair."""
+    rng = np.random.default_rng(8)
+    features, rewards = (rng.normal(size=(60, F)) + 300).astype(np.float32), rng.normal(size=60).astype(np.float32)
+    alive = np.arange(60) != 7
+    features[7] = np.nan
+    space = listed_space(jnp.asarray(rng.permutation(60)[:50].reshape(25, 2), jnp.int32), jnp.asarray(alive))
+    pairs = list_pairs(space)
+    metric = np.diag([1.0, 4.0, 0.5])
+    whiten, _ = inverse_factor(jnp.asarray(metric, jnp.float32))
+    given = jnp.asarray(features), jnp.asarray(rewards)
+    best = top_pairs(lambda m, q: fisher_weight(m) * q, *given[::-1], space, 6, whiten=whiten)
+    own = leverages64(features, rewards, pairs, metric)
+    np.testing.assert_allclose(best.gains, np.sort(own)[::-1][:6], rtol=1e-4)
+    batch, _ = greedy_log_det(*given, space, jnp.asarray(metric, jnp.float32), 6)
+    short, gained = greedy_shortfall(np.nan_to_num(features), rewards, pairs, metric, np.asarray(batch.pairs))
+    assert (short <= 1e-6 * gained).all()
+    np.testing.assert_allclose(batch.gains, gained, rtol=1e-4)

@@ -147,6 +147,11 @@ def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int
     return position, (found[:, 0] == first) & (found[:, 1] == second)
 
 
+def whitens_differences(space: PairSpace) -> bool:
+    """Whether a linear map costs less for the differences of pairs than for responses: a list of fewer pairs."""
+    return space.pairs is not None and space.pairs.shape[0] < space.eligible.shape[0]
+
+
 def is_in(space: PairSpace, pairs: Int[Array, "m 2"]) -> Bool[Array, "m"]:
     """Which pairs (smaller index first) the space holds."""
     size = space.eligible.shape[0]
