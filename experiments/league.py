@@ -8,8 +8,11 @@ Expected  `experiments/README.md` has the tables.
 
 `jarm compare` of all rules of `jarm rules`, first on `--seeds` seeds, then on `--more` for random, the best five and
 the D-optimal family, for each target and kind of pairs. The table has the mean test Spearman over labels (area under
-the curve) and its difference from random on the same seeds, with an interval for that rule alone and one that holds for
-all rules together; and how well each description of the batches orders the rules by what they gained.
+the curve), its difference from random on the same seeds, an interval for that rule alone, and one that holds for all
+rules together: Bonferroni's, for twice as many comparisons as there are rules, because each is looked at after
+`--seeds` or after `--more` of them. The best five were chosen by the first seeds, in whose favour the mean of all is;
+the column "fresh seeds" has the others alone. At last, how well each description of the batches orders the rules by
+what they gained; `..._marginal` rules, nearly copies, are left out of that.
 """
 
 from __future__ import annotations
@@ -67,8 +70,8 @@ class Config:
     more: int = 30
 
 
-def league(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """A row for each rule, best first: its area, and its gain over random on the same seeds."""
+def league(records: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
+    """A row for each rule, best first: its area, and its gain over random on the same seeds; those from `first` on."""
     runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
     areas: dict[str, dict[int, float]] = {}
     for rule, by_seed in runs.items():
@@ -78,39 +81,43 @@ def league(records: list[dict[str, Any]]) -> list[dict[str, Any]]:
         areas[rule] = dict(zip(seeds, values.tolist(), strict=True))
     base, rows = areas["random"], []
     for rule, own in areas.items():
-        paired = np.array([own[seed] - base[seed] for seed in own if seed in base])
-        row: dict[str, Any] = {"rule": rule, "area": float(np.mean(list(own.values()))), "seeds": len(own)}
+        paired = {seed: own[seed] - base[seed] for seed in own if seed in base}
+        common = [value for seed, value in own.items() if seed < first]
+        row: dict[str, Any] = {"rule": rule, "area": float(np.mean(common)), "seeds": len(own)}
         if rule != "random":
-            row["alone"], row["together"] = bootstrap_ci(paired), simultaneous_ci(paired, len(areas) - 1)
-        batches = [line for run in runs[rule].values() for line in run]
+            gains = np.array(list(paired.values()))
+            row["alone"], row["together"] = bootstrap_ci(gains), simultaneous_ci(gains, 2 * (len(areas) - 1))
+            row["fresh"] = bootstrap_ci(np.array([gain for seed, gain in paired.items() if seed >= first]))
         for name in DESCRIPTIONS:
-            known = [line[name] for line in batches if line.get(name) is not None]
-            row[name] = float(np.mean(known)) if known else math.nan
-        seconds = [line["seconds_to_select"] for line in batches if line.get("seconds_to_select")]
-        row["seconds_to_select"] = float(np.median(seconds)) if seconds else math.nan
+            known = [line[f"batch_{name}"] for run in runs[rule].values() for line in run[1:]]
+            row[name] = float(np.mean(known))
         rows.append(row)
     return sorted(rows, key=lambda row: -(row["alone"].mean if "alone" in row else 0))
 
 
 def rank_correlation(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's, without ties to speak of."""
-    ranks = [np.argsort(np.argsort(each)).astype(float) for each in (x, y)]
-    return float(np.corrcoef(*ranks)[0, 1])
+    """Spearman's, equal values sharing their ranks; NaN where all are equal."""
+    ranks = [(np.searchsorted(np.sort(v), v) + np.searchsorted(np.sort(v), v, "right")) / 2 for v in (x, y)]
+    return float(np.corrcoef(*ranks)[0, 1]) if all(np.ptp(rank) > 0 for rank in ranks) else math.nan
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The table, and what orders the rules."""
-    lines = ["| rule | seeds | mean Spearman | against random | all rules together |", "|---|--:|--:|--:|--:|"]
+    lines = [
+        "| rule | seeds | mean Spearman | against random | all rules together | fresh seeds |",
+        "|---|--:|--:|--:|--:|--:|",
+    ]
     for row in rows:
-        cells = ["", ""]
+        cells = ["", "", ""]
         if "alone" in row:
-            alone, together = row["alone"], row["together"]
+            alone, together, fresh = row["alone"], row["together"], row["fresh"]
             cells = [f"{alone.mean:+.3f} ({alone.low:.3f} to {alone.high:.3f})"]
             cells.append(f"{together.low:.3f} to {together.high:.3f}")
             if together.low > 0 or together.high < 0:
                 cells = [f"**{cell}**" for cell in cells]
-        lines.append(f"| {row['rule']} | {row['seeds']} | {row['area']:.3f} | {cells[0]} | {cells[1]} |")
-    others = [row for row in rows if "alone" in row]
+            cells.append(f"{fresh.mean:+.3f} ({fresh.low:.3f} to {fresh.high:.3f})" if fresh.seeds > 1 else "")
+        lines.append(f"| {row['rule']} | {row['seeds']} | {row['area']:.3f} | {' | '.join(cells)} |")
+    others = [row for row in rows if "alone" in row and not row["rule"].endswith("_marginal")]
     if len(others) > 3:
         gains = np.array([row["alone"].mean for row in others])
         lines += ["", "| a batch's | rank correlation with the gain, over rules |", "|---|--:|"]
@@ -125,12 +132,12 @@ def main(config: Config) -> None:
     for target, pairs in itertools.product(targets, config.pairs.split(",")):
         out = config.out / f"{target or config.table}-{pairs}".replace(":", "-")
         settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs, "out": out}
-        rows = league(compared(CompareConfig(**settings, rules=config.rules, seeds=config.seeds)))
+        rows = league(compared(CompareConfig(**settings, rules=config.rules, seeds=config.seeds)), config.seeds)
         if config.more > config.seeds:
             best = [row["rule"] for row in rows if row["rule"] != "random"][:5]
             run = {row["rule"] for row in rows}
             wanted = [rule for rule in dict.fromkeys([*best, *FAMILY]) if rule in run]
-            rows = league(compared(CompareConfig(**settings, rules=",".join(wanted), seeds=config.more)))
+            rows = league(compared(CompareConfig(**settings, rules=",".join(wanted), seeds=config.more)), config.seeds)
         (out / "league.md").write_text(markdown(rows))
         print(f"\n{out / 'league.md'}\n{markdown(rows)}")
 

@@ -78,8 +78,8 @@ _MESSAGES = {
         "check the features for copies or a head that has collapsed, or buy fewer pairs."
     ),
     Status.BROKEN_RULE: (
-        "A rule returned a pair twice, a pair that is not in its space, one whose first index is not the smaller, or a "
-        "gain that is not finite: `jarm.testing.check_rule` says which."
+        "A rule returned a pair twice, one that is not in its space or has the larger index first, fewer pairs than "
+        "there are, or a gain that is not finite: `jarm rules --check` says which."
     ),
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }

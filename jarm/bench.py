@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jarm.acquisition.optimal_design import prior_information
-from jarm.acquisition.registry import RULES, get_rule
+from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.base import Belief, HParams, JarmError, PairSpace, Status
 from jarm.data.files import replace_text
 from jarm.data.pairs import KINDS, pair_space, subset
@@ -43,10 +43,11 @@ class BenchConfig:
       members: heads in the ensemble.
       labelled: pairs labelled before.
       turns: runs of each rule, in turn with the others.
-      limit: seconds; a rule that takes longer runs once, and is left out of larger sizes.
+      limit: seconds; a rule that takes longer is timed once, and left out of larger sizes.
       peers: measure other packages that are installed, too (listed pairs only).
       cores: processor cores to use; 0 for all.
-      out: folder for bench.jsonl, to which rows are appended, bench.md and bench.png.
+      out: folder for bench.jsonl, to which rows are appended; bench.md and bench.png show the last of each rule and
+        size that has the same settings.
     """
 
     rules: str = "all"
@@ -63,7 +64,12 @@ class BenchConfig:
     cores: int = 0
     out: pathlib.Path = pathlib.Path("out/bench")
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
+        """Refuse what cannot be measured.
+
+        Raises:
+          JarmError: a setting is out of its range.
+        """
         if self.pairs not in ("listed", *KINDS):
             raise JarmError(f"There is no pair space {self.pairs!r}: choose from listed, {', '.join(KINDS)}.")
         for name in ("responses", "batch", "width", "members", "turns"):
@@ -74,6 +80,9 @@ class BenchConfig:
             raise JarmError(f"{self.responses:,} responses have no more than {held:,} pairs: raise `--responses`.")
         if min(self.counts()) < self.batch:
             raise JarmError(f"`--sizes {self.sizes}` cannot fill a batch of {self.batch}: give larger ones.")
+        alone = [name for name in self.rule_names() if self.members < 2 and needs_ensemble(name)]
+        if alone and self.rules != "all":
+            raise JarmError(f"Rule {alone[0]!r} looks at how members differ: give `--members 2` or more.")
 
     def counts(self) -> list[int]:
         """The numbers of candidate pairs."""
@@ -142,13 +151,15 @@ def make_problem(config: BenchConfig, count: int) -> Problem:
     return Problem(belief, space, hparams, np.asarray(prior, np.float64))
 
 
-class _Side(NamedTuple):
+@dataclasses.dataclass(frozen=True)
+class _Side:
     """One way to choose a batch, ready to run."""
 
     name: str
     run: Callable[[], Any]
     compile_s: float = 0.0
     temp_bytes: int | None = None
+    result: list[Any] = dataclasses.field(default_factory=list)
 
 
 def _side_of(name: str, problem: Problem, k: int) -> _Side:
@@ -186,9 +197,12 @@ def bench(config: BenchConfig) -> list[dict[str, Any]]:
     Raises:
       JarmError: a setting is wrong, a rule failed, or the folder cannot be written.
     """
+    config.check()
     if config.cores:
         pin(config.cores)
-    names, rows, slow = config.rule_names(), [], set()
+    names, slow, stopped = config.rule_names(), set(), False
+    if config.members < 2:
+        names = [name for name in names if not needs_ensemble(name)]
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -204,40 +218,65 @@ def bench(config: BenchConfig) -> list[dict[str, Any]]:
                 for peer in PEERS
                 if installed(peer) and peer.name not in slow
             }
-        found = _measure(sides, problem, config, count)
+        found, stopped = _measure(sides, problem, config, count)
         slow |= {row["rule"] for row in found if row["wall_s"] > config.limit}
         with open(config.out / "bench.jsonl", "a") as file:
             file.writelines(json.dumps(row, default=plain) + "\n" for row in found)
-        rows += found
+        if stopped:
+            break
+    rows = _like(config)
     replace_text(config.out / "bench.md", table(rows) + "\n")
+    if stopped:
+        raise JarmError(f"Stopped; what was measured is in {config.out}, and `--rules` measures what is missing.")
     return rows
+
+
+def _like(config: BenchConfig) -> list[dict[str, Any]]:
+    """The last row of each rule and size in the folder that was measured with the same settings."""
+    latest: dict[tuple[str, int], dict[str, Any]] = {}
+    wanted = {"pairs": config.pairs, "batch": config.batch, "features": config.width, "members": config.members}
+    wanted |= {"cores": _cores()}
+    for line in (config.out / "bench.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        if all(row[name] == value for name, value in wanted.items()):
+            latest[row["rule"], row["candidates"]] = row
+    return list(latest.values())
+
+
+def _cores() -> int | None:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _measure(
     sides: dict[str, Callable[[], _Side]], problem: Problem, config: BenchConfig, count: int
-) -> list[dict[str, Any]]:
+) -> tuple[list[dict[str, Any]], bool]:
+    """A row for each side, and whether it was stopped by hand before all turns were run."""
     ready, quick, times = [], [], {}
-    for name, make in sides.items():
-        try:
-            side = make()
-            side.run()  # not counted: caches are cold
-            first = _timed(side.run)
-        except Exception as error:
-            if name not in {peer.name for peer in PEERS}:
-                raise
-            print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
-            continue
-        ready.append(side)
-        times[side.name] = [first]
-        if first[1] <= config.limit:
-            quick.append(side)
-        print(f"{count:>12,}  {side.name:<26} {first[0]:10.4f} s", flush=True)
-    for _ in range(config.turns - 1):
-        for side in quick:
-            times[side.name].append(_timed(side.run))
+    stopped = False
+    try:
+        for name, make in sides.items():
+            try:
+                side = make()
+                side.run()  # not counted: caches are cold
+                first = _timed(side)
+            except Exception as error:
+                if name not in {peer.name for peer in PEERS}:
+                    raise
+                print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
+                continue
+            ready.append(side)
+            times[name] = [first]
+            if first[1] <= config.limit:
+                quick.append(side)
+            print(f"{count:>12,}  {name:<26} {first[0]:10.4f} s", flush=True)
+        for _ in range(config.turns - 1):
+            for side in quick:
+                times[side.name].append(_timed(side))
+    except KeyboardInterrupt:
+        stopped = True
     rows = []
     for side in ready:
-        result = side.run()
+        result = side.result[-1]
         pairs = np.asarray(result.pairs)[np.asarray(result.valid)] if hasattr(result, "pairs") else np.asarray(result)
         status = int(getattr(result, "status", Status.OK))
         cpu, wall = (sorted(each) for each in zip(*times[side.name], strict=True))
@@ -251,7 +290,7 @@ def _measure(
                 "features": config.width,
                 "members": config.members,
                 "responses": int(problem.belief.rewards.shape[0]),
-                "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+                "cores": _cores(),
                 "cpu_s": statistics.median(cpu),
                 "cpu_low_s": cpu[0],
                 "cpu_high_s": cpu[-1],
@@ -265,7 +304,7 @@ def _measure(
                 **provenance(),
             }
         )
-    return rows
+    return rows, stopped
 
 
 FAMILIES = {
@@ -289,20 +328,26 @@ def family_of(name: str) -> str:
     return FAMILIES[RULES[name].rule.__module__.rpartition(".")[2]]
 
 
-def _timed(run: Callable[[], Any]) -> tuple[float, float]:
-    """Processor and wall seconds."""
+def _timed(side: _Side) -> tuple[float, float]:
+    """Processor and wall seconds; the result is kept."""
     wall, cpu = time.perf_counter(), time.process_time()
-    run()
-    return time.process_time() - cpu, time.perf_counter() - wall
+    result = side.run()
+    took = time.process_time() - cpu, time.perf_counter() - wall
+    side.result[:] = [result]
+    return took
 
 
 def pin(cores: int) -> None:
-    """Keep this process, and threads it will start, to so many cores, where the system can."""
-    if hasattr(os, "sched_setaffinity"):
-        available = sorted(os.sched_getaffinity(0))
-        if cores > len(available):
-            raise JarmError(f"`--cores {cores}`: there are {len(available)}.")
-        os.sched_setaffinity(0, set(available[-cores:]))
+    """Keep this process, with the threads that it has, to so many cores, where the system can."""
+    if not hasattr(os, "sched_setaffinity"):
+        return
+    available = sorted(os.sched_getaffinity(0))
+    if not 0 < cores <= len(available):
+        raise JarmError(f"`--cores {cores}`: give 1 to {len(available)}, or 0 for all.")
+    # Threads that NumPy started when it was imported, too.
+    tasks = pathlib.Path("/proc/self/task")
+    for task in [int(each.name) for each in tasks.iterdir()] if tasks.exists() else [0]:
+        os.sched_setaffinity(task, available[-cores:])
 
 
 def table(rows: list[dict[str, Any]]) -> str:

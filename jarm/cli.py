@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import tyro
 
-from jarm.acquisition.registry import NEEDS, RULES, get_rule
+from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
 from jarm.base import JarmError
 from jarm.bench import BenchConfig, bench, table
 from jarm.compare import CompareConfig, compare
@@ -110,6 +110,7 @@ def _rules(check: str | None = None) -> None:
     for name, entry in RULES.items():
         needs = ", ".join(NEEDS[need] for need in entry.needs)
         print(f"{name:<22} {entry.summary}\n{'':<22} cost {entry.cost}; needs {needs or 'the pool alone'}")
+    print(f"\n{COSTS}")
 
 
 def _store_info(store: Store) -> None:

@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jarm.acquisition.registry import RULES as ALL_RULES
-from jarm.acquisition.registry import get_rule
+from jarm.acquisition.registry import get_rule, source_of
 from jarm.annotators import AnnotatorConfig
 from jarm.base import Benchmark, HParams, JarmError
 from jarm.data.datasets import load
@@ -225,6 +225,13 @@ def compare(config: CompareConfig) -> dict[str, Any]:
                 file=sys.stderr,
             )
         common = {"config": fingerprint(folder.settings), **provenance()}
+        sources = {rule: digits for rule in rules if (digits := source_of(rule))}
+        for line in folder.read():
+            if line.get("source", sources.get(line["rule"])) != sources.get(line["rule"]) and line["rule"] in sources:
+                raise JarmError(
+                    f"The file of {line['rule']} has changed since {config.out} got runs of it: give another --out, or "
+                    "another name to what is another rule."
+                )
         known = {line["rule"] for line in folder.read() if line["kind"] == "reference"}
         references = reference_lines(benchmark.test, **judged)
         lacking = {name: values for name, values in references.items() if name not in known}
@@ -233,7 +240,10 @@ def compare(config: CompareConfig) -> dict[str, Any]:
 
         def one(rule: str, *seeds: int) -> list[list[dict[str, Any]]]:
             return [
-                [{**line, **common} for line in result.lines(evaluate(head, result.params, benchmark.test, **judged))]
+                [
+                    {**line, **common, **({"source": sources[rule]} if rule in sources else {})}
+                    for line in result.lines(evaluate(head, result.params, benchmark.test, **judged))
+                ]
                 for result in runner(rule, *seeds)
             ]
 

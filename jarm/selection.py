@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import JarmError, PairSpace, Selection, Status
-from jarm.data.pairs import TILE, is_in, sample_pairs, whitens_differences
+from jarm.data.pairs import TILE, is_in, pair_count, sample_pairs, whitens_differences
 from jarm.fisher import centred
 from jarm.linalg import matmul, worst
 from jarm.objectives import distances, square_sum
@@ -116,7 +116,7 @@ def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
 
 
 def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Selection:
-    """The same batch, BROKEN_RULE where it is not one: a pair twice or not of the space, a gain that is not finite.
+    """The same batch, BROKEN_RULE where it is not one: too few pairs, one twice or not of the space, a gain not finite.
 
     Raises:
       JarmError: shapes or types are not those of `Selection`; the rule is named.
@@ -136,6 +136,9 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
     first, second = jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2)
     twice = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
     broken = twice | (valid & ~(is_in(space, selection.pairs) & jnp.isfinite(selection.gains))).any()
+    # Fewer pairs than there are, or holes, would be labels that one rule has and another has not.
+    held = jnp.minimum(pair_count(space), k)
+    broken |= (valid[1:] & ~valid[:-1]).any() | (valid.sum() < held)
     # A status of its own says why a batch is as it is.
     broken &= (selection.status == Status.OK) | (selection.status == Status.EXHAUSTED)
     return dataclasses.replace(selection, status=jnp.where(broken, jnp.int32(Status.BROKEN_RULE), selection.status))

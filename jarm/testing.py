@@ -251,7 +251,9 @@ def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
 def _check_batch(rule: Rule, kind: str) -> None:
     """A full batch, and from a space with fewer pairs than the batch all of them and EXHAUSTED."""
     case = make_case(kind)
-    check_batch(call_rule(rule, case), case.space, BATCH)
+    selection = call_rule(rule, case)
+    assert isinstance(selection, Selection), f"it returned {type(selection).__name__}, not a Selection"
+    check_batch(selection, case.space, BATCH)
     # A few responses with a labelled pair among them; of the list, the ends of its first pair.
     ends = {"within": [4, 5, 6, 7], "cross": [0, 3, 21, 22], "all": [0, 1, 2]}
     few = make_case(kind, eligible=np.isin(np.arange(SIZE), ends.get(kind, np.ravel(list_pairs(case.space)[0]))))

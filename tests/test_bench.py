@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from jarm import bench as module
 from jarm.base import JarmError
 from jarm.bench import BenchConfig, bench, make_problem, quality
 from jarm.cli import main
@@ -24,6 +25,9 @@ def test_rows_say_what_was_measured_and_are_appended(tmp_path, capsys):
     ]
     assert all(row["status"] == "OK" and row["chosen"] == 8 and row["cpu_s"] > 0 for row in rows)
     assert rows[3]["log_det"] > rows[2]["log_det"]
+    shown = (tmp_path / "bench.md").read_text()  # what other commands measured with the same settings, too
+    assert "| dopt |" in shown
+    assert "| entropy |" in shown
     assert (tmp_path / "bench.png").exists()
 
 
@@ -56,9 +60,29 @@ def test_a_peer_chooses_pairs_of_the_list(peer):
         ({"sizes": "1000"}, "have no more than 780 pairs"),
         ({"pairs": "inside"}, "no pair space 'inside'"),
         ({"turns": 0}, "`--turns 0`"),
-        ({"cores": 10_000}, "`--cores 10000`: there are"),
+        ({"cores": 10_000}, "`--cores 10000`: give 1 to"),
+        ({"cores": -1}, "`--cores -1`: give 1 to"),
+        ({"rules": "bald", "members": 1}, "'bald' looks at how members differ: give `--members 2`"),
+        ({"rules": "mine.py"}, "'mine.py' is a file and no rule: give FILE.py:FUNCTION"),
     ],
 )
 def test_mistakes_get_a_sentence(changes, sentence, tmp_path):
     with pytest.raises(JarmError, match=sentence):
         bench(BenchConfig(**SMALL | {"out": tmp_path} | changes))
+
+
+def test_what_was_measured_before_a_stop_is_kept(tmp_path, monkeypatch):
+    calls = []
+
+    def stop_at_third(side):
+        calls.append(side.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return timed(side)
+
+    timed = module._timed
+    monkeypatch.setattr(module, "_timed", stop_at_third)
+    with pytest.raises(JarmError, match="Stopped; what was measured is in"):
+        bench(BenchConfig(rules="random,entropy", out=tmp_path, peers=False, **SMALL))
+    rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert [(row["rule"], row["candidates"], row["turns"]) for row in rows] == [("random", 20, 1), ("entropy", 20, 1)]

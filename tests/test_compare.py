@@ -252,3 +252,7 @@ def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
     row = summary["rules"][f"{path}:repeats"]
     assert row["failed_seeds"] == 1
     assert "a pair twice" in row["failure"]
+    # Another rule under the same name is not taken for the one that ran. (A process reads a file once.)
+    path.write_text("\n".join([*lines, "# changed"]))
+    with pytest.raises(JarmError, match=r"has changed since .* got runs of it: give another --out"):
+        compare(dataclasses.replace(SMALL, rules=f"{path}:good", seeds=2, out=tmp_path / "out"))

@@ -252,19 +252,38 @@ def test_an_unknown_rule_is_answered_with_the_nearest_name():
 def test_a_rule_of_a_file(tmp_path):
     path = tmp_path / "mine.py"
     lines = [
+        "from __future__ import annotations",
+        "import dataclasses",
         "from jarm.acquisition.uncertainty import entropy",
+        "@dataclasses.dataclass",
+        "class Settings:",
+        "    scale: float = 1.0",
         "def mine(*args, **kw):",
         "    return entropy(*args, **kw)",
+        "def raises(key, belief, space, k, hparams):",
+        "    return 1 if belief.rewards.mean() > 0 else 2",
+        "def few(key, belief):",
+        "    return None",
+        "def empty(*args):",
+        "    return [args]",
     ]
     path.write_text("\n".join(lines))
     rule = get_rule(f"{path}:mine")
     assert rule is get_rule(f"{path}:mine")
     check_rule(rule, spaces=("within",), checks=("batch",))
-    with pytest.raises(JarmError, match=r"mine\.py has no function 'other'; it has mine\."):
+    for name, complaint in (
+        ("raises", "raises TracerBoolConversionError"),
+        ("few", "raises TypeError: few"),
+        ("empty", "returned list, not a jarm.Selection"),
+    ):
+        with pytest.raises(JarmError, match=f"Rule '{name}' of .*mine.py {complaint}"):
+            check_rule(get_rule(f"{path}:{name}"), spaces=("within",), checks=("batch",))
+    with pytest.raises(JarmError, match=r"mine\.py has no function 'other'; it has Settings, empty, few, mine, raises"):
         get_rule(f"{path}:other")
-    with pytest.raises(JarmError, match=r"There is no file .*yours\.py for the rule 'mine'"):
+    with pytest.raises(JarmError, match=r"There is no file .*yours\.py to take a rule from"):
         get_rule(f"{tmp_path}/yours.py:mine")
-    broken = tmp_path / "broken.py"
-    broken.write_text("import nowhere_at_all\n")
-    with pytest.raises(JarmError, match=r"broken\.py does not run: ModuleNotFoundError"):
-        get_rule(f"{broken}:mine")
+    for text, error in (("import nowhere_at_all", "ModuleNotFoundError"), ("raise SystemExit(3)", "SystemExit: 3")):
+        broken = tmp_path / f"broken{len(text)}.py"
+        broken.write_text(text)
+        with pytest.raises(JarmError, match=rf"broken\d+\.py does not run: {error}"):
+            get_rule(f"{broken}:mine")

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -9,9 +10,10 @@ import numpy as np
 import pytest
 
 from jarm.acquisition import duels, intervals
+from jarm.acquisition.registry import get_rule
 from jarm.base import Belief, HParams, Status
 from jarm.data.pairs import pair_space
-from jarm.testing import check_batch, list_pairs, make_case, quick_jit
+from jarm.testing import call_rule, check_batch, list_pairs, make_case, quick_jit
 
 MANY = 20  # several turns of each prompt
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
@@ -253,3 +255,42 @@ def test_an_interval_ignores_what_members_share_and_the_published_one_does_not()
     # Every response has an sd of about 50 times that of 0 to 3.
     assert (call(intervals.delta_ucb_marginal, lifted).gains > 100).all()
     assert (call(intervals.delta_ucb_marginal, case).gains < 30).all()
+
+
+def one_prompt():
+    """Four responses to one prompt, each the favourite of one of four members."""
+    case = make_case("within")
+    members = jnp.eye(4) + 0.1 * jnp.arange(4.0)[None, :]
+    few = {"features": case.belief.features[:4], "rewards": members.mean(axis=0), "member_rewards": members}
+    return case._replace(
+        belief=dataclasses.replace(case.belief, **few), space=pair_space("within", 4, jnp.ones(4, bool))
+    )
+
+
+@pytest.mark.parametrize("name", ["double_ts", "eets"])
+def test_every_member_is_drawn_as_often(name):
+    case = one_prompt()
+    draw = quick_jit(jax.vmap(lambda key: get_rule(name)(key, case.belief, case.space, 1, case.hparams).pairs[0]))
+    pairs = np.asarray(draw(jax.random.split(jax.random.key(1), 600)))
+    counts = np.array([(pairs == pair).all(axis=1).sum() for pair in itertools.combinations(range(4), 2)])
+    assert counts.sum() == 600
+    assert np.abs(counts - 100).max() < 40  # 4.4 standard deviations
+
+
+@pytest.mark.parametrize("beta", [0.5, 2.0])
+def test_intervals_are_as_wide_as_beta_says(beta):
+    case = make_case("listed")
+    hparams = dataclasses.replace(case.hparams, beta=jnp.float32(beta))
+    pairs, members = list_pairs(case.space), np.float64(case.belief.member_rewards)
+    apart = members[:, pairs[:, 0]] - members[:, pairs[:, 1]]
+    margin = np.float64(case.belief.rewards)[pairs] @ [1, -1]
+    widest = np.sort(np.abs(margin) + beta * apart.std(axis=0, ddof=1))[::-1]
+    gains = call_rule(get_rule("delta_ucb"), case._replace(hparams=hparams)).gains
+    np.testing.assert_allclose(gains, widest[: len(gains)], rtol=1e-5)
+
+
+def test_rewards_too_large_to_square_are_a_status():
+    case = make_case("within")
+    huge = dataclasses.replace(case.belief, member_rewards=1e25 * case.belief.member_rewards)
+    for name in ("baits", "max_min_lcb"):
+        assert call_rule(get_rule(name), case._replace(belief=huge)).status == Status.NONFINITE

@@ -263,6 +263,8 @@ def test_a_rule_that_breaks_its_contract_is_named():
         {"pairs": good.pairs[:, ::-1]},
         {"pairs": good.pairs.at[2].set(jnp.array([0, 1]))},  # labelled
         {"gains": good.gains.at[3].set(jnp.nan)},
+        {"valid": good.valid.at[3].set(False)},  # fewer than there are
+        {"valid": good.valid.at[1].set(False)},  # a hole
     ):
         bad = dataclasses.replace(good, **changes)
         assert check_selection(bad, case.space, 4, "mine").status == Status.BROKEN_RULE

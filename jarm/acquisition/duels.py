@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import prompts_of
+from jarm.data.pairs import alive_pairs, prompts_of
 from jarm.linalg import worst
 from jarm.types import Array, Bool, Float, Int, PRNGKey
 
@@ -28,7 +28,7 @@ First = Callable[[PRNGKey, Any, Bool[Array, "n"]], tuple[Float[Array, "n"], Any]
 """`(key, numbers of n responses, which may be first) -> scores, and what the choice of the second is to know`."""
 Second = Callable[[Any, Any, Int[Array, ""], Bool[Array, "n"]], Float[Array, "n"]]
 """`(what the first handed on, numbers, which is first, which may be second) -> scores`."""
-Carry = tuple[Array, Array, Array, Array, Array]
+Carry = tuple[Array, Array, Array, Array, Array, Array]
 
 
 def duels(
@@ -59,11 +59,11 @@ def duels(
     row = jnp.arange(slots, dtype=jnp.int32)
 
     def unfinished(carry: Carry) -> Bool[Array, ""]:
-        _, partners, _, _, count = carry
+        _, partners, _, _, count, _ = carry
         return (count < k) & (partners > 0).any()
 
     def play(carry: Carry) -> Carry:
-        key, partners, turns, pairs, count = carry
+        key, partners, turns, pairs, count, bad = carry
         key, key_duels = jax.random.split(key)
         holds = jnp.zeros(prompts, bool).at[home].max(partners > 0)
         turn = holds & (turns == jnp.where(holds, turns, most).min())
@@ -75,10 +75,10 @@ def duels(
             local = jax.tree.map(lambda leaf: leaf[arena], numbers)
         able = (partners[arena] > 0) & (home[arena] == anchor[:, None])
         scores, memory = jax.vmap(first)(jax.random.split(key_duels, slots), local, able)
-        one = _choose(scores, able)
+        one, bad_first = _choose(scores, able)
         i = arena[row, one]
         able = _partners_left(space, anchor, arena, i, pairs)
-        two = _choose(jax.vmap(second)(memory, local, one, able), able)
+        two, bad_second = _choose(jax.vmap(second)(memory, local, one, able), able)
         j = arena[row, two]
         found = (drawn >= 0) & able.any(axis=1)
         place = jnp.where(found, count + jnp.cumsum(found, dtype=jnp.int32) - 1, k)
@@ -89,7 +89,8 @@ def duels(
         partners = partners.at[jnp.where(found, j, size)].add(-1, mode="drop")
         turns = turns.at[anchor].add(found.astype(jnp.int32))
         pairs = pairs.at[place].set(chosen, mode="drop")
-        return key, partners, turns, pairs, jnp.minimum(count + found.sum(dtype=jnp.int32), k)
+        count = jnp.minimum(count + found.sum(dtype=jnp.int32), k)
+        return key, partners, turns, pairs, count, bad | bad_first | bad_second
 
     start = (
         key,
@@ -97,24 +98,19 @@ def duels(
         jnp.zeros(prompts, jnp.int32),
         jnp.full((k, 2), size, jnp.int32),
         jnp.int32(0),
+        jnp.bool_(False),
     )
-    _, _, _, pairs, count = jax.lax.while_loop(unfinished, play, start)
+    _, _, _, pairs, count, bad = jax.lax.while_loop(unfinished, play, start)
     valid = jnp.arange(k, dtype=jnp.int32) < count
-    fine = jnp.where((finite | ~space.eligible).all(), jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
+    fine = jnp.where((finite | ~space.eligible).all() & ~bad, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     return Selection(jnp.where(valid[:, None], pairs, 0), jnp.zeros(k, jnp.float32), valid, worst(fine, short))
 
 
-def _choose(scores: Float[Array, "c n"], able: Bool[Array, "c n"]) -> Int[Array, "c"]:
-    """The largest score of each row, always of one that may be chosen."""
-    return jnp.where(able, jnp.nan_to_num(scores), -jnp.inf).argmax(axis=1).astype(jnp.int32)
-
-
-def alive_pairs(space: PairSpace) -> Bool[Array, "M"]:
-    """Which rows of a list are pairs of the space."""
-    assert space.pairs is not None
-    size = space.eligible.shape[0]
-    return (space.pairs < size).all(axis=1) & space.eligible[jnp.minimum(space.pairs, size - 1)].all(axis=1)
+def _choose(scores: Float[Array, "c n"], able: Bool[Array, "c n"]) -> tuple[Int[Array, "c"], Bool[Array, ""]]:
+    """The largest score of each row, always of one that may be chosen; and whether any is NaN or infinite."""
+    best = jnp.where(able, jnp.nan_to_num(scores), -jnp.inf).argmax(axis=1).astype(jnp.int32)
+    return best, (able & ~(scores < jnp.inf)).any()
 
 
 def _partner_counts(space: PairSpace) -> Int[Array, "N"]:

@@ -19,9 +19,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.duels import alive_pairs, duels, of_ensemble, thompson
+from jarm.acquisition.duels import duels, of_ensemble, thompson
 from jarm.base import Belief, HParams, PairSpace, Rule, Selection
-from jarm.data.pairs import get_tile, pair_count, sample_pairs, tile_count
+from jarm.data.pairs import alive_pairs, get_tile, pair_count, sample_pairs, tile_count
 from jarm.fisher import centred, fisher_weight
 from jarm.objectives import distances, square_sum
 from jarm.selection import top_scores
@@ -161,10 +161,12 @@ def delta_quantile(
     whose better response has the largest optimistic value; then those with gaps closest to these. The value is
     mu + beta s of the response less the mean response of its prompt (`within`) or of the pool. A list is ranked
     itself; otherwise 4,096 random pairs, the same for every key, say where the window is.
+    Ranks are of pairs of the whole pool, each counted once.
 
     Gain: the value less the least in the pool, plus a thousandth of the gap, so that of two pairs with one better
     response that with the larger gap is first; of a pair beside the window, minus how far its gap is from it.
-    Source: ActiveUltraFeedback (arXiv 2603.09692). There the window is around 5 % and of width 0, in which there is one
+    Source: ActiveUltraFeedback (arXiv 2603.09692). There ranks are of the ordered pairs of one prompt, each counted
+    both ways, so that its 5 % is about 10 % here; the window has width 0, in which there is one
     pair a prompt, and the value is ub_i = mu_i + beta s_i, which compares prompts by the level of the members.
     """
     known, _, half = _prepare(belief, space, hparams, marginal=marginal)

@@ -72,7 +72,7 @@ def listed_space(
     Args:
       pairs: `[M, 2]` response indices in any order; a row with an index outside the N is padding.
       eligible: `[N]` responses that may be in a pair.
-      width: R, responses a prompt, used only where a result is counted by prompt.
+      width: R, responses a prompt; with 1 every response is a prompt by itself, to rules that look at prompts.
       costs: `[M]` what each pair costs, or None; of a pair that is repeated the least counts.
 
     Returns:
@@ -169,6 +169,13 @@ def is_in(space: PairSpace, pairs: Int[Array, "m 2"]) -> Bool[Array, "m"]:
     return good & inside & ~contains(space.excluded, pairs)
 
 
+def alive_pairs(space: PairSpace) -> Bool[Array, "M"]:
+    """Which rows of a list are pairs of the space."""
+    assert space.pairs is not None
+    size = space.eligible.shape[0]
+    return (space.pairs < size).all(axis=1) & space.eligible[jnp.minimum(space.pairs, size - 1)].all(axis=1)
+
+
 def prompts_of(space: PairSpace) -> Int[Array, "N"]:
     """The prompt of each response."""
     if space.prompt is not None:
@@ -243,7 +250,7 @@ def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) ->
 def pair_count(space: PairSpace) -> Float[Array, ""]:
     """How many pairs the space holds, as float32: exact below 2^24, rounded above."""
     if space.pairs is not None:
-        return (space.pairs[:, 0] < space.eligible.shape[0]).sum(dtype=jnp.float32)
+        return alive_pairs(space).sum(dtype=jnp.float32)
     size, width = space.eligible.shape[0], space.width
     if space.prompt is None:
         by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
