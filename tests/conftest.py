@@ -31,3 +31,10 @@ jax.config.update("jax_debug_key_reuse", True)
 def key():
     """A typed key; each test derives its own."""
     return jax.random.key(20250204)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_programs():
+    """Each compiled program holds memory maps, of which a process may have 65,530: a module's go when it ends."""
+    yield
+    jax.clear_caches()

@@ -80,7 +80,7 @@ def scores64(name, case):
     return pairs, leverages64(phi, given, pairs, metric)
 
 
-@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("kind", ["listed", *(pytest.param(kind, marks=pytest.mark.slow) for kind in SPACES[:3])])
 @pytest.mark.parametrize("name", ["entropy", "max_diff", "xtx", "dopt", "pa_dopt"])
 def test_one_shot_rules_pick_the_largest_scores(name, kind):
     for seed in range(4):
@@ -93,8 +93,8 @@ def test_one_shot_rules_pick_the_largest_scores(name, kind):
         np.testing.assert_allclose(own, np.sort(scores)[::-1][:BATCH], rtol=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["within", "cross"])
-@pytest.mark.parametrize("name", ["greedy_dopt", "greedy_dopt_blind"])
+@pytest.mark.parametrize("kind", ["within", pytest.param("cross", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", ["greedy_dopt", pytest.param("greedy_dopt_blind", marks=pytest.mark.slow)])
 def test_greedy_rules_start_from_their_prior(name, kind):
     """A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar], n the labels after the batch; then every pair every step."""
     case = make_case(kind, 3)

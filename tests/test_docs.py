@@ -29,6 +29,7 @@ def test_readme_examples_run():
     assert lines[-1].startswith("(32, 2)")
 
 
+@pytest.mark.slow
 def test_the_loop_of_the_page_on_selection_runs():
     shown = io.StringIO()
     with contextlib.redirect_stdout(shown):

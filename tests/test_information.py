@@ -164,6 +164,7 @@ def test_greedy_bald_laplace_is_greedy():
     assert (short <= 1e-5).all()
 
 
+@pytest.mark.slow
 def test_epig_is_greedy_for_its_targets_among_its_candidates(monkeypatch):
     monkeypatch.setattr("jarm.acquisition.information.CANDIDATES", 100)
     case = make_case("cross", 1)
@@ -342,6 +343,7 @@ def test_pairs_are_drawn_with_the_chances_of_their_scores():
         assert scipy.stats.chisquare(counts, weight / weight.sum() * len(drawn)).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_a_mixture_keeps_the_best_and_draws_the_rest():
     case = make_case("cross")
     plain = call("greedy_dopt", case)

@@ -226,6 +226,7 @@ def test_the_same_pair_twice_is_worth_less_the_second_time():
     assert scores[0] == scores[1] == scores[2] > scores[3]
 
 
+@pytest.mark.slow
 def test_numpy_arrays_are_as_good_as_those_of_jax():
     """In a process of its own: here signatures are checked, and say JAX."""
     code = """
