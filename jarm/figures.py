@@ -77,11 +77,15 @@ def learning_curves(
         for axes, name in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
             _panel(axes, runs, references_of(records), name, baseline)
         _legend(figure, runs)
-        stem = pathlib.Path(path_stem)
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-        figure.savefig(paths[0], dpi=200, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
+        return _saved(figure, pathlib.Path(path_stem), dpi=200)
+
+
+def _saved(figure: Figure, stem: pathlib.Path, dpi: int) -> list[pathlib.Path]:
+    """Both files, without what differs from run to run."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
+    figure.savefig(paths[0], dpi=dpi, metadata={"Software": None})
+    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
     return paths
 
 
@@ -216,9 +220,4 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
         axes.set_ylabel("log det above the prior (nats)")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(frameon=False, fontsize=7)
-        stem = pathlib.Path(path_stem)
-        stem.parent.mkdir(parents=True, exist_ok=True)
-        paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-        figure.savefig(paths[0], dpi=150, metadata={"Software": None})
-        figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
+        return _saved(figure, pathlib.Path(path_stem), dpi=150)

@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.information import bald_scorer, chance, divergence, most_pairs
+from jarm.acquisition.information import bald_scorer, chance, divergence
 from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import pair_count, prompts_of
+from jarm.data.pairs import most_pairs, pair_count, prompts_of
 from jarm.greedy import default_shortlist
 from jarm.linalg import matmul
 from jarm.objectives import distances

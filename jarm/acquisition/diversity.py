@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import TILE, compact, is_in, subset
+from jarm.data.pairs import TILE, compact, is_in, most_pairs, subset
 from jarm.fisher import centred, chunked
 from jarm.linalg import matmul, worst
 from jarm.objectives import square_sum
@@ -77,9 +77,8 @@ def candidates(key: PRNGKey, space: PairSpace, k: int) -> PairSpace:
         return space
     size, width = space.eligible.shape[0], space.width
     within = space.kind == "within"
-    most = size // width * math.comb(width, 2) if within else math.comb(size, 2)
     count = max(CANDIDATES, 4 * k)
-    if most > count:
+    if most_pairs(space) > count:
         return subset(key, space, count)
     first, second = jnp.triu_indices(width if within else size, 1)
     pairs = jnp.stack([first, second], axis=1).astype(jnp.int32)

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from jarm.acquisition.optimal_design import prior_information
 from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import sample_pairs, subset
+from jarm.data.pairs import most_pairs, sample_pairs, subset
 from jarm.fisher import centred
 from jarm.greedy import greedy
 from jarm.linalg import inverse_factor, matmul
@@ -164,14 +164,6 @@ def greedy_bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, 
     """
     prior = prior_information(belief, space, k, hparams)
     return greedy(BALD, belief.features, belief.rewards, space, prior, k)[0]
-
-
-def most_pairs(space: PairSpace) -> int:
-    """A number of pairs that the space cannot exceed, known before it runs."""
-    if space.pairs is not None:
-        return int(space.pairs.shape[0])
-    size, width = space.eligible.shape[0], space.width
-    return size * (width - 1) // 2 if space.kind == "within" else size * (size - 1) // 2
 
 
 def epig(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:

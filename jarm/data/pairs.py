@@ -147,6 +147,14 @@ def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int
     return position, (found[:, 0] == first) & (found[:, 1] == second)
 
 
+def most_pairs(space: PairSpace) -> int:
+    """A number of pairs that the space cannot exceed, known before it runs."""
+    if space.pairs is not None:
+        return int(space.pairs.shape[0])
+    size, width = space.eligible.shape[0], space.width
+    return size * (width - 1) // 2 if space.kind == "within" else size * (size - 1) // 2
+
+
 def whitens_differences(space: PairSpace) -> bool:
     """Whether a linear map costs less for the differences of pairs than for responses: a list of fewer pairs."""
     return space.pairs is not None and space.pairs.shape[0] < space.eligible.shape[0]
