@@ -82,7 +82,7 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
     import numpy as np
 
     from jarm import Benchmark, CompareConfig, evaluate, prepare, synthetic
-    from jarm.runner import Runner
+    from jarm.runner import Program, Runner
 
     benchmark = synthetic()
     train, rng = benchmark.train, np.random.default_rng(0)
@@ -100,11 +100,11 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
     )
     loop = CompareConfig(pool=0).loop()
     data, hparams, scale = prepare(loop, Benchmark(train=train, test=benchmark.test).train)
-    runner, head = Runner(loop, hparams, data), loop.head.head()
+    runner, head = Runner(Program(loop), data), loop.head.head()
     curves: dict[str, list[float]] = {"random": [], "dopt": [], "greedy_dopt": []}
     for seed in range(seeds):
         for rule, values in curves.items():
-            (result,) = runner(rule, seed, hparams=hparams)
+            (result,) = runner(rule, [(seed, hparams)])
             assert not result.failure, result.failure
             found = evaluate(head, result.params, benchmark.test, noise=float(hparams.noise), scale=scale)
             values.append(float(np.mean(found["spearman"][1:])))

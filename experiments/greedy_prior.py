@@ -32,7 +32,7 @@ from tqdm import tqdm
 from jarm import Benchmark, CompareConfig, JarmError, evaluate, load, prepare
 from jarm.data.files import replace_text
 from jarm.records import provenance
-from jarm.runner import Runner, default_jobs, side_by_side
+from jarm.runner import Program, Runner, default_jobs, side_by_side
 from jarm.statistics import paired_difference
 
 GRID = [*itertools.product((0.01, 0.1, 1.0), (0.0, 0.5, 1.0)), (10.0, 0.0), (10.0, 1.0), (0.001, 1.0)]
@@ -79,7 +79,7 @@ def _curves(config: Config, benchmark: Benchmark, pairs: str) -> dict[str, np.nd
     options = CompareConfig(rules="random,dopt,greedy_dopt,greedy_dopt_blind", pairs=pairs)
     loop = options.loop()
     pool, hparams, scale = prepare(loop, benchmark.train)
-    runner, head = Runner(loop, hparams, pool), loop.head.head()
+    runner, head = Runner(Program(loop), pool), loop.head.head()
     judge = functools.partial(evaluate, head, noise=float(hparams.noise), scale=scale)
     arms = {"random": ("random", hparams, config.seeds), "dopt": ("dopt", hparams, config.seeds)}
     for rule, priors in (("greedy_dopt", GRID), ("greedy_dopt_blind", BLIND)):
@@ -98,7 +98,7 @@ def _curves(config: Config, benchmark: Benchmark, pairs: str) -> dict[str, np.nd
 
     def one(arm: str, seed: int) -> tuple[str, list[float]]:
         rule, hparams, _ = arms[arm]
-        (result,) = runner(rule, seed, hparams=hparams)
+        (result,) = runner(rule, [(seed, hparams)])
         if result.failure:
             raise JarmError(f"{arm}, seed {seed}: {result.failure}")
         return f"{arm}, seed {seed}", judge(result.params, benchmark.test)["spearman"].tolist()

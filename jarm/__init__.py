@@ -33,16 +33,19 @@ from jarm.exchange import ExchangeInfo, exchange
 from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.fit import FitConfig, make_fit
 from jarm.greedy import GreedyInfo, greedy, greedy_log_det
+from jarm.grid import SweepConfig, read_sweep
 from jarm.heads import HeadConfig, linear_head, mlp_head
 from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop
 from jarm.metrics import evaluate, reference_lines
 from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, v_optimal
+from jarm.plan import Plan, plan
 from jarm.pool import Pool
 from jarm.prepare import prepare
 from jarm.ranking import best_of_n, spearman
 from jarm.reasons import Batch
 from jarm.select import select
 from jarm.selection import random_pairs, top_pairs
+from jarm.sweep import sweep
 
 __version__ = _version("jarm")
 
@@ -73,6 +76,7 @@ __all__ = [
     "LoopState",
     "Objective",
     "PairSpace",
+    "Plan",
     "Pool",
     "ResponseTable",
     "RewardHead",
@@ -82,6 +86,7 @@ __all__ = [
     "Selection",
     "Status",
     "StoreWriter",
+    "SweepConfig",
     "SyntheticConfig",
     "a_optimal",
     "annotate",
@@ -111,8 +116,10 @@ __all__ = [
     "pair_information",
     "pair_space",
     "pair_variance",
+    "plan",
     "prepare",
     "random_pairs",
+    "read_sweep",
     "reference_lines",
     "rounded",
     "sample_pairs",
@@ -123,6 +130,7 @@ __all__ = [
     "split_by",
     "standardised",
     "subset",
+    "sweep",
     "synthetic",
     "top_pairs",
     "v_optimal",

@@ -7,7 +7,7 @@ import json
 import pathlib
 import sys
 from collections.abc import Callable
-from typing import Annotated
+from typing import Annotated, Any
 
 import jax
 import numpy as np
@@ -22,6 +22,10 @@ from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.embed import EmbedConfig, embed
 from jarm.figures import run_times
+from jarm.grid import read_sweep
+from jarm.plan import plan, plan_text
+from jarm.processes import start_processes
+from jarm.sweep import sweep, sweep_status
 from jarm.testing import CHECKS, SPACES, check_rule
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
@@ -71,6 +75,79 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
         print(f"{summary.empty_responses:,} responses are empty; they were embedded as any other.")
     for store in summary.stores:
         print(store)
+
+
+def _sweep(
+    config: Annotated[tuple[str, ...], tyro.conf.Positional],
+    out: pathlib.Path | None = None,
+    jobs: int | None = None,
+    together: int | None = None,
+    dry_run: bool = False,
+    distributed: bool = False,
+    coordinator: str | None = None,
+    processes: int | None = None,
+    process_id: int | None = None,
+) -> None:
+    """Run a grid of comparisons: CONFIG is a .toml with options of `jarm compare` and a table [grid], or a .py.
+
+    Runs are recorded as they finish: stop it as you like, and the same command goes on. See docs/sweeps.md.
+
+    jarm sweep noise.toml
+
+    jarm sweep status out/noise
+
+    Args:
+      config: the file; or `status` and the folder of a sweep, or its file.
+      out: folder, instead of the one that the file says.
+      jobs: runs at a time, instead of what the file says; 0 takes one a core on a CPU.
+      together: runs of a call, instead of what the file says; 0 takes 1 on a CPU, else as many as fit, up to 64.
+      dry_run: plan only, as `jarm plan` does.
+      distributed: join the processes that SLURM, Open MPI, Kubernetes or a TPU pod started.
+      coordinator: HOST:PORT of process 0, to join processes that nobody else introduces.
+      processes: how many there are, then.
+      process_id: which of them this is, from 0.
+    """
+    if config[0] == "status" and len(config) == 2:
+        _status(pathlib.Path(config[1]))
+        return
+    if len(config) != 1:
+        raise JarmError(f"`jarm sweep {' '.join(config)}`: give one file, or `status` and a folder.")
+    if coordinator or distributed:
+        start_processes(coordinator, processes, process_id)
+    read = read_sweep(pathlib.Path(config[0]))
+    given: dict[str, Any] = {"out": out, "jobs": jobs, "together": together}
+    given = {name: value for name, value in given.items() if value is not None}
+    read = dataclasses.replace(read, base=dataclasses.replace(read.base, **given))
+    _keep_compiled()
+    if dry_run:
+        print(plan_text(plan(read)))
+        return
+    summary = sweep(read)
+    if jax.process_index() == 0:
+        failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
+        print(f"{failed:,} runs failed." * bool(failed))
+        print(f"{read.base.out / 'summary.md'}\n{read.base.out / 'curves.png'}")
+
+
+def _status(folder: pathlib.Path) -> None:
+    status = sweep_status(read_sweep(folder).base.out if folder.is_file() else folder)
+    state = "running" if status["running"] else "done" if status["done"] == status["runs"] else "stopped"
+    print(f"{status['done']:,} of {status['runs']:,} runs, {state}")
+    for message, count in status["failures"].items():
+        print(f"{count:,} failed: {message}")
+
+
+def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool = True) -> None:
+    """Say what a sweep will take: runs, programs, bytes and seconds, measured on a call of every rule.
+
+    jarm plan noise.toml
+
+    Args:
+      config: the file of the sweep.
+      measure: compile its programs, and time a call of every rule on each.
+    """
+    _keep_compiled()
+    print(plan_text(plan(read_sweep(config), measure=measure)))
 
 
 def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:
@@ -183,8 +260,10 @@ def main(args: list[str] | None = None) -> int:
             "bench": _bench,
             "compare": _compare,
             "embed": _embed,
+            "plan": _plan,
             "rules": _rules,
             "store": _store,
+            "sweep": _sweep,
         }
         tyro.extras.subcommand_cli_from_dict(commands, prog="jarm", args=args)
     except JarmError as error:

@@ -23,11 +23,11 @@ from jarm.figures import learning_curves, require_matplotlib
 from jarm.fit import FitConfig
 from jarm.heads import HeadConfig
 from jarm.loop import LoopConfig
-from jarm.metrics import evaluate, reference_lines
+from jarm.metrics import reference_lines
 from jarm.prepare import prepare
 from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_summary
-from jarm.runner import Runner, default_jobs, default_together, side_by_side
+from jarm.runner import Program, Runner, default_jobs, default_together, judge, side_by_side
 
 RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt"
 
@@ -182,8 +182,10 @@ class CompareConfig:
         return HParams(**{field.name: getattr(self, field.name) for field in dataclasses.fields(HParams)})
 
 
-# What may differ between two commands that fill the same folder.
-_FREE = ("rules", "seeds", "out", "jobs", "together")
+SOURCE = ("embeddings", "target", "gen", "emb", "task", "standardise")
+"""Options that say which data, beside `data`."""
+FREE = ("rules", "seeds", "out", "jobs", "together")
+"""Options that may differ between two commands that fill the same folder."""
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -203,19 +205,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
             raise JarmError(f"`--{name} {getattr(config, name)}` makes no run: give at least {least}.")
     require_matplotlib()  # before the runs, not after them
     rules, sizes, loop_config = config.rule_names(), config.sizes(), config.loop()
-    source = ("embeddings", "target", "gen", "emb", "task", "standardise")
-    benchmark = load(config.data, **{name: getattr(config, name) for name in source})
+    benchmark = load(config.data, **{name: getattr(config, name) for name in SOURCE})
     if benchmark.train.gold is None or benchmark.test.gold is None:
         raise JarmError("The data has no gold rewards, so there is nothing to judge by: give `--target COLUMN`.")
     pool, hparams, scale = prepare(loop_config, benchmark.train, config.hparams())
-    judged: dict[str, Any] = {
-        "annotator": loop_config.annotator,
-        "noise": float(hparams.noise),
-        "scale": scale,
-        "best_of": sizes,
-    }
+    judged: dict[str, Any] = {"annotator": loop_config.annotator, "scale": scale, "best_of": sizes}
     head = loop_config.head.head()
-    runner = Runner(loop_config, hparams, pool, min(config.together or default_together(), config.seeds))
+    together = min(config.together or default_together(), config.seeds)
+    runner = Runner(Program(loop_config, together), pool)
 
     with RecordFolder(config.out, _settings(config, benchmark), config.rounds) as folder:
         if folder.others:
@@ -233,21 +230,21 @@ def compare(config: CompareConfig) -> dict[str, Any]:
                     "another name to what is another rule."
                 )
         known = {line["rule"] for line in folder.read() if line["kind"] == "reference"}
-        references = reference_lines(benchmark.test, **judged)
+        references = reference_lines(benchmark.test, noise=float(hparams.noise), **judged)
         lacking = {name: values for name, values in references.items() if name not in known}
         if lacking:
             folder.append([{"kind": "reference", "rule": name, **values, **common} for name, values in lacking.items()])
 
         def one(rule: str, *seeds: int) -> list[list[dict[str, Any]]]:
+            own = common | ({"source": sources[rule]} if rule in sources else {})
+            results = runner(rule, [(seed, hparams) for seed in seeds])
+            metrics = judge(head, results, benchmark.test, pad=together, **judged)
             return [
-                [
-                    {**line, **common, **({"source": sources[rule]} if rule in sources else {})}
-                    for line in result.lines(evaluate(head, result.params, benchmark.test, **judged))
-                ]
-                for result in runner(rule, *seeds)
+                [{**line, **own} for line in result.lines(found)]
+                for result, found in zip(results, metrics, strict=True)
             ]
 
-        calls = _calls(rules, config.seeds, folder.done, runner.together)
+        calls = _calls(rules, config.seeds, folder.done, together)
         # The first call of each rule goes alone, so that what is timed on it has the machine to itself.
         alone = [call for call in calls if call is next(each for each in calls if each[0] == call[0])]
         rest = [call for call in calls if call not in alone]
@@ -290,7 +287,7 @@ def _calls(rules: list[str], seeds: int, done: set[tuple[str, int]], together: i
 def _settings(config: CompareConfig, benchmark: Benchmark) -> dict[str, Any]:
     """What a record depends on: the options that may not change in a folder, and the data."""
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    options = {name: value for name, value in options.items() if name not in _FREE}
+    options = {name: value for name, value in options.items() if name not in FREE}
     # By name: what the files hold is in their fingerprints, and they may move.
     options |= {name: pathlib.Path(options[name]).name for name in ("data", "embeddings") if options[name]}
     return options | {"train": dict(benchmark.train.provenance), "test": dict(benchmark.test.provenance)}

@@ -31,9 +31,10 @@ from jarm.llm.extract import Corpus, Embedded, Model, extract
 from jarm.llm.model import DTYPES
 from jarm.llm.pooling import Pooling
 from jarm.llm.sentence import is_sentence_model, trained_pooling
-from jarm.llm.sharding import load_sharded, make_mesh, split_config, start_processes
+from jarm.llm.sharding import load_sharded, make_mesh, split_config
 from jarm.llm.tokens import Tokenizer
 from jarm.llm.weights import find_checkpoint, weight_files
+from jarm.processes import start_processes
 
 SHARE = {"auto": None, "always": True, "never": False}
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import pathlib
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from jarm.base import JarmError
 from jarm.report import METRIC, best_of_names, curves, references_of, runs_of, valued
-from jarm.statistics import bootstrap_ci
+from jarm.statistics import area_under_curve, bootstrap_ci
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -161,6 +162,87 @@ def _legend(figure: Figure, runs: dict[str, Any]) -> None:
         title_fontsize=8,
         alignment="left",
     )
+
+
+def axis_curves(
+    records: list[dict[str, Any]],
+    axes: Sequence[str],
+    path_stem: pathlib.Path | str,
+    metric: str = METRIC,
+    baseline: str = "random",
+) -> list[pathlib.Path]:
+    """Draw what each axis of a sweep does: the mean height of the learning curve against its values, a line a rule.
+
+    A point is the mean over seeds and over the other axes, its band the 95 % bootstrap interval over seeds. Without
+    axes, learning curves.
+
+    Args:
+      records: of a sweep; runs that are not whole are left out.
+      axes: names of its axes.
+      path_stem: where to write, without suffix.
+      metric: what is drawn.
+      baseline: the rule drawn in grey.
+
+    Returns:
+      The files written: `.png` and `.svg`.
+
+    Raises:
+      JarmError: matplotlib is not installed.
+    """
+    several = [axis for axis in axes if len({record.get(axis) for record in records}) > 1]
+    if not several:
+        return learning_curves(records, path_stem, metric, baseline)
+    require_matplotlib()
+    import matplotlib
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    heights = _heights(records, axes, metric)
+    rules = list(dict.fromkeys(rule for rule, *_ in heights))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(3.4 * len(several) + 1.6, 3.2), layout="constrained")
+        FigureCanvasAgg(figure)
+        for axes_, axis in zip(np.atleast_1d(figure.subplots(1, len(several), sharey=True)), several, strict=True):
+            at = list(axes).index(axis)
+            values = list(dict.fromkeys(setting[at] for _, _, setting in heights))
+            for rule in rules:
+                points = []
+                for value in values:
+                    own: dict[int, list[float]] = {}
+                    for (name, seed, setting), height in heights.items():
+                        if name == rule and setting[at] == value:
+                            own.setdefault(seed, []).append(height)
+                    points.append(bootstrap_ci(np.array([np.mean(each) for each in own.values()]))[:3])
+                low, mean, high = np.array(points)[:, [1, 0, 2]].T
+                style = _style(rules, rule, baseline)
+                axes_.plot(range(len(values)), mean, label=rule, markersize=4, **style)
+                axes_.fill_between(range(len(values)), low, high, color=style["color"], alpha=0.15, linewidth=0)
+            axes_.set_xticks(
+                range(len(values)), [str(value) for value in values], rotation=30 if len(values) > 4 else 0
+            )
+            axes_.set_xlabel(axis)
+            axes_.grid(axis="y", color="#dddddd", linewidth=0.6)
+        first = figure.axes[0]
+        first.set_title(f"{title(metric)}, mean over labels", loc="left", fontsize=10)
+        figure.legend(handles=first.get_lines(), loc="outside right center", frameon=False, handlelength=3.6)
+        return _saved(figure, pathlib.Path(path_stem), dpi=150)
+
+
+def _heights(
+    records: list[dict[str, Any]], axes: Sequence[str], metric: str
+) -> dict[tuple[str, int, tuple[Any, ...]], float]:
+    """(rule, seed, setting) -> mean height of the learning curve."""
+    by_setting: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        by_setting.setdefault(tuple(record.get(axis) for axis in axes), []).append(record)
+    return {
+        (rule, seed, setting): float(
+            area_under_curve(curves({0: run}, "labels", [0])[0], curves({0: run}, metric, [0]))[0]
+        )
+        for setting, own in by_setting.items()
+        for rule, runs in runs_of(own).items()
+        for seed, run in runs.items()
+    }
 
 
 def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list[pathlib.Path]:

@@ -9,7 +9,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -50,38 +50,45 @@ class _Truth(NamedTuple):
     ranks: Float[Array, "R"]
     real: Bool[Array, "J R"]
     gap: Float[Array, "J R"]
-    wins: Float[Array, "J R"]
 
 
-def _truth(annotator: AnnotatorConfig, gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
+class _Judge(NamedTuple):
+    """By what one head is judged: the annotator's noise, the scale of gold, and the order statistics of best-of-n."""
+
+    noise: Float[Array, ""]
+    scale: Float[Array, ""]
+    cdfs: Float[Array, "n size k"]
+
+
+@jax.vmap
+def _truths(gold: Float[Array, "R"], mask: Bool[Array, "R"]) -> _Truth:
     partner, once = pair_offsets(gold.shape[0])
-    gap = gold[None, :] - gold[partner]
-    wins = preference(annotator, noise, gap / scale, jnp.zeros_like(gap))
     real = jnp.asarray(once) & mask[None, :] & mask[partner]
-    return _Truth(gold, mask, centred_ranks(ranking(gold, mask), mask), real, gap, wins)
+    return _Truth(gold, mask, centred_ranks(ranking(gold, mask), mask), real, gold[None, :] - gold[partner])
 
 
-def _score(pred: Float[Array, "R"], truth: _Truth, cdfs: Float[Array, "n size k"]) -> dict[str, Array]:
+def _score(annotator: AnnotatorConfig, judge: _Judge, pred: Float[Array, "R"], truth: _Truth) -> dict[str, Array]:
     """One prompt under one head: values that may be undefined, and sums over pairs."""
     ranks = ranking(pred, truth.mask)
+    wins = preference(annotator, judge.noise, truth.gap / judge.scale, jnp.zeros_like(truth.gap))
     partner, _ = pair_offsets(pred.shape[0])
     margin = pred[None, :] - pred[partner]
     # One exponential serves all: confidence is the larger of p and 1 - p.
     decay = jnp.exp(-jnp.abs(margin))
     confidence = 1 / (1 + decay)
-    agree = jnp.where(margin > 0, truth.wins, jnp.where(margin < 0, 1 - truth.wins, 0.5))
+    agree = jnp.where(margin > 0, wins, jnp.where(margin < 0, 1 - wins, 0.5))
     over = jnp.where(truth.real, confidence - agree, 0)
     place = jnp.clip(jnp.floor((confidence - 0.5) * (2 * BINS)), 0, BINS - 1).astype(jnp.int32)
     untied = truth.real & (truth.gap != 0)
     right = (1 + jnp.sign(margin) * jnp.sign(truth.gap)) / 2
-    loss = jnp.log1p(decay) + jnp.maximum(margin, 0) - truth.wins * margin
+    loss = jnp.log1p(decay) + jnp.maximum(margin, 0) - wins * margin
     p = jnp.where(margin > 0, confidence, 1 - confidence)
-    brier = (p - truth.wins) ** 2 + truth.wins * (1 - truth.wins)
+    brier = (p - wins) ** 2 + wins * (1 - wins)
     total = functools.partial(jnp.sum, dtype=jnp.float32)
     return {
         "spearman": correlation(centred_ranks(ranks, truth.mask), truth.ranks),
         "rankable": (truth.ranks != 0).any().astype(jnp.int32),
-        "best": jax.vmap(lambda cdf: expected_best(ranks, truth.gold, truth.mask, cdf))(cdfs),
+        "best": jax.vmap(lambda cdf: expected_best(ranks, truth.gold, truth.mask, cdf))(judge.cdfs),
         "pairs": total(truth.real),
         "untied": total(untied),
         "right": total(jnp.where(untied, right, 0)),
@@ -92,9 +99,9 @@ def _score(pred: Float[Array, "R"], truth: _Truth, cdfs: Float[Array, "n size k"
     }
 
 
-def _sums(pred: Array, truth: _Truth, cdfs: Array) -> dict[str, Array]:
+def _sums(annotator: AnnotatorConfig, judge: _Judge, pred: Array, truth: _Truth) -> dict[str, Array]:
     """Sums over the prompts of a chunk; of what may be undefined, also how many are defined."""
-    each = jax.vmap(_score, in_axes=(0, 0, None))(pred, truth, cdfs)
+    each = jax.vmap(functools.partial(_score, annotator, judge))(pred, truth)
     sums = {}
     for name in ("spearman", "best"):
         values = each.pop(name)
@@ -104,14 +111,11 @@ def _sums(pred: Array, truth: _Truth, cdfs: Array) -> dict[str, Array]:
     return sums | {name: values.sum(0) for name, values in each.items()}
 
 
-def _truths(annotator: AnnotatorConfig, gold: Array, mask: Array, noise: Array, scale: Array) -> _Truth:
-    return jax.vmap(functools.partial(_truth, annotator), in_axes=(0, 0, None, None))(gold, mask, noise, scale)
-
-
 @functools.partial(jax.jit, static_argnames=("head", "annotator", "together"))
 def _evaluate_chunk(
     params: Params,
-    constants: tuple[Array, Array, Array],
+    noise: Float[Array, "H"],
+    judge: _Judge,
     embeddings: Float[Array, "p R d"],
     gold: Float[Array, "p R"],
     mask: Bool[Array, "p R"],
@@ -120,32 +124,32 @@ def _evaluate_chunk(
     annotator: AnnotatorConfig,
     together: bool,
 ) -> dict[str, Array]:
-    noise, scale, cdfs = constants
-    flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(annotator, gold, mask, noise, scale)
+    flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(gold, mask)
 
-    def one(members: Params) -> dict[str, Array]:
+    def one(xs: tuple[Params, Float[Array, ""]]) -> dict[str, Array]:
+        members, own = xs
+
         def rewards(member: Params) -> Array:
             return head.rewards(member, flat)
 
         each = jax.vmap(rewards)(members) if together else jax.lax.map(rewards, members)
-        return _sums(each.mean(0).reshape(mask.shape), truth, cdfs)
+        return _sums(annotator, judge._replace(noise=own), each.mean(0).reshape(mask.shape), truth)
 
     # Heads one after the other, so that memory does not grow with their number.
     with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, params)
+        return jax.lax.map(one, (params, noise))
 
 
 @functools.partial(jax.jit, static_argnames=("annotator",))
 def _score_chunk(
-    constants: tuple[Array, Array, Array],
+    judge: _Judge,
     scores: Float[Array, "p R"],
     gold: Float[Array, "p R"],
     mask: Bool[Array, "p R"],
     *,
     annotator: AnnotatorConfig,
 ) -> dict[str, Array]:
-    noise, scale, cdfs = constants
-    sums = _sums(scores, _truths(annotator, gold, mask, noise, scale), cdfs)
+    sums = _sums(annotator, judge, scores, _truths(gold, mask))
     return {name: value[None] for name, value in sums.items()}
 
 
@@ -205,14 +209,14 @@ def best_of_sizes(table: ResponseTable) -> tuple[int, ...]:
     return (*(n for n in BEST_OF if n < most), most)
 
 
-def _has_odds(annotator: AnnotatorConfig, noise: float | None, scale: float | None) -> bool:
+def _has_odds(annotator: AnnotatorConfig, noise: Any, scale: float | None) -> bool:
     """Whether the annotator's label probabilities are known."""
     return annotator.kind != "bradley_terry" or (noise is not None and scale is not None)
 
 
 def _prepare(
     table: ResponseTable, noise: float | None, scale: float | None, best_of: tuple[int, ...] | None
-) -> tuple[np.ndarray, tuple[int, ...], tuple[Array, Array, Array]]:
+) -> tuple[np.ndarray, tuple[int, ...], _Judge]:
     if table.gold is None:
         raise JarmError("The test table has no gold rewards, so no metric can be computed: name a score column.")
     if not table.mask.any():
@@ -222,8 +226,12 @@ def _prepare(
     if best_of and min(best_of) < 1:
         raise JarmError(f"The best of {min(best_of)} responses is nothing: ask for the best of 1 or more.")
     cdfs = np.stack([subset_cdf(n, width) for n in best_of]) if best_of else np.zeros((0, width + 1, width + 1))
-    constants = jnp.float32(0 if noise is None else noise), jnp.float32(1 if scale is None else scale)
-    return table.gold, best_of, (*constants, jnp.asarray(cdfs, jnp.float32))
+    judge = _Judge(
+        jnp.float32(0 if noise is None else noise),
+        jnp.float32(1 if scale is None else scale),
+        jnp.asarray(cdfs, jnp.float32),
+    )
+    return table.gold, best_of, judge
 
 
 def chunk_size(shape: tuple[int, int, int], widest: int, chunk_bytes: int) -> int:
@@ -245,7 +253,7 @@ def evaluate(
     table: ResponseTable,
     *,
     annotator: AnnotatorConfig = AnnotatorConfig(),
-    noise: float | None = None,
+    noise: float | np.ndarray | None = None,
     scale: float | None = None,
     best_of: tuple[int, ...] | None = None,
     chunk_bytes: int = 256 << 20,
@@ -271,7 +279,8 @@ def evaluate(
       params: leaves `[H, K, ...]`.
       table: test prompts with gold rewards.
       annotator: who labels; a length bias is not part of what is judged by, and its `scale` is not looked at.
-      noise: beta of a `bradley_terry` annotator, as in the labels; negative or infinite for perfect labels.
+      noise: beta of a `bradley_terry` annotator, as in the labels, a number or `[H]`; negative or infinite for perfect
+        labels.
       scale: what gold differences are divided by, in units of gold, as in the labels (`annotators.reward_scale`).
       best_of: the n of best-of-n; by default `best_of_sizes(table)`.
       chunk_bytes: about how much memory to take beyond the parameters; pages of a memory-mapped file that the system
@@ -284,7 +293,7 @@ def evaluate(
     Raises:
       JarmError: the table has no gold rewards or no responses, or an n of `best_of` is below 1.
     """
-    gold, best_of, constants = _prepare(table, noise, scale, best_of)
+    gold, best_of, judge = _prepare(table, None, scale, best_of)
     together = jax.default_backend() != "cpu" if together is None else together
     leaves = jax.tree.leaves(params)
     widest = max(leaf.shape[-1] for leaf in leaves) * (leaves[0].shape[1] if together else 1)
@@ -294,7 +303,8 @@ def evaluate(
         return table.embeddings(prompts), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
     unbiased = dataclasses.replace(annotator, length_bias=0.0)
-    kernel = functools.partial(_evaluate_chunk, params, constants, head=head, annotator=unbiased, together=together)
+    noises = jnp.broadcast_to(jnp.asarray(0 if noise is None else noise, jnp.float32), leaves[0].shape[:1])
+    kernel = functools.partial(_evaluate_chunk, params, noises, judge, head=head, annotator=unbiased, together=together)
     sums = _in_chunks(kernel, read, len(gold), size)
     return _means(sums, len(gold), best_of, _has_odds(annotator, noise, scale))
 
@@ -313,13 +323,13 @@ def evaluate_scores(
 
     `nll`, `brier` and `calibration_error` are of scores taken as log odds, and not there without `noise` and `scale`.
     """
-    gold, best_of, constants = _prepare(table, noise, scale, best_of)
+    gold, best_of, judge = _prepare(table, noise, scale, best_of)
     size = chunk_size((*table.mask.shape, 1), 1, chunk_bytes)
 
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
         return np.asarray(scores[prompts], np.float32), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
-    kernel = functools.partial(_score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0))
+    kernel = functools.partial(_score_chunk, judge, annotator=dataclasses.replace(annotator, length_bias=0.0))
     sums = _in_chunks(kernel, read, len(gold), size)
     means = _means(sums, len(gold), best_of, _has_odds(annotator, noise, scale))
     return {name: value.item() for name, value in means.items()}

@@ -64,7 +64,7 @@ def _commit() -> str | None:
 
 
 WRITTEN = ("records.jsonl", "summary.json", "summary.md", "curves.png", "curves.svg")
-"""What a comparison writes into its folder, beside `config.json` and `.lock`."""
+"""What a comparison or a sweep writes into its folder, beside `config.json` and `.lock`."""
 
 
 @dataclasses.dataclass
@@ -76,15 +76,17 @@ class RecordFolder:
     Attributes:
       path: the folder.
       settings: what every record in it was made with.
-      rounds: T, so that a run has T + 1 lines.
-      done: the (rule, seed) of the runs that were whole when it was opened.
+      rounds: T, so that a run has T + 1 lines; unless a record says `rounds` itself.
+      axes: names that tell runs apart beside rule and seed; every record of a run has them.
+      done: the runs that were whole when it was opened, as (rule, seed, value of each axis).
       others: other versions or commits of jarm that its records were made by, as "jarm 0.1.0, commit 0123456789ab".
     """
 
     path: pathlib.Path
     settings: dict[str, Any]
     rounds: int
-    done: set[tuple[str, int]] = dataclasses.field(default_factory=set, init=False)
+    axes: tuple[str, ...] = ()
+    done: set[tuple[Any, ...]] = dataclasses.field(default_factory=set, init=False)
     others: list[str] = dataclasses.field(default_factory=list, init=False)
     _lock: IO[str] | None = dataclasses.field(default=None, init=False)
 
@@ -138,7 +140,7 @@ class RecordFolder:
                 f"{name} {theirs.get(name)!r} there, {self.settings.get(name)!r} here" for name in other[:4]
             )
             raise JarmError(
-                f"The folder {self.path} holds a comparison with other settings ({shown}): "
+                f"The folder {self.path} holds runs with other settings ({shown}): "
                 "give another --out, or the same settings."
             )
 
@@ -155,17 +157,18 @@ class RecordFolder:
                 raise JarmError(
                     f"Line {number} of {self._file} is not a record: remove that line, and its run is made again."
                 )
-            records.setdefault((record["rule"], record.get("seed"), record.get("round")), (line, record))
-        counts: dict[tuple[str, int], int] = {}
+            where = record["kind"] == "reference", *self.run_of(record), record.get("round")
+            records.setdefault(where, (line, record))
+        counts: dict[tuple[Any, ...], int] = {}
         for _, record in records.values():
             if record["kind"] != "reference":
-                run = record["rule"], record["seed"]
-                counts[run] = counts.get(run, 0) + (1 if record["kind"] == "run" else self.rounds + 1)
-        self.done = {run for run, count in counts.items() if count == self.rounds + 1}
+                run, last = self.run_of(record), record.get("rounds", self.rounds)
+                counts[run] = counts.get(run, -last) + (1 if record["kind"] == "run" else last + 1)
+        self.done = {run for run, over in counts.items() if over == 1}
         kept = [
             (line, record)
             for line, record in records.values()
-            if record["kind"] != "run" or (record["rule"], record["seed"]) in self.done
+            if record["kind"] != "run" or self.run_of(record) in self.done
         ]
         if (whole := b"".join(line + b"\n" for line, _ in kept)) != text:
             replace_text(self._file, whole.decode())
@@ -181,13 +184,18 @@ class RecordFolder:
         if not isinstance(record, dict) or not isinstance(record.get("rule"), str):
             return None
         seed, t = (value if type(value) is int else None for value in (record.get("seed"), record.get("round")))
+        last = record.get("rounds", self.rounds)
         valid = {
-            "run": seed is not None and t is not None and 0 <= t <= self.rounds,
+            "run": seed is not None and t is not None and type(last) is int and 0 <= t <= last,
             "failed": seed is not None and "round" not in record,
             "reference": "seed" not in record and "round" not in record,
         }
         kind = record.get("kind")
         return record if isinstance(kind, str) and valid.get(kind) else None
+
+    def run_of(self, record: dict[str, Any]) -> tuple[Any, ...]:
+        """The run that a record belongs to, as in `done`."""
+        return record["rule"], record.get("seed"), *(record.get(axis) for axis in self.axes)
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add the records of one run at once, on disk when this returns.
@@ -232,5 +240,5 @@ def _read_settings(config: pathlib.Path) -> dict[str, Any]:
     except (ValueError, RecursionError):
         settings = None
     if not isinstance(settings, dict):
-        raise JarmError(f"{config} does not hold the settings of a comparison: put it right, or give another --out.")
+        raise JarmError(f"{config} does not hold the settings of runs: put it right, or give another --out.")
     return settings

@@ -222,6 +222,91 @@ def write_summary(records: list[dict[str, Any]], out: pathlib.Path | str, baseli
     return summary
 
 
+def write_sweep_summary(
+    records: list[dict[str, Any]],
+    settings: list[dict[str, Any]],
+    out: pathlib.Path,
+    baseline: str = "random",
+) -> dict[str, Any]:
+    """Write `summary.json` and `summary.md` of a sweep into its folder: each setting summarised as by `summarise`.
+
+    Args:
+      records: flat, each with its value on every axis; of kind `run`, `failed` or `reference`.
+      settings: the values of every setting on the axes.
+      out: the folder.
+      baseline: name of the rule that others are compared with, within each setting.
+
+    Returns:
+      `settings`: for each of them its `axes` and the `rules` of `summarise`; and `provenance`.
+    """
+    axes = list(settings[0])
+    by_setting: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        if record["kind"] != "reference":
+            by_setting.setdefault(tuple(record[axis] for axis in axes), []).append(record)
+    rows = [
+        {"axes": setting, "rules": summarise(own, baseline)["rules"]}
+        for setting in settings
+        if (own := by_setting.get(tuple(setting.values())))
+    ]
+    config = out / "config.json"
+    summary = {
+        "baseline": baseline,
+        "settings": rows,
+        "provenance": _plain({name: _distinct(records, name) for name in PROVENANCE}),
+        "config": json.loads(config.read_text()) if config.exists() else {},
+    }
+    replace_text(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    replace_text(out / "summary.md", _sweep_markdown(summary, axes))
+    return summary
+
+
+def _sweep_markdown(summary: dict[str, Any], axes: list[str]) -> str:
+    baseline, rows = summary["baseline"], summary["settings"]
+    runs = sum(row["seeds"] for setting in rows for row in setting["rules"].values())
+    failures: dict[str, int] = {}
+    for setting in rows:
+        for row in setting["rules"].values():
+            if row["failed_seeds"]:
+                failures[row["failure"]] = failures.get(row["failure"], 0) + row["failed_seeds"]
+    text = [f"# {len(rows)} settings, {runs:,} runs", ""]
+    text += [f"- {count:,} runs failed: {failure}" for failure, count in failures.items()]
+    text += _table(
+        [
+            *axes,
+            "rule",
+            "seeds",
+            "failed",
+            "area under Spearman curve",
+            "final Spearman",
+            f"labels to {baseline}'s end",
+        ],
+        [
+            [
+                *(str(value) for value in setting["axes"].values()),
+                rule,
+                str(row["seeds"]),
+                str(row["failed_seeds"] or ""),
+                *(_cell(row, name, rule == baseline) for name in ("area", "final")),
+                row.get("labels_needed", "-"),
+            ]
+            for setting in rows
+            for rule, row in setting["rules"].items()
+        ],
+    )
+    text += [
+        "",
+        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} in the same "
+        "setting on the same seeds (95 % bootstrap interval over seeds; not corrected for comparing many). The area is "
+        "the mean height of the learning curve over label counts.",
+        "",
+        "## Settings and provenance",
+        "",
+    ]
+    text += [f"- {name}: {_inline(value)}" for name, value in {**summary["config"], **summary["provenance"]}.items()]
+    return "\n".join(text) + "\n"
+
+
 def markdown(summary: dict[str, Any]) -> str:
     """The text of `summary.md`."""
     rules, baseline, best = summary["rules"], summary["baseline"], summary["best_of"]

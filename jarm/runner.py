@@ -6,20 +6,25 @@ import concurrent.futures
 import dataclasses
 import math
 import os
+import pathlib
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Compiled
 
-from jarm.base import HParams, JarmError, check
+from jarm.base import HParams, JarmError, ResponseTable, RewardHead, check
 from jarm.loop import LoopConfig, LoopState, RunRecord, make_loop
+from jarm.metrics import evaluate
 from jarm.pool import Pool
 from jarm.records import plain
-from jarm.types import Params
+from jarm.types import Array, Params
 
 T = TypeVar("T")
 
@@ -50,23 +55,28 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], j
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+Point: TypeAlias = tuple[int, HParams]
+"""What a program takes as data: a seed, and the traced numbers."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Result:
     """One run.
 
     Attributes:
-      rule, seed: which.
+      rule, seed, hparams: which.
       records: on the host, with a leading axis over rounds; without the heads.
       params: the heads of every round.
       failure: the sentence of the worst status, or None.
       seconds: wall time of the run, other runs at its side; of one of several under `vmap`, an equal share.
       seconds_to_fit, seconds_to_select: median of single calls on the last state of the rule's first run, with nothing
-        beside them.
+        beside them; NaN of a runner that is not `timed`.
       seconds_to_compile: of the program that all runs share.
     """
 
     rule: str
     seed: int
+    hparams: HParams
     records: RunRecord
     params: Params
     failure: str | None
@@ -106,70 +116,218 @@ class Result:
         return lines
 
 
-class Runner:
-    """Runs of one configuration: one program for all its rules, compiled at the first call.
+class Program:
+    """The program of a configuration, compiled when first asked for; several pools of one shape can share it.
 
     Args:
       config: what is compiled.
-      hparams: the traced numbers, unless a call gives others.
-      pool: the training table.
-      together: seeds of one call, under `vmap` if more than one.
+      together: points that a device runs at a time, under `vmap` if more than one; halved where XLA says that the
+        program does not fit, and where memory runs out.
+      devices: how many of this process's devices the points of a call are split over.
     """
 
-    def __init__(self, config: LoopConfig, hparams: HParams, pool: Pool, together: int = 1):
-        if together > 1 and config.fit.batching == "auto":
+    def __init__(self, config: LoopConfig, together: int = 1, devices: int = 1):
+        self.config, self.together, self.devices = config, together, devices
+        self.mesh = jax.make_mesh((devices,), ("cells",), devices=jax.local_devices()[:devices])
+        self.seconds_to_compile = math.nan
+        self._compiled: Compiled | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def capacity(self) -> int:
+        """Points of a call that costs no more than one of fewer."""
+        return self.together * self.devices
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it has been asked for."""
+        return self._compiled is not None
+
+    def compiled(self, pool: Pool) -> tuple[Compiled, int]:
+        """What takes `(keys, hparams, pool, rule)`, the first two with an axis of so many points.
+
+        Raises:
+          JarmError: not even one point at a time fits into the memory of the device.
+        """
+        with self._lock:
+            while self._compiled is None:
+                start = time.perf_counter()
+                compiled = self._function().lower(*self._arguments(pool)).compile()
+                self.seconds_to_compile = time.perf_counter() - start
+                needed, room = program_bytes(compiled), free_bytes()
+                if room is None or needed <= room:
+                    self._compiled = compiled
+                else:
+                    self._fewer(f"{readable(needed)} are needed and {readable(room)} are free")
+            return self._compiled, self.capacity
+
+    def halve(self, capacity: int, why: str) -> None:
+        """Take half as many points as that, unless another thread has seen to it."""
+        with self._lock:
+            if capacity == self.capacity:
+                self._compiled = None
+                self._fewer(why)
+
+    def _fewer(self, why: str) -> None:
+        if self.together == 1:
+            raise JarmError(
+                f"Not even one run at a time fits into memory ({why}): take fewer prompts (`--prompts`), a smaller "
+                "pool (`--pool`), a narrower head or fewer members."
+            )
+        self.together //= 2
+        print(f"jarm: {why}: {self.together} runs at a time instead of {2 * self.together}.", file=sys.stderr)
+
+    def _function(self) -> Any:
+        config = self.config
+        if self.together > 1 and config.fit.batching == "auto":
             # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
             config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
-        loop = make_loop(config)
-        self.rules, self.hparams, self.pool, self.together = config.rules, hparams, pool, together
-        self._run = jax.jit(loop.run if together == 1 else jax.vmap(loop.run, in_axes=(0, None, None, None)))
+        run, alone = make_loop(config).run, self.together == 1
+
+        def together(keys: Array, hparams: HParams, pool: Pool, rule: Array) -> tuple[LoopState, RunRecord]:
+            if alone:  # without vmap, which would turn every branch into both
+                key, hparams = jax.tree.map(lambda leaf: leaf[0], (keys, hparams))
+                return jax.tree.map(lambda leaf: leaf[None], run(key, hparams, pool, rule))
+            return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, pool, rule)
+
+        if self.devices == 1:
+            return jax.jit(together)
+        split, whole = PartitionSpec("cells"), PartitionSpec()
+        places = split, split, whole, whole
+        return jax.jit(jax.shard_map(together, mesh=self.mesh, in_specs=places, out_specs=split, check_vma=False))
+
+    def _arguments(self, pool: Pool) -> tuple[Any, ...]:
+        number = jax.ShapeDtypeStruct((self.capacity,), jnp.float32)
+        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.capacity))
+        hparams = jax.tree.map(lambda _: number, HParams())
+        return keys, hparams, pool, jax.ShapeDtypeStruct((), jnp.int32)
+
+
+class Runner:
+    """Runs of one configuration on one pool.
+
+    Args:
+      program: what runs them.
+      pool: the training table.
+      timed: whether a rule's first call also times a fit and a selection, two small programs more.
+    """
+
+    def __init__(self, program: Program, pool: Pool, *, timed: bool = True):
+        self.program, self.rules = program, program.config.rules
+        split = program.devices > 1
+        self.pool = jax.device_put(pool, NamedSharding(program.mesh, PartitionSpec())) if split else pool
+        loop = make_loop(program.config)
         self._fit, self._select = jax.jit(loop.fit), jax.jit(loop.select)
-        self._compiled: Any = None
-        self._to_compile = math.nan
-        self._took: dict[str, tuple[float, float]] = {}
+        self._timed, self._took = timed, dict[str, tuple[float, float]]()
         self._lock = threading.Lock()  # of what only the first of several threads should do
 
-    def __call__(self, rule: str, *seeds: int, hparams: HParams | None = None) -> list[Result]:
-        """Run one rule with at most `together` seeds; a rule's first call also times a fit and a selection."""
-        hparams, index = hparams or self.hparams, jnp.int32(self.rules.index(rule))
-        padded = [*seeds, *[seeds[-1]] * (self.together - len(seeds))]
-        keys = jnp.stack([jax.random.key(seed) for seed in padded])
-        arguments = (keys[0] if self.together == 1 else keys, hparams, self.pool, index)
-        with self._lock:
-            if self._compiled is None:
-                start = time.perf_counter()
-                self._compiled = self._run.lower(*arguments).compile()
-                self._to_compile = time.perf_counter() - start
-        start = time.perf_counter()
-        state, records = jax.block_until_ready(self._compiled(*arguments))
-        seconds = (time.perf_counter() - start) / len(seeds)
-        if self.together == 1:
-            state, records = jax.tree.map(lambda leaf: leaf[None], (state, records))
-        with self._lock:
-            if rule not in self._took:
-                self._took[rule] = self._time(hparams, jax.tree.map(lambda leaf: leaf[0], state), index)
-        return list(self._results(rule, seeds, records, seconds))
+    def __call__(self, rule: str, points: Sequence[Point]) -> list[Result]:
+        """Run one rule at some points, as many at a time as fit.
 
-    def _results(self, rule: str, seeds: tuple[int, ...], records: RunRecord, seconds: float) -> Iterator[Result]:
-        host = jax.tree.map(np.asarray, records._replace(params=None))
-        for i, seed in enumerate(seeds):
+        Raises:
+          JarmError: not even one point at a time fits into the memory of the device.
+        """
+        start, results = 0, list[Result]()
+        while start < len(points):
+            compiled, capacity = self.program.compiled(self.pool)
+            some = points[start : start + capacity]
+            try:
+                results += self._run(compiled, capacity, rule, some)
+                start += len(some)
+            except jax.errors.JaxRuntimeError as error:
+                if "RESOURCE_EXHAUSTED" not in str(error):
+                    raise
+                self.program.halve(capacity, "memory ran out")
+        return results
+
+    def _run(self, compiled: Compiled, capacity: int, rule: str, points: Sequence[Point]) -> list[Result]:
+        padded = [*points, *[points[-1]] * (capacity - len(points))]
+        keys = jax.vmap(jax.random.key)(np.array([seed for seed, _ in padded], np.uint32))
+        hparams = jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *[hparams for _, hparams in padded])
+        if self.program.devices > 1:
+            split = NamedSharding(self.program.mesh, PartitionSpec("cells"))
+            keys, hparams = jax.device_put((keys, hparams), split)
+        index = jnp.int32(self.rules.index(rule))
+        start = time.perf_counter()
+        state, records = jax.block_until_ready(compiled(keys, hparams, self.pool, index))
+        seconds = (time.perf_counter() - start) / len(points)
+        with self._lock:
+            if self._timed and rule not in self._took:
+                self._took[rule] = self._time(points[0][1], jax.tree.map(lambda leaf: leaf[0], state), index)
+        return list(self._results(rule, points, records, seconds))
+
+    def _results(self, rule: str, points: Sequence[Point], records: RunRecord, seconds: float) -> Iterator[Result]:
+        host, params = jax.tree.map(np.asarray, records._replace(params=None)), records.params
+        if self.program.devices > 1:
+            params = jax.tree.map(np.asarray, params)
+        took = self._took.get(rule, (math.nan, math.nan))
+        for i, (seed, hparams) in enumerate(points):
             yield Result(
                 rule=rule,
                 seed=seed,
+                hparams=hparams,
                 records=jax.tree.map(lambda leaf, i=i: leaf[i], host),
-                params=jax.tree.map(lambda leaf, i=i: leaf[i], records.params),
+                params=jax.tree.map(lambda leaf, i=i: leaf[i], params),
                 failure=_failure(host.status[i]),
                 seconds=seconds,
-                seconds_to_fit=self._took[rule][0],
-                seconds_to_select=self._took[rule][1],
-                seconds_to_compile=self._to_compile,
+                seconds_to_fit=took[0],
+                seconds_to_select=took[1],
+                seconds_to_compile=self.program.seconds_to_compile,
             )
 
-    def _time(self, hparams: HParams, state: LoopState, index: jax.Array) -> tuple[float, float]:
+    def _time(self, hparams: HParams, state: LoopState, index: Array) -> tuple[float, float]:
         return (
             _seconds(lambda: self._fit(hparams, state, self.pool)),
             _seconds(lambda: self._select(hparams, state, self.pool, index)),
         )
+
+
+def program_bytes(program: Compiled) -> int:
+    """What a compiled program takes on each device beside its arguments."""
+    memory: Any = program.memory_analysis()
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
+def free_bytes() -> int | None:
+    """Memory that a device, or on a CPU the machine, has left; None where neither says."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration, ValueError):
+        return None
+
+
+def readable(size: float) -> str:
+    """A number of bytes, for print."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def judge(
+    head: RewardHead, results: Sequence[Result], table: ResponseTable, *, pad: int = 1, **judged: Any
+) -> list[dict[str, np.ndarray]]:
+    """`evaluate` of the heads of several runs in one walk through the test table, each with the noise of its labels.
+
+    Args:
+      head, table: as for `evaluate`.
+      results: runs of one program.
+      pad: a multiple that the number of runs is brought to, so that few shapes compile.
+      judged: the other arguments of `evaluate`.
+    """
+    rounds = len(results[0].records.labels)
+    padded = [*results, *[results[-1]] * (-len(results) % pad)]
+    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[result.params for result in padded])
+    noise = np.repeat([np.float32(result.hparams.noise) for result in padded], rounds)
+    found = evaluate(head, params, table, noise=noise, **judged)
+    return [
+        {name: values[i * rounds : (i + 1) * rounds] for name, values in found.items()} for i in range(len(results))
+    ]
 
 
 def _failure(status: np.ndarray) -> str | None:

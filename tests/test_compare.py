@@ -154,8 +154,8 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
     """A rule that cannot go on at seed 1 costs that run, not the comparison; and it is not tried again."""
     make = runner.Runner._results
 
-    def failing(self, rule, seeds, *rest):
-        for result in make(self, rule, seeds, *rest):
+    def failing(self, rule, points, *rest):
+        for result in make(self, rule, points, *rest):
             bad = (rule, result.seed) == ("greedy_dopt", 1)
             yield dataclasses.replace(result, failure=Status.SINGULAR.message) if bad else result
 

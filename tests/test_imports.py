@@ -14,7 +14,7 @@ ROOT = pathlib.Path(jarm.__file__).parent
 LAYERS = [
     ["types"],
     ["base"],
-    ["linalg", "statistics"],
+    ["linalg", "statistics", "processes"],
     ["data.pairs", "data.files"],
     ["data.journal", "data.sources"],
     ["data.store", "data.writer"],
@@ -55,6 +55,9 @@ LAYERS = [
     ["report"],
     ["figures"],
     ["compare"],
+    ["grid"],
+    ["sweep"],
+    ["plan"],
     ["cli"],
 ]
 LEVEL = {f"jarm.{module}": level for level, layer in enumerate(LAYERS) for module in layer}

@@ -27,9 +27,9 @@ from jarm.llm.sharding import (
     put_on,
     sharding_of,
     split_config,
-    start_processes,
     to_mesh,
 )
+from jarm.processes import start_processes
 
 FIXTURES = pathlib.Path(__file__).parent / "fixtures" / "llm"
 TOLERANCE = 2e-5

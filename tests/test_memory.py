@@ -44,9 +44,9 @@ def test_a_compiled_chunk_of_an_evaluation_fits_its_budget():
     assert 1 <= size < P / 5
     cdfs = jnp.zeros((3, R + 1, R + 1))
     arrays = jnp.zeros((size, R, D)), jnp.zeros((size, R)), jnp.ones((size, R), bool)
-    constants = (jnp.float32(1), jnp.float32(1), cdfs)
+    judge, noise = metrics._Judge(jnp.float32(1), jnp.float32(1), cdfs), jnp.ones(16)
     kernel = metrics._evaluate_chunk.lower(
-        params, constants, *arrays, head=head, annotator=AnnotatorConfig(), together=False
+        params, noise, judge, *arrays, head=head, annotator=AnnotatorConfig(), together=False
     )
     memory = kernel.compile().memory_analysis()
     taken = memory.temp_size_in_bytes + memory.output_size_in_bytes + arrays[0].nbytes

@@ -11,8 +11,6 @@ import dataclasses
 import math
 import pathlib
 import re
-import socket
-import time
 from collections.abc import Sequence
 from typing import Any
 
@@ -28,9 +26,6 @@ from jarm.llm.weights import Put, load_params
 from jarm.types import Array, Params
 
 DATA, MODEL = "data", "model"
-SHUTDOWN_SECONDS = 60
-"""How long a process that ends waits for the others: so long they hang where one has failed."""
-
 # The last axes of a parameter, by its name; an axis that is not here is whole on every device. What is split by outputs
 # feeds what is split by inputs, whose partial sums meet in one all-reduce; biases of those are added after it. A table
 # split by width would leave hidden states split by width: an all-gather more before each attention and MLP.
@@ -40,74 +35,6 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r".*\.(q|k|v|gate|up)\.bias", (MODEL,)),
     (r".*\.(out|down)\.kernel", (None, MODEL)),
 )
-
-
-def start_processes(
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process_id: int | None = None,
-    *,
-    timeout: int = 300,
-) -> None:
-    """Join the other processes of this run; to be called before anything touches a device.
-
-    What is not given is detected where SLURM, Open MPI, Kubernetes or a TPU pod tell it (`jax.distributed.initialize`).
-
-    Args:
-      coordinator: host and port of process 0, such as `10.0.0.1:1234`, which all processes reach.
-      processes: how many there are.
-      process_id: which this is, from 0.
-      timeout: how long to wait for the others, in seconds; when it has passed, JAX ends a waiting process 0.
-
-    Raises:
-      JarmError: an address that is none or does not answer, an id out of range, nothing to detect, or too late.
-    """
-    if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
-        raise JarmError(f"'{coordinator}' is no address of process 0: write HOST:PORT, such as 10.0.0.1:1234.")
-    if processes is not None and process_id is not None and not 0 <= process_id < processes:
-        raise JarmError(f"There is no process {process_id} of {processes}: count them from 0 to {processes - 1}.")
-    if jax.distributed.is_initialized():
-        raise JarmError("The processes are joined already: call `start_processes` once.")
-    if coordinator is not None and process_id:
-        _await(coordinator, timeout)
-    # It would take SIGTERM for itself, by which a run is asked to stop.
-    jax.config.update("jax_enable_preemption_service", False)
-    try:
-        jax.distributed.initialize(
-            coordinator,
-            processes,
-            process_id,
-            initialization_timeout=timeout,
-            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
-        )
-    except ValueError as error:
-        raise JarmError(
-            "Nothing here says which processes belong together: give the coordinator's HOST:PORT, the number of "
-            "processes and the id of this one, or start under SLURM, Open MPI, Kubernetes or on a TPU pod."
-        ) from error
-    except RuntimeError as error:
-        if "must be called before" in str(error):
-            raise JarmError("A device is in use already: join the processes before any computation.") from error
-        raise JarmError(
-            f"Process {process_id} did not join at {coordinator}: is the port free and the same for all "
-            f"({' '.join(str(error).split())})?"
-        ) from error
-
-
-def _await(coordinator: str, timeout: int) -> None:
-    # JAX would abort this process, with a stack trace of C++.
-    host, port = coordinator.rsplit(":", 1)
-    end = time.monotonic() + timeout
-    while True:
-        try:
-            return socket.create_connection((host.strip("[]"), int(port)), timeout=timeout).close()
-        except (OSError, OverflowError) as error:
-            if time.monotonic() >= end:
-                raise JarmError(
-                    f"Process 0 did not answer at {coordinator} within {timeout} s ({error}): start it, and give all "
-                    "processes an address that they reach."
-                ) from error
-            time.sleep(0.2)
 
 
 def make_mesh(tensor_parallel: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
