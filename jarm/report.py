@@ -21,11 +21,15 @@ from jarm.statistics import (
     label_saving,
     number,
     paired_difference,
+    seeds_to_see,
+    simultaneous_ci,
     times_fewer,
     verdict,
 )
 
 METRIC = "spearman"
+EFFECT = 0.01
+"""The difference in mean Spearman that a comparison is asked to be able to see."""
 SHARE = "spearman_share"
 BOUGHT = {
     "batch_diversity_log_det": "log det",
@@ -107,7 +111,7 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[s
     runs |= {r["rule"]: {} for r in records if r.get("kind") == "failed" and r["rule"] not in runs}
     shown = best[-1] if best else None
     base_runs = runs.get(baseline, {})
-    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown) for rule in runs}
+    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown, len(runs) - 1) for rule in runs}
     for rule, row in rules.items():
         begun = {r["seed"] for r in records if r.get("kind", "run") == "run" and r["rule"] == rule}
         failed = [r["message"] for r in records if r.get("kind") == "failed" and r["rule"] == rule]
@@ -138,6 +142,7 @@ def _rule(
     baseline: str,
     base_runs: Mapping[int, list[dict[str, Any]]],
     best: str | None,
+    comparisons: int,
 ) -> dict[str, Any]:
     seeds, paired = list(runs), [seed for seed in runs if seed in base_runs]
     row: dict[str, Any] = {"seeds": len(seeds), "paired_seeds": len(paired)}
@@ -162,6 +167,9 @@ def _rule(
         if paired:
             pair = take(curves(runs, metric, paired)), take(curves(base_runs, metric, paired))
             row[f"{name}_gain"] = paired_difference(*pair)
+            if name == "area" and rule != baseline:
+                row["area_gain_together"] = simultaneous_ci(pair[0] - pair[1], comparisons)
+                row["seeds_to_see"] = seeds_to_see(EFFECT, pair[0] - pair[1])
     row["labels"], row[METRIC] = labels, curves(runs, METRIC, seeds).mean(0)
     row |= {name: _mean(runs, name) for name in BOUGHT}
     row["least_spearman_share"] = _known(runs, SHARE).min(initial=1.0)
@@ -323,12 +331,15 @@ def markdown(summary: dict[str, Any]) -> str:
             "final Spearman",
             f"final {best_name}",
             f"labels to {baseline}'s final value",
+            "all rules together",
+            f"seeds to see {number(EFFECT, 2)}",
         ],
         [
             [
                 rule,
                 *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")),
                 row.get("labels_needed", "-"),
+                *_together(row),
             ]
             for rule, row in rules.items()
         ],
@@ -336,12 +347,14 @@ def markdown(summary: dict[str, Any]) -> str:
     text += [
         "",
         f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
-        "seeds (95 % bootstrap interval over seeds; not corrected for comparing several rules). The area is the mean "
-        "height of the learning curve over label counts. Labels are read off the curve averaged over seeds, where it "
-        f"first reaches the value that {baseline} ends with; in brackets, the interval of how many times fewer than "
-        f"{baseline} needs, or more. Intervals are over label seeds only: the test prompts and the pool are fixed. "
-        "Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, or not a "
-        "number), it counts as 0.",
+        "seeds (95 % bootstrap interval over seeds, of that rule alone). The area is the mean height of the learning "
+        "curve over label counts. Labels are read off the curve averaged over seeds, where it first reaches the value "
+        f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
+        "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
+        f"Student's t). Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
+        "the 5 % level, by the spread of these. Intervals are over label seeds only: the test prompts and the pool are "
+        "fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, or "
+        "not a number), it counts as 0.",
         *_left_out(summary["best_of_left_out"], best_name),
         "",
         "## What each rule buys",
@@ -419,6 +432,17 @@ def _cell(row: dict[str, Any], name: str, baseline: bool) -> str:
     mean, low, high = (_float(row[f"{name}_gain"][key]) for key in ("mean", "low", "high"))
     ends = f" {interval(low, high)}" if row["paired_seeds"] > 1 else ""
     return f"{_number(row[name]['mean'])}, {'+' if mean >= 0 else ''}{number(mean)}{ends}"
+
+
+def _together(row: dict[str, Any]) -> list[str]:
+    """The gain with the interval that holds for all rules, and the seeds that would see a small one."""
+    gain = row.get("area_gain_together")
+    if gain is None:
+        return ["-", "-"]
+    mean, low, high = (_float(gain[name]) for name in ("mean", "low", "high"))
+    ends = f" {interval(low, high)}" if row["paired_seeds"] > 1 else ""
+    seeds = row["seeds_to_see"]
+    return [f"{'+' if mean >= 0 else ''}{number(mean)}{ends}", "-" if seeds is None else f"{seeds:,.0f}"]
 
 
 def _labels(saving: LabelSaving, baseline: bool) -> str:

@@ -48,6 +48,9 @@ class LabelSaving(NamedTuple):
 
 def _t_quantile(p: float, df: int) -> float:
     """Upper quantile of Student's t, `P(T <= t) = p > .5`, by bisection on its closed form for whole df."""
+    if df > 1000:  # the first terms of Cornish and Fisher's expansion, then right to eight digits
+        z = statistics.NormalDist().inv_cdf(p)
+        return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
 
     def cdf(t: float) -> float:
         theta = math.atan(t / math.sqrt(df))
@@ -126,6 +129,41 @@ def simultaneous_ci(values: np.ndarray, comparisons: int, *, level: float = 0.95
     mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(S)
     reach = _t_quantile(1 - (1 - level) / (2 * comparisons), S - 1) * error
     return Interval(mean, mean - reach, mean + reach, S)
+
+
+def seeds_to_see(effect: float, differences: np.ndarray, *, level: float = 0.95, power: float = 0.8) -> float:
+    """How many seeds a paired comparison needs to see a difference: power planning from the seeds at hand.
+
+    The least S with `effect >= (t_{S-1}((1 + level) / 2) + t_{S-1}(power)) s / sqrt(S)`, where s is the standard
+    deviation of the differences: a two-sided test at 1 - level then sees the effect with chance `power`.
+
+    Args:
+      effect: the difference to be seen, positive.
+      differences: `[S]` paired differences, one a seed, of which s is taken.
+      level: of the interval that has to leave out 0.
+      power: the chance that it does.
+
+    Returns:
+      Seeds; NaN from fewer than two, 2 where all differences are equal, infinity above a million.
+    """
+    differences = np.asarray(differences, np.float64)
+    if len(differences) < 2:
+        return math.nan
+    spread = float(differences.std(ddof=1))
+
+    def enough(seeds: int) -> bool:
+        reach = _t_quantile((1 + level) / 2, seeds - 1) + _t_quantile(power, seeds - 1)
+        return effect >= reach * spread / math.sqrt(seeds)
+
+    low, high = 1, 2
+    while not enough(high):
+        low, high = high, 2 * high
+        if high > 1_000_000:
+            return math.inf
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if enough(middle) else (middle, high)
+    return float(high)
 
 
 def paired_difference(

@@ -9,12 +9,14 @@ from hypothesis import strategies as st
 from jarm.statistics import (
     Interval,
     LabelSaving,
+    _t_quantile,
     area_under_curve,
     bootstrap_ci,
     label_saving,
     labels_to_reach,
     number,
     paired_difference,
+    seeds_to_see,
     simultaneous_ci,
     tail,
     times_fewer,
@@ -76,7 +78,10 @@ def test_area_is_the_mean_height():
     assert area_under_curve(np.array([50]), np.array([0.2])) == 0.2
 
 
-@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0, 1))
+SHARES = st.integers(0, 1000).map(lambda n: n / 1000)  # no two so close that interpolation rounds them together
+
+
+@given(st.lists(SHARES, min_size=4, max_size=4), SHARES)
 def test_labels_to_reach_is_the_first_crossing(curve, target):
     ours = labels_to_reach(LABELS, np.array(curve), target)
     fine = np.linspace(50, 400, 35001)
@@ -168,3 +173,23 @@ def test_simultaneous_intervals_cover_together():
     low, high = stats.t.interval(1 - 0.05 / 20, 11, values[0, 0].mean(), stats.sem(values[0, 0]))
     np.testing.assert_allclose(simultaneous_ci(values[0, 0], 20)[1:3], (low, high), rtol=1e-9)
     assert np.isnan(simultaneous_ci(np.ones(1), 3).low)
+
+
+def test_that_many_seeds_see_the_difference_that_often():
+    """Against the share of simulated comparisons whose t interval leaves out 0."""
+    rng = np.random.default_rng(0)
+    sample = rng.normal(0, 0.03, 12)
+    seeds = int(seeds_to_see(0.02, sample))
+    data = 0.02 + sample.std(ddof=1) * rng.standard_normal((20_000, seeds))
+    error = data.std(axis=1, ddof=1) / np.sqrt(seeds)
+    seen = np.abs(data.mean(axis=1)) > scipy.stats.t.ppf(0.975, seeds - 1) * error
+    assert 0.78 <= seen.mean() <= 0.84
+    assert np.isnan(seeds_to_see(0.01, np.array([0.1])))
+    assert seeds_to_see(0.01, np.array([0.1, 0.1])) == 2
+    assert seeds_to_see(1e-9, sample) == math.inf
+
+
+@pytest.mark.parametrize("df", [1, 2, 30, 1000, 1001, 100_000])
+def test_quantiles_of_students_t(df):
+    for p in (0.9, 0.975, 0.9999):
+        assert _t_quantile(p, df) == pytest.approx(scipy.stats.t.ppf(p, df), rel=1e-5)
