@@ -77,8 +77,10 @@ def _loss(head: Head, batch: tuple[torch.Tensor, torch.Tensor]) -> torch.Tensor:
 
 def fit(
     embeddings: torch.Tensor, pairs: np.ndarray, labels: np.ndarray, rng: np.random.Generator, protocol: Protocol
-) -> list[Head]:
+) -> tuple[list[Head], int]:
     """An ensemble by full batches, stopped when the mean held-out loss has not fallen for `patience` looks.
+
+    Returns the heads, and how many steps all of them took.
 
     With one fold, member k trains without part k of the pairs, and is kept as it was at the best look. With more, as
     many heads find the number of steps, each without its own part, and fresh members take it on all pairs.
@@ -121,11 +123,13 @@ def fit(
             if protocol.folds == 1:
                 best = [kept(head) for head, *_ in searchers]
     members = [begin(start) for start in best]
+    taken = steps * len(searchers)
     if protocol.folds > 1:
         everything = _batch(embeddings, pairs, labels)
         for head, optimiser in members:
             advance(head, optimiser, everything, best_steps)
-    return [head for head, _ in members]
+        taken += best_steps * len(members)
+    return [head for head, _ in members], taken
 
 
 @torch.no_grad()
@@ -199,7 +203,8 @@ def run(
     """One rule, one seed. `train` and `test` are embeddings `[P, R, d]` and gold `[P, R]`; every mask is true.
 
     Returns:
-      `spearman` after the initial labels and after each batch, and processor seconds to `fit`, `select`, `evaluate`.
+      `spearman` after the initial labels and after each batch, Adam `steps` of all heads, and processor seconds to
+      `fit`, `select`, `evaluate`.
     """
     torch.manual_seed(seed)
     rng = np.random.default_rng(seed)
@@ -210,7 +215,7 @@ def run(
     left = all_pairs(prompts, width, protocol.pairs)
     pairs, labels = np.zeros((0, 2), np.int64), np.zeros(0)
     seconds = {"fit": 0.0, "select": 0.0, "evaluate": 0.0}
-    history = []
+    history, steps = [], 0
 
     def buy(chosen: np.ndarray) -> None:
         nonlocal left, pairs, labels
@@ -222,7 +227,8 @@ def run(
     buy(rng.choice(len(left), protocol.initial, replace=False))
     for round_ in range(protocol.rounds + 1):
         marks = [time.process_time()]
-        heads = fit(embeddings, pairs, labels, rng, protocol)
+        heads, taken = fit(embeddings, pairs, labels, rng, protocol)
+        steps += taken
         marks.append(time.process_time())
         history.append(spearman(heads, test_embeddings, test_ranks))
         marks.append(time.process_time())
@@ -232,4 +238,4 @@ def run(
         marks.append(time.process_time())
         for part, (begin, end) in zip(("fit", "evaluate", "select"), itertools.pairwise(marks), strict=True):
             seconds[part] += end - begin
-    return {"spearman": history, **seconds}
+    return {"spearman": history, "steps": steps, **seconds}

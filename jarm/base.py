@@ -79,7 +79,7 @@ _MESSAGES = {
     ),
     Status.BROKEN_RULE: (
         "A rule returned a pair twice, one that is not in its space or has the larger index first, fewer pairs than "
-        "there are, or a gain that is not finite: `jarm rules --check` says which."
+        "there are, a gain that is not finite, or a weight that is not positive: `jarm rules --check` says which."
     ),
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }
@@ -247,12 +247,14 @@ class Selection:
       gains: `[k]` float32, what the rule gave each pair when it chose it; units are the rule's.
       valid: `[k]` bool; false where the space ran out of pairs, and then the pair is (0, 0).
       status: scalar int32 `Status`.
+      weights: `[k]` float32, positive, what each label is to weigh in the loss; None for 1.
     """
 
     pairs: Int[Array, "k 2"]
     gains: Float[Array, "k"]
     valid: Bool[Array, "k"]
     status: Int[Array, ""]
+    weights: Float[Array, "k"] | None = None
 
 
 @record

@@ -295,7 +295,7 @@ def make_loop(config: LoopConfig) -> Loop:
             first=write(old.first, selection.pairs[:, 0]),
             second=write(old.second, selection.pairs[:, 1]),
             label=write(old.label, labels),
-            weight=write(old.weight, jnp.ones_like(labels)),
+            weight=write(old.weight, jnp.ones_like(labels) if selection.weights is None else selection.weights),
             mask=write(old.mask, selection.valid),
         )
         full = start + selection.valid.sum(dtype=jnp.int32) > capacity
@@ -343,6 +343,7 @@ def make_loop(config: LoopConfig) -> Loop:
                 gains=jnp.zeros(config.batch, jnp.float32),
                 valid=jnp.zeros(config.batch, bool),
                 status=jnp.int32(Status.OK),
+                weights=jnp.ones(config.batch, jnp.float32),
             )
             none = jnp.zeros(config.batch, jnp.float32)
             selection, weight, variance = jax.lax.cond(

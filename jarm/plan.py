@@ -15,6 +15,9 @@ from jarm.grid import SweepConfig
 from jarm.runner import free_bytes, program_bytes, readable, side_by_side
 from jarm.sweep import Call, Job, Programs, make_programs, read_jobs, run_call, workers_of
 
+REPORT_BYTES = 256 << 20
+"""What summary and figure take at the end: matplotlib, and the records."""
+
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPlan:
@@ -115,15 +118,15 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
         rows.append(row)
     peak = None
     if measure and jax.default_backend() == "cpu":
-        # Each worker's call was at work while this was measured; compiling the largest program may come on top again.
-        peak = _peak_resident() + workers * most
+        # Each worker's call was at work while this was measured, and may come once more on top of a compilation.
+        peak = _peak_resident() + workers * most + REPORT_BYTES
         if room is not None and workers * most > room:
             raise JarmError(
                 f"{workers} runs at a time take {readable(workers * most)}, and {readable(room)} are free: give fewer "
                 "`jobs`, or a smaller `pool`."
             )
     settings = [setting for job in jobs for setting in job.group.settings]
-    axes = tuple(config.grid)
+    axes = tuple(axis for axis, values in config.grid.items() if len(values) > 1)
     traced = tuple(axis for axis in axes if _shares_programs(axis, jobs))
     return Plan(
         settings=len(settings),

@@ -105,7 +105,8 @@ def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: in
 def best_first(selection: Selection) -> Selection:
     """The same batch by falling gain, for rules whose gains may rise while the batch grows."""
     order = jnp.argsort(jnp.where(selection.valid, -selection.gains, jnp.inf), stable=True)
-    return dataclasses.replace(selection, pairs=selection.pairs[order], gains=selection.gains[order])
+    weights = None if selection.weights is None else selection.weights[order]
+    return dataclasses.replace(selection, pairs=selection.pairs[order], gains=selection.gains[order], weights=weights)
 
 
 def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
@@ -116,7 +117,8 @@ def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
 
 
 def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Selection:
-    """The same batch, BROKEN_RULE where it is not one: too few pairs, one twice or not of the space, a gain not finite.
+    """The same batch with its weights, BROKEN_RULE where it is not one: too few pairs, one twice or not of the space, a
+    gain that is not finite or a weight that is not positive.
 
     Raises:
       JarmError: shapes or types are not those of `Selection`; the rule is named.
@@ -124,6 +126,9 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
     wanted = {"pairs": ((k, 2), "int32"), "gains": ((k,), "float32"), "valid": ((k,), "bool"), "status": ((), "int32")}
     if not isinstance(selection, Selection):
         raise JarmError(f"Rule {name!r} returned {type(selection).__name__}: return a jarm.Selection.")
+    if selection.weights is None:
+        selection = dataclasses.replace(selection, weights=jnp.ones(k, jnp.float32))
+    wanted["weights"] = wanted["gains"]
     for field, (shape, dtype) in wanted.items():
         leaf = jnp.asarray(getattr(selection, field))
         if (leaf.shape, leaf.dtype.name) != (shape, dtype):
@@ -136,6 +141,7 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
     first, second = jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2)
     twice = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
     broken = twice | (valid & ~(is_in(space, selection.pairs) & jnp.isfinite(selection.gains))).any()
+    broken |= (valid & ~((selection.weights > 0) & jnp.isfinite(selection.weights))).any()
     # Fewer pairs than there are, or holes, would be labels that one rule has and another has not.
     held = jnp.minimum(pair_count(space), k)
     broken |= (valid[1:] & ~valid[:-1]).any() | (valid.sum() < held)

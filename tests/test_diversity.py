@@ -267,3 +267,21 @@ def test_a_coreset_is_drawn_by_sensitivity():
     counts, deviation = found.sum(0), np.sqrt((shares * (1 - shares)).sum(0))
     assert (found.sum(1) == 1).all()
     assert (np.abs(counts - shares.sum(0)) <= 4.5 * deviation).all()
+
+
+def test_a_coreset_stands_for_the_whole_space():
+    """Weighted sums over batches are, on average, sums over the space; the lightest are those likeliest drawn."""
+    rng, k, draws = np.random.default_rng(0), 4, 20_000
+    m, value = rng.gamma(1, size=12), rng.normal(2, 1, 12)
+    tickets = np.log(m) + rng.gumbel(size=(draws, 12))
+    order = np.argsort(-tickets, axis=1)
+    left_out = np.take_along_axis(tickets, order[:, k : k + 1], axis=1)
+    weights = np.asarray(jax.vmap(coreset.drawn_weights)(jnp.asarray(m[order[:, :k]]), jnp.asarray(left_out[:, 0])))
+    sums = (weights * value[order[:, :k]]).sum(axis=1)
+    assert abs(sums.mean() - value.sum()) < 4 * sums.std() / np.sqrt(draws)
+    case = make_case("listed", 5)
+    drawn = quick_jit(coreset.coreset, static_argnums=3)(jax.random.key(0), case.belief, case.space, k, case.hparams)
+    np.testing.assert_allclose(drawn.weights.mean(), 1, rtol=1e-6)
+    assert (np.diff(drawn.gains) <= 0).all()
+    assert (np.diff(drawn.weights) >= 0).all()
+    assert drawn.weights[0] < drawn.weights[-1]

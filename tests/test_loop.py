@@ -286,6 +286,16 @@ def test_tell_stores_only_answered_pairs_and_never_beyond_the_budget():
     assert len(state.labelled.mask) == config.budget
 
 
+def test_labels_weigh_what_the_rule_says():
+    loop, _ = loop_of("within")
+    state, first = loop.init(jax.random.key(0), POOL)
+    weights = jnp.arange(1.0, 7.0)
+    some = dataclasses.replace(first, weights=weights, valid=jnp.array([1, 0, 1, 1, 0, 1], bool))
+    state = loop.tell(state, some, jnp.ones(6))
+    np.testing.assert_array_equal(state.labelled.weight[:5], [1, 3, 4, 6, 0])
+    np.testing.assert_array_equal(loop.tell(state, first, jnp.ones(6)).labelled.weight[4:10], 1)
+
+
 def test_a_rule_of_your_own_takes_the_place_of_a_name():
     _, records = run_of("within prompts", 1)
     own = CONFIGS["within prompts"].rules.index(in_order)

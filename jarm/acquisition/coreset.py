@@ -30,10 +30,10 @@ def coreset(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPa
     Candidates as `jarm.acquisition.diversity` says.
 
     Source: Huggins, Campbell, Broderick (arXiv 1605.06423), as called by the released rules of arXiv 2502.04354. Those
-    draw *with* replacement, so that a pair is bought twice, and drop the weights that make the draw a coreset. Here
-    a pair is drawn once; a `Selection` has no weights, so heads are fit unweighted, but gains tell them. R is 3 over
-    the root mean square distance from the centres, an option of the published code, which else has R = 1 in whatever
-    units features have.
+    draw *with* replacement, so that a pair is bought twice, and drop the weights that make the draw a coreset. R is 3
+    over the root mean square distance from the centres, an option of the published code, which else has R = 1 in
+    whatever units features have. The weights are those of priority sampling (Duffield, Lund, Thorup, J. ACM 54, 2007)
+    with exponential priorities.
     """
     key_space, key_seeds, key_draw = jax.random.split(key, 3)
     points = make_points(belief, candidates(key_space, space, k))
@@ -41,11 +41,15 @@ def coreset(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPa
     noise = jax.random.gumbel(key_draw, sensitivity.shape)
     # Pairs of equal features teach nothing: they come last.
     ticket = jnp.where(points.apart, jnp.log(sensitivity) + noise, jnp.where(points.alive, noise - 1e6, -jnp.inf))
-    best, chosen = jax.lax.top_k(ticket, min(k, len(ticket)))
+    best, chosen = jax.lax.top_k(ticket, min(k + 1, len(ticket)))
+    weights = drawn_weights(sensitivity[chosen[:k]], best[k] if len(best) > k else jnp.float32(-jnp.inf))
+    best, chosen = best[:k], chosen[:k]
     lacking = k - len(chosen)
     valid = jnp.pad(best > -jnp.inf, (0, lacking))
     chosen = jnp.pad(chosen, (0, lacking))
     gains = sensitivity[chosen]
+    weights = jnp.where(valid, jnp.pad(weights, (0, lacking)), 0)
+    weights *= valid.sum() / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
     status = worst(
         jnp.where(valid.all(), Status.OK, Status.EXHAUSTED),
         jnp.where((valid & ~points.apart[chosen]).any(), Status.UNINFORMATIVE, Status.OK),
@@ -57,8 +61,14 @@ def coreset(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPa
             gains=jnp.where(valid, gains, 0),
             valid=valid,
             status=jnp.where(bad, Status.NONFINITE, status),
+            weights=jnp.where(valid, weights, 1),
         )
     )
+
+
+def drawn_weights(sensitivity: Float[Array, "k"], left_out: Float[Array, ""]) -> Float[Array, "k"]:
+    """1 / the chance that a pair is drawn, given the largest log m + Gumbel noise of those that were not."""
+    return 1 / -jnp.expm1(-sensitivity * jnp.exp(-left_out))
 
 
 def _clusters(key: PRNGKey, points: Points) -> tuple[Float[Array, "c F"], Int[Array, "M"]]:

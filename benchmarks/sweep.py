@@ -1,0 +1,185 @@
+"""A whole sweep by `jarm sweep`, against the same runs one by one in jarm and as a PyTorch loop.
+
+    python -m benchmarks.sweep --data alpaca_eval_200x20.parquet --embeddings alpaca_eval_200x20_minilm_mean.npy \\
+        --target golden_logit --cores all --out benchmarks/results/sweep.jsonl
+
+7 rules x 16 seeds x 9 levels of noise, 8 rounds each, by the command in a process of its own, with an empty compilation
+cache: runs a minute, processor time and peak memory of the process, beside what `jarm plan` said before. Then a sample
+of the same runs, in turn: by a call of jarm each, and by the PyTorch loop of `benchmarks.torch_loop` with the ensemble,
+the stopping and the rules (closed forms, its best) of jarm. Ratios are of processor seconds of all threads; "a step"
+divides by the Adam steps that each side took, which makes it the very same work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from typing import Any
+
+from benchmarks import timing
+
+NOISES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+RULES = ("random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt")
+
+
+def command(folder: pathlib.Path, *arguments: str) -> tuple[str, float, float, int]:
+    """Run the command: what it printed, wall and processor seconds, and its peak of resident bytes."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")}
+    start = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "jarm.cli", *arguments], env=environment, capture_output=True, text=True, check=False
+    )
+    wall = time.perf_counter() - start
+    if done.returncode:
+        sys.exit(done.stderr[-3000:])
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return done.stdout, wall, cpu, 1024 * after.ru_maxrss
+
+
+def main() -> None:
+    options = timing.start(data="synthetic", embeddings="", target="", seeds=16, noises=len(NOISES), sample=2)
+    given = {name: getattr(options, name) for name in ("data", "embeddings", "target") if getattr(options, name)}
+    noises = NOISES[: options.noises]
+    with tempfile.TemporaryDirectory() as name:
+        folder = pathlib.Path(name)
+        text = [f"{option} = {json.dumps(value)}" for option, value in given.items()]
+        text += [f"rules = {json.dumps(RULES)}", f"seeds = {options.seeds}", f"out = {json.dumps(str(folder / 'out'))}"]
+        (folder / "sweep.toml").write_text("\n".join([*text, "", "[grid]", f"noise = {list(noises)}"]) + "\n")
+        planned, plan_wall, _, _ = command(folder, "plan", str(folder / "sweep.toml"))
+        print(planned)
+        (folder / "compiled").rename(folder / "of the plan")
+        _, wall, cpu, peak = command(folder, "sweep", str(folder / "sweep.toml"))
+        lines = [json.loads(line) for line in (folder / "out" / "records.jsonl").read_text().splitlines()]
+    runs = len(RULES) * options.seeds * len(noises)
+    done = {(line["rule"], line["seed"], line["noise"]) for line in lines if line["kind"] == "run"}
+    estimate = re.search(r"([\d.]+) GiB of memory at most", planned)
+    outcome: dict[str, Any] = {
+        "runs": runs,
+        "failed": runs - len(done),
+        "runs_a_minute": 60 * runs / wall,
+        "cpu_a_run": cpu / runs,
+        "plan": re.findall(r"^\d.* on this machine.*$", planned, re.M),
+        "plan_wall_s": plan_wall,
+        "peak_gib": peak / 2**30,
+        "planned_peak_gib": float(estimate[1]) if estimate else None,
+    }
+    sizes = {"data": options.data.rpartition("/")[2], "seeds": options.seeds, "noises": len(noises)}
+    rows = [_row("sweep", "jarm sweep", sizes, cpu, wall, 1.0, (1.0, 1.0), 1, outcome)]
+    print(rows[0]["outcome"])
+    timing.report(rows + sampled(given, noises, options, sizes, cpu / runs))
+
+
+def sampled(
+    given: dict[str, str], noises: tuple[float, ...], options: Any, sizes: dict[str, Any], swept: float
+) -> list[dict[str, Any]]:
+    """Runs of a sample by jarm and by PyTorch in turn."""
+    import numpy as np
+    import torch
+
+    from benchmarks import torch_loop
+    from jarm.compare import CompareConfig
+    from jarm.data.datasets import load
+    from jarm.metrics import evaluate
+    from jarm.prepare import prepare
+    from jarm.runner import Program, Runner
+
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    config = CompareConfig(rules=",".join(RULES), **given)
+    loop, benchmark = config.loop(), load(**given)
+    pool, hparams, scale = prepare(loop, benchmark.train, config.hparams())
+    runner, head = Runner(Program(loop), pool, timed=False), loop.head.head()
+    tables = [(table.embeddings(), table.gold) for table in (benchmark.train, benchmark.test)]
+    names = ("rounds", "batch", "initial", "pool", "steps", "members", "holdout", "folds", "prior", "prior_mix")
+    names += ("learning_rate", "weight_decay")
+    shared: dict[str, Any] = {name: getattr(config, name) for name in names}
+    shared |= {"check_every": loop.fit.check_every, "patience": loop.fit.patience, "released": False}
+
+    def ours(rule: str, seed: int, noise: float) -> tuple[list[float], int]:
+        (result,) = runner(rule, [(seed, dataclasses.replace(hparams, noise=np.float32(noise)))])
+        found = evaluate(head, result.params, benchmark.test, noise=noise, scale=scale)
+        # Each member looks `patience` times more after its best.
+        more = loop.fit.check_every * loop.fit.patience
+        steps = np.minimum(result.records.fit.steps + more, loop.fit.steps).sum()
+        return found["spearman"].tolist(), int(steps)
+
+    def theirs(rule: str, seed: int, noise: float) -> tuple[list[float], int]:
+        done = torch_loop.run(rule, seed, *tables, torch_loop.Protocol(noise=noise, **shared))
+        return done["spearman"], done["steps"]
+
+    sides = {"jarm, one by one": ours, "torch": theirs}
+    for side in sides.values():
+        side(RULES[0], 0, noises[0])
+    cells = [(rule, seed, noise) for seed in range(options.sample) for noise in noises for rule in RULES]
+    cpu, wall, steps = (np.zeros((len(sides), len(cells))) for _ in range(3))
+    quality = np.zeros((len(sides), len(cells), 2))
+    for c, cell in enumerate(cells):
+        for s, side in enumerate(sides.values()):
+            marks = time.perf_counter(), time.process_time()
+            curve, steps[s, c] = side(*cell)
+            wall[s, c], cpu[s, c] = time.perf_counter() - marks[0], time.process_time() - marks[1]
+            quality[s, c] = np.mean(curve), curve[-1]
+    rows, seeds = [], np.array([seed for _, seed, _ in cells])
+    for s, name in enumerate(sides):
+        ratios = [cpu[s, seeds == seed].mean() / swept for seed in range(options.sample)]
+        outcome = {
+            "cpu_a_run": cpu[s].mean(),
+            "runs_a_minute": 60 / wall[s].mean(),
+            "steps_a_run": steps[s].mean(),
+            "against_one_by_one": cpu[s].sum() / cpu[0].sum(),
+            "against_one_by_one_a_step": (cpu[s].sum() / steps[s].sum()) / (cpu[0].sum() / steps[0].sum()),
+            "spearman": quality[s, :, 0].mean(),
+            "last": quality[s, :, 1].mean(),
+            "last_gap_error": float((quality[1, :, 1] - quality[0, :, 1]).std(ddof=1) / len(cells) ** 0.5),
+        }
+        outcome = {key: float(value) for key, value in outcome.items()}
+        total = cpu[s].sum(), wall[s].sum()
+        spread = min(ratios), max(ratios)
+        rows.append(_row("sweep, a sample", name, sizes, *total, float(np.median(ratios)), spread, len(cells), outcome))
+    return rows
+
+
+def _row(
+    name: str,
+    side: str,
+    sizes: dict[str, Any],
+    cpu: float,
+    wall: float,
+    ratio: float,
+    spread: tuple[float, float],
+    turns: int,
+    outcome: dict[str, Any],
+) -> dict[str, Any]:
+    return {
+        "name": name,
+        "side": side,
+        "device": timing.device(),
+        "cores": "all",
+        "sizes": sizes,
+        "compile_s": 0.0,
+        "cpu_s": float(cpu),
+        "wall_s": float(wall),
+        "ratio_median": ratio,
+        "ratio_low": float(spread[0]),
+        "ratio_high": float(spread[1]),
+        "turns": turns,
+        "temp_bytes": None,
+        "rss_growth_bytes": None,
+        "outcome": outcome,
+        "versions": timing.versions(),
+        "commit": timing.commit(),
+        "command": timing.command(),
+    }
+
+
+if __name__ == "__main__":
+    main()
