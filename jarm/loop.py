@@ -346,9 +346,11 @@ def make_loop(config: LoopConfig) -> Loop:
                 weights=jnp.ones(config.batch, jnp.float32),
             )
             none = jnp.zeros(config.batch, jnp.float32)
-            selection, weight, variance = jax.lax.cond(
-                last, lambda: (nothing, none, none), lambda: choose(hparams, state, pool, rule)
-            )
+            selection, weight, variance = nothing, none, none
+            if config.rounds:  # else nothing would be chosen, and need not be compiled
+                selection, weight, variance = jax.lax.cond(
+                    last, lambda: (nothing, none, none), lambda: choose(hparams, state, pool, rule)
+                )
             record = RunRecord(
                 labels=state.labelled.mask.sum(dtype=jnp.int32),
                 wrong=wrong,

@@ -1,0 +1,156 @@
+"""What a run costs as rounds, labels, members, widths, pool and test set grow: a model fitted to measurements.
+
+    python -m benchmarks.scaling --out benchmarks/results/scaling.jsonl
+
+Runs of `greedy_dopt` on random tables, one core, compilation apart. Seconds are fitted by non-negative least squares as
+
+    a (operations of the fits) + b (candidates x F x picks of the selections) + c (operations of the evaluation)
+      + d (Adam steps) + e (rounds)
+
+with relative errors weighed alike. The last rows are what the model foretells for sizes of published studies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+from benchmarks import timing
+
+BASE = {
+    "prompts": 150,
+    "responses": 20,
+    "width": 384,
+    "test": 50,
+    "test_responses": 20,
+    "rounds": 4,
+    "batch": 50,
+    "pool": 5000,
+    "members": 4,
+    "head": 64,
+}
+VARIED = {
+    "width": (64, 1024, 2048),
+    "rounds": (2, 8),
+    "batch": (25, 200),
+    "pool": (1000, 20000),
+    "members": (1, 8),
+    "head": (16, 128),
+    "test": (500,),
+}
+TERMS = ("fit_operations", "selection_operations", "evaluation_operations", "steps", "rounds")
+
+
+def main() -> None:
+    options = timing.start(quick=0)
+    import numpy as np
+    import scipy.optimize
+
+    cases = [BASE] + [BASE | {name: value} for name, values in VARIED.items() for value in values]
+    cases = cases[: options.quick or None]
+    measured = [measure(case, options.turns) for case in cases]
+    amounts = np.array([[row[term] for term in TERMS] for row in measured])
+    seconds = np.array([row["seconds"] for row in measured])
+    scaled = amounts / seconds[:, None]
+    unit = scaled.max(axis=0)
+    rates = scipy.optimize.nnls(scaled / unit, np.ones(len(seconds)))[0] / unit
+    foretold = amounts @ rates
+    error = foretold / seconds - 1
+    rows = []
+    for case, row, guess in zip(cases, measured, foretold, strict=True):
+        outcome = {"foretold_s": float(guess), **{term: float(row[term]) for term in TERMS}}
+        rows.append(_row("scaling", case, row, outcome))
+    print(f"relative error: median {np.median(np.abs(error)):.3f}, largest {np.abs(error).max():.3f}")
+    model = dict(zip(TERMS, rates.tolist(), strict=True))
+    outcome = {**model, "median_error": float(np.median(np.abs(error))), "largest_error": float(np.abs(error).max())}
+    rows.append(_row("scaling, the model: seconds for one of each", {}, {"seconds": 0.0, "compile_s": 0.0}, outcome))
+    timing.report(rows)
+
+
+def measure(case: dict[str, int], turns: int) -> dict[str, float]:
+    """Seconds of a run and its evaluation, and the amounts that the model is made of."""
+    import jax
+    import numpy as np
+
+    from jarm.base import ResponseTable
+    from jarm.compare import CompareConfig
+    from jarm.prepare import prepare
+    from jarm.runner import Program, Runner, judge
+
+    rng = np.random.default_rng(0)
+
+    def table(prompts: int, responses: int) -> ResponseTable:
+        store = rng.standard_normal((prompts * responses, case["width"])).astype(np.float32)
+        gold = store[:, :16].sum(axis=1).reshape(prompts, responses) / 4
+        rows = np.arange(prompts * responses).reshape(prompts, responses)
+        return ResponseTable(store, rows, np.ones((prompts, responses), bool), gold.astype(np.float32))
+
+    train, test = table(case["prompts"], case["responses"]), table(case["test"], case["test_responses"])
+    sizes = {name: case[name] for name in ("rounds", "batch", "pool", "members")}
+    config = CompareConfig(rules="greedy_dopt", head=f"mlp:{case['head']},{case['head']},{case['head']}", **sizes)
+    loop = config.loop()
+    pool, hparams, scale = prepare(loop, train, config.hparams())
+    runner, head = (
+        Runner(Program(dataclasses.replace(loop, rules=("greedy_dopt",))), pool, timed=False),
+        loop.head.head(),
+    )
+
+    def once(seed: int) -> Any:
+        (result,) = runner("greedy_dopt", [(seed, hparams)])
+        judge(head, [result], test, annotator=loop.annotator, scale=scale, best_of=None)
+        return result
+
+    begin = time.process_time()
+    result = once(0)
+    compile_s = time.process_time() - begin
+    spent, amounts = [], []
+    weights = sum(leaf[0, 0].size for leaf in jax.tree.leaves(result.params) if leaf.ndim == 4)
+    for seed in range(1, turns + 1):
+        begin = time.process_time()
+        result = once(seed)
+        spent.append(time.process_time() - begin)
+        steps = np.minimum(result.records.fit.steps + loop.fit.check_every * loop.fit.patience, loop.fit.steps)
+        rows = 2 * (1 - config.holdout) * np.asarray(result.records.labels)
+        amounts.append(
+            {
+                "fit_operations": float(6 * weights * (steps * rows[:, None]).sum()),
+                "selection_operations": float(case["rounds"] * case["pool"] * case["head"] * case["batch"]),
+                "evaluation_operations": float(
+                    2 * weights * case["test"] * case["test_responses"] * (case["rounds"] + 1) * case["members"]
+                ),
+                "steps": float(steps.sum()),
+                "rounds": float(case["rounds"] + 1),
+            }
+        )
+    mean = {term: float(np.mean([each[term] for each in amounts])) for term in TERMS}
+    spread = {"low": float(np.min(spent)), "high": float(np.max(spent))}
+    print(case, f"{np.mean(spent):.3f} s", flush=True)
+    return {"seconds": float(np.mean(spent)), "compile_s": compile_s, **spread, **mean}
+
+
+def _row(name: str, case: dict[str, Any], measured: dict[str, float], outcome: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": name,
+        "side": "jarm",
+        "device": timing.device(),
+        "cores": "1",
+        "sizes": case,
+        "compile_s": measured["compile_s"],
+        "cpu_s": measured["seconds"],
+        "wall_s": measured["seconds"],
+        "ratio_median": 1.0,
+        "ratio_low": measured.get("low", 0.0) / (measured["seconds"] or 1),
+        "ratio_high": measured.get("high", 0.0) / (measured["seconds"] or 1),
+        "turns": 1,
+        "temp_bytes": None,
+        "rss_growth_bytes": None,
+        "outcome": outcome,
+        "versions": timing.versions(),
+        "commit": timing.commit(),
+        "command": timing.command(),
+    }
+
+
+if __name__ == "__main__":
+    main()
