@@ -1,7 +1,6 @@
-"""For tests: float64 references written from the formulas, counters of traces and compilations, and conformance checks.
+"""For tests: counters of traces and compilations, and the checks that every rule is held to.
 
-The references list every pair and try every candidate, so they are slow and small; they share no code with what they
-judge. `check_rule` runs on a rule of your own what the suite runs on the rules of jarm.
+`check_rule` runs on a rule of your own what the suite runs on the rules of jarm.
 """
 
 from __future__ import annotations
@@ -19,133 +18,13 @@ import numpy as np
 
 from jarm.base import Belief, HParams, PairSpace, Rule, Selection, Status
 from jarm.data.pairs import listed_space, pair_space
+from jarm.references import information64, list_pairs
 from jarm.types import PRNGKey
 
 quick_jit = functools.partial(
     jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 )
 """`jax.jit` for programs that run for milliseconds, where compiling takes the time: a third less of it."""
-
-
-def list_pairs(space: PairSpace) -> np.ndarray:
-    """Every pair of a space, `[M, 2]`, smaller index first, in lexicographic order: one by one, by definition."""
-    eligible = np.asarray(space.eligible)
-    size = len(eligible)
-    home = np.arange(size) // space.width if space.prompt is None else np.asarray(space.prompt)
-    excluded = {tuple(sorted(pair)) for pair in np.asarray(space.excluded).tolist()}
-    if space.pairs is not None:
-        offered = sorted({tuple(sorted(pair)) for pair in np.asarray(space.pairs).tolist() if max(pair) < size})
-    else:
-        offered = list(itertools.combinations(range(size), 2))
-    kept = []
-    for i, j in offered:
-        same = home[i] == home[j]
-        inside = {"within": same, "cross": not same, "all": True, "listed": True}[space.kind]
-        if inside and i != j and eligible[i] and eligible[j] and (i, j) not in excluded:
-            kept.append((i, j))
-    return np.array(kept, np.int64).reshape(-1, 2)
-
-
-def weights64(rewards: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Fisher weights sigmoid(m) sigmoid(-m) of pairs, `[M]`, m the margin."""
-    rewards = np.asarray(rewards, np.float64)
-    margin = rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
-    # log sigmoid(m) = -log(1 + exp(-m))
-    return np.exp(-np.logaddexp(0, -margin) - np.logaddexp(0, margin))
-
-
-def differences64(features: np.ndarray, pairs: np.ndarray) -> np.ndarray:
-    """Feature differences x of pairs, `[M, F]`."""
-    features = np.asarray(features, np.float64)
-    return features[pairs[:, 0]] - features[pairs[:, 1]]
-
-
-def information64(features: np.ndarray, rewards: np.ndarray | None, pairs: np.ndarray) -> np.ndarray:
-    """The explicit sum over pairs of v x x^T, `[F, F]`; v = 1 without rewards."""
-    x = differences64(features, pairs)
-    v = np.ones(len(pairs)) if rewards is None else weights64(rewards, pairs)
-    return (v[:, None, None] * x[:, :, None] * x[:, None, :]).sum(axis=0)
-
-
-def leverages64(features: np.ndarray, rewards: np.ndarray | None, pairs: np.ndarray, metric: np.ndarray) -> np.ndarray:
-    """v x^T metric^-1 x of pairs, `[M]`; v = 1 without rewards."""
-    x = differences64(features, pairs)
-    v = np.ones(len(pairs)) if rewards is None else weights64(rewards, pairs)
-    return v * (x * np.linalg.solve(metric, x.T).T).sum(axis=1)
-
-
-def log_det64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray) -> float:
-    """log det(prior + information of the pairs)."""
-    sign, value = np.linalg.slogdet(np.asarray(prior, np.float64) + information64(features, rewards, pairs))
-    assert sign > 0
-    return float(value)
-
-
-def gains64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, information: np.ndarray) -> np.ndarray:
-    """log det(A + v x x^T) - log det A of every pair by itself, as a difference of determinants, `[M]`."""
-    x = differences64(features, pairs)
-    grown = information + weights64(rewards, pairs)[:, None, None] * x[:, :, None] * x[:, None, :]
-    return np.linalg.slogdet(grown)[1] - np.linalg.slogdet(information)[1]
-
-
-class Greedy(NamedTuple):
-    """A greedy batch: indices `[k]` into the pairs, and gains `[k]` in nats."""
-
-    picks: np.ndarray
-    gains: np.ndarray
-
-
-def greedy64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray, k: int) -> Greedy:
-    """Grow a batch by the pair of largest log det gain, trying every pair that is left at every step."""
-    information = np.array(prior, np.float64)
-    left = np.ones(len(pairs), bool)
-    picks, gains = [], []
-    for _ in range(min(k, len(pairs))):
-        gain = np.where(left, gains64(features, rewards, pairs, information), -np.inf)
-        best = int(gain.argmax())
-        picks.append(best)
-        gains.append(gain[best])
-        left[best] = False
-        information = information + information64(features, rewards, pairs[[best]])
-    return Greedy(np.array(picks, np.int64), np.array(gains))
-
-
-def greedy_shortfall(
-    features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray, picks: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """Replay picks: how far each fell short of the best pair then left, and what each gained.
-
-    A replay judges every choice given the choices before it, so one near-tie does not make all that follows differ.
-
-    Args:
-      features: `[N, F]`.
-      rewards: `[N]`.
-      pairs: `[M, 2]`, every pair of the space.
-      prior: `[F, F]`.
-      picks: `[k, 2]` pairs in the order of choice.
-
-    Returns:
-      `[k]` best gain minus gain of the pick, and `[k]` gain of the pick, in nats.
-    """
-    place = {tuple(pair): index for index, pair in enumerate(pairs.tolist())}
-    information = np.array(prior, np.float64)
-    left = np.ones(len(pairs), bool)
-    short, gained = [], []
-    for pick in np.asarray(picks).tolist():
-        index = place[tuple(pick)]
-        assert left[index], f"{pick} was picked twice"
-        gain = gains64(features, rewards, pairs, information)
-        short.append(gain[left].max() - gain[index])
-        gained.append(gain[index])
-        left[index] = False
-        information = information + information64(features, rewards, pairs[[index]])
-    return np.array(short), np.array(gained)
-
-
-def best_subset64(features: np.ndarray, rewards: np.ndarray, pairs: np.ndarray, prior: np.ndarray, k: int) -> float:
-    """The largest log det(prior + information) of any k pairs, by enumeration."""
-    subsets = itertools.combinations(range(len(pairs)), k)
-    return max(log_det64(features, rewards, pairs[list(subset)], prior) for subset in subsets)
 
 
 def count_traces(f: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:

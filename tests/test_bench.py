@@ -8,7 +8,7 @@ from jarm.base import JarmError
 from jarm.bench import BenchConfig, bench, make_problem, quality
 from jarm.cli import main
 from jarm.peers import PEERS, installed
-from jarm.testing import list_pairs, log_det64
+from jarm.references import list_pairs, log_det64
 
 SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "turns": 2, "sizes": "20,60"}
 

@@ -9,20 +9,9 @@ import pytest
 
 from jarm.acquisition.registry import NEEDS, RULES, get_rule
 from jarm.base import JarmError, Selection, Status
+from jarm.references import greedy_shortfall, information64, leverages64, list_pairs
 from jarm.selection import top_pairs
-from jarm.testing import (
-    BATCH,
-    CHECKS,
-    SPACES,
-    call_rule,
-    check_batch,
-    check_rule,
-    greedy_shortfall,
-    information64,
-    leverages64,
-    list_pairs,
-    make_case,
-)
+from jarm.testing import BATCH, CHECKS, SPACES, call_rule, check_batch, check_rule, make_case
 
 # Some rules are others with another prior, weight, target or scale.
 TWINS = (

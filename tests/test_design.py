@@ -13,18 +13,9 @@ from jarm.data.pairs import listed_space, pair_space
 from jarm.design import design_bound, efficiency, rounded
 from jarm.greedy import greedy
 from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, a_optimal
+from jarm.references import best_subset64, differences64, list_pairs, log_det64, weights64
 from jarm.selection import random_pairs
-from jarm.testing import (
-    SPACES,
-    best_subset64,
-    check_batch,
-    count_compilations,
-    differences64,
-    list_pairs,
-    log_det64,
-    quick_jit,
-    weights64,
-)
+from jarm.testing import SPACES, check_batch, count_compilations, quick_jit
 
 PROMPTS, WIDTH, F = 5, 4, 4
 SIZE = PROMPTS * WIDTH

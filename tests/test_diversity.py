@@ -12,17 +12,8 @@ from jarm.acquisition import coreset, diversity, optimal_design
 from jarm.acquisition.diversity import candidates, make_points
 from jarm.base import Status
 from jarm.data.pairs import listed_space
-from jarm.testing import (
-    BATCH,
-    SPACES,
-    check_batch,
-    differences64,
-    information64,
-    list_pairs,
-    make_case,
-    quick_jit,
-    weights64,
-)
+from jarm.references import differences64, information64, list_pairs, weights64
+from jarm.testing import BATCH, SPACES, check_batch, make_case, quick_jit
 
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 

@@ -13,7 +13,8 @@ from jarm.acquisition import duels, intervals
 from jarm.acquisition.registry import get_rule
 from jarm.base import Belief, HParams, Status
 from jarm.data.pairs import pair_space
-from jarm.testing import call_rule, check_batch, list_pairs, make_case, quick_jit
+from jarm.references import list_pairs
+from jarm.testing import call_rule, check_batch, make_case, quick_jit
 
 MANY = 20  # several turns of each prompt
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))

@@ -12,18 +12,9 @@ from jarm.base import JarmError, Limits, Selection, Status
 from jarm.data.pairs import listed_space, pair_space
 from jarm.exchange import exchange
 from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, a_optimal
+from jarm.references import best_subset64, differences64, greedy64, information64, list_pairs, log_det64, weights64
 from jarm.selection import random_pairs
-from jarm.testing import (
-    best_subset64,
-    count_compilations,
-    differences64,
-    greedy64,
-    information64,
-    list_pairs,
-    log_det64,
-    quick_jit,
-    weights64,
-)
+from jarm.testing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 5
 SIZE = PROMPTS * WIDTH

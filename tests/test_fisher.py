@@ -7,7 +7,8 @@ import pytest
 
 from jarm.data.pairs import listed_space, pair_space
 from jarm.fisher import centred, chunked, fisher_weight, pair_information, pair_variance, space_information
-from jarm.testing import SPACES, information64, leverages64, list_pairs, quick_jit
+from jarm.references import information64, leverages64, list_pairs
+from jarm.testing import SPACES, quick_jit
 
 information = quick_jit(space_information, static_argnames="tile")
 

@@ -14,8 +14,8 @@ from jarm.base import Limits, Status
 from jarm.data.pairs import exclude, listed_space, pair_space
 from jarm.greedy import greedy
 from jarm.objectives import BALD, D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, epig, v_optimal
-from jarm.references import bald64, d_optimal64, epig64, greedy_steps64, v_optimal64
-from jarm.testing import SPACES, count_compilations, list_pairs, quick_jit
+from jarm.references import bald64, d_optimal64, epig64, greedy_steps64, list_pairs, v_optimal64
+from jarm.testing import SPACES, count_compilations, quick_jit
 
 PROMPTS, WIDTH, F, K, LISTED, FEW, MANY = 4, 4, 3, 6, 50, 2, 7
 SIZE = PROMPTS * WIDTH

@@ -18,7 +18,8 @@ from jarm.acquisition.stochastic import mixed, pair_noise
 from jarm.acquisition.uncertainty import max_diff
 from jarm.base import Status
 from jarm.data.pairs import listed_space, sample_pairs, subset
-from jarm.testing import BATCH, check_batch, information64, list_pairs, make_case, quick_jit, weights64
+from jarm.references import information64, list_pairs, weights64
+from jarm.testing import BATCH, check_batch, make_case, quick_jit
 
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 

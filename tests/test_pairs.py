@@ -22,7 +22,8 @@ from jarm.data.pairs import (
     subset,
 )
 from jarm.data.pairs import tile_count as count_tiles
-from jarm.testing import list_pairs, quick_jit
+from jarm.references import list_pairs
+from jarm.testing import quick_jit
 
 KINDS = ("within", "cross", "all")
 draw = quick_jit(sample_pairs, static_argnames="k")

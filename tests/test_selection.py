@@ -15,19 +15,9 @@ from jarm.data.pairs import is_in, listed_space, pair_space
 from jarm.fisher import fisher_weight
 from jarm.greedy import greedy_log_det
 from jarm.linalg import inverse_factor
+from jarm.references import best_subset64, greedy64, greedy_shortfall, leverages64, list_pairs, log_det64
 from jarm.selection import check_selection, top_pairs
-from jarm.testing import (
-    SPACES,
-    best_subset64,
-    check_batch,
-    greedy64,
-    greedy_shortfall,
-    leverages64,
-    list_pairs,
-    log_det64,
-    make_case,
-    quick_jit,
-)
+from jarm.testing import SPACES, check_batch, make_case, quick_jit
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 8
 SIZE = PROMPTS * WIDTH

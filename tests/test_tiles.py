@@ -10,7 +10,8 @@ import pytest
 import jarm.tiles
 from jarm.data.pairs import pair_space, two_blocks
 from jarm.objectives import distances
-from jarm.testing import list_pairs, quick_jit
+from jarm.references import list_pairs
+from jarm.testing import quick_jit
 from jarm.tiles import Scorer, best_pairs
 
 WIDTH, F = 5, 3

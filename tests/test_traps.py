@@ -15,8 +15,9 @@ from jarm.fisher import fisher_weight, space_information
 from jarm.greedy import greedy_log_det
 from jarm.linalg import cholesky, jitter, log_det
 from jarm.losses import bradley_terry
+from jarm.references import information64, list_pairs
 from jarm.selection import top_pairs
-from jarm.testing import information64, list_pairs, make_case, quick_jit
+from jarm.testing import make_case, quick_jit
 
 
 def test_trap_1_fisher_weight_of_a_confident_head_does_not_underflow():
