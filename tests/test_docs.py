@@ -58,6 +58,8 @@ PAGES = [
     "docs/embedding.md",
     "docs/selection.md",
     "docs/store.md",
+    "docs/sweeps.md",
+    "docs/scaling.md",
     "experiments/README.md",
     "benchmarks/README.md",
 ]
