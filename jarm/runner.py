@@ -311,7 +311,7 @@ def free_bytes() -> int | None:
         return None
 
 
-def readable(size: float) -> str:
+def readable(size: float | int) -> str:
     """A number of bytes, for print."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -16,7 +16,7 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -37,6 +37,7 @@ from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_sweep_summary
 from jarm.runner import Program, Runner, default_jobs, judge, out_of_memory, side_by_side
 
+T = TypeVar("T")
 TOGETHER = 64
 """Runs that an accelerator takes together if memory allows; a larger batch waits for ever slower stragglers."""
 
@@ -199,7 +200,7 @@ def calls_of(
     return calls
 
 
-def share_of(calls: list[Call], process: int, processes: int, rules: int) -> list[Call]:
+def share_of(calls: list[T], process: int, processes: int, rules: int) -> list[T]:
     """The calls that a process makes: of every rule, which differ in what they take, about as many as the others."""
     return [call for at, call in enumerate(calls) if (at % rules + at // rules) % processes == process]
 
