@@ -107,11 +107,13 @@ def _sweep(
       processes: how many there are, then.
       process_id: which of them this is, from 0.
     """
-    if config[0] == "status" and len(config) == 2:
+    if config[:1] == ("status",) and len(config) == 2:
         _status(pathlib.Path(config[1]))
         return
     if len(config) != 1:
         raise JarmError(f"`jarm sweep {' '.join(config)}`: give one file, or `status` and a folder.")
+    if not (coordinator or distributed) and (processes, process_id) != (None, None):
+        raise JarmError("`--processes` and `--process-id` go with `--coordinator HOST:PORT`: give that too.")
     if coordinator or distributed:
         start_processes(coordinator, processes, process_id)
     read = read_sweep(pathlib.Path(config[0]))

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 import pathlib
+import re
 import runpy
 import tomllib
 import types
@@ -17,16 +19,21 @@ import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jarm.base import HParams, JarmError
 from jarm.compare import SOURCE, CompareConfig
-from jarm.data.files import nearest
+from jarm.data.files import brief, nearest
 from jarm.loop import LoopConfig
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 NUMBERS = tuple(field.name for field in dataclasses.fields(HParams))
 WHOLE = ("out", "rules", "seeds", "jobs", "together")
 """Options of the sweep as a whole: no axis can have them."""
-TAKEN = ("kind", "rule", "seed", "round", "labels", "message", "data_digits", "device", "versions", "commit", "config")
+TAKEN = re.compile(
+    "kind|rule|seed|round|labels|label_error|message|source|device|versions|commit|config|pair_accuracy|nll|brier|"
+    "calibration_error|(spearman|seconds|batch|fit|best_of)(_.*)?"
+)
 """Names that records have for other things."""
 
 
@@ -36,12 +43,12 @@ class SweepConfig:
 
     Attributes:
       base: options that all share, among them `rules`, `seeds` and `out`.
-      grid: axis -> its values. An axis is an option of `jarm compare`; or a name of your own, whose values are mappings
-        of several options that go together, each with a `name`.
+      grid: axis -> a sequence of its values. An axis is an option of `jarm compare`; or a name of your own, whose
+        values are mappings of several options that go together, each with a `name`.
     """
 
     base: CompareConfig = dataclasses.field(default_factory=lambda: CompareConfig(out=pathlib.Path("out/sweep")))
-    grid: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
+    grid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 class Setting(NamedTuple):
@@ -74,8 +81,8 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
     if path.suffix == ".py":
         try:
             config = runpy.run_path(str(path)).get("config")
-        except Exception as error:  # whatever a user's file does
-            raise JarmError(f"{path} does not run ({type(error).__name__}: {error}): mend it.") from error
+        except (Exception, SystemExit) as error:  # whatever a user's file does
+            raise JarmError(f"{path} does not run ({type(error).__name__}: {brief(error)}): mend it.") from error
         if not isinstance(config, SweepConfig):
             raise JarmError(f"{path} sets no `config = SweepConfig(...)`: add that.")
         return config
@@ -86,6 +93,10 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
     grid = table.pop("grid", {})
     if not isinstance(grid, dict):
         raise JarmError(f"`grid` of {path} is {grid!r}: write a table, [grid], with an axis a line.")
+    if other := [name for name, value in table.items() if isinstance(value, dict)]:
+        raise JarmError(
+            f"{path} has a table [{other[0]}]{nearest(other[0], ['grid'])}: the only one there is is [grid]."
+        )
     base = {"out": f"out/{path.stem}"} | {name: _value(name, value, "at the top") for name, value in table.items()}
     return SweepConfig(dataclasses.replace(CompareConfig(), **base | {"out": pathlib.Path(base["out"])}), grid)
 
@@ -100,6 +111,8 @@ def expand(config: SweepConfig) -> list[Setting]:
     for name, values in config.grid.items():
         if name in WHOLE:
             raise JarmError(f"`{name}` belongs to the sweep as a whole: give it above [grid].")
+        if isinstance(values, np.ndarray):
+            values = values.tolist()
         if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
             raise JarmError(f"grid.{name} is {values!r}: give a list of values.")
         if not values:
@@ -108,10 +121,10 @@ def expand(config: SweepConfig) -> list[Setting]:
         shown = [value for _, value, _ in axes[-1]]
         if twice := [value for at, value in enumerate(shown) if value in shown[:at]]:
             raise JarmError(f"grid.{name} holds {twice[0]!r} twice: leave one out.")
-    setters = [(name, option) for axis in axes for name, _, options in axis[:1] for option in options]
-    for at, (name, option) in enumerate(setters):
-        if clash := [other for other, same in setters[:at] if same == option]:
-            raise JarmError(f"grid.{clash[0]} and grid.{name} both set `{option}`: leave it to one of them.")
+    setter: dict[str, str] = {}
+    for name, option in ((name, option) for axis in axes for name, _, options in axis for option in options):
+        if setter.setdefault(option, name) != name:
+            raise JarmError(f"grid.{setter[option]} and grid.{name} both set `{option}`: leave it to one of them.")
     settings = []
     for points in itertools.product(*axes):
         options = {option: value for _, _, given in points for option, value in given.items()}
@@ -126,7 +139,7 @@ def _point(axis: str, value: Any, at: int) -> tuple[str, Any, dict[str, Any]]:
     if not isinstance(value, Mapping):
         value = _value(axis, value, where)
         return axis, value, {axis: value}
-    if axis in OPTIONS or axis in TAKEN:
+    if axis in OPTIONS or TAKEN.fullmatch(axis):
         raise JarmError(f"{where} sets several options, and `{axis}` is the name of something else: name it otherwise.")
     if not isinstance(value.get("name"), str):
         raise JarmError(f"{where} is {dict(value)}: give it a name, such as name = 'small'.")
@@ -143,6 +156,8 @@ def _value(option: str, value: Any, where: str) -> Any:
             f"{where} names `{option}`, which is no option of `jarm compare`{nearest(option, OPTIONS)}; "
             "`jarm compare --help` lists them."
         )
+    if isinstance(value, np.generic):
+        value = value.item()
     if option in ("rules", "best_of") and isinstance(value, Sequence) and not isinstance(value, str):
         value = ",".join(map(str, value))
     wanted = typing.get_type_hints(CompareConfig)[option]
@@ -156,6 +171,8 @@ def _value(option: str, value: Any, where: str) -> Any:
         names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
         wants = " or ".join(names[kind] for kind in kinds if kind in names)
         raise JarmError(f"`{option}`, {where}, is {value!r}: give {wants}.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise JarmError(f"`{option}`, {where}, is {value}: give a finite number.")
     return value
 
 

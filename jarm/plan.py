@@ -21,7 +21,7 @@ REPORT_BYTES = 256 << 20
 
 @dataclasses.dataclass(frozen=True)
 class ProgramPlan:
-    """One program of a sweep.
+    """Settings of a sweep that share a program and data.
 
     Attributes:
       settings: the settings that it runs, in words.
@@ -49,7 +49,8 @@ class Plan:
     Attributes:
       settings, rules, seeds: counts; a run is one of each.
       traced, static: the axes that share a program, and those that do not.
-      programs: each program.
+      programs: what shares a program and data; data of one shape can have a program in common.
+      compilations: how many different programs these are.
       workers: calls at work at a time.
       peak_bytes: most memory of this process, on a CPU: what it took while planning and what more calls add.
       free_bytes: of the device, or of the machine on a CPU.
@@ -61,6 +62,7 @@ class Plan:
     traced: tuple[str, ...]
     static: tuple[str, ...]
     programs: tuple[ProgramPlan, ...]
+    compilations: int
     workers: int
     peak_bytes: int | None
     free_bytes: int | None
@@ -95,7 +97,7 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
       JarmError: as for `sweep`; or a table or a program does not fit into memory.
     """
     jobs, rules = read_jobs(config), config.base.rule_names()
-    programs, room = make_programs(config), free_bytes()
+    programs, room = make_programs(config, jobs), free_bytes()
     workers = workers_of(config, programs)
     rows, most, seen = [], 0, set[Any]()
     for job in jobs:
@@ -110,9 +112,9 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
         row = ProgramPlan(_words(job), runs, programs.capacity, pool)
         if measure:
             row = _measured(row, job, rules, programs, workers)
-            if (job.group.loop, table.shape) in seen:
+            if job.program in seen:
                 row = dataclasses.replace(row, compile_seconds=0.0)
-            seen.add((job.group.loop, table.shape))
+            seen.add(job.program)
             most = max(most, row.program_bytes or 0)
         programs.forget(job)
         rows.append(row)
@@ -135,6 +137,7 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
         traced=traced,
         static=tuple(axis for axis in axes if axis not in traced),
         programs=tuple(rows),
+        compilations=len({job.program for job in jobs}),
         workers=workers,
         peak_bytes=peak,
         free_bytes=room,
@@ -143,7 +146,7 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
 
 def plan_text(plan: Plan) -> str:
     """A plan for print."""
-    share = f"{len(plan.programs)} programs" if len(plan.programs) > 1 else "one program"
+    share = f"{plan.compilations} programs" if plan.compilations > 1 else "one program"
     text = [
         f"{plan.settings:,} settings x {len(plan.rules)} rules x {plan.seeds} seeds = {plan.runs:,} runs, {share}",
         f"axes that share a program: seeds, rules{''.join(', ' + axis for axis in plan.traced)}",
@@ -180,12 +183,15 @@ def _words(job: Job) -> str:
 
 def _shares_programs(axis: str, jobs: list[Job]) -> bool:
     """Whether two values of an axis are run by one program."""
-    return any(len({setting.axes[axis] for setting in job.group.settings}) > 1 for job in jobs)
+    values: dict[Any, set[Any]] = {}
+    for job in jobs:
+        values.setdefault(job.program, set()).update(setting.axes[axis] for setting in job.group.settings)
+    return any(len(each) > 1 for each in values.values())
 
 
 def _measured(row: ProgramPlan, job: Job, rules: list[str], programs: Programs, workers: int) -> ProgramPlan:
     runner = programs(job)
-    compiled, size = runner.program.compiled(runner.pool)
+    _, size = runner.program.compiled(runner.pool)
     cells = [(setting, hparams, 0) for setting, hparams in zip(job.group.settings, job.hparams, strict=True)]
     cells = (cells * size)[:size]
     seconds = {}
@@ -196,6 +202,7 @@ def _measured(row: ProgramPlan, job: Job, rules: list[str], programs: Programs, 
         start = time.perf_counter()
         list(side_by_side(lambda call: run_call(programs, call), [(call,)] * workers, workers))
         seconds[rule] = (time.perf_counter() - start) / (workers * len(cells))
+    compiled, size = runner.program.compiled(runner.pool)  # smaller by now, if memory ran out
     return dataclasses.replace(
         row,
         together=size,

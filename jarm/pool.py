@@ -29,6 +29,18 @@ class Pool:
     spread: Float[Array, ""]
 
 
+def check_pool(table: ResponseTable, annotator: AnnotatorConfig) -> None:
+    """Refuse a table that `make_pool` cannot put on the device.
+
+    Raises:
+      JarmError: gold rewards are not finite; or the annotator's length bias needs lengths that the table lacks.
+    """
+    if table.gold is not None and not np.isfinite(table.gold[table.mask]).all():
+        raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
+    if annotator.length_bias and "length" not in table.rulers:
+        raise JarmError("The table knows no response lengths, so there can be no length bias: leave it at 0.")
+
+
 def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, float]:
     """Put a training table on the device.
 
@@ -40,14 +52,13 @@ def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, f
       The pool, and the scale.
 
     Raises:
-      JarmError: the length bias of the annotator needs lengths that the table does not have.
+      JarmError: as `check_pool`.
     """
+    check_pool(table, annotator)
     embeddings = table.embeddings()
     gold = np.full(table.mask.shape, np.nan, np.float32)
     scale = 1.0
     if table.gold is not None:
-        if not np.isfinite(table.gold[table.mask]).all():
-            raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
         scale = reward_scale(annotator, table.gold, table.mask)
         gold = np.where(table.mask, table.gold / scale, 0).astype(np.float32)
     lengths = np.zeros(table.mask.shape, np.float32)
@@ -55,8 +66,6 @@ def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, f
         length = np.asarray(table.rulers["length"], np.float64)
         deviation = np.std(length[table.mask])
         lengths = np.where(table.mask, (length - length[table.mask].mean()) / (deviation or 1), 0).astype(np.float32)
-    elif annotator.length_bias:
-        raise JarmError("The table knows no response lengths, so there can be no length bias: leave it at 0.")
     # E |a - b|^2 of two random responses is twice the total variance. A prompt at a time: float64 copies are large.
     prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
     mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count

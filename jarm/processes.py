@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import re
 import socket
 import time
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax.experimental import multihost_utils
 
 from jarm.base import JarmError
@@ -83,7 +87,29 @@ def _await(coordinator: str, timeout: int) -> None:
             time.sleep(0.2)
 
 
-def meet(where: str) -> None:
-    """Wait for all processes at a place of that name; nothing where there is one."""
+@contextlib.contextmanager
+def in_step() -> Iterator[None]:
+    """At the end of the block wait for all processes; where it failed in one of them, it fails in all.
+
+    Raises:
+      JarmError: the block failed in another process.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except Exception as error:
+        failure = error
     if jax.process_count() > 1:
-        multihost_utils.sync_global_devices(where)
+        fine = np.all(multihost_utils.process_allgather(np.array(failure is None)))
+        if failure is None and not fine:
+            raise JarmError("Another process stopped, and says why: mend that, and start all of them again.")
+    if failure is not None:
+        raise failure
+
+
+def agreed(text: str) -> bool:
+    """Whether all processes call this with the same text."""
+    if jax.process_count() == 1:
+        return True
+    own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)
+    return bool((np.asarray(multihost_utils.process_allgather(own)) == own).all())

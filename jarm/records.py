@@ -78,6 +78,7 @@ class RecordFolder:
       settings: what every record in it was made with.
       rounds: T, so that a run has T + 1 lines; unless a record says `rounds` itself.
       axes: names that tell runs apart beside rule and seed; every record of a run has them.
+      growing: settings that are dicts, to which a later command may add keys; those in both have to be the same.
       done: the runs that were whole when it was opened, as (rule, seed, value of each axis).
       others: other versions or commits of jarm that its records were made by, as "jarm 0.1.0, commit 0123456789ab".
     """
@@ -86,6 +87,7 @@ class RecordFolder:
     settings: dict[str, Any]
     rounds: int
     axes: tuple[str, ...] = ()
+    growing: tuple[str, ...] = ()
     done: set[tuple[Any, ...]] = dataclasses.field(default_factory=set, init=False)
     others: list[str] = dataclasses.field(default_factory=list, init=False)
     _lock: IO[str] | None = dataclasses.field(default=None, init=False)
@@ -103,7 +105,10 @@ class RecordFolder:
             self._lock = claim(self.path)
             config = self.path / "config.json"
             if config.exists():
-                self._refuse_other(_read_settings(config))
+                theirs = _read_settings(config)
+                self._refuse_other(theirs)
+                if self.settings != theirs:
+                    replace_text(config, json.dumps(self.settings, indent=2) + "\n")
             elif foreign := [name for name in WRITTEN if (self.path / name).exists()]:
                 raise JarmError(
                     f"{self.path / foreign[0]} stands there without a config.json and may be yours: give another --out."
@@ -133,11 +138,18 @@ class RecordFolder:
         return self.path / "records.jsonl"
 
     def _refuse_other(self, theirs: dict[str, Any]) -> None:
-        names = sorted(theirs.keys() | self.settings.keys())
-        other = [name for name in names if theirs.get(name) != self.settings.get(name)]
+        """Compare with the settings of the folder, and take over what those that grow have beyond these."""
+        other = dict[str, tuple[Any, Any]]()
+        for name in sorted(theirs.keys() | self.settings.keys()):
+            there, here = theirs.get(name), self.settings.get(name)
+            if name in self.growing and isinstance(there, dict) and isinstance(here, dict):
+                other |= {key: (there[key], here[key]) for key in there.keys() & here.keys() if there[key] != here[key]}
+                self.settings[name] = there | here
+            elif there != here:
+                other[name] = there, here
         if other:
             shown = ", ".join(
-                f"{name} {theirs.get(name)!r} there, {self.settings.get(name)!r} here" for name in other[:4]
+                f"{name} {there!r} there, {here!r} here" for name, (there, here) in list(other.items())[:4]
             )
             raise JarmError(
                 f"The folder {self.path} holds runs with other settings ({shown}): "

@@ -152,7 +152,13 @@ class Program:
         with self._lock:
             while self._compiled is None:
                 start = time.perf_counter()
-                compiled = self._function().lower(*self._arguments(pool)).compile()
+                try:
+                    compiled = self._function().lower(*self._arguments(pool)).compile()
+                except jax.errors.JaxRuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    self._fewer("memory ran out while it was compiled")
+                    continue
                 self.seconds_to_compile = time.perf_counter() - start
                 needed, room = program_bytes(compiled), free_bytes()
                 if room is None or needed <= room:
@@ -235,7 +241,7 @@ class Runner:
                 results += self._run(compiled, capacity, rule, some)
                 start += len(some)
             except jax.errors.JaxRuntimeError as error:
-                if "RESOURCE_EXHAUSTED" not in str(error):
+                if not out_of_memory(error):
                     raise
                 self.program.halve(capacity, "memory ran out")
         return results
@@ -282,6 +288,11 @@ class Runner:
         )
 
 
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether that is what an error of a device says."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
 def program_bytes(program: Compiled) -> int:
     """What a compiled program takes on each device beside its arguments."""
     memory: Any = program.memory_analysis()
@@ -300,7 +311,7 @@ def free_bytes() -> int | None:
         return None
 
 
-def readable(size: float) -> str:
+def readable(size: float | int) -> str:
     """A number of bytes, for print."""
     for unit in ("B", "KiB", "MiB"):
         if size < 1024:

@@ -11,12 +11,12 @@ import contextlib
 import dataclasses
 import json
 import pathlib
+import re
 import shutil
 import sys
 import threading
-import time
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from tqdm import tqdm
@@ -24,19 +24,20 @@ from tqdm import tqdm
 from jarm.acquisition.registry import source_of
 from jarm.annotators import reward_scale
 from jarm.base import Benchmark, HParams, JarmError
-from jarm.compare import FREE
+from jarm.compare import FREE, SOURCE
 from jarm.data.datasets import load
-from jarm.data.files import claim
+from jarm.data.files import claim, replace_text
 from jarm.figures import axis_curves, require_matplotlib
-from jarm.grid import Group, Setting, SweepConfig, expand, groups
+from jarm.grid import OPTIONS, Group, Setting, SweepConfig, expand, groups
 from jarm.metrics import reference_lines
-from jarm.pool import Pool, make_pool
+from jarm.pool import Pool, check_pool, make_pool
 from jarm.prepare import check_budget, make_hparams
-from jarm.processes import meet
+from jarm.processes import agreed, in_step
 from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_sweep_summary
-from jarm.runner import Program, Runner, default_jobs, judge, side_by_side
+from jarm.runner import Program, Runner, default_jobs, judge, out_of_memory, side_by_side
 
+T = TypeVar("T")
 TOGETHER = 64
 """Runs that an accelerator takes together if memory allows; a larger batch waits for ever slower stragglers."""
 
@@ -56,6 +57,11 @@ class Job:
     benchmark: Benchmark
     scale: float
     hparams: list[HParams]
+
+    @property
+    def program(self) -> tuple[Any, ...]:
+        """Jobs that have this in common are run by one program."""
+        return self.group.loop, self.benchmark.train.shape
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -89,6 +95,7 @@ def read_jobs(config: SweepConfig) -> list[Job]:
             if benchmark.train.gold is None or benchmark.test.gold is None:
                 raise JarmError("The data has no gold rewards, so there is nothing to judge by: give a `target`.")
             check_budget(group.loop, benchmark.train)
+            check_pool(benchmark.train, group.loop.annotator)
             scale = reward_scale(group.loop.annotator, benchmark.train.gold, benchmark.train.mask)
         except JarmError as error:
             raise JarmError(f"In the setting {group.settings[0]}: {error}") from error
@@ -133,12 +140,19 @@ class Programs:
     def _make(self, job: Job) -> Runner:
         table, annotator = job.benchmark.train, job.group.loop.annotator
         which = id(table), annotator.scale, annotator.length_bias
-        if self._pool is None or self._pool[0] != which:
-            self._pool = which, make_pool(table, annotator)[0]
-        program = self._programs.setdefault(
-            (job.group.loop, table.shape), Program(job.group.loop, self.together, self.devices)
-        )
-        return Runner(program, self._pool[1], timed=False)
+        program = self._programs.setdefault(job.program, Program(job.group.loop, self.together, self.devices))
+        try:
+            if self._pool is None or self._pool[0] != which:
+                self._pool = None  # the last one makes room
+                self._pool = which, make_pool(table, annotator)[0]
+            return Runner(program, self._pool[1], timed=False)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            raise JarmError(
+                f"In the setting {job.group.settings[0]}: the training table does not fit into memory: take fewer "
+                "prompts, or narrower embeddings."
+            ) from error
 
     def forget(self, job: Job) -> None:
         """Let go of a job's pool; its program stays, for others."""
@@ -151,9 +165,9 @@ class Programs:
         return sum(program.is_compiled for program in self._programs.values())
 
 
-def make_programs(config: SweepConfig) -> Programs:
-    """The programs of a sweep on all devices of this process, for no more runs together than there are."""
-    cells, devices = len(expand(config)) * config.base.seeds, jax.local_device_count()
+def make_programs(config: SweepConfig, jobs: list[Job]) -> Programs:
+    """The programs of a sweep on all devices of this process, for no more runs together than a job has."""
+    cells, devices = max(len(job.group.settings) for job in jobs) * config.base.seeds, jax.local_device_count()
     together = config.base.together or (1 if jax.default_backend() == "cpu" else TOGETHER)
     return Programs(max(1, min(together, -(-cells // devices))), devices)
 
@@ -186,6 +200,11 @@ def calls_of(
     return calls
 
 
+def share_of(calls: list[T], process: int, processes: int, rules: int) -> list[T]:
+    """The calls that a process makes: of every rule, which differ in what they take, about as many as the others."""
+    return [call for at, call in enumerate(calls) if (at % rules + at // rules) % processes == process]
+
+
 def run_call(programs: Programs, call: Call) -> list[list[dict[str, Any]]]:
     """The records of each run of a call."""
     job, runner = call.job, programs(call.job)
@@ -195,7 +214,9 @@ def run_call(programs: Programs, call: Call) -> list[list[dict[str, Any]]]:
     took = ("seconds_to_fit", "seconds_to_select", "seconds_to_compile")
     lines = []
     for (setting, _, _), result, metrics in zip(call.cells, results, found, strict=True):
-        own = [{"kind": line.pop("kind"), **setting.axes, **line} for line in result.lines(metrics)]
+        # With its rounds, since an axis may change them under a name of its own.
+        place = {**setting.axes, "rounds": job.group.loop.rounds}
+        own = [{"kind": line.pop("kind"), **place, **line} for line in result.lines(metrics)]
         lines.append([{name: value for name, value in line.items() if name not in took} for line in own])
     return lines
 
@@ -215,20 +236,36 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     Raises:
       JarmError: the grid, the data or the folder are at fault, a run does not fit into memory, or no run worked.
     """
-    require_matplotlib()  # before the runs, not after them
-    jobs, rules = read_jobs(config), config.base.rule_names()
-    axes, out = tuple(config.grid), config.base.out
-    programs = make_programs(config)
-    sources = {rule: digits for rule in rules if (digits := source_of(rule))}
-    with _shared_folder(out, _settings(config, jobs), config.base.rounds, axes) as folder:
-        if folder.others:
-            print(f"jarm: {out} holds runs by {'; '.join(folder.others)}, which are kept.", file=sys.stderr)
-        common = {"config": fingerprint(folder.settings), **provenance()}
-        if jax.process_index() == 0:
-            _refuse_other_sources(folder, sources)
-            _append_references(folder, jobs, axes, common)
+    with in_step():
+        require_matplotlib()  # before the runs, not after them
+        jobs, rules = read_jobs(config), config.base.rule_names()
+        programs = make_programs(config, jobs)
+        settings, axes, out = _settings(config, jobs), tuple(config.grid), config.base.out
+        sources = {rule: digits for rule in rules if (digits := source_of(rule))}
+        wanted = {
+            (rule, seed, *setting.axes.values())
+            for rule in rules
+            for seed in range(config.base.seeds)
+            for setting in expand(config)
+        }
+    if not agreed(repr([settings, axes, sorted(wanted, key=repr), sources, programs.capacity])):
+        raise JarmError(
+            "The processes have different grids, data, rules or numbers of devices: give all of them the same."
+        )
+    with _shared_folder(out, settings, config.base.rounds, axes) as folder:
+        common = {
+            "config": fingerprint({name: value for name, value in settings.items() if name not in GROWING}),
+            **provenance(),
+        }
+        with in_step():
+            if folder.others:
+                print(f"jarm: {out} holds runs by {'; '.join(folder.others)}, which are kept.", file=sys.stderr)
+            if jax.process_index() == 0:
+                _refuse_other_sources(folder, sources)
+                _append_references(folder, config, jobs, common)
+                _write_progress(out, {"runs": len(folder.done | wanted), "compiled": 0})
         calls = calls_of(jobs, rules, config.base.seeds, programs.capacity, folder.done, axes)
-        mine = calls[jax.process_index() :: jax.process_count()]
+        mine = share_of(calls, jax.process_index(), jax.process_count(), len(rules))
         left = {id(job): sum(call.job is job for call in mine) for job in jobs}
         lock = threading.Lock()
 
@@ -242,15 +279,14 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
             return [[{**line, **own} for line in run] for run in runs]
 
         total = sum(len(call.cells) for call in mine)
-        _write_progress(out, config, len(jobs), programs.compiled)
         with tqdm(total=total, unit="run", desc="sweep", disable=jax.process_index() > 0) as bar:
             for runs in side_by_side(one, [(call,) for call in mine], workers_of(config, programs)):
                 folder.append([line for run in runs for line in run])
                 bar.update(len(runs))
-        _write_progress(out, config, len(jobs), programs.compiled)
-    if jax.process_index():
-        return {}
-    return _finish(config, folder.read(), axes, rules)
+        if jax.process_index() == 0:
+            _write_progress(out, {"runs": len(folder.done | wanted), "compiled": programs.compiled})
+    with in_step():  # so that none leaves while the first still works
+        return {} if jax.process_index() else _finish(config, folder.read(), axes, rules)
 
 
 def _finish(
@@ -277,28 +313,47 @@ def _finish(
     return summary
 
 
+GROWING = ("named", "tables")
+"""Settings of the folder to which a value more of an axis adds."""
+
+
 def _settings(config: SweepConfig, jobs: list[Job]) -> dict[str, Any]:
-    """What a record depends on beside its place in the grid."""
-    moving = {
-        option
-        for setting in [job.group.settings[0] for job in jobs]
-        for name in setting.axes
-        for option in ([name] if hasattr(config.base, name) else _set_by(config.grid[name]))
-    }
+    """What a record depends on beside its place in the grid.
+
+    Options that are axes are left out, since their values are in the records. Of values that are mappings, records have
+    the names only: `named` says what these stand for. `tables` are the data where an axis chooses them.
+    """
     options = {field.name: getattr(config.base, field.name) for field in dataclasses.fields(config.base)}
-    options = {name: value for name, value in options.items() if name not in FREE and name not in moving}
-    options |= {
-        name: pathlib.Path(options[name]).name for name in ("data", "embeddings") if options.get(name)
-    }  # by name: what the files hold is in their fingerprints
-    data = {}
+    options = {name: value for name, value in options.items() if name not in FREE and name not in config.grid}
+    named = {
+        f"{axis}={value['name']}": _by_name({option: each for option, each in value.items() if option != "name"})
+        for axis, values in config.grid.items()
+        if axis not in OPTIONS
+        for value in values
+    }
+    tables = {}
     for job in jobs:
-        name = ", ".join(str(value) for option, value in job.group.source.items() if option in moving) or "all"
-        data[name] = {"train": dict(job.benchmark.train.provenance), "test": dict(job.benchmark.test.provenance)}
-    return options | {"axes": sorted(config.grid), "tables": data}
+        train, test = job.benchmark.train, job.benchmark.test
+        for setting in job.group.settings:
+            place = ", ".join(f"{axis}={setting.axes[axis]}" for axis in _source_axes(config)) or "all"
+            tables[place] = {"train": dict(train.provenance), "test": dict(test.provenance)}
+    data = {"named": named, "tables": tables} if _source_axes(config) else {"named": named, **tables["all"]}
+    return _by_name(options) | {"axes": sorted(config.grid), **data}
 
 
-def _set_by(values: Any) -> set[str]:
-    return {option for value in values for option in value if option != "name"}
+def _by_name(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with files by their names: what they hold is in their fingerprints, and they may move."""
+    return options | {name: pathlib.Path(options[name]).name for name in ("data", "embeddings") if options.get(name)}
+
+
+def _source_axes(config: SweepConfig) -> list[str]:
+    """Axes that say which data."""
+    source = {"data", *SOURCE}
+    return [
+        axis
+        for axis, values in config.grid.items()
+        if axis in source or (axis not in OPTIONS and any(source & set(value) for value in values))
+    ]
 
 
 @contextlib.contextmanager
@@ -306,35 +361,41 @@ def _shared_folder(
     path: pathlib.Path, settings: dict[str, Any], rounds: int, axes: tuple[str, ...]
 ) -> Iterator[RecordFolder]:
     """The folder that this process appends to: the first one's is the sweep's, the others' lie in it meanwhile."""
-    if jax.process_index() == 0:
-        folder = RecordFolder(path, settings, rounds, axes)
-        _gather(folder)
-        meet("what is there is gathered")
-    else:
-        meet("what is there is gathered")
-        folder = RecordFolder(path / f"process-{jax.process_index()}", settings, rounds, axes)
-        records = path / "records.jsonl"
-        lines = records.read_text().splitlines() if records.exists() else []
-        folder.done |= {folder.run_of(json.loads(line)) for line in lines}
-    meet("what is there is known")
-    with folder:
-        yield folder
-        if jax.process_index():
-            folder.close()
-        meet("all runs are made")
-        if jax.process_index() == 0:
-            _gather(folder)
+    process = jax.process_index()
+    with contextlib.ExitStack() as stack:
+        with in_step():
+            if process == 0:
+                folder = stack.enter_context(RecordFolder(path, settings, rounds, axes, GROWING))
+                _gather(folder)
+        with in_step():
+            if process:
+                own = path / f"process-{process}"
+                folder = stack.enter_context(RecordFolder(own, settings, rounds, axes, GROWING))
+                records = path / "records.jsonl"
+                lines = records.read_text().splitlines() if records.exists() else []
+                folder.done |= {folder.run_of(json.loads(line)) for line in lines}
+        with in_step():
+            yield folder
+            if process:
+                folder.close()
+        with in_step():
+            if process == 0:
+                _gather(folder)
 
 
 def _gather(folder: RecordFolder) -> None:
     """Take over what other processes wrote, and remove their folders."""
-    for path in sorted(folder.path.glob("process-*")):
-        with RecordFolder(path, folder.settings, folder.rounds, folder.axes) as other:
+    for path in _process_folders(folder.path):
+        with RecordFolder(path, folder.settings, folder.rounds, folder.axes, folder.growing) as other:
             new = [line for line in other.read() if folder.run_of(line) not in folder.done]
             if new:
                 folder.append(new)
             folder.done |= other.done
         shutil.rmtree(path)
+
+
+def _process_folders(path: pathlib.Path) -> list[pathlib.Path]:
+    return sorted(each for each in path.glob("process-*") if re.fullmatch(r"process-\d+", each.name) and each.is_dir())
 
 
 def _refuse_other_sources(folder: RecordFolder, sources: dict[str, str]) -> None:
@@ -346,33 +407,29 @@ def _refuse_other_sources(folder: RecordFolder, sources: dict[str, str]) -> None
             )
 
 
-def _append_references(folder: RecordFolder, jobs: list[Job], axes: tuple[str, ...], common: dict[str, Any]) -> None:
+def _append_references(folder: RecordFolder, config: SweepConfig, jobs: list[Job], common: dict[str, Any]) -> None:
     """What needs no reward model, once for each table, with the values of the axes that choose it."""
     known = {folder.run_of(line) for line in folder.read() if line["kind"] == "reference"}
-    tables: dict[tuple[Any, ...], list[Job]] = {}
-    for job in jobs:
-        tables.setdefault(tuple(job.group.source.values()), []).append(job)
-    chosen = []  # axes that have one value for each table
-    for axis in axes:
-        values = [{setting.axes[axis] for job in own for setting in job.group.settings} for own in tables.values()]
-        if all(len(each) == 1 for each in values):
-            chosen.append(axis)
-    for own in tables.values():
-        job = own[0]
-        place = {axis: job.group.settings[0].axes[axis] for axis in chosen}
+    tables = {
+        tuple((axis, setting.axes[axis]) for axis in _source_axes(config)): job
+        for job in reversed(jobs)
+        for setting in job.group.settings
+    }
+    for place, job in tables.items():
         lines = [
-            {"kind": "reference", "rule": name, **place, **values, **common}
+            {"kind": "reference", "rule": name, **dict(place), **values, **common}
             for name, values in reference_lines(job.benchmark.test, **job.judged).items()
         ]
-        folder.append([line for line in lines if folder.run_of(line) not in known])
+        if lacking := [line for line in lines if folder.run_of(line) not in known]:
+            folder.append(lacking)
 
 
-def _write_progress(out: pathlib.Path, config: SweepConfig, programs: int, compiled: int) -> None:
+def _write_progress(out: pathlib.Path, progress: dict[str, Any]) -> None:
     """What `jarm sweep status` reads beside the records."""
-    if jax.process_index() == 0:
-        total = len(expand(config)) * len(config.base.rule_names()) * config.base.seeds
-        text = {"runs": total, "programs": programs, "compiled": compiled, "time": time.time()}
-        (out / "progress.json").write_text(json.dumps(text) + "\n")
+    try:
+        replace_text(out / "progress.json", json.dumps(progress) + "\n")
+    except OSError as error:
+        raise JarmError(f"Cannot write to {out} ({error}): make room, and give the same command.") from error
 
 
 def sweep_status(out: pathlib.Path) -> dict[str, Any]:
@@ -390,14 +447,15 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
     except (OSError, ValueError, KeyError) as error:
         raise JarmError(f"{out} holds no sweep ({error}): give the `out` of one that was started.") from None
     done, failures = set(), dict[str, int]()
-    for path in (out, *sorted(out.glob("process-*"))):
+    for path in (out, *_process_folders(out)):
         records = path / "records.jsonl"
         for text in records.read_bytes().split(b"\n")[:-1] if records.exists() else ():
             line = json.loads(text)
-            if line["kind"] != "reference":
-                done.add((line["rule"], line["seed"], *(line.get(axis) for axis in axes)))
-            if line["kind"] == "failed":
+            run = line["rule"], line.get("seed"), *(line.get(axis) for axis in axes)
+            if line["kind"] == "failed" and run not in done:
                 failures[line["message"]] = failures.get(line["message"], 0) + 1
+            if line["kind"] != "reference":
+                done.add(run)
     try:
         claim(out).close()
         running = False

@@ -317,6 +317,6 @@ def _existing(path: PathLike) -> Path:
     return path
 
 
-def brief(error: Exception) -> str:
+def brief(error: BaseException) -> str:
     """The first line of what an error says."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
