@@ -34,6 +34,7 @@ import tyro
 from suite import Outcome, Study
 
 from jarm import JarmError
+from jarm.cli import keep_compiled
 from jarm.data.files import replace_text
 from jarm.plan import clock
 
@@ -137,6 +138,7 @@ def markdown(config: Config, found: Found) -> str:
 
 
 def main(config: Config) -> int:
+    keep_compiled()  # studies share programs
     found = run_all(config)
     print(f"\n{markdown(config, found)}\n{config.out / 'report.html'}")
     return int(any(failure for *_, failure in found))

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
+from jarm.cli import keep_compiled
 from jarm.data.files import replace_text
 from jarm.figures import drawing, style_of
 from jarm.grid import expand
@@ -39,7 +40,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "initial": 10,
         "pool": 200,
         "steps": 20,
-        "head": "mlp:8",
+        "head": "mlp:8,8,8",
         "members": 2,
         "folds": 1,
     },
@@ -474,6 +475,7 @@ def main(study: Study) -> None:
     """The command line of one study."""
     try:
         config = tyro.cli(Config, description=study.text)
+        keep_compiled()
         outcome = examine(study, config)
         print(markdown(outcome, command(config, study.name)))
         print(f"{config.out / study.name}: study.md, {study.name}.png, {study.name}.svg")
