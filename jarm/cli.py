@@ -39,7 +39,7 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """
-    _keep_compiled()
+    keep_compiled()
     summary = compare(config)
     for rule, row in summary["rules"].items():
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
@@ -54,7 +54,7 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
 
     jarm embed --model HuggingFaceTB/SmolLM2-135M --input responses.jsonl --out out/embeddings
     """
-    _keep_compiled()
+    keep_compiled()
     if config.template is not None:  # as shells pass it on
         config = dataclasses.replace(config, template=config.template.replace("\\n", "\n").replace("\\t", "\t"))
     summary = embed(config)
@@ -120,7 +120,7 @@ def _sweep(
     given: dict[str, Any] = {"out": out, "jobs": jobs, "together": together}
     given = {name: value for name, value in given.items() if value is not None}
     read = dataclasses.replace(read, base=dataclasses.replace(read.base, **given))
-    _keep_compiled()
+    keep_compiled()
     if dry_run:
         print(plan_text(plan(read)))
         return
@@ -148,7 +148,7 @@ def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool =
       config: the file of the sweep.
       measure: compile its programs, and time a call of every rule on each.
     """
-    _keep_compiled()
+    keep_compiled()
     print(plan_text(plan(read_sweep(config), measure=measure)))
 
 
@@ -165,7 +165,7 @@ def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:
         print(error)
 
 
-def _keep_compiled() -> None:
+def keep_compiled() -> None:
     """What goes on, or differs only in numbers, need not compile again."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -65,32 +66,83 @@ def learning_curves(
     Raises:
       JarmError: matplotlib is not installed.
     """
+    return curve_grid({"": records}, path_stem, metric, baseline)
+
+
+def curve_grid(
+    panels: Mapping[str, list[dict[str, Any]]],
+    path_stem: pathlib.Path | str,
+    metric: str = METRIC,
+    baseline: str = "random",
+) -> list[pathlib.Path]:
+    """Draw learning curves as `learning_curves` does, a row of panels for each name.
+
+    Args:
+      panels: name -> records, as `jarm.report.summarise` takes them.
+      path_stem: where to write, without suffix.
+      metric: of the panels at the left.
+      baseline: the rule drawn in grey.
+
+    Returns:
+      The files written: `.png` and `.svg`.
+
+    Raises:
+      JarmError: matplotlib is not installed.
+    """
+    metrics = {name: [metric, *best_of_names(records)[-1:]] for name, records in panels.items()}
+    columns = max(map(len, metrics.values()))
+    with drawing(path_stem, (4.2 * columns + 1.2, 3.5 * len(panels)), dpi=200) as figure:
+        grid = figure.subplots(len(panels), columns, squeeze=False)
+        for line, (row, records) in zip(grid, panels.items(), strict=True):
+            runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
+            for axes, name in zip(line, metrics[row], strict=False):
+                _panel(axes, runs, references_of(records), name, baseline)
+                if row:
+                    axes.set_title(f"{row}: {title(name)}", loc="left", fontsize=10)
+            for axes in line[len(metrics[row]) :]:
+                axes.axis("off")
+        _legend(figure, {rule: seeds for rule, seeds in runs_of(next(iter(panels.values()))).items() if seeds})
+    return files_of(path_stem)
+
+
+@contextlib.contextmanager
+def drawing(path_stem: pathlib.Path | str, size: tuple[float, float], dpi: int = 150) -> Iterator[Figure]:
+    """A figure in the style of all figures here, saved when the block ends: `.png` and `.svg`.
+
+    The files are the same for the same drawing and version of matplotlib.
+
+    Args:
+      path_stem: where to write, without suffix.
+      size: inches, across and down.
+      dpi: of the `.png`.
+
+    Raises:
+      JarmError: matplotlib is not installed.
+    """
     require_matplotlib()
     import matplotlib
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
-    metrics = [metric, *best_of_names(records)[-1:]]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * len(metrics) + 1.2, 3.5), layout="constrained")
+        figure = Figure(figsize=size, layout="constrained")
         FigureCanvasAgg(figure)
-        for axes, name in zip(np.atleast_1d(figure.subplots(1, len(metrics))), metrics, strict=True):
-            _panel(axes, runs, references_of(records), name, baseline)
-        _legend(figure, runs)
-        return _saved(figure, pathlib.Path(path_stem), dpi=200)
+        yield figure
+        png, svg = files_of(path_stem)
+        png.parent.mkdir(parents=True, exist_ok=True)
+        # Without what differs from run to run.
+        figure.savefig(png, dpi=dpi, metadata={"Software": None})
+        figure.savefig(svg, metadata={"Date": None, "Creator": None})
 
 
-def _saved(figure: Figure, stem: pathlib.Path, dpi: int) -> list[pathlib.Path]:
-    """Both files, without what differs from run to run."""
-    stem.parent.mkdir(parents=True, exist_ok=True)
-    paths = [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
-    figure.savefig(paths[0], dpi=dpi, metadata={"Software": None})
-    figure.savefig(paths[1], metadata={"Date": None, "Creator": None})
-    return paths
+def files_of(path_stem: pathlib.Path | str) -> list[pathlib.Path]:
+    """The two files of a figure."""
+    stem = pathlib.Path(path_stem)
+    return [stem.with_name(f"{stem.name}.{kind}") for kind in ("png", "svg")]
 
 
-def _style(rules: list[str], rule: str, baseline: str) -> dict[str, Any]:
+def style_of(rules: list[str], rule: str, baseline: str = "random") -> dict[str, Any]:
+    """How the line of one of some rules is drawn: color, linestyle, marker, linewidth and zorder."""
     if rule == baseline:
         return {"color": BASELINE, "linestyle": "-", "marker": "o", "linewidth": 2.4, "zorder": 2}
     i = [name for name in rules if name != baseline].index(rule)
@@ -109,7 +161,7 @@ def _panel(axes: Axes, runs: dict[str, Any], references: dict[str, dict[str, Any
         seeds = list(by_seed)
         labels, values = curves(by_seed, "labels", seeds).mean(0), curves(by_seed, metric, seeds)
         band = np.array([bootstrap_ci(column)[:3] for column in values.T])
-        style = _style(list(runs), rule, baseline)
+        style = style_of(list(runs), rule, baseline)
         axes.plot(labels, band[:, 0], label=rule, markersize=4, markevery=max(len(labels) // 12, 1), **style)
         axes.fill_between(labels, band[:, 1], band[:, 2], color=style["color"], alpha=0.15, linewidth=0)
         if np.isfinite(band).any():
@@ -192,16 +244,9 @@ def axis_curves(
     several = [axis for axis in axes if len({record.get(axis) for record in records}) > 1]
     if not several:
         return learning_curves(records, path_stem, metric, baseline)
-    require_matplotlib()
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     heights = _heights(records, axes, metric)
     rules = list(dict.fromkeys(rule for rule, *_ in heights))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(3.4 * len(several) + 1.6, 3.2), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(path_stem, (3.4 * len(several) + 1.6, 3.2)) as figure:
         for axes_, axis in zip(np.atleast_1d(figure.subplots(1, len(several), sharey=True)), several, strict=True):
             at = list(axes).index(axis)
             values = list(dict.fromkeys(setting[at] for _, _, setting in heights))
@@ -214,7 +259,7 @@ def axis_curves(
                             own.setdefault(seed, []).append(height)
                     points.append(bootstrap_ci(np.array([np.mean(each) for each in own.values()]))[:3])
                 low, mean, high = np.array(points)[:, [1, 0, 2]].T
-                style = _style(rules, rule, baseline)
+                style = style_of(rules, rule, baseline)
                 axes_.plot(range(len(values)), mean, label=rule, markersize=4, **style)
                 axes_.fill_between(range(len(values)), low, high, color=style["color"], alpha=0.15, linewidth=0)
             axes_.set_xticks(
@@ -225,7 +270,7 @@ def axis_curves(
         first = figure.axes[0]
         first.set_title(f"{title(metric)}, mean over labels", loc="left", fontsize=10)
         figure.legend(handles=first.get_lines(), loc="outside right center", frameon=False, handlelength=3.6)
-        return _saved(figure, pathlib.Path(path_stem), dpi=150)
+    return files_of(path_stem)
 
 
 def _heights(
@@ -258,11 +303,6 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
     Raises:
       JarmError: matplotlib is not installed.
     """
-    require_matplotlib()
-    import matplotlib
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     families: dict[str, dict[str, list[dict[str, Any]]]] = {}
     for row in rows:
         if row["rule"].endswith("_marginal"):  # as its twin
@@ -271,9 +311,7 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
     largest = max(row["candidates"] for row in rows)
     columns = min(3, len(families) + 1)
     lines = -(-(len(families) + 1) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2 * columns, 3.3 * lines), layout="constrained")
-        FigureCanvasAgg(figure)
+    with drawing(path_stem, (4.2 * columns, 3.3 * lines)) as figure:
         grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
         for axes in grid[len(families) + 1 :]:
             axes.axis("off")
@@ -281,7 +319,7 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
         for axes, (family, rules) in zip(grid[: len(families)], families.items(), strict=True):
             for rule, cells in rules.items():
                 cells = sorted(cells, key=lambda row: row["candidates"])
-                style = _style(list(rules), rule, "random")
+                style = style_of(list(rules), rule, "random")
                 x = [row["candidates"] for row in cells]
                 axes.loglog(x, [row["cpu_s"] for row in cells], label=rule, markersize=4, **style)
             axes.sharey(first)
@@ -302,4 +340,4 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
         axes.set_ylabel("log det above the prior (nats)")
         axes.grid(color="#dddddd", linewidth=0.6)
         axes.legend(frameon=False, fontsize=7)
-        return _saved(figure, pathlib.Path(path_stem), dpi=150)
+    return files_of(path_stem)

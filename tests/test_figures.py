@@ -55,9 +55,9 @@ def test_curves_count_prompts_without_a_ranking_as_zero(tmp_path, monkeypatch):
 
 
 def test_no_colours_are_needed_to_tell_rules_apart():
-    from jarm.figures import _style
+    from jarm.figures import style_of
 
-    looks = [_style(list(RULES), rule, "random") for rule in RULES]
+    looks = [style_of(list(RULES), rule, "random") for rule in RULES]
     assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == len(RULES)
     assert len({look["color"] for look in looks}) == len(RULES)
 
