@@ -271,8 +271,6 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 
         def one(call: Call) -> list[list[dict[str, Any]]]:
             own = common | ({"source": sources[call.rule]} if call.rule in sources else {})
-            if call.job.group.loop.rounds != config.base.rounds:  # what a whole run is, for who opens the folder again
-                own["rounds"] = call.job.group.loop.rounds
             runs = run_call(programs, call)
             with lock:
                 left[id(call.job)] -= 1
