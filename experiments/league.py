@@ -70,15 +70,20 @@ class Config:
     more: int = 30
 
 
+def areas_of(records: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
+    """Rule -> seed -> mean Spearman over labels."""
+    areas: dict[str, dict[int, float]] = {}
+    for rule, by_seed in runs_of(records).items():
+        if seeds := list(by_seed):
+            labels = curves(by_seed, "labels", seeds).mean(0)
+            values = area_under_curve(labels, curves(by_seed, METRIC, seeds))
+            areas[rule] = dict(zip(seeds, values.tolist(), strict=True))
+    return areas
+
+
 def league(records: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
     """A row for each rule, best first: its area, and its gain over random on the same seeds; those from `first` on."""
-    runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
-    areas: dict[str, dict[int, float]] = {}
-    for rule, by_seed in runs.items():
-        seeds = list(by_seed)
-        labels = curves(by_seed, "labels", seeds).mean(0)
-        values = area_under_curve(labels, curves(by_seed, METRIC, seeds))
-        areas[rule] = dict(zip(seeds, values.tolist(), strict=True))
+    runs, areas = runs_of(records), areas_of(records)
     base, rows = areas["random"], []
     for rule, own in areas.items():
         paired = {seed: own[seed] - base[seed] for seed in own if seed in base}
@@ -132,12 +137,18 @@ def main(config: Config) -> None:
     for target, pairs in itertools.product(targets, config.pairs.split(",")):
         out = config.out / f"{target or config.table}-{pairs}".replace(":", "-")
         settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs, "out": out}
-        rows = league(compared(CompareConfig(**settings, rules=config.rules, seeds=config.seeds)), config.seeds)
+        records = compared(CompareConfig(**settings, rules=config.rules, seeds=config.seeds))
+        rows = league(records, config.seeds)
         if config.more > config.seeds:
             best = [row["rule"] for row in rows if row["rule"] != "random"][:5]
             run = {row["rule"] for row in rows}
             wanted = [rule for rule in dict.fromkeys([*best, *FAMILY]) if rule in run]
-            rows = league(compared(CompareConfig(**settings, rules=",".join(wanted), seeds=config.more)), config.seeds)
+            records = compared(CompareConfig(**settings, rules=",".join(wanted), seeds=config.more))
+            rows = league(records, config.seeds)
+        rounded = {
+            rule: {seed: round(area, 5) for seed, area in own.items()} for rule, own in areas_of(records).items()
+        }
+        (out / "areas.json").write_text(json.dumps(rounded) + "\n")
         (out / "league.md").write_text(markdown(rows))
         print(f"\n{out / 'league.md'}\n{markdown(rows)}")
 
