@@ -107,6 +107,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
             bottom.set_yticks(range(len(found)), [WORDS[name] for name in DESCRIPTIONS])
             bottom.invert_yaxis()
             bottom.set_xlim(-1.05, 1.05)
+            bottom.set_xticks([-1, -0.5, 0, 0.5, 1])
             bottom.set_xlabel("rank correlation with the gain, over rules")
             bottom.grid(axis="x", color="#dddddd", linewidth=0.6)
         grid[0, 0].set_ylabel("information of a pair: mean p (1 - p)")

@@ -1,8 +1,7 @@
 """(f) Time and memory of a selection against the number of candidate pairs.
 
-Claim     The released rule and exact greedy selection take time no more than in proportion to the candidates, and
-          memory that hardly grows with them. (Reviewers of the paper asked how it scales; its own figures are not known
-          here.)
+Claim     The released rule and exact greedy selection, as they are here, take time and memory no more than in
+          proportion to the candidates. (Reviewers of the paper asked how it scales.)
 Command   python experiments/run_time.py
 Hardware  2 CPU cores; nothing else should run.
 Time      About 5 minutes.

@@ -190,13 +190,14 @@ def records_of(config: SweepConfig) -> Records:
     sweep(config)
     here = {tuple(setting.axes.values()) for setting in expand(config)}
     rules, seeds = config.base.rule_names(), config.base.seeds
+
+    def belongs(line: dict[str, Any]) -> bool:
+        if line["kind"] == "reference":  # it has only the axes that choose its table
+            return all(line.get(axis, values[0]) in values for axis, values in config.grid.items())
+        return line["rule"] in rules and line["seed"] < seeds and tuple(line[axis] for axis in config.grid) in here
+
     lines = map(json.loads, (config.base.out / "records.jsonl").read_text().splitlines())
-    return [
-        line
-        for line in lines
-        if line["kind"] == "reference"
-        or (line["rule"] in rules and line["seed"] < seeds and tuple(line[axis] for axis in config.grid) in here)
-    ]
+    return [line for line in lines if belongs(line)]
 
 
 def kept(path: pathlib.Path, settings: dict[str, Any], make: Callable[[], Records]) -> Records:
@@ -388,7 +389,7 @@ def effect(scores: Scores, stem: pathlib.Path, words: str, metric: str = "mean S
                 top.plot(range(len(values)), mean, label=rule, markersize=4, **style)
                 top.fill_between(range(len(values)), low, high, color=style["color"], alpha=0.15, linewidth=0)
                 if rule == "random":
-                    bottom.axhline(0, color=style["color"], linewidth=style["linewidth"], zorder=1)
+                    bottom.axhline(0, color=style["color"], linewidth=style["linewidth"], zorder=2.5)
                     continue
                 pairs = {str(value): ((panel, value, rule), (panel, value, "random")) for value in values}
                 gains = differences(scores, pairs)

@@ -170,8 +170,8 @@ def test_a_verdict_has_its_reasons(means, seeds, number):
 
 def test_chance_alone_seldom_decides():
     rng = np.random.default_rng(0)
-    readings = [suite.decide("", {str(i): rng.normal(size=12) for i in range(6)}).verdict for _ in range(400)]
-    assert readings.count(suite.FAILS) <= 20
+    readings = [suite.decide("", {str(i): rng.normal(size=12) for i in range(6)}).verdict for _ in range(100)]
+    assert readings.count(suite.FAILS) <= 8
     assert readings.count(suite.HOLDS) == 0
     assert suite.decide("", {}).verdict == suite.OPEN
 
