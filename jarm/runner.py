@@ -203,8 +203,9 @@ class Program:
         return jax.jit(jax.shard_map(together, mesh=self.mesh, in_specs=places, out_specs=split, check_vma=False))
 
     def _arguments(self, pool: Pool) -> tuple[Any, ...]:
-        number = jax.ShapeDtypeStruct((self.capacity,), jnp.float32)
-        keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), self.capacity))
+        split = NamedSharding(self.mesh, PartitionSpec("cells")) if self.devices > 1 else None
+        number = jax.ShapeDtypeStruct((self.capacity,), jnp.float32, sharding=split)
+        keys = jax.ShapeDtypeStruct((self.capacity,), jax.random.key(0).dtype, sharding=split)
         hparams = jax.tree.map(lambda _: number, HParams())
         return keys, hparams, pool, jax.ShapeDtypeStruct((), jnp.int32)
 
