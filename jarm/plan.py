@@ -12,8 +12,8 @@ import jax
 
 from jarm.base import JarmError
 from jarm.grid import SweepConfig
+from jarm.programs import Call, Job, Programs, make_programs, read_jobs, run_call, workers_of
 from jarm.runner import free_bytes, program_bytes, readable, side_by_side
-from jarm.sweep import Call, Job, Programs, make_programs, read_jobs, run_call, workers_of
 
 REPORT_BYTES = 256 << 20
 """What summary and figure take at the end: matplotlib, and the records."""

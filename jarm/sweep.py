@@ -16,209 +16,23 @@ import shutil
 import sys
 import threading
 from collections.abc import Iterator
-from typing import Any, NamedTuple, TypeVar
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from jarm.acquisition.registry import source_of
-from jarm.annotators import reward_scale
-from jarm.base import Benchmark, HParams, JarmError
+from jarm.base import JarmError
 from jarm.compare import FREE, SOURCE
-from jarm.data.datasets import load
 from jarm.data.files import claim, replace_text
 from jarm.figures import axis_curves, require_matplotlib
-from jarm.grid import OPTIONS, Group, Setting, SweepConfig, expand, groups
+from jarm.grid import OPTIONS, SweepConfig, expand
 from jarm.metrics import reference_lines
-from jarm.pool import Pool, check_pool, make_pool
-from jarm.prepare import check_budget, make_hparams
 from jarm.processes import agreed, in_step
+from jarm.programs import Call, Job, calls_of, make_programs, read_jobs, run_call, share_of, workers_of
 from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_sweep_summary
-from jarm.runner import Program, Runner, default_jobs, judge, out_of_memory, side_by_side
-
-T = TypeVar("T")
-TOGETHER = 64
-"""Runs that an accelerator takes together if memory allows; a larger batch waits for ever slower stragglers."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A group of settings, checked against its data and ready to run.
-
-    Attributes:
-      group: its settings, program and data.
-      benchmark: the data.
-      scale: what gold rewards are divided by.
-      hparams: of each setting, as float32.
-    """
-
-    group: Group
-    benchmark: Benchmark
-    scale: float
-    hparams: list[HParams]
-
-    @property
-    def program(self) -> tuple[Any, ...]:
-        """Jobs that have this in common are run by one program."""
-        return self.group.loop, self.benchmark.train.shape
-
-    @property
-    def judged(self) -> dict[str, Any]:
-        """How its runs are evaluated, but for the noise."""
-        return {"annotator": self.group.loop.annotator, "scale": self.scale, "best_of": self.group.best_of}
-
-
-class Call(NamedTuple):
-    """One call of one job's program: a rule at some (setting, seed)."""
-
-    job: Job
-    rule: str
-    cells: list[tuple[Setting, HParams, int]]
-
-
-def read_jobs(config: SweepConfig) -> list[Job]:
-    """All groups of a grid with their data, so that what cannot work is refused before anything runs.
-
-    Raises:
-      JarmError: an option, a value, the data or a setting is at fault; which, and what to do.
-    """
-    for name, least in (("seeds", 1), ("jobs", 0), ("together", 0)):
-        if getattr(config.base, name) < least:
-            raise JarmError(f"`{name}` is {getattr(config.base, name)}, which makes no run: give at least {least}.")
-    jobs, loaded = [], dict[tuple[Any, ...], Benchmark]()
-    for group in groups(expand(config)):
-        key = tuple(group.source.values())
-        try:
-            benchmark = loaded[key] if key in loaded else load(**group.source)
-            loaded[key] = benchmark
-            if benchmark.train.gold is None or benchmark.test.gold is None:
-                raise JarmError("The data has no gold rewards, so there is nothing to judge by: give a `target`.")
-            check_budget(group.loop, benchmark.train)
-            check_pool(benchmark.train, group.loop.annotator)
-            scale = reward_scale(group.loop.annotator, benchmark.train.gold, benchmark.train.mask)
-        except JarmError as error:
-            raise JarmError(f"In the setting {group.settings[0]}: {error}") from error
-        hparams = []
-        for setting in group.settings:
-            try:
-                numbers = make_hparams(setting.config.loop(), benchmark.train, scale, setting.config.hparams())
-            except JarmError as error:
-                raise JarmError(f"In the setting {setting}: {error}") from error
-            hparams.append(jax.tree.map(float, numbers))
-        jobs.append(Job(group, benchmark, scale, hparams))
-    return jobs
-
-
-class Programs:
-    """The runner of each job, made when it is first asked for; jobs with equal programs and shapes share one.
-
-    Args:
-      together: runs that a device takes together, at most.
-      devices: of this process, over which the runs of a call are split.
-    """
-
-    def __init__(self, together: int, devices: int):
-        self.together, self.devices = together, devices
-        self._programs: dict[Any, Program] = {}
-        self._runners: dict[int, Runner] = {}
-        self._pool: tuple[Any, Pool] | None = None
-        self._lock = threading.Lock()
-
-    @property
-    def capacity(self) -> int:
-        """Most runs of a call."""
-        return self.together * self.devices
-
-    def __call__(self, job: Job) -> Runner:
-        """The runner of a job."""
-        with self._lock:
-            if id(job) not in self._runners:
-                self._runners[id(job)] = self._make(job)
-            return self._runners[id(job)]
-
-    def _make(self, job: Job) -> Runner:
-        table, annotator = job.benchmark.train, job.group.loop.annotator
-        which = id(table), annotator.scale, annotator.length_bias
-        program = self._programs.setdefault(job.program, Program(job.group.loop, self.together, self.devices))
-        try:
-            if self._pool is None or self._pool[0] != which:
-                self._pool = None  # the last one makes room
-                self._pool = which, make_pool(table, annotator)[0]
-            return Runner(program, self._pool[1], timed=False)
-        except jax.errors.JaxRuntimeError as error:
-            if not out_of_memory(error):
-                raise
-            raise JarmError(
-                f"In the setting {job.group.settings[0]}: the training table does not fit into memory: take fewer "
-                "prompts, or narrower embeddings."
-            ) from error
-
-    def forget(self, job: Job) -> None:
-        """Let go of a job's pool; its program stays, for others."""
-        with self._lock:
-            self._runners.pop(id(job), None)
-
-    @property
-    def compiled(self) -> int:
-        """How many programs were compiled."""
-        return sum(program.is_compiled for program in self._programs.values())
-
-
-def make_programs(config: SweepConfig, jobs: list[Job]) -> Programs:
-    """The programs of a sweep on all devices of this process, for no more runs together than a job has."""
-    cells, devices = max(len(job.group.settings) for job in jobs) * config.base.seeds, jax.local_device_count()
-    together = config.base.together or (1 if jax.default_backend() == "cpu" else TOGETHER)
-    return Programs(max(1, min(together, -(-cells // devices))), devices)
-
-
-def workers_of(config: SweepConfig, programs: Programs) -> int:
-    """Calls at work at a time: where calls are split over devices, one."""
-    return 1 if programs.devices > 1 else config.base.jobs or default_jobs()
-
-
-def calls_of(
-    jobs: list[Job], rules: list[str], seeds: int, size: int, done: set[tuple[Any, ...]], axes: tuple[str, ...]
-) -> list[Call]:
-    """What is left to run, at most `size` cells a call; all rules of some cells near each other."""
-    calls = []
-    for job in jobs:
-        cells = [
-            (setting, hparams, seed)
-            for seed in range(seeds)
-            for setting, hparams in zip(job.group.settings, job.hparams, strict=True)
-        ]
-        for start in range(0, len(cells), size):
-            for rule in rules:
-                left = [
-                    (setting, hparams, seed)
-                    for setting, hparams, seed in cells[start : start + size]
-                    if (rule, seed, *(setting.axes[axis] for axis in axes)) not in done
-                ]
-                if left:
-                    calls.append(Call(job, rule, left))
-    return calls
-
-
-def share_of(calls: list[T], process: int, processes: int, rules: int) -> list[T]:
-    """The calls that a process makes: of every rule, which differ in what they take, about as many as the others."""
-    return [call for at, call in enumerate(calls) if (at % rules + at // rules) % processes == process]
-
-
-def run_call(programs: Programs, call: Call) -> list[list[dict[str, Any]]]:
-    """The records of each run of a call."""
-    job, runner = call.job, programs(call.job)
-    results = runner(call.rule, [(seed, hparams) for _, hparams, seed in call.cells])
-    head = job.group.loop.head.head()
-    found = judge(head, results, job.benchmark.test, pad=programs.capacity, **job.judged)
-    took = ("seconds_to_fit", "seconds_to_select", "seconds_to_compile")
-    lines = []
-    for (setting, _, _), result, metrics in zip(call.cells, results, found, strict=True):
-        # With its rounds, since an axis may change them under a name of its own.
-        place = {**setting.axes, "rounds": job.group.loop.rounds}
-        own = [{"kind": line.pop("kind"), **place, **line} for line in result.lines(metrics)]
-        lines.append([{name: value for name, value in line.items() if name not in took} for line in own])
-    return lines
+from jarm.runner import side_by_side
 
 
 def sweep(config: SweepConfig) -> dict[str, Any]:

@@ -56,8 +56,8 @@ LAYERS = [
     ["figures"],
     ["compare"],
     ["grid"],
-    ["sweep"],
-    ["plan"],
+    ["programs"],
+    ["sweep", "plan"],
     ["cli"],
 ]
 LEVEL = {f"jarm.{module}": level for level, layer in enumerate(LAYERS) for module in layer}

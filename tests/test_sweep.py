@@ -16,11 +16,12 @@ import pytest
 from jax.experimental.compilation_cache import compilation_cache
 from test_compare import SMALL, in_order, lines
 
-from jarm import JarmError, SweepConfig, compare, plan, runner, sweep
+from jarm import JarmError, SweepConfig, compare, plan, programs, runner, sweep
 from jarm.cli import main
 from jarm.data.files import claim
 from jarm.plan import plan_text
-from jarm.sweep import make_programs, read_jobs, share_of, sweep_status
+from jarm.programs import make_programs, read_jobs, share_of
+from jarm.sweep import sweep_status
 from jarm.testing import count_compilations
 
 sweep_module = sys.modules["jarm.sweep"]
@@ -467,7 +468,7 @@ def test_memory_may_run_out_while_compiling_or_for_the_table(tmp_path, monkeypat
         with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory .*while it was compiled"):
             sweep(config)
     assert "2 runs at a time instead of 4" in capsys.readouterr().err
-    monkeypatch.setattr(sweep_module, "make_pool", full)
+    monkeypatch.setattr(programs, "make_pool", full)
     with pytest.raises(JarmError, match=r"In the setting noise=0.5: the training table does not fit into memory"):
         sweep(config)
 
