@@ -113,11 +113,19 @@ def _per_cost(scorer: Scorer, costs: Float[Array, "N"]) -> Scorer:
     )
 
 
+def _top(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """`jax.lax.top_k`, apart from what is done with it."""
+    best, chosen = jax.lax.top_k(scores, k)
+    # Without the barrier XLA fuses, say, `best[k]` with the top-k, no longer knows it, and sorts all scores. Swapped,
+    # since XLA takes a barrier around the very tuple of a top-k for one of its parts, and aborts, on several devices.
+    chosen, best = jax.lax.optimization_barrier((chosen, best))
+    return best, chosen
+
+
 def _best(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"], Float[Array, ""]]:
     """The k largest of some scores, where they stand, and the largest of the others."""
     lacking = max(0, k + 1 - scores.shape[0])
-    # Without the barrier XLA fuses `best[k]` with the top-k, no longer knows it, and sorts all scores.
-    best, chosen = jax.lax.optimization_barrier(jax.lax.top_k(scores, k + 1 - lacking))
+    best, chosen = _top(scores, k + 1 - lacking)
     best = jnp.pad(best, (0, lacking), constant_values=-jnp.inf)
     return best[:k], jnp.pad(chosen, (0, lacking))[:k], best[k]
 
@@ -152,8 +160,7 @@ def _best_within(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
         rows, columns, mask = get_tile(space, index, tile)
         scores = jax.vmap(scorer.tile)(_take(scorer.stats, rows), _take(scorer.stats, columns))
         scores = jnp.where(mask, scores, -jnp.inf).reshape(-1)
-        # Without the barrier XLA fuses `some[0]` with the top-k, no longer knows it, and sorts the whole tile.
-        some, flat = jax.lax.optimization_barrier(jax.lax.top_k(scores, min(k + 1, scores.shape[0])))
+        some, flat = _top(scores, min(k + 1, scores.shape[0]))
 
         def better(_: None) -> tuple[Array, Array]:
             group, place = jnp.divmod(flat, rows.shape[1] * columns.shape[1])

@@ -1,5 +1,6 @@
 """`jarm sweep` as someone meets it who wants to break it: killed, extended, out of memory, failing, misled."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -8,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 
 import jax
@@ -20,6 +22,7 @@ from jarm import JarmError, SweepConfig, compare, plan, programs, runner, sweep
 from jarm.cli import main
 from jarm.data.files import claim
 from jarm.plan import plan_text
+from jarm.pool import make_pool
 from jarm.programs import make_programs, read_jobs, share_of
 from jarm.sweep import sweep_status
 from jarm.testing import count_compilations
@@ -91,8 +94,8 @@ def finished(tmp_path_factory):
 def together(tmp_path_factory):
     """Two runs at a time, one of which fails: a learning rate of 1e30."""
     out = tmp_path_factory.mktemp("sweep") / "failing"
-    summary = sweep(small(out, {"learning_rate": [1e-3, 1e30]}, together=2))
-    return out, summary
+    sweep(small(out, {"learning_rate": [1e-3, 1e30]}, together=2))
+    return out
 
 
 def test_folder_holds_every_run_with_its_place(finished):
@@ -354,8 +357,9 @@ def test_an_axis_of_rounds_goes_on_with_another_base(tmp_path):
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
-def test_a_run_that_fails_is_recorded_and_its_neighbours_are_as_without_it(together, tmp_path, capsys):
-    out, summary = together
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(finished, tmp_path, capsys):
+    out, config = tmp_path / "failing", small(tmp_path / "failing", {"learning_rate": [1e-3, 1e30]})
+    summary = sweep(config)
     failed = [line for line in lines(out) if line["kind"] == "failed"]
     assert {(line["rule"], line["seed"], line["learning_rate"]) for line in failed} == {
         (rule, seed, 1e30) for rule in ("random", "greedy_dopt") for seed in (0, 1)
@@ -370,15 +374,19 @@ def test_a_run_that_fails_is_recorded_and_its_neighbours_are_as_without_it(toget
     assert main(["sweep", "status", str(out)]) == 0
     said = capsys.readouterr().out
     assert said.startswith("8 of 8 runs, done\n4 failed: ")
-
-    sweep(small(tmp_path, {"learning_rate": [1e-3, 2e-3]}, together=2))
-    healthy = runs(tmp_path, "learning_rate")
-    for run, found in runs(out, "learning_rate").items():
-        if run[2] == 1e-3:
-            assert found == healthy[run]
     before = (out / "records.jsonl").read_bytes()  # what failed is not tried again
-    sweep(small(out, {"learning_rate": [1e-3, 1e30]}, together=2))
+    sweep(config)
     assert (out / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_its_neighbours_under_vmap_as_they_are(together, tmp_path):
+    sweep(small(tmp_path, {"learning_rate": [1e-3, 2e-3]}, together=2))
+    healthy, found = runs(tmp_path, "learning_rate"), runs(together, "learning_rate")
+    assert {len(found[rule, seed, 1e30]) for rule, seed, _ in found} == {1}
+    fine = [run for run in found if run[2] == 1e-3]
+    assert len(fine) == 4
+    assert [found[run] for run in fine] == [healthy[run] for run in fine]
 
 
 def test_a_sweep_of_nothing_but_failures_says_so(tmp_path, capsys):
@@ -419,10 +427,32 @@ def close(folder, other, axis):
             assert one.get("spearman") == pytest.approx(two.get("spearman"), abs=2e-2)
 
 
-@pytest.mark.parametrize(
-    ("runs", "jobs"),
-    [(2, 1), pytest.param(4, 1, marks=pytest.mark.slow), pytest.param(4, 3, marks=pytest.mark.slow)],
-)
+def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
+    """Also where some had not begun; a program that is asked for is one that fits."""
+    monkeypatch.setattr(runner.Program, "_function", lambda self: jax.jit(lambda *arguments: arguments[0]))
+    program, (job,) = runner.Program(SMALL.loop(), 8), read_jobs(small(pathlib.Path("out"), {}))
+    pool, _ = make_pool(job.benchmark.train, job.group.loop.annotator)
+    barrier = threading.Barrier(6, timeout=60)
+
+    def one():
+        while True:
+            _, capacity = program.compiled(pool)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(0.2)  # all at the same time, as long as all are there
+            if capacity <= 2:
+                return capacity
+            program.halve(capacity, "memory ran out")
+
+    assert list(runner.side_by_side(one, [()] * 6, 6)) == [2] * 6
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in said] == [
+        "4 runs at a time instead of 8.",
+        "2 runs at a time instead of 4.",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runs", "jobs"), [(2, 1), (4, 1), (4, 3)])
 def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
     runs, jobs, together, finished, tmp_path, monkeypatch, capsys
 ):
@@ -431,9 +461,10 @@ def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
     sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, together=runs, jobs=jobs))
     said = f"jarm: memory ran out: {runs // 2} runs at a time instead of {runs}."
     assert capsys.readouterr().err.count(said) == 1
-    close(tmp_path, together[0], "learning_rate")
+    close(tmp_path, together, "learning_rate")
 
 
+@pytest.mark.slow
 def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finished, tmp_path, monkeypatch, capsys):
     size = {}
     measure = runner.program_bytes
@@ -448,7 +479,7 @@ def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finishe
     assert size[1] < size[0]
     said = capsys.readouterr().err
     assert re.search(r"jarm: \d+ .iB are needed and \d+ .iB are free: 1 runs at a time instead of 2\.", said)
-    close(tmp_path, together[0], "learning_rate")
+    close(tmp_path, together, "learning_rate")
 
 
 def test_where_not_even_one_run_fits_there_is_a_sentence(finished, tmp_path, monkeypatch):

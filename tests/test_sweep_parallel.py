@@ -97,6 +97,7 @@ def test_eight_devices(together, job, reference):
     check(out, reference)
 
 
+@pytest.mark.slow
 def test_two_processes(job, reference):
     out = job / "two"
     said = finish(*pair(job, out))
@@ -113,6 +114,17 @@ def test_two_processes(job, reference):
 def test_two_processes_of_two_devices(job, reference):
     finish(*pair(job, job / "four", devices=2))
     check(job / "four", reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("pairs", ["within", "cross"])
+def test_every_rule_runs_on_several_devices(pairs, job):
+    text = TOML.replace('"greedy_dopt"', f'"all"\npairs = "{pairs}"').replace("seeds = 2", "seeds = 1")
+    (job / "all.toml").write_text(text)
+    finish(start(job, job / pairs, devices=2, file="all.toml"))
+    status = sweep_status(job / pairs)
+    assert status["done"] == status["runs"] > 40
+    assert not status["failed"]
 
 
 @pytest.mark.slow
@@ -138,25 +150,37 @@ def test_processes_killed_in_the_middle_leave_what_others_go_on_with(processes, 
     check(out, reference)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("files", "words"),
     [
-        (("other.toml", "other.toml"), ("batch 5 there, 6 here", "Another process stopped")),
         (("noise.toml", "other.toml"), ("The processes have different grids",) * 2),
-        (("noise.toml", "broken.toml"), ("Another process stopped, and says why", "no rule 'gredy'")),
+        pytest.param(
+            ("noise.toml", "broken.toml"),
+            ("Another process stopped, and says why", "no rule 'gredy'"),
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["folder", "different", "broken"],
+    ids=["different", "broken"],
 )
-def test_processes_that_cannot_go_on_stop_together(files, words, job, reference):
-    """Each with a sentence, and soon: none waits for one that has left."""
-    before, begun = lines(job / "one"), time.monotonic()
-    both = pair(job, job / "one", files)
-    for process, expected in zip(both, words, strict=True):
+def test_processes_that_cannot_start_stop_together(files, words, job):
+    refused(pair(job, job / "nothing", files), words)
+    assert not (job / "nothing").exists()
+
+
+@pytest.mark.slow
+def test_processes_whose_folder_is_refused_stop_together(job, reference):
+    before = lines(job / "one")
+    refused(pair(job, job / "one", ["other.toml"] * 2), ("batch 5 there, 6 here", "Another process stopped"))
+    assert lines(job / "one") == before
+    assert not list((job / "one").glob("process-*"))
+
+
+def refused(processes, words):
+    """Each ends with a sentence, and soon: none waits for one that has left."""
+    begun = time.monotonic()
+    for process, expected in zip(processes, words, strict=True):
         _, errors = process.communicate(timeout=200)
         assert process.returncode == 1, errors[-3000:]
         assert expected in errors
         assert "Traceback" not in errors
     assert time.monotonic() - begun < 150
-    assert lines(job / "one") == before
-    assert not list((job / "one").glob("process-*"))
