@@ -12,11 +12,13 @@ import jax
 
 from jarm.base import JarmError
 from jarm.grid import SweepConfig
-from jarm.programs import Call, Job, Programs, make_programs, read_jobs, run_call, workers_of
+from jarm.programs import Call, Job, Programs, make_programs, read_jobs, run_call
 from jarm.runner import free_bytes, program_bytes, readable, side_by_side
 
 REPORT_BYTES = 256 << 20
-"""What summary and figure take at the end: matplotlib, and the records."""
+"""What summary and figure take at the end."""
+LINE_BYTES = 8 << 10
+"""What a record takes when it is read for them."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,7 +100,7 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
     """
     jobs, rules = read_jobs(config), config.base.rule_names()
     programs, room = make_programs(config, jobs), free_bytes()
-    workers = workers_of(config, programs)
+    workers = programs.workers
     rows, most, seen = [], 0, set[Any]()
     for job in jobs:
         table = job.benchmark.train
@@ -111,7 +113,7 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
         runs = len(job.group.settings) * len(rules) * config.base.seeds
         row = ProgramPlan(_words(job), runs, programs.capacity, pool)
         if measure:
-            row = _measured(row, job, rules, programs, workers)
+            row = _measured(row, job, rules, config.base.seeds, programs, workers)
             if job.program in seen:
                 row = dataclasses.replace(row, compile_seconds=0.0)
             seen.add(job.program)
@@ -121,7 +123,8 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
     peak = None
     if measure and jax.default_backend() == "cpu":
         # Each worker's call was at work while this was measured, and may come once more on top of a compilation.
-        peak = _peak_resident() + workers * most + REPORT_BYTES
+        lines = sum(row.runs * (job.group.loop.rounds + 1) for row, job in zip(rows, jobs, strict=True))
+        peak = _peak_resident() + workers * most + REPORT_BYTES + LINE_BYTES * lines
         if room is not None and workers * most > room:
             raise JarmError(
                 f"{workers} runs at a time take {readable(workers * most)}, and {readable(room)} are free: give fewer "
@@ -189,19 +192,26 @@ def _shares_programs(axis: str, jobs: list[Job]) -> bool:
     return any(len(each) > 1 for each in values.values())
 
 
-def _measured(row: ProgramPlan, job: Job, rules: list[str], programs: Programs, workers: int) -> ProgramPlan:
+def _measured(
+    row: ProgramPlan, job: Job, rules: list[str], seeds: int, programs: Programs, workers: int
+) -> ProgramPlan:
     runner = programs(job)
     _, size = runner.program.compiled(runner.pool)
-    cells = [(setting, hparams, 0) for setting, hparams in zip(job.group.settings, job.hparams, strict=True)]
-    cells = (cells * size)[:size]
+    # Real cells, another call for each worker, spread over settings and seeds: noisy labels stop a fit at other steps.
+    cells = [
+        (setting, hparams, seed)
+        for seed in range(seeds)
+        for setting, hparams in zip(job.group.settings, job.hparams, strict=True)
+    ]
+    calls = [(cells[at::workers] * size)[:size] or cells[:size] for at in range(workers)]
     seconds = {}
     for number, rule in enumerate(rules):
-        call = Call(job, rule, cells)
         if not number:
-            run_call(programs, call)  # compiles the evaluation
+            run_call(programs, Call(job, rule, calls[0]))  # compiles the evaluation
         start = time.perf_counter()
-        list(side_by_side(lambda call: run_call(programs, call), [(call,)] * workers, workers))
-        seconds[rule] = (time.perf_counter() - start) / (workers * len(cells))
+        some = [(Call(job, rule, cells),) for cells in calls]
+        list(side_by_side(lambda call: run_call(programs, call), some, workers))
+        seconds[rule] = (time.perf_counter() - start) / sum(map(len, calls))
     compiled, size = runner.program.compiled(runner.pool)  # smaller by now, if memory ran out
     return dataclasses.replace(
         row,

@@ -7,6 +7,7 @@ import threading
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+import numpy as np
 
 from jarm.annotators import reward_scale
 from jarm.base import Benchmark, HParams, JarmError
@@ -65,7 +66,7 @@ def read_jobs(config: SweepConfig) -> list[Job]:
     for name, least in (("seeds", 1), ("jobs", 0), ("together", 0)):
         if getattr(config.base, name) < least:
             raise JarmError(f"`{name}` is {getattr(config.base, name)}, which makes no run: give at least {least}.")
-    jobs, loaded = [], dict[tuple[Any, ...], Benchmark]()
+    jobs, loaded, solved = [], dict[tuple[Any, ...], Benchmark](), dict[tuple[Any, ...], HParams]()
     for group in groups(expand(config)):
         key = tuple(group.source.values())
         try:
@@ -81,7 +82,13 @@ def read_jobs(config: SweepConfig) -> list[Job]:
         hparams = []
         for setting in group.settings:
             try:
-                numbers = make_hparams(setting.config.loop(), benchmark.train, scale, setting.config.hparams())
+                # Solving for a noise takes a while, and needs to be done once for each flip rate.
+                loop, which = setting.config.loop(), (key, scale, setting.config.pairs, setting.config.flip_rate)
+                numbers = setting.config.hparams()
+                if setting.config.flip_rate is not None and which in solved:
+                    loop, numbers = group.loop, dataclasses.replace(numbers, noise=solved[which].noise)
+                numbers = make_hparams(loop, benchmark.train, scale, numbers)
+                solved[which] = numbers
             except JarmError as error:
                 raise JarmError(f"In the setting {setting}: {error}") from error
             hparams.append(jax.tree.map(float, numbers))
@@ -95,10 +102,11 @@ class Programs:
     Args:
       together: runs that a device takes together, at most.
       devices: of this process, over which the runs of a call are split.
+      workers: calls at work at a time: where calls are split over devices, one.
     """
 
-    def __init__(self, together: int, devices: int):
-        self.together, self.devices = together, devices
+    def __init__(self, together: int, devices: int, workers: int = 1):
+        self.together, self.devices, self.workers = together, devices, workers
         self._programs: dict[Any, Program] = {}
         self._runners: dict[int, Runner] = {}
         self._pool: tuple[Any, Pool] | None = None
@@ -119,7 +127,9 @@ class Programs:
     def _make(self, job: Job) -> Runner:
         table, annotator = job.benchmark.train, job.group.loop.annotator
         which = id(table), annotator.scale, annotator.length_bias
-        program = self._programs.setdefault(job.program, Program(job.group.loop, self.together, self.devices))
+        program = self._programs.setdefault(
+            job.program, Program(job.group.loop, self.together, self.devices, self.workers)
+        )
         try:
             if self._pool is None or self._pool[0] != which:
                 self._pool = None  # the last one makes room
@@ -137,6 +147,8 @@ class Programs:
         """Let go of a job's pool; its program stays, for others."""
         with self._lock:
             self._runners.pop(id(job), None)
+            if not self._runners:
+                self._pool = None
 
     @property
     def compiled(self) -> int:
@@ -148,12 +160,10 @@ def make_programs(config: SweepConfig, jobs: list[Job]) -> Programs:
     """The programs of a sweep on all devices of this process, for no more runs together than a job has."""
     cells, devices = max(len(job.group.settings) for job in jobs) * config.base.seeds, jax.local_device_count()
     together = config.base.together or (1 if jax.default_backend() == "cpu" else TOGETHER)
-    return Programs(max(1, min(together, -(-cells // devices))), devices)
-
-
-def workers_of(config: SweepConfig, programs: Programs) -> int:
-    """Calls at work at a time: where calls are split over devices, one."""
-    return 1 if programs.devices > 1 else config.base.jobs or default_jobs()
+    share = -(-cells // devices)
+    calls = -(-share // together)  # of equal size, so that none is filled up with copies
+    workers = 1 if devices > 1 else config.base.jobs or default_jobs()
+    return Programs(-(-share // calls), devices, workers)
 
 
 def calls_of(
@@ -162,20 +172,17 @@ def calls_of(
     """What is left to run, at most `size` cells a call; all rules of some cells near each other."""
     calls = []
     for job in jobs:
-        cells = [
-            (setting, hparams, seed)
-            for seed in range(seeds)
-            for setting, hparams in zip(job.group.settings, job.hparams, strict=True)
-        ]
-        for start in range(0, len(cells), size):
-            for rule in rules:
-                left = [
-                    (setting, hparams, seed)
-                    for setting, hparams, seed in cells[start : start + size]
-                    if (rule, seed, *(setting.axes[axis] for axis in axes)) not in done
-                ]
-                if left:
-                    calls.append(Call(job, rule, left))
+        of_rule = {
+            rule: [
+                (setting, hparams, seed)
+                for seed in range(seeds)
+                for setting, hparams in zip(job.group.settings, job.hparams, strict=True)
+                if (rule, seed, *(setting.axes[axis] for axis in axes)) not in done
+            ]
+            for rule in rules
+        }
+        for start in range(0, max(map(len, of_rule.values())), size):
+            calls += [Call(job, rule, some) for rule in rules if (some := of_rule[rule][start : start + size])]
     return calls
 
 
@@ -188,8 +195,16 @@ def run_call(programs: Programs, call: Call) -> list[list[dict[str, Any]]]:
     """The records of each run of a call."""
     job, runner = call.job, programs(call.job)
     results = runner(call.rule, [(seed, hparams) for _, hparams, seed in call.cells])
-    head = job.group.loop.head.head()
-    found = judge(head, results, job.benchmark.test, pad=programs.capacity, **job.judged)
+    head, found = job.group.loop.head.head(), list[dict[str, np.ndarray]]()
+    while len(found) < len(results):
+        size = runner.program.capacity
+        some = results[len(found) : len(found) + size]
+        try:
+            found += judge(head, some, job.benchmark.test, pad=size, **job.judged)
+        except jax.errors.JaxRuntimeError as error:
+            if not out_of_memory(error):
+                raise
+            runner.program.halve(size, "memory ran out while runs were evaluated")
     took = ("seconds_to_fit", "seconds_to_select", "seconds_to_compile")
     lines = []
     for (setting, _, _), result, metrics in zip(call.cells, results, found, strict=True):

@@ -41,7 +41,7 @@ def fingerprint(settings: dict[str, Any]) -> str:
 def provenance() -> dict[str, Any]:
     """What a number depends on beside its settings: versions, commit of the checkout, device, machine."""
     names = ("jarm", "jax", "flax", "optax", "numpy")
-    device = jax.devices()[0]
+    device = jax.local_devices()[0]
     return {
         "device": device.device_kind if device.platform != "cpu" else f"cpu ({os.cpu_count()} x {platform.machine()})",
         "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},

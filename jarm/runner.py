@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import itertools
 import math
 import os
 import pathlib
@@ -46,11 +47,16 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], j
 
     None waits for a slower one before it, so that an interrupt loses only what is in flight.
     """
+    waiting = iter(calls)
     with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
-        futures = [pool.submit(function, *call) for call in calls]
         try:
-            for future in concurrent.futures.as_completed(futures):
-                yield future.result()
+            # Few at a time, so that results are let go of as they are taken.
+            pending = {pool.submit(function, *call) for call in itertools.islice(waiting, 2 * jobs)}
+            while pending:
+                done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    pending |= {pool.submit(function, *call) for call in itertools.islice(waiting, 1)}
+                    yield future.result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -124,10 +130,11 @@ class Program:
       together: points that a device runs at a time, under `vmap` if more than one; halved where XLA says that the
         program does not fit, and where memory runs out.
       devices: how many of this process's devices the points of a call are split over.
+      workers: calls that will be at work at a time, whose memory adds up.
     """
 
-    def __init__(self, config: LoopConfig, together: int = 1, devices: int = 1):
-        self.config, self.together, self.devices = config, together, devices
+    def __init__(self, config: LoopConfig, together: int = 1, devices: int = 1, workers: int = 1):
+        self.config, self.together, self.devices, self.workers = config, together, devices, workers
         self.mesh = jax.make_mesh((devices,), ("cells",), devices=jax.local_devices()[:devices])
         self.seconds_to_compile = math.nan
         self._compiled: Compiled | None = None
@@ -160,7 +167,7 @@ class Program:
                     self._fewer("memory ran out while it was compiled")
                     continue
                 self.seconds_to_compile = time.perf_counter() - start
-                needed, room = program_bytes(compiled), free_bytes()
+                needed, room = self.workers * program_bytes(compiled), free_bytes()
                 if room is None or needed <= room:
                     self._compiled = compiled
                 else:
@@ -264,9 +271,8 @@ class Runner:
         return list(self._results(rule, points, records, seconds))
 
     def _results(self, rule: str, points: Sequence[Point], records: RunRecord, seconds: float) -> Iterator[Result]:
-        host, params = jax.tree.map(np.asarray, records._replace(params=None)), records.params
-        if self.program.devices > 1:
-            params = jax.tree.map(np.asarray, params)
+        # Heads leave the device as well: those of many runs and rounds would fill it.
+        host, params = jax.tree.map(np.asarray, (records._replace(params=None), records.params))
         took = self._took.get(rule, (math.nan, math.nan))
         for i, (seed, hparams) in enumerate(points):
             yield Result(
@@ -307,9 +313,14 @@ def free_bytes() -> int | None:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     try:
         lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
-        return 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     except (OSError, StopIteration, ValueError):
         return None
+    group = pathlib.Path("/sys/fs/cgroup")
+    try:  # where a container or a scheduler allows less
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return free
 
 
 def readable(size: float | int) -> str:
@@ -334,7 +345,7 @@ def judge(
     """
     rounds = len(results[0].records.labels)
     padded = [*results, *[results[-1]] * (-len(results) % pad)]
-    params = jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *[result.params for result in padded])
+    params = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *[result.params for result in padded])
     noise = np.repeat([np.float32(result.hparams.noise) for result in padded], rounds)
     found = evaluate(head, params, table, noise=noise, **judged)
     return [

@@ -29,7 +29,7 @@ from jarm.figures import axis_curves, require_matplotlib
 from jarm.grid import OPTIONS, SweepConfig, expand
 from jarm.metrics import reference_lines
 from jarm.processes import agreed, in_step
-from jarm.programs import Call, Job, calls_of, make_programs, read_jobs, run_call, share_of, workers_of
+from jarm.programs import Call, Job, calls_of, make_programs, read_jobs, run_call, share_of
 from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_sweep_summary
 from jarm.runner import side_by_side
@@ -94,7 +94,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 
         total = sum(len(call.cells) for call in mine)
         with tqdm(total=total, unit="run", desc="sweep", disable=jax.process_index() > 0) as bar:
-            for runs in side_by_side(one, [(call,) for call in mine], workers_of(config, programs)):
+            for runs in side_by_side(one, [(call,) for call in mine], programs.workers):
                 folder.append([line for run in runs for line in run])
                 bar.update(len(runs))
         if jax.process_index() == 0:
@@ -112,7 +112,8 @@ def _finish(
     shown = [
         line
         for line in records
-        if line["kind"] == "reference" or (line["rule"] in rules and tuple(line[axis] for axis in axes) in here)
+        if line["kind"] == "reference"
+        or (line["rule"] in rules and line["seed"] < config.base.seeds and tuple(line[axis] for axis in axes) in here)
     ]
     runs = [line for line in shown if line["kind"] == "run"]
     if not runs:
