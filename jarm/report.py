@@ -270,7 +270,7 @@ def _sweep_markdown(summary: dict[str, Any], axes: list[str]) -> str:
             if row["failed_seeds"]:
                 failures[row["failure"]] = failures.get(row["failure"], 0) + row["failed_seeds"]
     text = [f"# {len(rows)} settings, {runs:,} runs", ""]
-    text += [f"- {count:,} runs failed: {failure}" for failure, count in failures.items()]
+    text += [f"- {count:,} run{'s' * (count != 1)} failed: {failure}" for failure, count in failures.items()]
     text += _table(
         [
             *axes,
