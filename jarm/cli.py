@@ -127,7 +127,8 @@ def _sweep(
     summary = sweep(read)
     if jax.process_index() == 0:
         failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
-        print(f"{failed:,} runs failed." * bool(failed))
+        if failed:
+            print(f"{failed:,} run{'s' * (failed != 1)} failed; {read.base.out / 'summary.md'} says why.")
         print(f"{read.base.out / 'summary.md'}\n{read.base.out / 'curves.png'}")
 
 

@@ -15,10 +15,8 @@ from jarm.grid import SweepConfig
 from jarm.programs import Call, Job, Programs, make_programs, read_jobs, run_call
 from jarm.runner import free_bytes, program_bytes, readable, side_by_side
 
-REPORT_BYTES = 256 << 20
-"""What summary and figure take at the end."""
-LINE_BYTES = 8 << 10
-"""What a record takes when it is read for them."""
+FIGURE, LINE = 32 << 20, 8 << 10
+"""Bytes of what comes after the runs: a figure, and for the summary each line of the records, 4 to 5 KiB in Python."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,7 +52,8 @@ class Plan:
       programs: what shares a program and data; data of one shape can have a program in common.
       compilations: how many different programs these are.
       workers: calls at work at a time.
-      peak_bytes: most memory of this process, on a CPU: what it took while planning and what more calls add.
+      peak_bytes: most memory of this process, on a CPU: what it took while planning and what more calls and
+        the summary add. Where programs come from the compilation cache, without what it takes to compile them.
       free_bytes: of the device, or of the machine on a CPU.
     """
 
@@ -122,9 +121,9 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
         rows.append(row)
     peak = None
     if measure and jax.default_backend() == "cpu":
-        # Each worker's call was at work while this was measured, and may come once more on top of a compilation.
+        # Each worker's call was at work while this was measured; compiling the largest program may come on top again.
         lines = sum(row.runs * (job.group.loop.rounds + 1) for row, job in zip(rows, jobs, strict=True))
-        peak = _peak_resident() + workers * most + REPORT_BYTES + LINE_BYTES * lines
+        peak = _peak_resident() + workers * most + FIGURE + lines * LINE
         if room is not None and workers * most > room:
             raise JarmError(
                 f"{workers} runs at a time take {readable(workers * most)}, and {readable(room)} are free: give fewer "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 import pathlib
@@ -30,6 +31,8 @@ from jarm.statistics import (
 METRIC = "spearman"
 EFFECT = 0.01
 """The difference in mean Spearman that a comparison is asked to be able to see."""
+SEEDS_TO_PLAN = 8
+"""Fewer seeds say too little of their spread to plan with: at 8 it is known within a factor of 2."""
 SHARE = "spearman_share"
 BOUGHT = {
     "batch_diversity_log_det": "log det",
@@ -92,7 +95,7 @@ def curves(runs: Mapping[int, list[dict[str, Any]]], metric: str, seeds: list[in
     return np.array([curve(runs[seed], metric) for seed in seeds], np.float64)
 
 
-def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[str, Any]:
+def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planning: bool = True) -> dict[str, Any]:
     """All that `summary.md` says, as numbers.
 
     Each rule is compared with the baseline on the seeds that are whole for both. `area` is the area under the Spearman
@@ -103,6 +106,7 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[s
     Args:
       records: flat, one per rule, seed and round, with kind `run`; and one per reference line, with kind `reference`.
       baseline: name of the rule that others are compared with.
+      planning: whether to say what all rules together show, and how many seeds would show a small difference.
 
     Returns:
       `rules`: rule -> its numbers and `verdict`; `reference`: name -> metrics; `provenance`; what was compared.
@@ -111,7 +115,7 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random") -> dict[s
     runs |= {r["rule"]: {} for r in records if r.get("kind") == "failed" and r["rule"] not in runs}
     shown = best[-1] if best else None
     base_runs = runs.get(baseline, {})
-    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown, len(runs) - 1) for rule in runs}
+    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown, planning * (len(runs) - 1)) for rule in runs}
     for rule, row in rules.items():
         begun = {r["seed"] for r in records if r.get("kind", "run") == "run" and r["rule"] == rule}
         failed = [r["message"] for r in records if r.get("kind") == "failed" and r["rule"] == rule]
@@ -167,9 +171,10 @@ def _rule(
         if paired:
             pair = take(curves(runs, metric, paired)), take(curves(base_runs, metric, paired))
             row[f"{name}_gain"] = paired_difference(*pair)
-            if name == "area" and rule != baseline:
+            if name == "area" and rule != baseline and comparisons:
                 row["area_gain_together"] = simultaneous_ci(pair[0] - pair[1], comparisons)
-                row["seeds_to_see"] = seeds_to_see(EFFECT, pair[0] - pair[1])
+                few = len(paired) < SEEDS_TO_PLAN
+                row["seeds_to_see"] = math.nan if few else seeds_to_see(EFFECT, pair[0] - pair[1])
     row["labels"], row[METRIC] = labels, curves(runs, METRIC, seeds).mean(0)
     row |= {name: _mean(runs, name) for name in BOUGHT}
     row["least_spearman_share"] = _known(runs, SHARE).min(initial=1.0)
@@ -253,7 +258,7 @@ def write_sweep_summary(
         if record["kind"] != "reference":
             by_setting.setdefault(tuple(record[axis] for axis in axes), []).append(record)
     rows = [
-        {"axes": setting, "rules": summarise(own, baseline)["rules"]}
+        {"axes": setting, "rules": summarise(own, baseline, planning=False)["rules"]}
         for setting in settings
         if (own := by_setting.get(tuple(setting.values())))
     ]
@@ -261,6 +266,7 @@ def write_sweep_summary(
     summary = {
         "baseline": baseline,
         "settings": rows,
+        "failures": dict(collections.Counter(line["message"] for line in records if line["kind"] == "failed")),
         "provenance": _plain({name: _distinct(records, name) for name in PROVENANCE}),
         "config": json.loads(config.read_text()) if config.exists() else {},
     }
@@ -272,13 +278,8 @@ def write_sweep_summary(
 def _sweep_markdown(summary: dict[str, Any], axes: list[str]) -> str:
     baseline, rows = summary["baseline"], summary["settings"]
     runs = sum(row["seeds"] for setting in rows for row in setting["rules"].values())
-    failures: dict[str, int] = {}
-    for setting in rows:
-        for row in setting["rules"].values():
-            if row["failed_seeds"]:
-                failures[row["failure"]] = failures.get(row["failure"], 0) + row["failed_seeds"]
     text = [f"# {len(rows)} settings, {runs:,} runs", ""]
-    text += [f"- {count:,} runs failed: {failure}" for failure, count in failures.items()]
+    text += [f"- {count:,} run{'s' * (count != 1)} failed: {failure}" for failure, count in summary["failures"].items()]
     text += _table(
         [
             *axes,

@@ -21,9 +21,11 @@ from test_compare import SMALL, in_order, lines
 from jarm import JarmError, SweepConfig, compare, plan, programs, runner, sweep
 from jarm.cli import main
 from jarm.data.files import claim
+from jarm.figures import axis_curves
 from jarm.plan import plan_text
 from jarm.pool import make_pool
 from jarm.programs import make_programs, read_jobs, share_of
+from jarm.report import write_sweep_summary
 from jarm.sweep import sweep_status
 from jarm.testing import count_compilations
 
@@ -332,20 +334,20 @@ def table(folder, prompts=40, width=4, dim=32):
 def test_an_axis_of_tables_of_two_kinds_and_of_rounds_goes_on(tmp_path):
     """Rounds that a name sets are those of its runs when the folder is opened again."""
     grid = {
-        "task": [{"name": "built in", "data": "synthetic", "rounds": 1}, {"name": "mine", **table(tmp_path)}],
+        "table": [{"name": "built in", "data": "synthetic", "rounds": 1}, {"name": "mine", **table(tmp_path)}],
         "beta": [1.0, 2.0],
     }
     config = small(tmp_path / "out", grid, seeds=1)
     with count_compilations() as compiled:
         sweep(config)
     assert compiled.count("jit(together)") == 2
-    found = runs(tmp_path / "out", "task", "beta")
+    found = runs(tmp_path / "out", "table", "beta")
     assert {key[2]: len(run) for key, run in found.items()} == {"built in": 2, "mine": 3}
     assert len(found) == 8
     before = (tmp_path / "out" / "records.jsonl").read_bytes()
     sweep(config)
     assert (tmp_path / "out" / "records.jsonl").read_bytes() == before
-    assert {line.get("task") for line in lines(tmp_path / "out")} == {"built in", "mine"}
+    assert {line.get("table") for line in lines(tmp_path / "out")} == {"built in", "mine"}
 
 
 @pytest.mark.slow
@@ -387,6 +389,21 @@ def test_a_run_that_fails_leaves_its_neighbours_under_vmap_as_they_are(together,
     fine = [run for run in found if run[2] == 1e-3]
     assert len(fine) == 4
     assert [found[run] for run in fine] == [healthy[run] for run in fine]
+
+
+def test_a_rule_that_fails_at_one_value_is_drawn_and_told_at_the_others(finished, tmp_path):
+    """Half a sweep, as after failures or a stop, has its summary and figure all the same."""
+    whole = [line for line in lines(finished[0]) if line["kind"] == "run"]
+    half = [line for line in whole if (line["rule"], line["noise"]) != ("greedy_dopt", 0.5)]
+    for files in (
+        axis_curves(half, ("noise",), tmp_path / "half"),
+        axis_curves(half[:9], ("noise",), tmp_path / "few"),
+    ):
+        assert [path.suffix for path in files] == [".png", ".svg"]
+    lost = {"kind": "failed", "rule": "greedy_dopt", "seed": 0, "noise": 0.5, "message": "It failed."}
+    summary = write_sweep_summary([*half, lost], [{"noise": 0.5}, {"noise": 2.0}], tmp_path)
+    assert [row["rules"]["greedy_dopt"]["seeds"] for row in summary["settings"]] == [0, 2]
+    assert "- 1 run failed: It failed." in (tmp_path / "summary.md").read_text()
 
 
 def test_a_sweep_of_nothing_but_failures_says_so(tmp_path, capsys):
@@ -654,11 +671,11 @@ def test_a_sweep_keeps_within_the_memory_of_its_plan(tmp_path):
         "import resource, sys, jarm.cli; code = jarm.cli.main(sys.argv[1:]);"
         "print('peak', 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
     )
-    environment = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / "cache")}
     said = {
         name: subprocess.run(
             [sys.executable, "-c", code, name, str(file), *more],
-            env=environment, capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[1],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / name)},  # both compile
+            capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[1],
         ).stdout
         for name, more in (("plan", []), ("sweep", ["--out", str(tmp_path / "out")]))
     }  # fmt: skip

@@ -119,7 +119,11 @@ def test_two_processes_of_two_devices(job, reference):
 @pytest.mark.slow
 @pytest.mark.parametrize("pairs", ["within", "cross"])
 def test_every_rule_runs_on_several_devices(pairs, job):
-    text = TOML.replace('"greedy_dopt"', f'"all"\npairs = "{pairs}"').replace("seeds = 2", "seeds = 1")
+    text = (
+        TOML.replace('"greedy_dopt"', f'"all"\npairs = "{pairs}"')
+        .replace("seeds = 2", "seeds = 1")
+        .replace("members = 1", "members = 2")
+    )
     (job / "all.toml").write_text(text)
     finish(start(job, job / pairs, devices=2, file="all.toml"))
     status = sweep_status(job / pairs)
