@@ -144,7 +144,7 @@ class Outcome(NamedTuple):
       study: which.
       rows: its table.
       readings: its claims.
-      seconds: wall time of its runs, of earlier commands too.
+      seconds: wall time of its runs, of earlier commands that ended too.
       failures: sentence -> how many runs it ended.
       provenance: device, versions, commit -> the values that records have.
     """
@@ -273,11 +273,11 @@ def _scores(records: Records, axis: str | None, take: Callable[[Records, str | N
 def differences(
     scores: Mapping[Any, Mapping[int, float]], pairs: Mapping[str, tuple[Any, Any]]
 ) -> dict[str, np.ndarray]:
-    """Name -> the first minus the second of its two keys, on the seeds that both have."""
+    """Name -> the first minus the second of its two keys, on the seeds that both have; empty where one has none."""
     return {
-        name: np.array([scores[one][seed] - scores[other][seed] for seed in scores[one] if seed in scores[other]])
+        name: np.array([first[seed] - second[seed] for seed in first if seed in second])
         for name, (one, other) in pairs.items()
-        if one in scores and other in scores
+        for first, second in [(scores.get(one, {}), scores.get(other, {}))]
     }
 
 
@@ -439,7 +439,7 @@ def examine(study: Study, config: Config) -> Outcome:
 
 
 def _timed(path: pathlib.Path, make: Callable[[], Records]) -> tuple[float, Records]:
-    """Records and the seconds that they took, whichever command made them."""
+    """Records and the seconds of the commands that ended; what was interrupted is not counted."""
     before = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "records": 0}
     start = time.perf_counter()
     records = make()

@@ -24,7 +24,7 @@ from jarm.embed import EmbedConfig, embed
 from jarm.figures import run_times
 from jarm.grid import read_sweep
 from jarm.plan import plan, plan_text
-from jarm.processes import start_processes
+from jarm.processes import in_step, start_processes
 from jarm.sweep import sweep, sweep_status
 from jarm.testing import CHECKS, SPACES, check_rule
 
@@ -87,6 +87,7 @@ def _sweep(
     coordinator: str | None = None,
     processes: int | None = None,
     process_id: int | None = None,
+    local_device: int | None = None,
 ) -> None:
     """Run a grid of comparisons: CONFIG is a .toml with options of `jarm compare` and a table [grid], or a .py.
 
@@ -106,17 +107,21 @@ def _sweep(
       coordinator: HOST:PORT of process 0, to join processes that nobody else introduces.
       processes: how many there are, then.
       process_id: which of them this is, from 0.
+      local_device: the only device of its host that this process takes, from 0, where there is a process for each.
     """
     if config[:1] == ("status",) and len(config) == 2:
         _status(pathlib.Path(config[1]))
         return
     if len(config) != 1:
         raise JarmError(f"`jarm sweep {' '.join(config)}`: give one file, or `status` and a folder.")
-    if not (coordinator or distributed) and (processes, process_id) != (None, None):
-        raise JarmError("`--processes` and `--process-id` go with `--coordinator HOST:PORT`: give that too.")
+    if not (coordinator or distributed) and (processes, process_id, local_device) != (None, None, None):
+        raise JarmError(
+            "`--processes`, `--process-id` and `--local-device` go with `--coordinator HOST:PORT`: give that too."
+        )
     if coordinator or distributed:
-        start_processes(coordinator, processes, process_id)
-    read = read_sweep(pathlib.Path(config[0]))
+        start_processes(coordinator, processes, process_id, local_device=local_device)
+    with in_step():
+        read = read_sweep(pathlib.Path(config[0]))
     given: dict[str, Any] = {"out": out, "jobs": jobs, "together": together}
     given = {name: value for name, value in given.items() if value is not None}
     read = dataclasses.replace(read, base=dataclasses.replace(read.base, **given))

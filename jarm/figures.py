@@ -225,8 +225,8 @@ def axis_curves(
 ) -> list[pathlib.Path]:
     """Draw what each axis of a sweep does: the mean height of the learning curve against its values, a line a rule.
 
-    A point is the mean over seeds and over the other axes, its band the 95 % bootstrap interval over seeds. Without
-    axes, learning curves.
+    A point is the mean over seeds and over the other axes, as far as every rule has a run there at every value of the
+    axis; its band is the 95 % bootstrap interval over seeds. Without axes, learning curves.
 
     Args:
       records: of a sweep; runs that are not whole are left out.
@@ -250,13 +250,19 @@ def axis_curves(
         for axes_, axis in zip(np.atleast_1d(figure.subplots(1, len(several), sharey=True)), several, strict=True):
             at = list(axes).index(axis)
             values = list(dict.fromkeys(setting[at] for _, _, setting in heights))
+            # Of seeds and the other axes, what every rule has at every value: else points would average unlike things.
+            places: dict[tuple[str, Any], dict[tuple[Any, ...], float]] = {}
+            for (rule, seed, setting), height in heights.items():
+                others = seed, *setting[:at], *setting[at + 1 :]
+                places.setdefault((rule, setting[at]), {})[others] = height
+            common = set.intersection(*(set(each) for each in places.values()))
             for rule in rules:
                 points = []
                 for value in values:
                     own: dict[int, list[float]] = {}
-                    for (name, seed, setting), height in heights.items():
-                        if name == rule and setting[at] == value:
-                            own.setdefault(seed, []).append(height)
+                    for others, height in places.get((rule, value), {}).items():
+                        if others in common or not common:
+                            own.setdefault(others[0], []).append(height)
                     points.append(bootstrap_ci(np.array([np.mean(each) for each in own.values()]))[:3])
                 low, mean, high = np.array(points)[:, [1, 0, 2]].T
                 style = style_of(rules, rule, baseline)

@@ -129,7 +129,13 @@ def expand(config: SweepConfig) -> list[Setting]:
     for points in itertools.product(*axes):
         options = {option: value for _, _, given in points for option, value in given.items()}
         shown_values = {name: value for name, value, _ in points}
-        settings.append(Setting(shown_values, dataclasses.replace(config.base, **options)))
+        config_here = dataclasses.replace(config.base, **options)
+        if "noise" in options and (config_here.annotator != "bradley_terry" or config_here.flip_rate is not None):
+            raise JarmError(
+                f"grid.{setter['noise']} sets `noise`, which does nothing where the annotator is "
+                f"{config_here.annotator!r} with a flip rate of {config_here.flip_rate}: leave one of them out."
+            )
+        settings.append(Setting(shown_values, config_here))
     return settings
 
 

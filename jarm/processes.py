@@ -24,6 +24,7 @@ def start_processes(
     processes: int | None = None,
     process_id: int | None = None,
     *,
+    local_device: int | None = None,
     timeout: int = 300,
 ) -> None:
     """Join the other processes of this run; to be called before anything touches a device.
@@ -34,6 +35,8 @@ def start_processes(
       coordinator: host and port of process 0, such as `10.0.0.1:1234`, which all processes reach.
       processes: how many there are.
       process_id: which this is, from 0.
+      local_device: the only device of its host that this process takes, from 0; by default all, or as SLURM and the
+        others say.
       timeout: how long to wait for the others, in seconds; when it has passed, JAX ends a waiting process 0.
 
     Raises:
@@ -54,6 +57,7 @@ def start_processes(
             coordinator,
             processes,
             process_id,
+            local_device_ids=local_device,
             initialization_timeout=timeout,
             shutdown_timeout_seconds=SHUTDOWN_SECONDS,
         )

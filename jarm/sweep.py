@@ -163,11 +163,14 @@ def _by_name(options: dict[str, Any]) -> dict[str, Any]:
 
 def _source_axes(config: SweepConfig) -> list[str]:
     """Axes that say which data."""
-    source = {"data", *SOURCE}
+    return _axes_that_set(config, {"data", *SOURCE})
+
+
+def _axes_that_set(config: SweepConfig, options: set[str]) -> list[str]:
     return [
         axis
         for axis, values in config.grid.items()
-        if axis in source or (axis not in OPTIONS and any(source & set(value) for value in values))
+        if axis in options or (axis not in OPTIONS and any(options & set(value) for value in values))
     ]
 
 
@@ -223,20 +226,22 @@ def _refuse_other_sources(folder: RecordFolder, sources: dict[str, str]) -> None
 
 
 def _append_references(folder: RecordFolder, config: SweepConfig, jobs: list[Job], common: dict[str, Any]) -> None:
-    """What needs no reward model, once for each table, with the values of the axes that choose it."""
+    """What needs no reward model, once for each table and way to judge, with the axes that choose them."""
     known = {folder.run_of(line) for line in folder.read() if line["kind"] == "reference"}
+    judging = _axes_that_set(config, {"data", *SOURCE, "annotator", "gold_scale", "best_of"})
     tables = {
-        tuple((axis, setting.axes[axis]) for axis in _source_axes(config)): job
+        tuple((axis, setting.axes[axis]) for axis in judging): job
         for job in reversed(jobs)
         for setting in job.group.settings
     }
     for place, job in tables.items():
+        if folder.run_of({"rule": "oracle", **dict(place)}) in known:
+            continue
         lines = [
             {"kind": "reference", "rule": name, **dict(place), **values, **common}
             for name, values in reference_lines(job.benchmark.test, **job.judged).items()
         ]
-        if lacking := [line for line in lines if folder.run_of(line) not in known]:
-            folder.append(lacking)
+        folder.append([line for line in lines if folder.run_of(line) not in known])
 
 
 def _write_progress(out: pathlib.Path, progress: dict[str, Any]) -> None:
@@ -261,20 +266,27 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
         axes = json.loads((out / "config.json").read_text())["axes"]
     except (OSError, ValueError, KeyError) as error:
         raise JarmError(f"{out} holds no sweep ({error}): give the `out` of one that was started.") from None
-    done, failures = set(), dict[str, int]()
+    lines, failures = dict[tuple[Any, ...], int](), dict[str, int]()
     for path in (out, *_process_folders(out)):
         records = path / "records.jsonl"
         for text in records.read_bytes().split(b"\n")[:-1] if records.exists() else ():
             line = json.loads(text)
             run = line["rule"], line.get("seed"), *(line.get(axis) for axis in axes)
-            if line["kind"] == "failed" and run not in done:
+            if line["kind"] == "failed" and run not in lines:
                 failures[line["message"]] = failures.get(line["message"], 0) + 1
-            if line["kind"] != "reference":
-                done.add(run)
+                lines[run] = 0
+            if line["kind"] == "run":  # how many are left of it
+                lines[run] = lines.get(run, line["rounds"] + 1) - 1
     try:
         claim(out).close()
         running = False
     except JarmError:
         running = True
     failed = sum(failures.values())
-    return {"runs": total, "done": len(done), "failed": failed, "failures": failures, "running": running}
+    return {
+        "runs": total,
+        "done": sum(left <= 0 for left in lines.values()),
+        "failed": failed,
+        "failures": failures,
+        "running": running,
+    }

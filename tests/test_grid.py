@@ -71,7 +71,7 @@ def test_a_python_file_sets_config(tmp_path):
         from jarm import CompareConfig, SweepConfig
         config = SweepConfig(
             CompareConfig(seeds=2, out=pathlib.Path("out/mine")),
-            {"noise": np.linspace(1, 3, 3), "batch": range(5, 7), "data": (pathlib.Path("a.parquet"),),
+            {"beta": np.linspace(1, 3, 3), "batch": range(5, 7), "data": (pathlib.Path("a.parquet"),),
              "flip_rate": [None, 0.25], "members": [np.int64(2)]},
         )
     """
@@ -79,7 +79,7 @@ def test_a_python_file_sets_config(tmp_path):
     settings = expand(read_sweep(path))
     values = {name: list(dict.fromkeys(setting.axes[name] for setting in settings)) for name in settings[0].axes}
     assert values == {
-        "noise": [1.0, 2.0, 3.0],
+        "beta": [1.0, 2.0, 3.0],
         "batch": [5, 6],
         "data": ["a.parquet"],
         "flip_rate": [None, 0.25],
@@ -231,3 +231,12 @@ def test_every_option_but_those_of_the_sweep_can_be_an_axis():
 def test_numpy_numbers_become_numbers():
     (setting,) = expand(grid(noise=np.float32([0.5]), batch=[np.int64(5)], standardise=[np.bool_(True)]))
     assert [type(value) for value in setting.axes.values()] == [float, int, bool]
+
+
+@pytest.mark.parametrize("base", [{"flip_rate": 0.2}, {"annotator": "perfect"}])
+def test_a_noise_that_does_nothing_is_no_axis(base):
+    with pytest.raises(JarmError, match=r"grid\.noise sets `noise`, which does nothing where the annotator is"):
+        expand(SweepConfig(CompareConfig(**base), {"noise": [1.0, 2.0]}))
+    expand(
+        SweepConfig(CompareConfig(**base), {"who": [{"name": "as they are"}, {"name": "sure", "annotator": "perfect"}]})
+    )
