@@ -1,13 +1,15 @@
 """A whole sweep by `jarm sweep`, against the same runs one by one in jarm and as a PyTorch loop.
 
-    python -m benchmarks.sweep --data alpaca_eval_200x20.parquet --embeddings alpaca_eval_200x20_minilm_mean.npy \\
-        --target golden_logit --cores all --out benchmarks/results/sweep.jsonl
+    python -m benchmarks.sweep --part sweep --cores all --data alpaca_eval_200x20.parquet \\
+        --embeddings alpaca_eval_200x20_minilm_mean.npy --target golden_logit --out benchmarks/results/sweep.jsonl
+    python -m benchmarks.sweep --part sample --sample 1 --noises 3 (the same otherwise)
 
-7 rules x 16 seeds x 9 levels of noise, 8 rounds each, by the command in a process of its own, with an empty compilation
-cache: runs a minute, processor time and peak memory of the process, beside what `jarm plan` said before. Then a sample
-of the same runs, in turn: by a call of jarm each, and by the PyTorch loop of `benchmarks.torch_loop` with the ensemble,
-the stopping and the rules (closed forms, its best) of jarm. Ratios are of processor seconds of all threads; "a step"
-divides by the Adam steps that each side took, which makes it the very same work.
+`sweep`: 7 rules x 16 seeds x 9 levels of noise, 8 rounds each, by the command in a process of its own, with an empty
+compilation cache: runs a minute, processor time and peak memory of the process, beside what `jarm plan` said before.
+`sample`: some of the same runs, in turn: by a call of jarm each, and by the PyTorch loop of `benchmarks.torch_loop`
+with the ensemble, the stopping and the rules (closed forms, its best) of jarm. On one pinned core: PyTorch's threads
+take several times the processor time where the others are busy. Ratios are of processor seconds; "a step" divides by
+the Adam steps that each side took, which makes it the very same work.
 """
 
 from __future__ import annotations
@@ -47,9 +49,15 @@ def command(folder: pathlib.Path, *arguments: str) -> tuple[str, float, float, i
 
 
 def main() -> None:
-    options = timing.start(data="synthetic", embeddings="", target="", seeds=16, noises=len(NOISES), sample=2)
+    options = timing.start(
+        data="synthetic", embeddings="", target="", seeds=16, noises=len(NOISES), sample=2, part="sweep"
+    )
     given = {name: getattr(options, name) for name in ("data", "embeddings", "target") if getattr(options, name)}
-    noises = NOISES[: options.noises]
+    noises = NOISES[:: max(1, len(NOISES) // options.noises)][: options.noises]
+    sizes = {"data": options.data.rpartition("/")[2], "seeds": options.seeds, "noises": len(noises)}
+    if options.part == "sample":
+        timing.report(sampled(given, noises, options, sizes | {"seeds": options.sample}))
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         text = [f"{option} = {json.dumps(value)}" for option, value in given.items()]
@@ -73,14 +81,11 @@ def main() -> None:
         "peak_gib": peak / 2**30,
         "planned_peak_gib": float(estimate[1]) if estimate else None,
     }
-    sizes = {"data": options.data.rpartition("/")[2], "seeds": options.seeds, "noises": len(noises)}
-    rows = [_row("sweep", "jarm sweep", sizes, cpu, wall, 1.0, (1.0, 1.0), 1, outcome)]
-    print(rows[0]["outcome"])
-    timing.report(rows + sampled(given, noises, options, sizes, cpu / runs))
+    timing.report([_row("sweep", "jarm sweep", sizes, cpu, wall, 1.0, (1.0, 1.0), 1, outcome)])
 
 
 def sampled(
-    given: dict[str, str], noises: tuple[float, ...], options: Any, sizes: dict[str, Any], swept: float
+    given: dict[str, str], noises: tuple[float, ...], options: Any, sizes: dict[str, Any]
 ) -> list[dict[str, Any]]:
     """Runs of a sample by jarm and by PyTorch in turn."""
     import numpy as np
@@ -128,9 +133,9 @@ def sampled(
             curve, steps[s, c] = side(*cell)
             wall[s, c], cpu[s, c] = time.perf_counter() - marks[0], time.process_time() - marks[1]
             quality[s, c] = np.mean(curve), curve[-1]
-    rows, seeds = [], np.array([seed for _, seed, _ in cells])
+    rows, rules = [], np.array([rule for rule, *_ in cells])
     for s, name in enumerate(sides):
-        ratios = [cpu[s, seeds == seed].mean() / swept for seed in range(options.sample)]
+        ratios = [cpu[s, rules == rule].sum() / cpu[0, rules == rule].sum() for rule in RULES]
         outcome = {
             "cpu_a_run": cpu[s].mean(),
             "runs_a_minute": 60 / wall[s].mean(),
@@ -163,7 +168,7 @@ def _row(
         "name": name,
         "side": side,
         "device": timing.device(),
-        "cores": "all",
+        "cores": "1" if "sample" in name else "all",
         "sizes": sizes,
         "compile_s": 0.0,
         "cpu_s": float(cpu),

@@ -201,9 +201,8 @@ def test_rules_are_listed(capsys):
     assert "cost" in shown
 
 
-@pytest.mark.parametrize(
-    ("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), pytest.param(signal.SIGINT, 130, marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
     """Killed or interrupted after its first run; the same command ends with the records of an unbroken run."""
     compiled = {

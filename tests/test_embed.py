@@ -256,9 +256,8 @@ sys.exit(jarm.cli.main(sys.argv[1:]))
 """
 
 
-@pytest.mark.parametrize(
-    ("number", "code"), [pytest.param(signal.SIGTERM, 130, marks=pytest.mark.slow), (signal.SIGKILL, -9)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_a_signal_loses_nothing_that_was_committed(tmp_path, folder, number, code):
     table = write_rows(tmp_path / "r.jsonl", random_rows(3000))
     options = ["--dtype", "float32", "--max-tokens-per-batch", "64", "--share-prompts", "never"]

@@ -185,6 +185,7 @@ def write_published(folder):
         np.save(folder / f"reward_gemma2b_gemma2b_harmless_{split}.npy", embeddings[..., :1] + embeddings[..., 1:2])
 
 
+@pytest.mark.slow
 def test_published_arrays_are_studied(tmp_path):
     folder = tmp_path / "arrays"
     folder.mkdir()
