@@ -144,11 +144,9 @@ class Programs:
             ) from error
 
     def forget(self, job: Job) -> None:
-        """Let go of a job's pool; its program stays, for others."""
+        """Let go of a job's pool, unless it is the last, which the next job may share; its program stays, too."""
         with self._lock:
             self._runners.pop(id(job), None)
-            if not self._runners:
-                self._pool = None
 
     @property
     def compiled(self) -> int:
