@@ -106,6 +106,7 @@ def relaxed64(z, prior, k, steps=20_000):
     return lower, upper
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),

@@ -73,7 +73,8 @@ def directly(folder, texts, pooling, max_length=None, keep="end"):
     return np.stack(out)
 
 
-@pytest.mark.parametrize("share", [pytest.param("always", marks=pytest.mark.slow), "never"])
+@pytest.mark.slow
+@pytest.mark.parametrize("share", ["always", "never"])
 def test_values_are_those_of_each_text_alone(tmp_path, folder, share):
     rows = random_rows(24)
     table = write_rows(tmp_path / "r.jsonl", rows)
