@@ -15,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jarm import CompareConfig, JarmError
-from jarm.batch import batch_report
 from jarm.grid import expand
 from jarm.records import provenance
 from jarm.sweep import sweep_status
@@ -233,17 +232,3 @@ def test_what_is_done_is_not_done_again(small):
     again = reproduce_all.run_all(config)
     assert {path: path.read_bytes() for path in files} == files
     assert [outcome for _, outcome, _ in again] == [outcome for _, outcome, _ in found]
-
-
-@pytest.mark.slow
-def test_wells_describe_batches_as_runs_do(small):
-    config, _ = small
-    line = json.loads((config.out / "three_wells" / "records.json").read_text())["records"][4]
-    places, pairs = three_wells.points_of(line["points"]), np.array(line["pairs"])
-    spread = 2 * places.astype(np.float64).var(axis=0).sum()
-    zero = np.zeros(len(pairs), np.float32)
-    report = batch_report(
-        places[pairs[:, 0]], places[pairs[:, 1]], pairs.astype(np.int32), np.ones(len(pairs), bool), zero, zero, zero,
-        width=line["points"], scale=np.float32(spread),
-    )  # fmt: skip
-    assert line["batch_distinct_responses"] == report["distinct_responses"]
