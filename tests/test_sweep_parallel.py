@@ -10,23 +10,9 @@ import time
 
 import pytest
 from test_compare import in_order, lines
+from test_sweep import TOML
 
 from jarm.sweep import sweep_status
-
-TOML = """
-rules = "greedy_dopt"
-rounds = 2
-batch = 5
-initial = 10
-seeds = 2
-pool = 200
-steps = 20
-head = "mlp:8"
-members = 1
-
-[grid]
-noise = [0.5, 2]
-"""
 
 
 @pytest.fixture(scope="module")
