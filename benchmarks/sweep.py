@@ -2,10 +2,14 @@
 
     python -m benchmarks.sweep --part sweep --cores all --data alpaca_eval_200x20.parquet \\
         --embeddings alpaca_eval_200x20_minilm_mean.npy --target golden_logit --out benchmarks/results/sweep.jsonl
+    python -m benchmarks.sweep --part killed --kills 3 --records records.jsonl (the same otherwise)
     python -m benchmarks.sweep --part sample --sample 1 --noises 3 (the same otherwise)
 
 `sweep`: 7 rules x 16 seeds x 9 levels of noise, 8 rounds each, by the command in a process of its own, with an empty
-compilation cache: runs a minute, processor time and peak memory of the process, beside what `jarm plan` said before.
+compilation cache: runs a minute, processor time and peak memory of the process, beside what `jarm plan` said before;
+`--records` keeps its records.
+`killed`: the same sweep, ended by SIGKILL at evenly spread counts of finished runs and started again, and its records
+held against those of `--records`: the same keys, the same values.
 `sample`: some of the same runs, in turn: by a call of jarm each, and by the PyTorch loop of `benchmarks.torch_loop`
 with the ensemble, the stopping and the rules (closed forms, its best) of jarm. On one pinned core: PyTorch's threads
 take several times the processor time where the others are busy. Ratios are of processor seconds; "a step" divides by
@@ -29,6 +33,7 @@ from typing import Any
 from benchmarks import timing
 
 NOISES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
+LAST = 8  # the round that ends a run
 RULES = ("random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt")
 
 
@@ -50,7 +55,15 @@ def command(folder: pathlib.Path, *arguments: str) -> tuple[str, float, float, i
 
 def main() -> None:
     options = timing.start(
-        data="synthetic", embeddings="", target="", seeds=16, noises=len(NOISES), sample=2, part="sweep"
+        data="synthetic",
+        embeddings="",
+        target="",
+        seeds=16,
+        noises=len(NOISES),
+        sample=2,
+        part="sweep",
+        records="",
+        kills=3,
     )
     given = {name: getattr(options, name) for name in ("data", "embeddings", "target") if getattr(options, name)}
     noises = NOISES[:: max(1, len(NOISES) // options.noises)][: options.noises]
@@ -58,18 +71,24 @@ def main() -> None:
     if options.part == "sample":
         timing.report(sampled(given, noises, options, sizes | {"seeds": options.sample}))
         return
+    runs = len(RULES) * options.seeds * len(noises)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         text = [f"{option} = {json.dumps(value)}" for option, value in given.items()]
         text += [f"rules = {json.dumps(RULES)}", f"seeds = {options.seeds}", f"out = {json.dumps(str(folder / 'out'))}"]
         (folder / "sweep.toml").write_text("\n".join([*text, "", "[grid]", f"noise = {list(noises)}"]) + "\n")
+        if options.part == "killed":
+            outcome = killed(folder, pathlib.Path(options.records), runs, options.kills)
+            timing.report([_row("sweep, killed", "jarm sweep", sizes, *outcome.pop("took"), 1.0, (1.0, 1.0), 1, outcome)])
+            return
         planned, plan_wall, _, _ = command(folder, "plan", str(folder / "sweep.toml"))
         print(planned)
         (folder / "compiled").rename(folder / "of the plan")
         _, wall, cpu, peak = command(folder, "sweep", str(folder / "sweep.toml"))
-        lines = [json.loads(line) for line in (folder / "out" / "records.jsonl").read_text().splitlines()]
-    runs = len(RULES) * options.seeds * len(noises)
-    done = {(line["rule"], line["seed"], line["noise"]) for line in lines if line["kind"] == "run"}
+        records = (folder / "out" / "records.jsonl").read_text()
+        if options.records:
+            pathlib.Path(options.records).write_text(records)
+        done = {key for key in by_key(records) if key[-1] == LAST}
     estimate = re.search(r"([\d.]+) GiB of memory at most", planned)
     outcome: dict[str, Any] = {
         "runs": runs,
@@ -82,6 +101,53 @@ def main() -> None:
         "planned_peak_gib": float(estimate[1]) if estimate else None,
     }
     timing.report([_row("sweep", "jarm sweep", sizes, cpu, wall, 1.0, (1.0, 1.0), 1, outcome)])
+
+
+def by_key(records: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Records by what says which they are: kind, rule, seed, noise and round, as far as a record has them."""
+    lines = [json.loads(line) for line in records.splitlines()]
+    return {tuple(line.get(name) for name in ("kind", "rule", "seed", "noise", "round")): line for line in lines}
+
+
+def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, kills: int) -> dict[str, Any]:
+    """Run the sweep, killed `kills` times at even steps of its runs, and hold its records against the unbroken ones."""
+    path, cut, start = folder / "out" / "records.jsonl", 0, time.perf_counter()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    for step in range(1, kills + 1):
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jarm.cli", "sweep", str(folder / "sweep.toml")],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
+        )
+        while process.poll() is None and (
+            not path.exists() or path.read_bytes().count(b'"round": %d,' % LAST) < runs * step // (kills + 1)
+        ):
+            time.sleep(0.05)
+        process.kill()
+        process.wait()
+        cut += not path.read_bytes().endswith(b"\n")
+    command(folder, "sweep", str(folder / "sweep.toml"))
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    ours, theirs = by_key(path.read_text()), by_key(unbroken.read_text())
+    timed = {"cpu_s", "wall_s", "seconds"}
+    differ = [
+        (key, name)
+        for key in ours.keys() & theirs.keys()
+        for name in (ours[key].keys() | theirs[key].keys()) - timed
+        if ours[key].get(name) != theirs[key].get(name)
+    ]
+    return {
+        "took": (cpu, wall),
+        "kills": kills,
+        "cut_lines": cut,
+        "records": len(ours),
+        "same_keys": ours.keys() == theirs.keys(),
+        "lines_twice": len(path.read_text().splitlines()) - len(ours),
+        "values_that_differ": len(differ),
+        "fields_that_differ": sorted({name for _, name in differ}),
+    }
 
 
 def sampled(
