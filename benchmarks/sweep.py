@@ -79,7 +79,9 @@ def main() -> None:
         (folder / "sweep.toml").write_text("\n".join([*text, "", "[grid]", f"noise = {list(noises)}"]) + "\n")
         if options.part == "killed":
             outcome = killed(folder, pathlib.Path(options.records), runs, options.kills)
-            timing.report([_row("sweep, killed", "jarm sweep", sizes, *outcome.pop("took"), 1.0, (1.0, 1.0), 1, outcome)])
+            timing.report(
+                [_row("sweep, killed", "jarm sweep", sizes, *outcome.pop("took"), 1.0, (1.0, 1.0), 1, outcome)]
+            )
             return
         planned, plan_wall, _, _ = command(folder, "plan", str(folder / "sweep.toml"))
         print(planned)
