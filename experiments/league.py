@@ -29,8 +29,8 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, compare
-from jarm.report import METRIC, curves, runs_of
-from jarm.statistics import area_under_curve, bootstrap_ci, simultaneous_ci
+from jarm.curves import area, runs_of
+from jarm.statistics import bootstrap_ci, simultaneous_ci
 
 FAMILY = ("xtx", "dopt", "pa_dopt", "greedy_dopt", "greedy_dopt_blind", "adpo")
 """The D-optimal family, which gets more seeds whatever its rank."""
@@ -72,13 +72,8 @@ class Config:
 
 def areas_of(records: list[dict[str, Any]]) -> dict[str, dict[int, float]]:
     """Rule -> seed -> mean Spearman over labels."""
-    areas: dict[str, dict[int, float]] = {}
-    for rule, by_seed in runs_of(records).items():
-        if seeds := list(by_seed):
-            labels = curves(by_seed, "labels", seeds).mean(0)
-            values = area_under_curve(labels, curves(by_seed, METRIC, seeds))
-            areas[rule] = dict(zip(seeds, values.tolist(), strict=True))
-    return areas
+    runs = runs_of(records)
+    return {rule: {seed: area(run) for seed, run in by_seed.items()} for rule, by_seed in runs.items() if by_seed}
 
 
 def league(records: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
@@ -146,7 +141,7 @@ def main(config: Config) -> None:
             records = compared(CompareConfig(**settings, rules=",".join(wanted), seeds=config.more))
             rows = league(records, config.seeds)
         rounded = {
-            rule: {seed: round(area, 5) for seed, area in own.items()} for rule, own in areas_of(records).items()
+            rule: {seed: round(height, 5) for seed, height in own.items()} for rule, own in areas_of(records).items()
         }
         (out / "areas.json").write_text(json.dumps(rounded) + "\n")
         (out / "league.md").write_text(markdown(rows))

@@ -20,8 +20,8 @@ import numpy as np
 import suite
 from suite import Config, Reading, Records, Study
 
+from jarm.curves import METRIC, curves, runs_of
 from jarm.figures import drawing, style_of
-from jarm.report import METRIC, curves, runs_of
 from jarm.statistics import bootstrap_ci
 
 KINDS = ("within", "cross", "all")

@@ -25,7 +25,7 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
-from jarm.report import METRIC, curve
+from jarm.curves import METRIC, curve
 from jarm.statistics import bootstrap_ci, paired_difference
 
 LOSSES = ("bradley_terry", "classification")

@@ -20,8 +20,8 @@ import numpy as np
 import suite
 from suite import Config, Reading, Records, Study
 
+from jarm.curves import METRIC, valued
 from jarm.figures import curve_grid
-from jarm.report import METRIC, valued
 from jarm.statistics import interval, number, resamples, tail
 
 RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,coreset,batch_bald,greedy_dopt"

@@ -22,11 +22,12 @@ import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
 from jarm.cli import keep_compiled
+from jarm.curves import METRIC, area, best_of_names, curves, runs_of
 from jarm.data.files import replace_text
 from jarm.figures import drawing, style_of
 from jarm.grid import expand
-from jarm.report import METRIC, PROVENANCE, best_of_names, curves, runs_of, summarise
-from jarm.statistics import area_under_curve, bootstrap_ci, interval, number, simultaneous_ci
+from jarm.report import PROVENANCE, summarise
+from jarm.statistics import bootstrap_ci, interval, number, simultaneous_ci
 
 Records = list[dict[str, Any]]
 Rows = list[list[str]]
@@ -244,7 +245,7 @@ Scores = dict[tuple[str, Any, str], dict[int, float]]
 
 def areas(records: Records, axis: str | None = None) -> Scores:
     """Mean Spearman over labels: the height of the learning curve."""
-    return _scores(records, axis, lambda run, _: float(_area(run)))
+    return _scores(records, axis, lambda run, _: area(run))
 
 
 def finals(records: Records, axis: str | None = None, metric: str = METRIC) -> Scores:
@@ -255,10 +256,6 @@ def finals(records: Records, axis: str | None = None, metric: str = METRIC) -> S
         return float(curves({0: run}, name, [0])[0, -1]) if name else math.nan
 
     return _scores(records, axis, take)
-
-
-def _area(run: Records) -> np.ndarray:
-    return area_under_curve(curves({0: run}, "labels", [0])[0], curves({0: run}, METRIC, [0])[0])
 
 
 def _scores(records: Records, axis: str | None, take: Callable[[Records, str | None], float]) -> Scores:

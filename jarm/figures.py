@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from jarm.base import JarmError
-from jarm.report import METRIC, best_of_names, curves, references_of, runs_of, valued
-from jarm.statistics import area_under_curve, bootstrap_ci
+from jarm.curves import METRIC, area, best_of_names, curves, references_of, runs_of, valued
+from jarm.statistics import bootstrap_ci
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -287,9 +287,7 @@ def _heights(
     for record in records:
         by_setting.setdefault(tuple(record.get(axis) for axis in axes), []).append(record)
     return {
-        (rule, seed, setting): float(
-            area_under_curve(curves({0: run}, "labels", [0])[0], curves({0: run}, metric, [0]))[0]
-        )
+        (rule, seed, setting): area(run, metric)
         for setting, own in by_setting.items()
         for rule, runs in runs_of(own).items()
         for seed, run in runs.items()
