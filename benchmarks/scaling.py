@@ -60,11 +60,25 @@ def main() -> None:
     rows = []
     for case, row, guess in zip(cases, measured, foretold, strict=True):
         outcome = {"foretold_s": float(guess), **{term: float(row[term]) for term in TERMS}}
-        rows.append(_row("scaling", case, row, outcome))
+        took = row["seconds"]
+        rows.append(
+            timing.row(
+                "scaling",
+                "jarm",
+                sizes=case,
+                cpu=took,
+                wall=took,
+                ratios=(row["low"] / took, 1.0, row["high"] / took),
+                turns=options.turns,
+                compile_s=row["compile_s"],
+                outcome=outcome,
+            )
+        )
     print(f"relative error: median {np.median(np.abs(error)):.3f}, largest {np.abs(error).max():.3f}")
     model = dict(zip(TERMS, rates.tolist(), strict=True))
     outcome = {**model, "median_error": float(np.median(np.abs(error))), "largest_error": float(np.abs(error).max())}
-    rows.append(_row("scaling, the model: seconds for one of each", {}, {"seconds": 0.0, "compile_s": 0.0}, outcome))
+    name = "scaling, the model: seconds for one of each"
+    rows.append(timing.row(name, "jarm", sizes={}, cpu=0.0, wall=0.0, outcome=outcome))
     timing.report(rows)
 
 
@@ -127,29 +141,6 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
     spread = {"low": float(np.min(spent)), "high": float(np.max(spent))}
     print(case, f"{np.mean(spent):.3f} s", flush=True)
     return {"seconds": float(np.mean(spent)), "compile_s": compile_s, **spread, **mean}
-
-
-def _row(name: str, case: dict[str, Any], measured: dict[str, float], outcome: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "name": name,
-        "side": "jarm",
-        "device": timing.device(),
-        "cores": "1",
-        "sizes": case,
-        "compile_s": measured["compile_s"],
-        "cpu_s": measured["seconds"],
-        "wall_s": measured["seconds"],
-        "ratio_median": 1.0,
-        "ratio_low": measured.get("low", 0.0) / (measured["seconds"] or 1),
-        "ratio_high": measured.get("high", 0.0) / (measured["seconds"] or 1),
-        "turns": 1,
-        "temp_bytes": None,
-        "rss_growth_bytes": None,
-        "outcome": outcome,
-        "versions": timing.versions(),
-        "commit": timing.commit(),
-        "command": timing.command(),
-    }
 
 
 if __name__ == "__main__":

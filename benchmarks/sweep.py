@@ -79,9 +79,8 @@ def main() -> None:
         (folder / "sweep.toml").write_text("\n".join([*text, "", "[grid]", f"noise = {list(noises)}"]) + "\n")
         if options.part == "killed":
             outcome = killed(folder, pathlib.Path(options.records), runs, options.kills)
-            timing.report(
-                [_row("sweep, killed", "jarm sweep", sizes, *outcome.pop("took"), 1.0, (1.0, 1.0), 1, outcome)]
-            )
+            cpu, wall = outcome.pop("took")
+            timing.report([timing.row("sweep, killed", "jarm sweep", sizes=sizes, cpu=cpu, wall=wall, outcome=outcome)])
             return
         planned, plan_wall, _, _ = command(folder, "plan", str(folder / "sweep.toml"))
         print(planned)
@@ -102,7 +101,7 @@ def main() -> None:
         "peak_gib": peak / 2**30,
         "planned_peak_gib": float(estimate[1]) if estimate else None,
     }
-    timing.report([_row("sweep", "jarm sweep", sizes, cpu, wall, 1.0, (1.0, 1.0), 1, outcome)])
+    timing.report([timing.row("sweep", "jarm sweep", sizes=sizes, cpu=cpu, wall=wall, outcome=outcome)])
 
 
 def by_key(records: str) -> dict[tuple[Any, ...], dict[str, Any]]:
@@ -215,43 +214,11 @@ def sampled(
             "last_gap_error": float((quality[1, :, 1] - quality[0, :, 1]).std(ddof=1) / len(cells) ** 0.5),
         }
         outcome = {key: float(value) for key, value in outcome.items()}
-        total = cpu[s].sum(), wall[s].sum()
-        spread = min(ratios), max(ratios)
-        rows.append(_row("sweep, a sample", name, sizes, *total, float(np.median(ratios)), spread, len(cells), outcome))
+        total = {"cpu": float(cpu[s].sum()), "wall": float(wall[s].sum())}
+        rows.append(
+            timing.row("sweep, a sample", name, sizes=sizes, **total, ratios=ratios, turns=len(cells), outcome=outcome)
+        )
     return rows
-
-
-def _row(
-    name: str,
-    side: str,
-    sizes: dict[str, Any],
-    cpu: float,
-    wall: float,
-    ratio: float,
-    spread: tuple[float, float],
-    turns: int,
-    outcome: dict[str, Any],
-) -> dict[str, Any]:
-    return {
-        "name": name,
-        "side": side,
-        "device": timing.device(),
-        "cores": "1" if "sample" in name else "all",
-        "sizes": sizes,
-        "compile_s": 0.0,
-        "cpu_s": float(cpu),
-        "wall_s": float(wall),
-        "ratio_median": ratio,
-        "ratio_low": float(spread[0]),
-        "ratio_high": float(spread[1]),
-        "turns": turns,
-        "temp_bytes": None,
-        "rss_growth_bytes": None,
-        "outcome": outcome,
-        "versions": timing.versions(),
-        "commit": timing.commit(),
-        "command": timing.command(),
-    }
 
 
 if __name__ == "__main__":

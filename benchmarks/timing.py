@@ -152,29 +152,60 @@ def compare(
     for side in sides:
         ratios = [own / other for own, other in zip(measured[side.name], reference, strict=True)]
         rows.append(
-            {
-                "name": name,
-                "side": side.name,
-                "device": device(),
-                "cores": _SETTINGS["cores"],
-                "sizes": dict(sizes),
-                "compile_s": round(side.compile_s, 4),
-                "cpu_s": statistics.median(cpu[side.name]),
-                "wall_s": statistics.median(wall[side.name]),
-                "ratio_median": statistics.median(ratios),
-                "ratio_low": min(ratios),
-                "ratio_high": max(ratios),
-                "turns": len(ratios),
-                "temp_bytes": side.temp_bytes,
-                "rss_growth_bytes": side.rss_growth_bytes,
-                "outcome": dict(side.outcome),
-                "versions": versions(),
-                "commit": commit(),
-                "command": command(),
-            }
+            row(
+                name,
+                side.name,
+                sizes=sizes,
+                cpu=statistics.median(cpu[side.name]),
+                wall=statistics.median(wall[side.name]),
+                ratios=ratios,
+                turns=len(ratios),
+                compile_s=round(side.compile_s, 4),
+                temp_bytes=side.temp_bytes,
+                rss_growth_bytes=side.rss_growth_bytes,
+                outcome=side.outcome,
+            )
         )
     report(rows)
     return rows
+
+
+def row(
+    name: str,
+    side: str,
+    *,
+    sizes: Mapping[str, Any],
+    cpu: float,
+    wall: float,
+    outcome: Mapping[str, Any],
+    ratios: Sequence[float] = (1.0,),
+    turns: int = 1,
+    cores: str | None = None,
+    compile_s: float = 0.0,
+    temp_bytes: int | None = None,
+    rss_growth_bytes: int | None = None,
+) -> dict[str, Any]:
+    """A row of results, with where and by which command it was measured; ratios are the reference's by default."""
+    return {
+        "name": name,
+        "side": side,
+        "device": device(),
+        "cores": cores or _SETTINGS["cores"],
+        "sizes": dict(sizes),
+        "compile_s": compile_s,
+        "cpu_s": cpu,
+        "wall_s": wall,
+        "ratio_median": statistics.median(ratios),
+        "ratio_low": min(ratios),
+        "ratio_high": max(ratios),
+        "turns": turns,
+        "temp_bytes": temp_bytes,
+        "rss_growth_bytes": rss_growth_bytes,
+        "outcome": dict(outcome),
+        "versions": versions(),
+        "commit": commit(),
+        "command": command(),
+    }
 
 
 def report(rows: Sequence[Mapping[str, Any]]) -> None:

@@ -24,7 +24,7 @@ from jarm.embed import EmbedConfig, embed
 from jarm.figures import run_times
 from jarm.grid import read_sweep
 from jarm.plan import plan, plan_text
-from jarm.processes import in_step, start_processes
+from jarm.processes import in_step, join_if_asked
 from jarm.sweep import sweep, sweep_status
 from jarm.testing import CHECKS, SPACES, check_rule
 
@@ -114,12 +114,7 @@ def _sweep(
         return
     if len(config) != 1:
         raise JarmError(f"`jarm sweep {' '.join(config)}`: give one file, or `status` and a folder.")
-    if not (coordinator or distributed) and (processes, process_id, local_device) != (None, None, None):
-        raise JarmError(
-            "`--processes`, `--process-id` and `--local-device` go with `--coordinator HOST:PORT`: give that too."
-        )
-    if coordinator or distributed:
-        start_processes(coordinator, processes, process_id, local_device=local_device)
+    join_if_asked(distributed, coordinator, processes, process_id, local_device)
     with in_step():
         read = read_sweep(pathlib.Path(config[0]))
     given: dict[str, Any] = {"out": out, "jobs": jobs, "together": together}

@@ -223,12 +223,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
             )
         common = {"config": fingerprint(folder.settings), **provenance()}
         sources = {rule: digits for rule in rules if (digits := source_of(rule))}
-        for line in folder.read():
-            if line.get("source", sources.get(line["rule"])) != sources.get(line["rule"]) and line["rule"] in sources:
-                raise JarmError(
-                    f"The file of {line['rule']} has changed since {config.out} got runs of it: give another --out, or "
-                    "another name to what is another rule."
-                )
+        folder.refuse_changed(sources)
         known = {line["rule"] for line in folder.read() if line["kind"] == "reference"}
         references = reference_lines(benchmark.test, noise=float(hparams.noise), **judged)
         lacking = {name: values for name, values in references.items() if name not in known}

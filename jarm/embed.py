@@ -34,7 +34,7 @@ from jarm.llm.sentence import is_sentence_model, trained_pooling
 from jarm.llm.sharding import load_sharded, make_mesh, split_config
 from jarm.llm.tokens import Tokenizer
 from jarm.llm.weights import find_checkpoint, weight_files
-from jarm.processes import start_processes
+from jarm.processes import join_if_asked
 
 SHARE = {"auto": None, "always": True, "never": False}
 
@@ -153,8 +153,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
         raise JarmError(f"Prompts are shared {', '.join(SHARE)}, not {config.share_prompts!r}: give one of them.")
     if config.dtype not in (None, *DTYPES):
         raise JarmError(f"A model cannot run in dtype {config.dtype!r}: give --dtype {' or '.join(DTYPES)}.")
-    if (config.coordinator or config.distributed) and not jax.distributed.is_initialized():
-        start_processes(config.coordinator, config.processes, config.process_id)
+    join_if_asked(config.distributed, config.coordinator, config.processes, config.process_id)
     folder = find_checkpoint(config.model, config.revision)
     shape = read_config(folder)
     poolings = _poolings(config, folder, shape)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import pathlib
 import re
 import socket
 import time
@@ -17,6 +18,8 @@ from jarm.base import JarmError
 
 SHUTDOWN_SECONDS = 60
 """How long a process that ends waits for the others: so long they hang where one has failed."""
+MEETING_SECONDS = 0.5
+"""How often a process looks whether the others have come."""
 
 
 def start_processes(
@@ -75,6 +78,28 @@ def start_processes(
         ) from error
 
 
+def join_if_asked(
+    distributed: bool,
+    coordinator: str | None,
+    processes: int | None,
+    process_id: int | None,
+    local_device: int | None = None,
+) -> None:
+    """What a command does with its options: `start_processes`, unless none is given or they are joined already.
+
+    Raises:
+      JarmError: as `start_processes`; or the others are given without the first two.
+    """
+    if not (coordinator or distributed):
+        if (processes, process_id, local_device) != (None, None, None):
+            raise JarmError(
+                "Which process this is, of how many and on which device, goes with `--coordinator HOST:PORT`: give "
+                "that too."
+            )
+    elif not jax.distributed.is_initialized():
+        start_processes(coordinator, processes, process_id, local_device=local_device)
+
+
 def _await(coordinator: str, timeout: int) -> None:
     # JAX would abort this process, with a stack trace of C++.
     host, port = coordinator.rsplit(":", 1)
@@ -92,8 +117,12 @@ def _await(coordinator: str, timeout: int) -> None:
 
 
 @contextlib.contextmanager
-def in_step() -> Iterator[None]:
+def in_step(meeting: pathlib.Path | None = None) -> Iterator[None]:
     """At the end of the block wait for all processes; where it failed in one of them, it fails in all.
+
+    Args:
+      meeting: an empty folder, or none yet, in a place that all processes see. Where the block takes some of them much
+        longer than others, they look there for each other before they meet: a meeting of devices has a time limit.
 
     Raises:
       JarmError: the block failed in another process.
@@ -104,11 +133,21 @@ def in_step() -> Iterator[None]:
     except Exception as error:
         failure = error
     if jax.process_count() > 1:
+        if meeting:
+            _await_all(meeting)
         fine = np.all(multihost_utils.process_allgather(np.array(failure is None)))
         if failure is None and not fine:
             raise JarmError("Another process stopped, and says why: mend that, and start all of them again.")
     if failure is not None:
         raise failure
+
+
+def _await_all(meeting: pathlib.Path) -> None:
+    """Leave a file for this process, and wait for those of the others."""
+    meeting.mkdir(exist_ok=True)
+    (meeting / str(jax.process_index())).touch()
+    while len(list(meeting.iterdir())) < jax.process_count():
+        time.sleep(MEETING_SECONDS)
 
 
 def agreed(text: str) -> bool:

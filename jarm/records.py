@@ -16,6 +16,7 @@ import os
 import pathlib
 import platform
 import subprocess
+from collections.abc import Mapping
 from typing import IO, Any
 
 import jax
@@ -208,6 +209,22 @@ class RecordFolder:
     def run_of(self, record: dict[str, Any]) -> tuple[Any, ...]:
         """The run that a record belongs to, as in `done`."""
         return record["rule"], record.get("seed"), *(record.get(axis) for axis in self.axes)
+
+    def refuse_changed(self, sources: Mapping[str, str]) -> None:
+        """Refuse rules whose file is not the one that the folder has runs of.
+
+        Args:
+          sources: rule -> digits of its file, of rules that come from one.
+
+        Raises:
+          JarmError: a file has changed.
+        """
+        for line in self.read():
+            if (digits := sources.get(line["rule"])) and line.get("source", digits) != digits:
+                raise JarmError(
+                    f"The file of {line['rule']} has changed since {self.path} got runs of it: give another --out, or "
+                    "another name to what is another rule."
+                )
 
     def append(self, records: list[dict[str, Any]]) -> None:
         """Add the records of one run at once, on disk when this returns.

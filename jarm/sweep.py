@@ -75,7 +75,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
             if folder.others:
                 print(f"jarm: {out} holds runs by {'; '.join(folder.others)}, which are kept.", file=sys.stderr)
             if jax.process_index() == 0:
-                _refuse_other_sources(folder, sources)
+                folder.refuse_changed(sources)
                 _append_references(folder, config, jobs, common)
                 _write_progress(out, {"runs": len(folder.done | wanted), "compiled": 0})
         calls = calls_of(jobs, rules, config.base.seeds, programs.capacity, folder.done, axes)
@@ -179,12 +179,13 @@ def _shared_folder(
     path: pathlib.Path, settings: dict[str, Any], rounds: int, axes: tuple[str, ...]
 ) -> Iterator[RecordFolder]:
     """The folder that this process appends to: the first one's is the sweep's, the others' lie in it meanwhile."""
-    process = jax.process_index()
+    process, meeting = jax.process_index(), path / ".done"
     with contextlib.ExitStack() as stack:
         with in_step():
             if process == 0:
                 folder = stack.enter_context(RecordFolder(path, settings, rounds, axes, GROWING))
                 _gather(folder)
+                shutil.rmtree(meeting, ignore_errors=True)  # of a sweep that was killed
         with in_step():
             if process:
                 own = path / f"process-{process}"
@@ -192,12 +193,13 @@ def _shared_folder(
                 records = path / "records.jsonl"
                 lines = records.read_text().splitlines() if records.exists() else []
                 folder.done |= {folder.run_of(json.loads(line)) for line in lines}
-        with in_step():
+        with in_step(meeting):
             yield folder
             if process:
                 folder.close()
         with in_step():
             if process == 0:
+                shutil.rmtree(meeting, ignore_errors=True)
                 _gather(folder)
 
 
@@ -214,15 +216,6 @@ def _gather(folder: RecordFolder) -> None:
 
 def _process_folders(path: pathlib.Path) -> list[pathlib.Path]:
     return sorted(each for each in path.glob("process-*") if re.fullmatch(r"process-\d+", each.name) and each.is_dir())
-
-
-def _refuse_other_sources(folder: RecordFolder, sources: dict[str, str]) -> None:
-    for line in folder.read():
-        if line["rule"] in sources and line.get("source") not in (None, sources[line["rule"]]):
-            raise JarmError(
-                f"The file of {line['rule']} has changed since {folder.path} got runs of it: give another `out`, or "
-                "another name to what is another rule."
-            )
 
 
 def _append_references(folder: RecordFolder, config: SweepConfig, jobs: list[Job], common: dict[str, Any]) -> None:

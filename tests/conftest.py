@@ -19,6 +19,7 @@ install_import_hook(CHECKED, "beartype.beartype")
 import hypothesis
 import jax
 import pytest
+from jax.experimental.compilation_cache import compilation_cache
 
 # The gate draws the same examples every time; a search for new ones is a run with `--hypothesis-profile default`.
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
@@ -38,3 +39,15 @@ def _forget_programs():
     """Each compiled program holds memory maps, of which a process may have 65,530: a module's go when it ends."""
     yield
     jax.clear_caches()
+
+
+@pytest.fixture(scope="module")
+def keep_compiled(tmp_path_factory):
+    """Programs of a module that are the same are compiled once, as the command does."""
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+    compilation_cache.reset_cache()

@@ -11,7 +11,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 from jarm import CompareConfig, JarmError, Status, compare, runner
 from jarm.cli import main
@@ -23,6 +22,7 @@ SMALL = CompareConfig(
 )
 ARGS = ["compare", *"--rules greedy_dopt --rounds 2 --batch 5 --initial 10 --seeds 2".split()]  # noqa: SIM905
 ARGS += "--pool 200 --steps 20 --head mlp:8 --members 1".split()  # noqa: SIM905
+pytestmark = pytest.mark.usefixtures("keep_compiled")
 TIMES = ("seconds", "seconds_to_fit", "seconds_to_select", "seconds_to_compile")
 
 
@@ -34,18 +34,6 @@ def in_order(folder):
     """Records but for what they took and the commit, which may move on meanwhile, by rule, seed and round."""
     kept = [{name: value for name, value in line.items() if name not in (*TIMES, "commit")} for line in lines(folder)]
     return sorted(kept, key=lambda line: (line["kind"], line["rule"], line.get("seed", 0), line.get("round", 0)))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The comparisons of this module are one program: keep it, as the command does."""
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")

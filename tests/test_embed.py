@@ -386,6 +386,7 @@ def test_two_writers_at_once_are_refused(tmp_path, folder):
         ([{"prompt": "a", "response": "b"}], {"template": "{prompt} {nothing}"}, "nothing"),
         ([{"prompt": "a", "response": "b"}], {"store_dtype": "int8"}, "int8"),
         ([{"prompt": "a", "response": "b"}], {"share_prompts": "yes"}, "always, never, not 'yes'"),
+        ([{"prompt": "a", "response": "b"}], {"process_id": 1}, "goes with `--coordinator HOST:PORT`"),
     ],
 )
 def test_bad_input_is_one_sentence_and_leaves_nothing(tmp_path, folder, rows, options, message):

@@ -198,16 +198,10 @@ def test_published_arrays_are_studied(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def small(tmp_path_factory):
+def small(keep_compiled, tmp_path_factory):
     """All studies on the built-in data."""
-    import jax
-    from jax.experimental.compilation_cache import compilation_cache
-
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
     config = reproduce_all.Config(size="small", out=tmp_path_factory.mktemp("suite"))
-    yield config, reproduce_all.run_all(config)
-    jax.config.update("jax_compilation_cache_dir", None)
-    compilation_cache.reset_cache()
+    return config, reproduce_all.run_all(config)
 
 
 @pytest.mark.slow

@@ -15,7 +15,6 @@ import time
 import jax
 import numpy as np
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 from test_compare import SMALL, in_order, lines
 
 from jarm import JarmError, SweepConfig, compare, plan, programs, runner, sweep
@@ -28,6 +27,8 @@ from jarm.programs import make_programs, read_jobs, share_of
 from jarm.report import write_sweep_summary
 from jarm.sweep import sweep_status
 from jarm.testing import count_compilations
+
+pytestmark = pytest.mark.usefixtures("keep_compiled")
 
 sweep_module = sys.modules["jarm.sweep"]
 plan_module = sys.modules["jarm.plan"]
@@ -69,18 +70,6 @@ def copied(folder, to):
     for name in ("config.json", "records.jsonl"):
         (to / name).write_bytes((folder / name).read_bytes())
     return to
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_once(tmp_path_factory):
-    """The sweeps of this module are few programs: keep them, as the command does."""
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    compilation_cache.reset_cache()
 
 
 @pytest.fixture(scope="module")
@@ -647,7 +636,7 @@ def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkey
         (["nowhere.toml"], "There is no file nowhere.toml"),
         (["status"], "There is no file status"),
         (["FILE", "--jobs", "-1"], "`jobs` is -1"),
-        (["FILE", "--process-id", "1"], "go with `--coordinator HOST:PORT`"),
+        (["FILE", "--process-id", "1"], "goes with `--coordinator HOST:PORT`"),
         (["FILE", "--coordinator", "nobody"], "'nobody' is no address of process 0"),
         (["FILE", "--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "2"], "no process 2 of 2"),
     ],

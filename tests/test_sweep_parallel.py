@@ -90,7 +90,8 @@ def test_two_processes(job, reference):
     check(out, reference)
     assert "summary.md" in said[0]
     assert "summary.md" not in said[1]
-    # Both did something, and a process alone takes what they did for its own.
+    assert not (out / ".done").exists()
+    # A process alone takes what they did for its own.
     before = (out / "records.jsonl").read_bytes()
     finish(start(job, out))
     assert (out / "records.jsonl").read_bytes() == before
