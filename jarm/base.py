@@ -79,7 +79,8 @@ _MESSAGES = {
     ),
     Status.BROKEN_RULE: (
         "A rule returned a pair twice, one that is not in its space or has the larger index first, fewer pairs than "
-        "there are, a gain that is not finite, or a weight that is not positive: `jarm rules --check` says which."
+        "there are, a score or gain that is not finite, or a weight that is not positive: `jarm rules --check` says "
+        "which."
     ),
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }

@@ -45,6 +45,8 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
         print(f"{rule:>18}  {row['verdict']}{failed}")
     print(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
+    if lost := [rule for rule, row in summary["rules"].items() if row["failed_seeds"] and not row["seeds"]]:
+        raise JarmError(f"No run of {', '.join(lost)} ran to its end, for the reason above.")
 
 
 def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:

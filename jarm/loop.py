@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.registry import get_rule, needs_ensemble
+from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.annotators import AnnotatorConfig, annotate
 from jarm.base import (
     Belief,
@@ -249,7 +249,13 @@ def make_loop(config: LoopConfig) -> Loop:
     def pick(rule: int | Array, key: PRNGKey, belief: Belief, space: PairSpace, hparams: HParams) -> Selection:
         def branch(one: Rule, name: str) -> Callable[..., Selection]:
             def checked(key: PRNGKey, belief: Belief, space: PairSpace) -> Selection:
-                return check_selection(one(key, belief, space, config.batch, hparams), space, config.batch, name)
+                found = check_selection(one(key, belief, space, config.batch, hparams), space, config.batch, name)
+                if name in RULES:
+                    return found
+                # A rule of the user's that was given numbers and made something else of them.
+                sound = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(belief)]).all()
+                made = sound & (found.status == Status.NONFINITE)
+                return dataclasses.replace(found, status=jnp.where(made, jnp.int32(Status.BROKEN_RULE), found.status))
 
             return checked
 

@@ -9,6 +9,7 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
 
 from jarm.base import JarmError
 from jarm.grid import SweepConfig
@@ -17,6 +18,9 @@ from jarm.runner import free_bytes, program_bytes, readable, side_by_side
 
 FIGURE, LINE = 32 << 20, 8 << 10
 """Bytes of what comes after the runs: a figure, and for the summary each line of the records, 4 to 5 KiB in Python."""
+
+TIMED = 16
+"""Runs of a program that are timed at least, of all rules together, so that one odd run does not set the estimate."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -196,21 +200,22 @@ def _measured(
 ) -> ProgramPlan:
     runner = programs(job)
     _, size = runner.program.compiled(runner.pool)
-    # Real cells, another call for each worker, spread over settings and seeds: noisy labels stop a fit at other steps.
     cells = [
         (setting, hparams, seed)
         for seed in range(seeds)
         for setting, hparams in zip(job.group.settings, job.hparams, strict=True)
     ]
-    calls = [(cells[at::workers] * size)[:size] or cells[:size] for at in range(workers)]
-    seconds = {}
-    for number, rule in enumerate(rules):
-        if not number:
-            run_call(programs, Call(job, rule, calls[0]))  # compiles the evaluation
+    # Others for each rule, drawn from all: noisy labels, say, stop a fit at other steps.
+    turns = -(-TIMED // (len(rules) * workers * size))
+    rng, seconds = np.random.default_rng(0), dict[str, float]()
+    for rule in rules:
+        drawn = np.resize(rng.permutation(len(cells)), (turns * workers, size))
+        calls = [Call(job, rule, [cells[at] for at in some]) for some in drawn]
+        if not seconds:
+            run_call(programs, calls[0])  # compiles the evaluation
         start = time.perf_counter()
-        some = [(Call(job, rule, cells),) for cells in calls]
-        list(side_by_side(lambda call: run_call(programs, call), some, workers))
-        seconds[rule] = (time.perf_counter() - start) / sum(map(len, calls))
+        list(side_by_side(lambda call: run_call(programs, call), [(call,) for call in calls], workers))
+        seconds[rule] = (time.perf_counter() - start) / drawn.size
     compiled, size = runner.program.compiled(runner.pool)  # smaller by now, if memory ran out
     return dataclasses.replace(
         row,

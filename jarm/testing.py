@@ -73,16 +73,17 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(SIZE, FEATURES)).astype(np.float32)
     members = features @ rng.normal(size=(FEATURES, MEMBERS)) + 0.1 * rng.normal(size=(SIZE, MEMBERS))
+    rewards = members.mean(axis=1)
     labelled = np.array([[1, 0], [4, 7], [3, 22]])
     belief = Belief(
         features=jnp.asarray(features),
-        rewards=jnp.asarray(members[:, 0], jnp.float32),
+        rewards=jnp.asarray(rewards, jnp.float32),
         member_rewards=jnp.asarray(members.T, jnp.float32),
-        past=jnp.asarray(information64(features, members[:, 0], labelled), jnp.float32),
+        past=jnp.asarray(information64(features, rewards, labelled), jnp.float32),
         labels=jnp.int32(len(labelled)),
         # As the loop has it: room for labels to come.
         known=jnp.zeros((5, 2, FEATURES)).at[: len(labelled)].set(features[labelled]),
-        known_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(members[labelled, 0]),
+        known_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(rewards[labelled]),
     )
     alive = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
     if kind == "listed":
@@ -114,6 +115,7 @@ def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
     types = [field.dtype.name for field in (selection.pairs, selection.gains, selection.valid, selection.status)]
     assert types == ["int32", "float32", "bool", "int32"], f"types {types} are not those of a Selection"
     assert (pairs.shape, gains.shape, valid.shape) == ((k, 2), (k,), (k,)), "shapes are not those of a Selection"
+    assert int(selection.status) != Status.NONFINITE, "a score is not a number, or infinite"
     wanted = min(k, len(offered))
     assert valid.sum() == wanted, f"{valid.sum()} pairs picked, {wanted} wanted of a space of {len(offered)}"
     assert valid[:wanted].all(), "valid pairs do not come first"

@@ -234,7 +234,10 @@ def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
         "repeats does not conform: batch on a space of 'within' pairs: a pair was picked twice"
         in capsys.readouterr().err
     )
-    summary = compare(dataclasses.replace(SMALL, rules=f"{path}:good,{path}:repeats", seeds=1, out=tmp_path / "out"))
+    rules = ["--rules", f"{path}:good,{path}:repeats", "--seeds", "1", "--out", str(tmp_path / "out")]
+    assert main([*ARGS, *rules]) == 1
+    assert "mine.py:repeats ran to its end" in capsys.readouterr().err
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert not summary["rules"][f"{path}:good"]["failed_seeds"]
     row = summary["rules"][f"{path}:repeats"]
     assert row["failed_seeds"] == 1

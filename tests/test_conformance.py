@@ -212,9 +212,14 @@ def worst_first(key, belief, space, k, hparams):
     return Selection(best.pairs[::-1], best.gains[::-1], best.valid, best.status)
 
 
+def no_number(key, belief, space, k, hparams):
+    return top_pairs(lambda margin, _: jnp.log(margin), belief.rewards, None, space, k)
+
+
 @pytest.mark.parametrize(
     ("rule", "check", "complaint"),
     [
+        (no_number, "batch", "not a number"),
         (mirrored, "batch", "not in the space"),
         (repeats, "batch", "picked twice"),
         (buys_again, "batch", "not in the space|wanted"),

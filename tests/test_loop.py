@@ -305,6 +305,23 @@ def test_a_rule_of_your_own_takes_the_place_of_a_name():
         assert len(np.unique(batch // WIDTH)) <= 4
 
 
+def no_number(key, belief, space, k, hparams):
+    """A rule of one's own that takes a logarithm of what may be negative."""
+    return top_pairs(lambda margin, _: jnp.log(margin), belief.rewards, None, space, k)
+
+
+def test_a_score_that_is_not_a_number_is_blamed_on_whose_it_is():
+    config = dataclasses.replace(CONFIGS["within"], rules=(no_number, "random"))
+    loop = make_loop(config)
+    pool, hparams, _ = prepare(config, TABLE)
+    state, first = jit(loop.init)(jax.random.key(0), pool)
+    ask = jit(loop.ask)
+    for wrong, status in ((0.0, Status.BROKEN_RULE), (np.nan, Status.NONFINITE)):
+        spoilt = dataclasses.replace(pool, embeddings=pool.embeddings + np.float32(wrong))
+        told = loop.tell(state, first, jnp.ones(6))
+        assert ask(hparams, told, spoilt, jnp.int32(0))[1].status == status
+
+
 def test_a_rule_that_is_not_there_is_a_status():
     for name, count in (("within", 3), ("all prompts pool", 1)):
         loop, _ = loop_of(name)
