@@ -13,12 +13,14 @@ held against those of `--records`: the same keys, the same values.
 `sample`: some of the same runs, in turn: by a call of jarm each, and by the PyTorch loop of `benchmarks.torch_loop`
 with the ensemble, the stopping and the rules (closed forms, its best) of jarm. On one pinned core: PyTorch's threads
 take several times the processor time where the others are busy. Ratios are of processor seconds; "a step" divides by
-the Adam steps that each side took, which makes it the very same work.
+the Adam steps that each side took, which makes it the very same work; `products_of_fits_s_a_run` is the floor of both,
+the products of jarm's fits at the rate of a large square product here.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import os
 import pathlib
@@ -176,13 +178,21 @@ def sampled(
     shared: dict[str, Any] = {name: getattr(config, name) for name in names}
     shared |= {"check_every": loop.fit.check_every, "patience": loop.fit.patience, "released": False}
 
+    widths = [benchmark.train.shape[2], *loop.head.hidden, 1]
+    layers = [2 * one * other for one, other in itertools.pairwise(widths)]
+    # Forwards, and backwards to the weights and to the inputs, which the first layer does not need.
+    operations_a_row = 3 * sum(layers) - layers[0]
+    operations = []
+
     def ours(rule: str, seed: int, noise: float) -> tuple[list[float], int]:
         (result,) = runner(rule, [(seed, dataclasses.replace(hparams, noise=np.float32(noise)))])
         found = evaluate(head, result.params, benchmark.test, noise=noise, scale=scale)
         # Each member looks `patience` times more after its best.
         more = loop.fit.check_every * loop.fit.patience
-        steps = np.minimum(result.records.fit.steps + more, loop.fit.steps).sum()
-        return found["spearman"].tolist(), int(steps)
+        steps = np.minimum(result.records.fit.steps + more, loop.fit.steps)
+        rows = 2 * (1 - config.holdout) * np.asarray(result.records.labels)
+        operations.append(operations_a_row * (steps * rows[:, None]).sum())
+        return found["spearman"].tolist(), int(steps.sum())
 
     def theirs(rule: str, seed: int, noise: float) -> tuple[list[float], int]:
         done = torch_loop.run(rule, seed, *tables, torch_loop.Protocol(noise=noise, **shared))
@@ -200,6 +210,7 @@ def sampled(
             curve, steps[s, c] = side(*cell)
             wall[s, c], cpu[s, c] = time.perf_counter() - marks[0], time.process_time() - marks[1]
             quality[s, c] = np.mean(curve), curve[-1]
+    rate = timing.gemm_rate()
     rows, rules = [], np.array([rule for rule, *_ in cells])
     for s, name in enumerate(sides):
         ratios = [cpu[s, rules == rule].sum() / cpu[0, rules == rule].sum() for rule in RULES]
@@ -213,6 +224,8 @@ def sampled(
             "last": quality[s, :, 1].mean(),
             "last_gap_error": float((quality[1, :, 1] - quality[0, :, 1]).std(ddof=1) / len(cells) ** 0.5),
         }
+        if s == 0:
+            outcome["products_of_fits_s_a_run"] = np.mean(operations[1:]) / rate
         outcome = {key: float(value) for key, value in outcome.items()}
         total = {"cpu": float(cpu[s].sum()), "wall": float(wall[s].sum())}
         rows.append(

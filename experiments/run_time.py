@@ -66,10 +66,15 @@ def table(records: Records) -> suite.Rows:
     for row in records:
         middle, low, high = (1e3 * row[name] for name in ("cpu_s", "cpu_low_s", "cpu_high_s"))
         memory = "-" if row["temp_bytes"] is None else f"{row['temp_bytes'] / 1e6:.3g}"
-        took = f"{middle:.3g} ({low:.3g} to {high:.3g})"
+        took = f"{_digits(middle)} ({_digits(low)} to {_digits(high)})"
         rest = [memory, f"{row['compile_s']:.1f}", f"{row['log_det']:.1f}"]
         rows.append([row["rule"], f"{row['candidates']:,}", took, *rest])
     return rows
+
+
+def _digits(value: float) -> str:
+    """Three digits, and whole numbers in full."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def readings(records: Records) -> list[Reading]:
