@@ -64,6 +64,8 @@ SOURCES = {"embeddings": "embeddings", "targets": "target", "gen": "gen", "emb":
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot say"
 SEEDS = 5
 """Fewer have intervals that are too narrow, so that nothing is said."""
+SAME = 0.01
+"""A change in Spearman that is taken for none."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -318,7 +320,8 @@ def signed(value: float) -> str:
 
 
 def leads(scores: Scores, words: str, metric: str = "mean Spearman") -> list[Reading]:
-    """The lead of the released rule over random, and of the greedy one over it, at every value of an axis.
+    """The lead of the released rule over random, and of the greedy one over it, at every value; how the first
+    changes over the values.
 
     Args:
       scores: of every setting, as by `areas`.
@@ -334,7 +337,38 @@ def leads(scores: Scores, words: str, metric: str = "mean Spearman") -> list[Rea
     return [
         decide(f"The released D-optimal rule leads random at every {words} ({metric})", all_of("dopt", "random")),
         decide(f"Exact greedy selection leads the released rule at every {words}", all_of("greedy_dopt", "dopt")),
+        steady(f"The lead of the released rule over random does not hang on the {words}", scores, words),
     ]
+
+
+def steady(claim: str, scores: Scores, words: str) -> Reading:
+    """Whether the lead of the released rule over random is, to within `SAME`, everywhere what it is at the first value.
+
+    It holds where the 95 % interval of each change lies within; it does not hold where one lies outside, in an interval
+    that all changes have together.
+    """
+    leads: dict[tuple[str, Any], dict[int, float]] = {}
+    for (panel, value, rule), own in scores.items():
+        other = scores.get((panel, value, "random"), {})
+        if rule == "dopt":
+            leads[panel, value] = {seed: own[seed] - other[seed] for seed in own if seed in other}
+    firsts = {panel: (panel, value) for panel, value in reversed(leads)}
+    pairs = {
+        label(panel, words, firsts[panel][1], "to", value): ((panel, value), firsts[panel])
+        for panel, value in leads
+        if (panel, value) != firsts[panel]
+    }
+    changes = differences(leads, pairs)
+    few = min(map(len, changes.values()), default=0)
+    if few < SEEDS:
+        return Reading(claim, OPEN, f"{few} seeds are too few: run at least {SEEDS}.")
+    alone = {name: bootstrap_ci(each) for name, each in changes.items()}
+    together = {name: simultaneous_ci(each, len(changes)) for name, each in changes.items()}
+    within = all(each.low > -SAME and each.high < SAME for each in alone.values())
+    outside = any(each.low > SAME or each.high < -SAME for each in together.values())
+    most = max(alone, key=lambda name: abs(alone[name].mean))
+    why = f"it changes most from {most}: {signed(alone[most].mean)} {interval(alone[most].low, alone[most].high)}"
+    return Reading(claim, HOLDS if within else FAILS if outside else OPEN, f"{why}; the bar is {number(SAME, 2)}.")
 
 
 # Tables and figures.
