@@ -88,7 +88,7 @@ def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: in
     Returns:
       As `top_pairs`.
     """
-    best = best_pairs(_loud(scorer), dataclasses.replace(space, costs=None), k, tile=tile)
+    best = best_pairs(scorer._replace(loud=True), dataclasses.replace(space, costs=None), k, tile=tile)
     # Scores may overflow, or be NaN, where what they are made of is neither.
     fine = (finite | ~space.eligible).all() & (best.scores < jnp.inf).all()
     status = jnp.where(fine, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
@@ -99,17 +99,6 @@ def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: in
         gains=jnp.where(valid, best.scores, 0),
         valid=valid,
         status=worst(status, short),
-    )
-
-
-def _loud(scorer: Scorer) -> Scorer:
-    """The same scores, but infinity for NaN, which would lose every comparison and be passed over without a word."""
-
-    def heard(scores: Array) -> Array:
-        return jnp.where(jnp.isnan(scores), jnp.inf, scores)
-
-    return scorer._replace(
-        pair=lambda a, b: heard(scorer.pair(a, b)), tile=lambda rows, columns: heard(scorer.tile(rows, columns))
     )
 
 

@@ -40,6 +40,7 @@ class Scorer(NamedTuple):
       bound: `(numbers [r, ...], numbers [c, ...]) -> scalar` that none of these scores exceeds, found without a number
         for each pair; None: there is none.
       order: `[N]` by which alike responses come together, so that bounds are close; None for the order they are in.
+      loud: take NaN for infinity, so that it is found; else it loses every comparison and is passed over.
     """
 
     stats: Any
@@ -47,6 +48,11 @@ class Scorer(NamedTuple):
     tile: Callable[[Any, Any], Float[Array, "r c"]]
     bound: Callable[[Any, Any], Float[Array, ""]] | None = None
     order: Float[Array, "N"] | None = None
+    loud: bool = False
+
+    def heard(self, scores: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """Scores, or maxima of some, as comparisons are to see them."""
+        return jnp.where(jnp.isnan(scores), jnp.inf, scores) if self.loud else scores
 
 
 class Best(NamedTuple):
@@ -77,7 +83,7 @@ def best_pairs(
     """The k pairs of a space with the largest scores, or with the largest scores for what they cost.
 
     Args:
-      scorer: what a pair scores. NaN scores are never found.
+      scorer: what a pair scores. NaN scores are never found, unless it is `loud`.
       space: which pairs; where they have costs, a score is divided by the cost.
       k: how many, a Python int.
       floor: pairs that score less may be left out, though there is room for them.
@@ -110,6 +116,7 @@ def _per_cost(scorer: Scorer, costs: Float[Array, "N"]) -> Scorer:
         lambda a, b: scorer.pair(a[0], b[0]) / (a[1] + b[1]),
         lambda rows, columns: scorer.tile(rows[0], columns[0]) / (rows[1][:, None] + columns[1][None, :]),
         order=scorer.order,
+        loud=scorer.loud,
     )
 
 
@@ -140,7 +147,7 @@ def _best_listed(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
 
     def scored(pairs: Int[Array, "m 2"]) -> Float[Array, "m"]:
         first, second = jnp.minimum(pairs, size - 1).T
-        scores = jax.vmap(scorer.pair)(_take(scorer.stats, first), _take(scorer.stats, second))
+        scores = scorer.heard(jax.vmap(scorer.pair)(_take(scorer.stats, first), _take(scorer.stats, second)))
         fine = (pairs[:, 0] < size) & space.eligible[first] & space.eligible[second]
         return jnp.where(fine, scores, -jnp.inf)
 
@@ -159,7 +166,7 @@ def _best_within(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
         best, pairs = carry
         rows, columns, mask = get_tile(space, index, tile)
         scores = jax.vmap(scorer.tile)(_take(scorer.stats, rows), _take(scorer.stats, columns))
-        scores = jnp.where(mask, scores, -jnp.inf).reshape(-1)
+        scores = jnp.where(mask, scorer.heard(scores), -jnp.inf).reshape(-1)
         some, flat = _top(scores, min(k + 1, scores.shape[0]))
 
         def better(_: None) -> tuple[Array, Array]:
@@ -177,7 +184,7 @@ def _best_within(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
     size = space.eligible.shape[0]
     first, second = jnp.minimum(pairs, size - 1).T
     again = jax.vmap(scorer.pair)(_take(scorer.stats, first), _take(scorer.stats, second))
-    again = jnp.where(jnp.isfinite(best), again, best)
+    again = jnp.where(jnp.isfinite(best), scorer.heard(again), best)
     scores, chosen, rest = _best(again, k)
     return Best(scores, pairs[chosen], jnp.maximum(rest, best[k]))
 
@@ -251,7 +258,7 @@ class _Blocks(NamedTuple):
         scores = jnp.where(mask, scorer.tile(rows, columns), -jnp.inf)
         slices = scores.reshape(SLICES, -1, self.side)
         # Slice by slice: a maximum over an axis is several times slower than one of arrays.
-        return functools.reduce(jnp.maximum, [slices[i] for i in range(SLICES)])
+        return scorer.heard(functools.reduce(jnp.maximum, [slices[i] for i in range(SLICES)]))
 
     def ends(self, tile: Int[Array, ""], place: Int[Array, ""]) -> tuple[Int[Array, "s"], Int[Array, ""]]:
         """The responses of a chunk: its rows and its column."""
@@ -301,7 +308,7 @@ def _best_blocks(
         if space.kind == "cross":
             fine &= blocks.prompt[rows] != blocks.prompt[column]
         ends = jnp.stack(jnp.broadcast_arrays(blocks.response[rows], blocks.response[column]), axis=1)
-        return jnp.where(fine, scores, -jnp.inf), jnp.sort(ends, axis=1)
+        return jnp.where(fine, scorer.heard(scores), -jnp.inf), jnp.sort(ends, axis=1)
 
     found = jax.lax.map(again, (tiles, places), batch_size=min(_AGAIN, keep))
     scores, pairs = found[0].reshape(-1), found[1].reshape(-1, 2)

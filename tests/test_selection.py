@@ -245,6 +245,22 @@ def test_is_in_says_which_pairs_a_space_holds(kind):
     np.testing.assert_array_equal(jax.jit(is_in)(space, every), [tuple(pair) in inside for pair in every.tolist()])
 
 
+@pytest.mark.parametrize("kind", SPACES)
+def test_a_score_that_is_not_a_number_is_never_passed_over(kind):
+    """Though there are better pairs enough; but an excluded pair may score what it likes."""
+    case = make_case(kind)
+    gaps = [abs(float(case.belief.rewards[i] - case.belief.rewards[j])) for i, j in list_pairs(case.space)]
+
+    @functools.partial(quick_jit, static_argnames="k")
+    def best(widest, *, k):
+        score = lambda margin, _: jnp.log(widest - jnp.abs(margin))  # noqa: E731
+        return top_pairs(score, case.belief.rewards, None, case.space, k)
+
+    widest = np.sort(gaps)
+    assert best(widest[-1] * 1.001, k=3).status == Status.OK
+    assert best((widest[-1] + widest[-2]) / 2, k=3).status == Status.NONFINITE
+
+
 def test_a_rule_that_breaks_its_contract_is_named():
     case = make_case("within")
     good = top_pairs(lambda margin, _: jnp.abs(margin), case.belief.rewards, None, case.space, 4)
