@@ -3,7 +3,7 @@
     python -m benchmarks.sweep --part sweep --cores all --data alpaca_eval_200x20.parquet \\
         --embeddings alpaca_eval_200x20_minilm_mean.npy --target golden_logit --out benchmarks/results/sweep.jsonl
     python -m benchmarks.sweep --part killed --kills 3 --records records.jsonl (the same otherwise)
-    python -m benchmarks.sweep --part sample --sample 1 --noises 3 (the same otherwise)
+    python -m benchmarks.sweep --part sample --cores 1 --sample 2 (the same otherwise)
 
 `sweep`: 7 rules x 16 seeds x 9 levels of noise, 8 rounds each, by the command in a process of its own, with an empty
 compilation cache: runs a minute, processor time and peak memory of the process, beside what `jarm plan` said before;
@@ -114,6 +114,7 @@ def by_key(records: str) -> dict[tuple[Any, ...], dict[str, Any]]:
 
 def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, kills: int) -> dict[str, Any]:
     """Run the sweep, killed `kills` times at even steps of its runs, and hold its records against the unbroken ones."""
+    theirs = by_key(unbroken.read_text())
     path, cut, start = folder / "out" / "records.jsonl", 0, time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for step in range(1, kills + 1):
@@ -127,13 +128,15 @@ def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, kills: int) 
             not path.exists() or path.read_bytes().count(b'"round": %d,' % LAST) < runs * step // (kills + 1)
         ):
             time.sleep(0.05)
+        if process.poll() is not None:
+            sys.exit("The sweep ended before it could be killed.")
         process.kill()
         process.wait()
         cut += not path.read_bytes().endswith(b"\n")
     command(folder, "sweep", str(folder / "sweep.toml"))
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    ours, theirs = by_key(path.read_text()), by_key(unbroken.read_text())
+    ours = by_key(path.read_text())
     timed = {"cpu_s", "wall_s", "seconds"}
     differ = [
         (key, name)

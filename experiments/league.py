@@ -3,7 +3,7 @@
 Claim     Some rules teach a reward model faster than random pairs, and what a batch is like predicts which.
 Command   python experiments/league.py --table alpaca_eval_200x20.parquet \\
               --embeddings alpaca_eval_200x20_minilm_mean.npy
-Hardware  2 CPU cores, about an hour and a half for each of the four settings; interrupt it as you like.
+Hardware  2 CPU cores, about half an hour of one core for each of the four settings; interrupt it as you like.
 Expected  `experiments/README.md` has the tables.
 
 `jarm compare` of all rules of `jarm rules`, first on `--seeds` seeds, then on `--more` for random, the best five and

@@ -4,8 +4,8 @@ Claim     Classifying each response by itself is as good as a Bradley-Terry loss
           where hardly any is wrong; pairs across prompts help (Sun, Shen, Ton, arXiv 2411.04991, figures 2 to 6).
 Command   python experiments/sister_grid.py --table alpaca_eval_200x20.parquet \\
               --embeddings alpaca_eval_200x20_minilm_mean.npy --target golden_logit
-Hardware  2 CPU cores, about half an hour; interrupt it as you like.
-Expected  `experiments/README.md` has the table.
+Hardware  2 CPU cores, about eight minutes; interrupt it as you like.
+Expected  `experiments/README.md` has the reading, results/ the table.
 
 2 losses x 6 levels of noise x 4 numbers of labels x 3 kinds of pairs x 5 seeds, 720 runs of one fit each; the published
 grid has 12,960. Pairs are drawn at random; the published designs that choose pairs by their gold rewards are not here.

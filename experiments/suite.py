@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import itertools
 import json
 import math
 import pathlib
@@ -320,8 +321,8 @@ def signed(value: float) -> str:
 
 
 def leads(scores: Scores, words: str, metric: str = "mean Spearman") -> list[Reading]:
-    """The lead of the released rule over random, and of the greedy one over it, at every value; how the first
-    changes over the values.
+    """The lead of the released rule over random, and of the greedy one over it, at every value of an axis;
+    whether the first is the same at all.
 
     Args:
       scores: of every setting, as by `areas`.
@@ -342,21 +343,20 @@ def leads(scores: Scores, words: str, metric: str = "mean Spearman") -> list[Rea
 
 
 def steady(claim: str, scores: Scores, words: str) -> Reading:
-    """Whether the lead of the released rule over random is, to within `SAME`, everywhere what it is at the first value.
+    """Whether the lead of the released rule over random is, to within `SAME`, the same at every value of an axis.
 
-    It holds where the 95 % interval of each change lies within; it does not hold where one lies outside, in an interval
-    that all changes have together.
+    It holds where the 95 % interval of the change between any two values lies within; it does not hold where one lies
+    outside, in an interval that all changes have together.
     """
-    leads: dict[tuple[str, Any], dict[int, float]] = {}
-    for (panel, value, rule), own in scores.items():
-        other = scores.get((panel, value, "random"), {})
-        if rule == "dopt":
-            leads[panel, value] = {seed: own[seed] - other[seed] for seed in own if seed in other}
-    firsts = {panel: (panel, value) for panel, value in reversed(leads)}
+    leads = {
+        place: {seed: own[seed] - other[seed] for seed in own if seed in other}
+        for place in dict.fromkeys((panel, value) for panel, value, _ in scores)
+        for own, other in [(scores.get((*place, "dopt"), {}), scores.get((*place, "random"), {}))]
+    }
     pairs = {
-        label(panel, words, firsts[panel][1], "to", value): ((panel, value), firsts[panel])
-        for panel, value in leads
-        if (panel, value) != firsts[panel]
+        label(first[0], words, first[1], "to", last[1]): (last, first)
+        for first, last in itertools.combinations(leads, 2)
+        if first[0] == last[0]
     }
     changes = differences(leads, pairs)
     few = min(map(len, changes.values()), default=0)

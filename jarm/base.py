@@ -46,6 +46,7 @@ class Status(enum.IntEnum):
     LIMITED = 7
     UNINFORMATIVE = 8
     BROKEN_RULE = 9
+    BROKEN_SCORES = 10
 
     @property
     def message(self) -> str:
@@ -78,9 +79,12 @@ _MESSAGES = {
         "check the features for copies or a head that has collapsed, or buy fewer pairs."
     ),
     Status.BROKEN_RULE: (
-        "A rule returned a pair twice, one that is not in its space or has the larger index first, fewer pairs than "
-        "there are, a score or gain that is not finite, or a weight that is not positive: `jarm rules --check` says "
-        "which."
+        "A rule returned a pair twice, one that is not in its space or has the larger index first, or fewer pairs than "
+        "there are: `jarm rules --check` says which."
+    ),
+    Status.BROKEN_SCORES: (
+        "A rule made a score, a gain or a weight that is NaN or infinite, or a weight that is not positive, of numbers "
+        "that are finite: `jarm rules --check` says where."
     ),
     Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
 }

@@ -22,7 +22,7 @@ from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.embed import EmbedConfig, embed
 from jarm.figures import run_times
-from jarm.grid import read_sweep
+from jarm.grid import SweepConfig, read_sweep
 from jarm.plan import plan, plan_text
 from jarm.processes import in_step, join_if_asked
 from jarm.sweep import sweep, sweep_status
@@ -34,7 +34,7 @@ Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The fo
 def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> None:
     """Compare acquisition rules: how fast does each teach a reward model, and does it beat random here?
 
-    With no options it runs on built-in data and takes about two minutes. Records are appended run by run: interrupt
+    With no options it runs on built-in data, a minute or two on two cores. Records are appended run by run: interrupt
     it as you like, and the same command goes on. On your own data:
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
@@ -114,8 +114,8 @@ def _sweep(
     if config[:1] == ("status",) and len(config) == 2:
         _status(pathlib.Path(config[1]))
         return
-    if len(config) != 1:
-        raise JarmError(f"`jarm sweep {' '.join(config)}`: give one file, or `status` and a folder.")
+    if len(config) != 1 or config == ("status",):
+        raise JarmError(f"`{' '.join(('jarm sweep', *config))}`: give one file, or `status` and a folder.")
     join_if_asked(distributed, coordinator, processes, process_id, local_device)
     with in_step():
         read = read_sweep(pathlib.Path(config[0]))
@@ -124,7 +124,7 @@ def _sweep(
     read = dataclasses.replace(read, base=dataclasses.replace(read.base, **given))
     keep_compiled()
     if dry_run:
-        print(plan_text(plan(read)))
+        _print_plan(read)
         return
     summary = sweep(read)
     if jax.process_index() == 0:
@@ -132,6 +132,9 @@ def _sweep(
         if failed:
             print(f"{failed:,} run{'s' * (failed != 1)} failed; {read.base.out / 'summary.md'} says why.")
         print(f"{read.base.out / 'summary.md'}\n{read.base.out / 'curves.png'}")
+        rows = [(rule, row) for each in summary["settings"] for rule, row in each["rules"].items()]
+        if lost := sorted({rule for rule, row in rows if row["failed_seeds"] and not row["seeds"]}):
+            raise JarmError(f"No run of {', '.join(lost)} ran to its end in some setting, for the reasons there.")
 
 
 def _status(folder: pathlib.Path) -> None:
@@ -143,16 +146,22 @@ def _status(folder: pathlib.Path) -> None:
 
 
 def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool = True) -> None:
-    """Say what a sweep will take: runs, programs, bytes and seconds, measured on a call of every rule.
+    """Say what a sweep will take: runs, programs, bytes and seconds, measured on some runs of every rule.
 
     jarm plan noise.toml
 
     Args:
       config: the file of the sweep.
-      measure: compile its programs, and time a call of every rule on each.
+      measure: compile its programs, and time some runs of every rule on each.
     """
     keep_compiled()
-    print(plan_text(plan(read_sweep(config), measure=measure)))
+    _print_plan(read_sweep(config), measure=measure)
+
+
+def _print_plan(config: SweepConfig, *, measure: bool = True) -> None:
+    print(plan_text(plan(config, measure=measure)))
+    if (config.base.out / "progress.json").exists():
+        print(f"{sweep_status(config.base.out)['done']:,} runs are in {config.base.out} already")
 
 
 def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:

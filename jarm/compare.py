@@ -34,7 +34,7 @@ RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt"
 
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
-    """Settings of a comparison; the defaults finish in about two minutes on two cores.
+    """Settings of a comparison; the defaults finish in a minute or two on two cores.
 
     Attributes:
       data: "synthetic" (built in), "synthetic:outliers" (a variant where active selection does not help), a Parquet or
@@ -128,6 +128,9 @@ class CompareConfig:
     best_of: str = "auto"
     jobs: int = 0
     together: int = 0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "out", pathlib.Path(self.out))  # in Python, where a text will do
 
     def rule_names(self) -> list[str]:
         """The rules in the order given, each once, `random` first."""

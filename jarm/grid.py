@@ -30,6 +30,7 @@ OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 NUMBERS = tuple(field.name for field in dataclasses.fields(HParams))
 WHOLE = ("out", "rules", "seeds", "jobs", "together")
 """Options of the sweep as a whole: no axis can have them."""
+OUT = pathlib.Path("out/sweep")
 TAKEN = re.compile(
     "kind|rule|seed|round|labels|label_error|message|source|device|versions|commit|config|pair_accuracy|nll|brier|"
     "calibration_error|(spearman|seconds|batch|fit|best_of)(_.*)?"
@@ -42,13 +43,18 @@ class SweepConfig:
     """A grid of comparisons: every combination of the axes' values, with every rule and every seed of the base.
 
     Attributes:
-      base: options that all share, among them `rules`, `seeds` and `out`.
+      base: options that all share, among them `rules`, `seeds` and `out`: `out/sweep` if not given, not that of a
+        comparison.
       grid: axis -> a sequence of its values. An axis is an option of `jarm compare`; or a name of your own, whose
         values are mappings of several options that go together, each with a `name`.
     """
 
-    base: CompareConfig = dataclasses.field(default_factory=lambda: CompareConfig(out=pathlib.Path("out/sweep")))
+    base: CompareConfig = dataclasses.field(default_factory=CompareConfig)
     grid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.base.out == CompareConfig().out:
+            object.__setattr__(self, "base", dataclasses.replace(self.base, out=OUT))
 
 
 class Setting(NamedTuple):
@@ -76,6 +82,8 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
     Raises:
       JarmError: the file is missing or not readable, or an option or a value is wrong.
     """
+    if path.is_dir():
+        raise JarmError(f"{path} is a folder: give the .toml or .py that describes the sweep.")
     if not path.is_file():
         raise JarmError(f"There is no file {path}: give a .toml or .py that describes the sweep.")
     if path.suffix == ".py":
@@ -85,7 +93,8 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
             raise JarmError(f"{path} does not run ({type(error).__name__}: {brief(error)}): mend it.") from error
         if not isinstance(config, SweepConfig):
             raise JarmError(f"{path} sets no `config = SweepConfig(...)`: add that.")
-        return config
+        out = pathlib.Path(f"out/{path.stem}") if config.base.out == OUT else config.base.out
+        return dataclasses.replace(config, base=dataclasses.replace(config.base, out=out))
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
@@ -97,8 +106,10 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
         raise JarmError(
             f"{path} has a table [{other[0]}]{nearest(other[0], ['grid'])}: the only one there is is [grid]."
         )
-    base = {"out": f"out/{path.stem}"} | {name: _value(name, value, "at the top") for name, value in table.items()}
-    return SweepConfig(dataclasses.replace(CompareConfig(), **base | {"out": pathlib.Path(base["out"])}), grid)
+    if both := [name for name in table if name in grid]:
+        raise JarmError(f"{path} has `{both[0]}` above [grid] and in it: leave one of them out.")
+    base = {"out": f"out/{path.stem}"} | {name: _value(name, value, str(path)) for name, value in table.items()}
+    return SweepConfig(CompareConfig(**base | {"out": pathlib.Path(base["out"])}), grid)
 
 
 def expand(config: SweepConfig) -> list[Setting]:
@@ -176,9 +187,9 @@ def _value(option: str, value: Any, where: str) -> Any:
     if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
         names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
         wants = " or ".join(names[kind] for kind in kinds if kind in names)
-        raise JarmError(f"`{option}`, {where}, is {value!r}: give {wants}.")
+        raise JarmError(f"`{option}` in {where} is {value!r}: give {wants}.")
     if isinstance(value, float) and not math.isfinite(value):
-        raise JarmError(f"`{option}`, {where}, is {value}: give a finite number.")
+        raise JarmError(f"`{option}` in {where} is {value}: give a finite number.")
     return value
 
 

@@ -247,20 +247,22 @@ def make_loop(config: LoopConfig) -> Loop:
         )
 
     def pick(rule: int | Array, key: PRNGKey, belief: Belief, space: PairSpace, hparams: HParams) -> Selection:
-        def branch(one: Rule, name: str) -> Callable[..., Selection]:
+        def branch(one: Rule, given: str | Rule) -> Callable[..., Selection]:
+            name = given if isinstance(given, str) else getattr(given, "__name__", repr(given))
+
             def checked(key: PRNGKey, belief: Belief, space: PairSpace) -> Selection:
                 found = check_selection(one(key, belief, space, config.batch, hparams), space, config.batch, name)
-                if name in RULES:
+                if given in RULES:
                     return found
                 # A rule of the user's that was given numbers and made something else of them.
                 sound = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(belief)]).all()
                 made = sound & (found.status == Status.NONFINITE)
-                return dataclasses.replace(found, status=jnp.where(made, jnp.int32(Status.BROKEN_RULE), found.status))
+                return dataclasses.replace(found, status=jnp.where(made, jnp.int32(Status.BROKEN_SCORES), found.status))
 
             return checked
 
-        names = [name if isinstance(name, str) else getattr(name, "__name__", repr(name)) for name in config.rules]
-        chosen = jax.lax.switch(rule, [branch(*each) for each in zip(rules, names, strict=True)], key, belief, space)
+        branches = [branch(*each) for each in zip(rules, config.rules, strict=True)]
+        chosen = jax.lax.switch(rule, branches, key, belief, space)
         known = (jnp.asarray(rule) >= 0) & (jnp.asarray(rule) < len(rules))
         status = worst(chosen.status, jnp.where(known, jnp.int32(Status.OK), jnp.int32(Status.NO_RULE)))
         return dataclasses.replace(chosen, status=status)

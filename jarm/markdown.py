@@ -108,9 +108,11 @@ def sweep_text(summary: dict[str, Any]) -> str:
     """Of what `report.write_sweep_summary` says."""
     axes = list(summary["settings"][0]["axes"]) if summary["settings"] else []
     baseline, rows = summary["baseline"], summary["settings"]
+    failures = summary["failures"]
     runs = sum(row["seeds"] for setting in rows for row in setting["rules"].values())
-    text = [f"# {len(rows)} settings, {runs:,} runs", ""]
-    text += [f"- {count:,} run{'s' * (count != 1)} failed: {failure}" for failure, count in summary["failures"].items()]
+    text = [f"# {_count(len(rows), 'setting')}, {_count(runs, 'whole run')}", ""]
+    if failures:
+        text += [*(f"- {_count(count, 'run')} failed: {failure}" for failure, count in failures.items()), ""]
     text += _table(
         [
             *axes,
@@ -145,6 +147,10 @@ def sweep_text(summary: dict[str, Any]) -> str:
     ]
     text += [f"- {name}: {_inline(value)}" for name, value in {**summary["config"], **summary["provenance"]}.items()]
     return "\n".join(text) + "\n"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def _seeds_note(row: dict[str, Any], baseline: str) -> str:

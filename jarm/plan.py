@@ -1,4 +1,4 @@
-"""`jarm plan`: what a sweep will take on this machine, measured on one call of every rule and program."""
+"""`jarm plan`: what a sweep will take on this machine, measured on some runs of every rule and program."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ class Plan:
 
 
 def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
-    """Count a sweep, compile its programs, and time one call of every rule on each.
+    """Count a sweep, compile its programs, and time some runs of every rule on each, drawn from all that there are.
 
     What is compiled is in the compilation cache when the sweep wants it. Nothing is written to its folder.
 
@@ -165,7 +165,10 @@ def plan_text(plan: Plan) -> str:
             text[-1] += f", a call {readable(program.program_bytes)}; compiled in {program.compile_seconds:.1f} s"
         text += [f"  {rule:<22} {seconds:8.3f} s a run" for rule, seconds in program.seconds.items()]
     if plan.seconds is not None:
-        text.append(f"\n{clock(plan.seconds)} on this machine, {plan.workers} calls at a time")
+        compiling = sum(program.compile_seconds or 0 for program in plan.programs)
+        at_work = f"{plan.workers} calls at a time" if plan.workers > 1 else "one call at a time"
+        text.append(f"\n{clock(plan.seconds - compiling)} on this machine, {at_work}")
+        text.append(f"{clock(compiling)} before that to compile, where the cache does not have it yet")
     if plan.peak_bytes is not None:
         text.append(f"{readable(plan.peak_bytes)} of memory at most")
     if plan.free_bytes is not None:

@@ -7,6 +7,7 @@ import hashlib
 import pathlib
 import re
 import socket
+import sys
 import time
 from collections.abc import Iterator
 
@@ -18,8 +19,8 @@ from jarm.base import JarmError
 
 SHUTDOWN_SECONDS = 60
 """How long a process that ends waits for the others: so long they hang where one has failed."""
-MEETING_SECONDS = 0.5
-"""How often a process looks whether the others have come."""
+LOOK_SECONDS = 0.5
+"""How often a process looks whether others are still at work."""
 
 
 def start_processes(
@@ -117,12 +118,8 @@ def _await(coordinator: str, timeout: int) -> None:
 
 
 @contextlib.contextmanager
-def in_step(meeting: pathlib.Path | None = None) -> Iterator[None]:
+def in_step() -> Iterator[None]:
     """At the end of the block wait for all processes; where it failed in one of them, it fails in all.
-
-    Args:
-      meeting: an empty folder, or none yet, in a place that all processes see. Where the block takes some of them much
-        longer than others, they look there for each other before they meet: a meeting of devices has a time limit.
 
     Raises:
       JarmError: the block failed in another process.
@@ -133,8 +130,6 @@ def in_step(meeting: pathlib.Path | None = None) -> Iterator[None]:
     except Exception as error:
         failure = error
     if jax.process_count() > 1:
-        if meeting:
-            _await_all(meeting)
         fine = np.all(multihost_utils.process_allgather(np.array(failure is None)))
         if failure is None and not fine:
             raise JarmError("Another process stopped, and says why: mend that, and start all of them again.")
@@ -142,12 +137,47 @@ def in_step(meeting: pathlib.Path | None = None) -> Iterator[None]:
         raise failure
 
 
-def _await_all(meeting: pathlib.Path) -> None:
-    """Leave a file for this process, and wait for those of the others."""
-    meeting.mkdir(exist_ok=True)
-    (meeting / str(jax.process_index())).touch()
-    while len(list(meeting.iterdir())) < jax.process_count():
-        time.sleep(MEETING_SECONDS)
+@contextlib.contextmanager
+def long_step(folder: pathlib.Path) -> Iterator[None]:
+    """`in_step` for a block that takes some processes much longer than others, more than a meeting of devices may last.
+
+    Each has a file in the folder while it is at work, and they meet when none is left. One that fails says so at once.
+
+    Args:
+      folder: in a place that all processes see; it holds no such files yet.
+
+    Raises:
+      JarmError: as for `in_step`; or the processes see different folders.
+    """
+    if jax.process_count() == 1:
+        yield
+        return
+    own, failure = folder / str(jax.process_index()), None
+    with in_step():
+        folder.mkdir(exist_ok=True)
+        own.touch()
+    with in_step():
+        if len(_at_work(folder)) != jax.process_count():
+            raise JarmError(
+                f"{folder.parent} is not one folder for all processes: give all of them the same, on a disk that they "
+                "share."
+            )
+    with in_step():
+        try:
+            yield
+        except Exception as error:
+            failure = error
+            print(f"jarm: process {own.name} stopped: {error}", file=sys.stderr, flush=True)
+        finally:
+            own.unlink(missing_ok=True)
+        while _at_work(folder):
+            time.sleep(LOOK_SECONDS)
+        if failure is not None:
+            raise failure
+
+
+def _at_work(folder: pathlib.Path) -> list[str]:
+    return [each.name for each in folder.iterdir() if each.name.isdigit()]
 
 
 def agreed(text: str) -> bool:

@@ -117,8 +117,8 @@ def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
 
 
 def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Selection:
-    """The same batch with its weights, BROKEN_RULE where it is not one: too few pairs, one twice or not of the space, a
-    gain that is not finite or a weight that is not positive.
+    """The same batch with its weights; BROKEN_RULE where it is not one: too few pairs, one twice or not of the space;
+    BROKEN_SCORES where a gain is not finite or a weight not positive.
 
     Raises:
       JarmError: shapes or types are not those of `Selection`; the rule is named.
@@ -140,11 +140,17 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
     pairs = jnp.where(valid[:, None], selection.pairs, size)
     first, second = jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2)
     twice = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
-    broken = twice | (valid & ~(is_in(space, selection.pairs) & jnp.isfinite(selection.gains))).any()
-    broken |= (valid & ~((selection.weights > 0) & jnp.isfinite(selection.weights))).any()
+    broken = twice | (valid & ~is_in(space, selection.pairs)).any()
+    weighty = (selection.weights > 0) & jnp.isfinite(selection.weights)
+    senseless = (valid & ~(jnp.isfinite(selection.gains) & weighty)).any()
     # Fewer pairs than there are, or holes, would be labels that one rule has and another has not.
     held = jnp.minimum(pair_count(space), k)
     broken |= (valid[1:] & ~valid[:-1]).any() | (valid.sum() < held)
     # A status of its own says why a batch is as it is.
-    broken &= (selection.status == Status.OK) | (selection.status == Status.EXHAUSTED)
-    return dataclasses.replace(selection, status=jnp.where(broken, jnp.int32(Status.BROKEN_RULE), selection.status))
+    silent = (selection.status == Status.OK) | (selection.status == Status.EXHAUSTED)
+    found = worst(
+        jnp.where(broken, jnp.int32(Status.BROKEN_RULE), jnp.int32(Status.OK)),
+        jnp.where(senseless, jnp.int32(Status.BROKEN_SCORES), jnp.int32(Status.OK)),
+    )
+    status = jnp.where(silent, worst(selection.status, found), selection.status)
+    return dataclasses.replace(selection, status=status)

@@ -28,7 +28,7 @@ from jarm.data.files import claim, replace_text
 from jarm.figures import axis_curves, require_matplotlib
 from jarm.grid import OPTIONS, SweepConfig, expand
 from jarm.metrics import reference_lines
-from jarm.processes import agreed, in_step
+from jarm.processes import agreed, in_step, long_step
 from jarm.programs import Call, Job, calls_of, make_programs, read_jobs, run_call, share_of
 from jarm.records import RecordFolder, fingerprint, provenance
 from jarm.report import write_sweep_summary
@@ -62,7 +62,9 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
             for seed in range(config.base.seeds)
             for setting in expand(config)
         }
-    if not agreed(repr([settings, axes, sorted(wanted, key=repr), sources, programs.capacity])):
+    # In their order, since calls are dealt out in it.
+    places = [setting.axes for setting in expand(config)]
+    if not agreed(repr([settings, axes, rules, config.base.seeds, places, sources, programs.capacity])):
         raise JarmError(
             "The processes have different grids, data, rules or numbers of devices: give all of them the same."
         )
@@ -93,9 +95,13 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
             return [[{**line, **own} for line in run] for run in runs]
 
         total = sum(len(call.cells) for call in mine)
-        with tqdm(total=total, unit="run", desc="sweep", disable=jax.process_index() > 0) as bar:
+        if jax.process_count() > 1:
+            print(f"jarm: process {jax.process_index()} has {total:,} of the runs that are missing.", file=sys.stderr)
+        with tqdm(total=total, unit="run", desc="sweep", disable=jax.process_index() > 0 or not total) as bar:
+            bar.set_postfix_str("compiling first", refresh=False)
             for runs in side_by_side(one, [(call,) for call in mine], programs.workers):
                 folder.append([line for run in runs for line in run])
+                bar.set_postfix_str("", refresh=False)
                 bar.update(len(runs))
         if jax.process_index() == 0:
             _write_progress(out, {"runs": len(folder.done | wanted), "compiled": programs.compiled})
@@ -179,13 +185,14 @@ def _shared_folder(
     path: pathlib.Path, settings: dict[str, Any], rounds: int, axes: tuple[str, ...]
 ) -> Iterator[RecordFolder]:
     """The folder that this process appends to: the first one's is the sweep's, the others' lie in it meanwhile."""
-    process, meeting = jax.process_index(), path / ".done"
+    process, working = jax.process_index(), path / ".working"
     with contextlib.ExitStack() as stack:
         with in_step():
             if process == 0:
                 folder = stack.enter_context(RecordFolder(path, settings, rounds, axes, GROWING))
                 _gather(folder)
-                shutil.rmtree(meeting, ignore_errors=True)  # of a sweep that was killed
+                if working.exists():  # of a sweep that was killed
+                    shutil.rmtree(working)
         with in_step():
             if process:
                 own = path / f"process-{process}"
@@ -193,13 +200,13 @@ def _shared_folder(
                 records = path / "records.jsonl"
                 lines = records.read_text().splitlines() if records.exists() else []
                 folder.done |= {folder.run_of(json.loads(line)) for line in lines}
-        with in_step(meeting):
+        with long_step(working):
             yield folder
             if process:
                 folder.close()
         with in_step():
             if process == 0:
-                shutil.rmtree(meeting, ignore_errors=True)
+                shutil.rmtree(working, ignore_errors=True)
                 _gather(folder)
 
 
@@ -211,6 +218,8 @@ def _gather(folder: RecordFolder) -> None:
             if new:
                 folder.append(new)
             folder.done |= other.done
+        # First what says that there are records, so that a folder of which a kill left a part is no riddle.
+        (path / "records.jsonl").unlink(missing_ok=True)
         shutil.rmtree(path)
 
 
@@ -262,8 +271,13 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
     lines, failures = dict[tuple[Any, ...], int](), dict[str, int]()
     for path in (out, *_process_folders(out)):
         records = path / "records.jsonl"
-        for text in records.read_bytes().split(b"\n")[:-1] if records.exists() else ():
-            line = json.loads(text)
+        for number, text in enumerate(_whole_lines(records), 1):
+            try:
+                line = json.loads(text)
+            except ValueError:
+                raise JarmError(
+                    f"Line {number} of {records} is not a record: remove that line, and its run is made again."
+                ) from None
             run = line["rule"], line.get("seed"), *(line.get(axis) for axis in axes)
             if line["kind"] == "failed" and run not in lines:
                 failures[line["message"]] = failures.get(line["message"], 0) + 1
@@ -283,3 +297,11 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
         "failures": failures,
         "running": running,
     }
+
+
+def _whole_lines(path: pathlib.Path) -> list[bytes]:
+    """Those that are written to their end; none of a file that is not there, or not there any more."""
+    try:
+        return path.read_bytes().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []

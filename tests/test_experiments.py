@@ -197,6 +197,29 @@ def test_published_arrays_are_studied(tmp_path):
     assert status["done"] == status["runs"] == len(label_noise.NOISES) * 3 * 2
 
 
+@pytest.mark.parametrize(
+    ("leads", "verdict"),
+    [
+        ((0.02, 0.021, 0.018), suite.HOLDS),
+        ((0.02, 0.08, 0.02), suite.FAILS),
+        ((0.02, 0.028, 0.013), suite.FAILS),  # not from the first, but from the second to the last
+        ((0.02, 0.02, None), suite.OPEN),  # a rule of which no run is whole
+    ],
+)
+def test_a_lead_is_steady_between_any_two_values(leads, verdict):
+    rng = np.random.default_rng(0)
+    scores = {}
+    for value, lead in enumerate(leads):
+        base = {seed: float(rng.normal(0.5, 0.1)) for seed in range(12)}
+        scores["", value, "random"] = base
+        if lead is not None:
+            noise = rng.normal(0, 0.003, 12)
+            scores["", value, "dopt"] = {seed: base[seed] + lead + float(noise[seed]) for seed in base}
+    assert suite.steady("A claim", scores, "value").verdict == verdict
+    few = {place: dict(list(own.items())[:3]) for place, own in scores.items()}
+    assert suite.steady("A claim", few, "value").verdict == suite.OPEN
+
+
 @pytest.fixture(scope="module")
 def small(keep_compiled, tmp_path_factory):
     """All studies on the built-in data."""

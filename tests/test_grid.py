@@ -91,7 +91,7 @@ def test_a_python_file_sets_config(tmp_path):
 def test_without_axes_there_is_one_setting():
     (setting,) = expand(SweepConfig(BASE))
     assert setting.axes == {}
-    assert setting.config == BASE
+    assert setting.config == dataclasses.replace(BASE, out=pathlib.Path("out/sweep"))
     assert str(setting) == "the only setting"
 
 
@@ -99,7 +99,12 @@ def test_without_axes_there_is_one_setting():
 def test_an_option_of_the_top_level_can_say_where_the_folder_is(file, tmp_path):
     text = 'out = "elsewhere"' if file.endswith("toml") else "import jarm\nconfig = jarm.SweepConfig()"
     out = read_sweep(written(tmp_path, text, file)).base.out
-    assert out == pathlib.Path("elsewhere" if file.endswith("toml") else "out/sweep")
+    assert out == pathlib.Path("elsewhere" if file.endswith("toml") else "out/options")
+
+
+def test_a_sweep_in_python_does_not_write_where_a_comparison_does():
+    assert SweepConfig(CompareConfig(seeds=3)).base.out == pathlib.Path("out/sweep")
+    assert SweepConfig(CompareConfig(out=pathlib.Path("mine"))).base.out == pathlib.Path("mine")
 
 
 @pytest.mark.parametrize(
@@ -141,14 +146,14 @@ def test_groups_with_the_same_data_are_neighbours():
         ({"noise": 2.0}, "grid.noise is 2.0: give a list"),
         ({"head": "linear"}, "grid.head is 'linear': give a list"),
         ({"size": {"name": "a"}}, "grid.size is .*: give a list"),
-        ({"noise": [1.0, "loud"]}, r"`noise`, grid.noise\[1\], is 'loud': give a number"),
-        ({"noise": [True]}, r"grid.noise\[0\], is True: give a number"),
-        ({"noise": [1.0, float("nan")]}, r"grid.noise\[1\], is nan: give a finite number"),
-        ({"holdout": [float("inf")]}, r"grid.holdout\[0\], is inf: give a finite number"),
-        ({"batch": [5.0]}, r"grid.batch\[0\], is 5.0: give a whole number"),
-        ({"head": [8]}, r"grid.head\[0\], is 8: give text"),
-        ({"standardise": [1]}, r"grid.standardise\[0\], is 1: give true or false"),
-        ({"steps": [None]}, r"grid.steps\[0\], is None: give a whole number"),
+        ({"noise": [1.0, "loud"]}, r"`noise` in grid.noise\[1\] is 'loud': give a number"),
+        ({"noise": [True]}, r"grid.noise\[0\] is True: give a number"),
+        ({"noise": [1.0, float("nan")]}, r"grid.noise\[1\] is nan: give a finite number"),
+        ({"holdout": [float("inf")]}, r"grid.holdout\[0\] is inf: give a finite number"),
+        ({"batch": [5.0]}, r"grid.batch\[0\] is 5.0: give a whole number"),
+        ({"head": [8]}, r"grid.head\[0\] is 8: give text"),
+        ({"standardise": [1]}, r"grid.standardise\[0\] is 1: give true or false"),
+        ({"steps": [None]}, r"grid.steps\[0\] is None: give a whole number"),
         ({"noise": [1, 2.0, 1.0]}, "grid.noise holds 1.0 twice"),
         ({"size": [{"name": "a", "batch": 5}, {"name": "a", "batch": 6}]}, "grid.size holds 'a' twice"),
         (
@@ -185,12 +190,13 @@ def test_mistakes_in_a_grid_get_a_sentence_that_names_the_place(axes, words):
     ("name", "text", "words"),
     [
         ("a.toml", "seeds = ", "is not readable TOML"),
-        ("a.toml", "seed = 3", r"at the top names `seed`.*did you mean 'seeds'"),
-        ("a.toml", 'seeds = "three"', "`seeds`, at the top, is 'three': give a whole number"),
+        ("a.toml", "noise = 2\n[grid]\nnoise = [1.0]", r"a.toml has `noise` above \[grid\] and in it"),
+        ("a.toml", "seed = 3", r"a.toml names `seed`.*did you mean 'seeds'"),
+        ("a.toml", 'seeds = "three"', "`seeds` in .*a.toml is 'three': give a whole number"),
         ("a.toml", "grid = 3", "`grid` of .* is 3: write a table"),
         ("a.toml", "[[grid]]\nnoise = [1.0]", "`grid` of .*: write a table"),
         ("a.toml", "[gird]\nnoise = [1.0]", r"has a table \[gird\] \(did you mean 'grid'\?\)"),
-        ("a.toml", 'out = ["a"]', "`out`, at the top, is .*: give text"),
+        ("a.toml", 'out = ["a"]', "`out` in .*a.toml is .*: give text"),
         ("a.py", "raise ValueError('one\\ntwo')", r"does not run \(ValueError: one\): mend it"),
         ("a.py", "import nothing_of_that_name", r"does not run \(ModuleNotFoundError"),
         ("a.py", "def f(:", r"does not run \(SyntaxError"),
@@ -208,7 +214,7 @@ def test_mistakes_in_a_file_get_a_sentence(name, text, words, tmp_path):
 def test_a_file_that_is_not_there_or_no_text_gets_a_sentence(tmp_path):
     with pytest.raises(JarmError, match=r"There is no file .*nothing\.toml"):
         read_sweep(tmp_path / "nothing.toml")
-    with pytest.raises(JarmError, match="There is no file"):
+    with pytest.raises(JarmError, match="is a folder: give the .toml or .py"):
         read_sweep(tmp_path)
     (tmp_path / "bytes.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(JarmError, match="is not readable TOML"):
@@ -217,7 +223,7 @@ def test_a_file_that_is_not_there_or_no_text_gets_a_sentence(tmp_path):
 
 def test_every_option_but_those_of_the_sweep_can_be_an_axis():
     """Each with its default as the only value: what a file may say is what a comparison takes."""
-    default = CompareConfig()
+    default = CompareConfig(out=pathlib.Path("mine"))
     for option in OPTIONS:
         value = getattr(default, option)
         if option in ("out", "rules", "seeds", "jobs", "together"):

@@ -316,7 +316,7 @@ def test_a_score_that_is_not_a_number_is_blamed_on_whose_it_is():
     pool, hparams, _ = prepare(config, TABLE)
     state, first = jit(loop.init)(jax.random.key(0), pool)
     ask = jit(loop.ask)
-    for wrong, status in ((0.0, Status.BROKEN_RULE), (np.nan, Status.NONFINITE)):
+    for wrong, status in ((0.0, Status.BROKEN_SCORES), (np.nan, Status.NONFINITE)):
         spoilt = dataclasses.replace(pool, embeddings=pool.embeddings + np.float32(wrong))
         told = loop.tell(state, first, jnp.ones(6))
         assert ask(hparams, told, spoilt, jnp.int32(0))[1].status == status

@@ -249,16 +249,21 @@ def test_is_in_says_which_pairs_a_space_holds(kind):
 def test_a_score_that_is_not_a_number_is_never_passed_over(kind):
     """Though there are better pairs enough; but an excluded pair may score what it likes."""
     case = make_case(kind)
-    gaps = [abs(float(case.belief.rewards[i] - case.belief.rewards[j])) for i, j in list_pairs(case.space)]
+    pairs = np.asarray(list_pairs(case.space))
+    gaps = np.abs(np.subtract(*np.asarray(case.belief.rewards)[pairs.T]))
 
-    @functools.partial(quick_jit, static_argnames="k")
     def best(widest, *, k):
         score = lambda margin, _: jnp.log(widest - jnp.abs(margin))  # noqa: E731
-        return top_pairs(score, case.belief.rewards, None, case.space, k)
+        return top_pairs(score, case.belief.rewards, None, space, k)
 
-    widest = np.sort(gaps)
-    assert best(widest[-1] * 1.001, k=3).status == Status.OK
-    assert best((widest[-1] + widest[-2]) / 2, k=3).status == Status.NONFINITE
+    second, first = np.argsort(gaps)[-2:]
+    between, space = (gaps[second] + gaps[first]) / 2, case.space
+    assert best(gaps[first] * 1.001, k=3).status == Status.OK
+    assert best(between, k=3).status == Status.NONFINITE
+    if kind != "listed":  # whose pairs are all offered
+        excluded = np.concatenate([np.asarray(space.excluded), pairs[first : first + 1]])
+        space = pair_space(kind, 4, space.eligible, jnp.asarray(excluded, jnp.int32))
+        assert best(between, k=3).status == Status.OK
 
 
 def test_a_rule_that_breaks_its_contract_is_named():
@@ -269,12 +274,14 @@ def test_a_rule_that_breaks_its_contract_is_named():
         {"pairs": good.pairs.at[1].set(good.pairs[0])},
         {"pairs": good.pairs[:, ::-1]},
         {"pairs": good.pairs.at[2].set(jnp.array([0, 1]))},  # labelled
-        {"gains": good.gains.at[3].set(jnp.nan)},
         {"valid": good.valid.at[3].set(False)},  # fewer than there are
         {"valid": good.valid.at[1].set(False)},  # a hole
     ):
         bad = dataclasses.replace(good, **changes)
         assert check_selection(bad, case.space, 4, "mine").status == Status.BROKEN_RULE
+    for changes in ({"gains": good.gains.at[3].set(jnp.nan)}, {"weights": jnp.ones(4).at[2].set(-1)}):
+        bad = dataclasses.replace(good, **changes)
+        assert check_selection(bad, case.space, 4, "mine").status == Status.BROKEN_SCORES
     with pytest.raises(JarmError, match=r"Rule 'mine' returned pairs of shape \[4, 2\] .* return \[5, 2\]"):
         check_selection(good, case.space, 5, "mine")
     with pytest.raises(JarmError, match="Rule 'mine' returned tuple"):

@@ -106,7 +106,7 @@ def test_folder_holds_every_run_with_its_place(finished):
     saved = json.loads((out / "summary.json").read_text())
     assert saved["settings"][1]["rules"]["random"]["area"] == summary["settings"][1]["rules"]["random"]["area"]
     text = (out / "summary.md").read_text()
-    assert text.startswith("# 2 settings, 8 runs\n")
+    assert text.startswith("# 2 settings, 8 whole runs\n")
     assert len(re.findall(r"^\| (0\.5|2\.0) \| (random|greedy_dopt) \| 2 \|", text, re.M)) == 4
     for name in ("curves.png", "curves.svg"):
         assert (out / name).stat().st_size > 1000
@@ -611,7 +611,7 @@ def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
     said = capsys.readouterr().out
     assert "2 settings x 2 rules x 2 seeds = 8 runs, one program" in said
     assert re.search(r"compiled in \d+\.\d s\n  random +\d+\.\d{3} s a run\n  greedy_dopt +\d+\.\d{3} s a run\n", said)
-    assert "on this machine, 1 calls at a time" in said
+    assert "on this machine, one call at a time" in said
     assert "of memory at most" in said
     assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
 

@@ -86,11 +86,13 @@ def test_eight_devices(together, job, reference):
 @pytest.mark.slow
 def test_two_processes(job, reference):
     out = job / "two"
+    (out / ".working").mkdir(parents=True)  # as a kill leaves it, of more processes than there are
+    (out / ".working" / "7").touch()
     said = finish(*pair(job, out))
     check(out, reference)
     assert "summary.md" in said[0]
     assert "summary.md" not in said[1]
-    assert not (out / ".done").exists()
+    assert not (out / ".working").exists()
     # A process alone takes what they did for its own.
     before = (out / "records.jsonl").read_bytes()
     finish(start(job, out))
@@ -164,6 +166,16 @@ def test_processes_whose_folder_is_refused_stop_together(job, reference):
     refused(pair(job, job / "one", ["other.toml"] * 2), ("batch 5 there, 6 here", "Another process stopped"))
     assert lines(job / "one") == before
     assert not list((job / "one").glob("process-*"))
+
+
+def test_processes_that_see_different_folders_stop_together(job):
+    """Before they run anything: each would wait for the other's files."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    common = ("--coordinator", address, "--processes", "2", "--process-id")
+    both = [start(job, job / f"apart-{at}", *common, str(at)) for at in (0, 1)]
+    refused(both, ("is not one folder for all processes",) * 2)
 
 
 def refused(processes, words):
