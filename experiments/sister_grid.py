@@ -97,7 +97,8 @@ def markdown(lines: list[dict[str, object]], labels: list[int]) -> str:
             seeds = sorted(one.keys() & other.keys())
             gain = paired_difference(np.array([other[s] for s in seeds]), np.array([one[s] for s in seeds]))
             mean = bootstrap_ci(np.array(list(one.values()))).mean
-            cells += [f"{mean:.3f}", f"{gain.mean:+.3f} ({gain.low:+.3f} to {gain.high:+.3f})"]
+            ends = f" ({gain.low:+.3f} to {gain.high:+.3f})" if len(seeds) > 1 else ""
+            cells += [f"{mean:.3f}", f"{gain.mean:+.3f}{ends}"]
         text.append(f"| {noise:g} | {np.mean(wrong[noise]):.1%} | {pairs} | {' | '.join(cells)} |")
     return "\n".join(text) + "\n"
 
