@@ -591,6 +591,11 @@ def test_status_of_what_is_no_sweep_is_a_sentence(finished, tmp_path, capsys):
     assert main(["sweep", "status", str(tmp_path / "noise.toml")]) == 0
     assert capsys.readouterr().out == "8 of 8 runs, running\n"
     lock.close()
+    broken = copied(finished[0], tmp_path / "broken")
+    records = (broken / "records.jsonl").read_text().splitlines()
+    (broken / "records.jsonl").write_text("\n".join([records[0], "rubbish {", *records[1:], ""]))
+    assert main(["sweep", "status", str(broken)]) == 1
+    assert "Line 2 of" in capsys.readouterr().err
 
 
 def test_plan_counts_and_writes_nothing(tmp_path, capsys):
