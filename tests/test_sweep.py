@@ -594,6 +594,7 @@ def test_status_of_what_is_no_sweep_is_a_sentence(finished, tmp_path, capsys):
     broken = copied(finished[0], tmp_path / "broken")
     records = (broken / "records.jsonl").read_text().splitlines()
     (broken / "records.jsonl").write_text("\n".join([records[0], "rubbish {", *records[1:], ""]))
+    (broken / "progress.json").write_text('{"runs": 8}')
     assert main(["sweep", "status", str(broken)]) == 1
     assert "Line 2 of" in capsys.readouterr().err
 
