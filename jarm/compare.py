@@ -251,6 +251,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         held_back: list[list[dict[str, Any]]] = []
         worked, total = bool(folder.done), len(rules) * config.seeds
         with tqdm(total=total, initial=total - left, unit="run", desc="compare") as bar:
+            bar.set_postfix_str("compiling first" if left else "")
             for lines in itertools.chain.from_iterable(runs):
                 # Until a run has worked, the settings may be at fault, and not a seed: then nothing is written.
                 worked |= lines[0]["kind"] == "run"

@@ -98,7 +98,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         if jax.process_count() > 1:
             print(f"jarm: process {jax.process_index()} has {total:,} of the runs that are missing.", file=sys.stderr)
         with tqdm(total=total, unit="run", desc="sweep", disable=jax.process_index() > 0 or not total) as bar:
-            bar.set_postfix_str("compiling first", refresh=False)
+            bar.set_postfix_str("compiling first")
             for runs in side_by_side(one, [(call,) for call in mine], programs.workers):
                 folder.append([line for run in runs for line in run])
                 bar.set_postfix_str("", refresh=False)

@@ -216,7 +216,7 @@ def _check_failure(rule: Rule, kind: str) -> None:
     """A NaN or an infinity never passes silently: a status says so, unless the rule does not look there."""
     case = make_case(kind)
     plain = call_rule(rule, case)
-    alive = int(np.asarray(list_pairs(case.space))[0, 0])
+    alive = int(plain.pairs[0, 0])  # where a rule that looks at all has looked
     for value in (np.nan, np.inf):
         for field in ("features", "rewards"):
             leaf = getattr(case.belief, field)

@@ -601,7 +601,8 @@ def test_status_of_what_is_no_sweep_is_a_sentence(finished, tmp_path, capsys):
 
 def test_plan_counts_and_writes_nothing(tmp_path, capsys):
     file = tmp_path / "noise.toml"
-    file.write_text(TOML + 'head = ["mlp:8", "mlp:9"]\nprior = [0.1, 1]\n')
+    axes = 'head = ["mlp:8", "mlp:9"]\nprior = [0.1, 1]\n'
+    file.write_text(TOML.replace('head = "mlp:8"\n', "") + axes)
     assert main(["plan", str(file), "--no-measure"]) == 0
     said = capsys.readouterr().out
     assert "8 settings x 2 rules x 2 seeds = 32 runs, 2 programs" in said
@@ -640,7 +641,7 @@ def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkey
         ([], "give one file"),
         (["a.toml", "b.toml"], "give one file"),
         (["nowhere.toml"], "There is no file nowhere.toml"),
-        (["status"], "There is no file status"),
+        (["status"], "`jarm sweep status`: give one file, or `status` and a folder"),
         (["FILE", "--jobs", "-1"], "`jobs` is -1"),
         (["FILE", "--process-id", "1"], "goes with `--coordinator HOST:PORT`"),
         (["FILE", "--coordinator", "nobody"], "'nobody' is no address of process 0"),
