@@ -180,8 +180,8 @@ class _Descend(NamedTuple):
 
     start: Callable[[Params], _Descent]
     steps: Callable[[PRNGKey, Array, _Descent, Task, Array | int, Array | int], _Descent]
-    nll: Callable[[_Descent, Task], Float[Array, ""]]
-    params: Callable[[_Descent], Params]
+    nll: Callable[[Float[Array, "W"], Task], Float[Array, ""]]
+    params: Callable[[Float[Array, "W"]], Params]
 
 
 def _make_descend(
@@ -200,11 +200,11 @@ def _make_descend(
         vector, _ = jax.flatten_util.ravel_pytree(flip(params))
         return vector, optimiser.init(vector)
 
-    def params(descent: _Descent) -> Params:
-        return flip(unravel(descent[0]))
+    def params(vector: Float[Array, "W"]) -> Params:
+        return flip(unravel(vector))
 
     def loss(vector: Float[Array, "W"], pairs: Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
-        return pairs.mean_loss(config.loss, head.rewards(flip(unravel(vector)), rows))
+        return pairs.mean_loss(config.loss, head.rewards(params(vector), rows))
 
     def minibatch(key: PRNGKey, pairs: Pairs, size: int) -> Task:
         total = jnp.cumsum(pairs.weight)
@@ -230,8 +230,8 @@ def _make_descend(
 
         return jax.lax.fori_loop(first, last, step, descent)
 
-    def nll(descent: _Descent, task: Task) -> Float[Array, ""]:
-        return loss(descent[0], task.pairs, task.rows(table))
+    def nll(vector: Float[Array, "W"], task: Task) -> Float[Array, ""]:
+        return loss(vector, task.pairs, task.rows(table))
 
     return _Descend(start, steps, nll, params)
 
@@ -241,7 +241,7 @@ class _Search(NamedTuple):
 
     heads: _Descent
     steps: Int[Array, ""]
-    best: _Descent
+    best: Float[Array, "H W"]
     best_nll: Float[Array, ""]
     best_steps: Int[Array, ""]
     finite: Bool[Array, ""]
@@ -249,32 +249,28 @@ class _Search(NamedTuple):
 
 def _search(
     config: FitConfig,
-    in_turn: bool,
-    descend: _Descend,
-    key: PRNGKey,
+    advance: Callable[[_Descent, Array, Array], tuple[_Descent, Float[Array, "H"]]],
     heads: _Descent,
-    train: Task,
-    valid: Task,
+    weights: Float[Array, "H"],
 ) -> _Search:
-    """Descend with all heads side by side, until the mean loss of all that they hold out stops falling."""
-    weights = valid.pairs.weight.sum(axis=1)
+    """Descend with all heads side by side, until the mean loss of all that they hold out stops falling.
+
+    Args:
+      config: when to look, and how patiently.
+      advance: takes all heads from one number of steps to another, and says what they then lose on what they hold out.
+      heads: where they start.
+      weights: of what each holds out.
+    """
 
     def look(search: _Search) -> _Search:
         last = jnp.minimum(search.steps + config.check_every, config.steps)
-
-        def advance(xs: tuple[Array, _Descent, Task, Task]) -> tuple[_Descent, Float[Array, ""]]:
-            index, head, train, valid = xs
-            head = descend.steps(key, index, head, train, search.steps, last)
-            return head, descend.nll(head, valid)
-
-        indices = jnp.arange(len(weights), dtype=jnp.int32)
-        heads, losses = _over(in_turn, advance, (indices, search.heads, train, valid))
+        heads, losses = advance(search.heads, search.steps, last)
         nll = weighted_mean(losses, weights)
         better = nll < search.best_nll
         return _Search(
             heads=heads,
             steps=last,
-            best=jax.tree.map(functools.partial(jnp.where, better), heads, search.best),
+            best=jnp.where(better, heads[0], search.best),
             best_nll=jnp.where(better, nll, search.best_nll),
             best_steps=jnp.where(better, last, search.best_steps),
             finite=jnp.isfinite(nll),
@@ -284,7 +280,7 @@ def _search(
         patient = search.steps - search.best_steps < config.check_every * config.patience
         return patient & (search.steps < config.steps) & search.finite
 
-    search = _Search(heads, jnp.int32(0), heads, jnp.float32(jnp.inf), jnp.int32(0), jnp.bool_(True))
+    search = _Search(heads, jnp.int32(0), heads[0], jnp.float32(jnp.inf), jnp.int32(0), jnp.bool_(True))
     return jax.lax.while_loop(going, look, search)
 
 
@@ -331,18 +327,29 @@ def _early_stopped(
         deal = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32) % config.parts)
         seen = jnp.where(deal[None, :] == part, 0.0, weights_found)
         places = part + jnp.arange(0, capacity, config.parts, dtype=jnp.int32)[None, :]
-        train, room, used = tasks(seen, 2 * (capacity - capacity // config.parts))
+        held = order.at[places].get(mode="fill", fill_value=capacity)
+        most_held = (labelled.sum() + config.parts - 1) // config.parts
+        task, room, used = tasks(seen, 2 * (capacity - capacity // config.parts))
 
-        def search(size: int, held: int) -> tuple[Params, Array, Array, Array]:
-            valid = jax.vmap(indexed.take)(order.at[places[:, :held]].get(mode="clip"))
-            exists = places[:, :held] < capacity
-            valid = valid._replace(pairs=valid.pairs._replace(weight=jnp.where(exists, valid.pairs.weight, 0.0)))
-            first = jax.tree.map(lambda leaf: leaf[heads % members], begin)
-            found = _search(config, in_turn, descend, key_search, first, train.narrow(size), valid)
-            return jax.vmap(descend.params)(found.best), found.best_nll, found.best_steps, found.finite
+        def advance(begin: _Descent, first: Array, last: Array) -> tuple[_Descent, Float[Array, "H"]]:
+            def one(xs: tuple[Array, _Descent, Task, Array]) -> tuple[_Descent, Float[Array, ""]]:
+                index, descent, train, out = xs
 
-        held = (labelled.sum() + config.parts - 1) // config.parts
-        best, nll, steps, finite = _smallest(own_rows, search, (room, used), (places.shape[1], held))
+                def sized(size: int, count: int) -> tuple[_Descent, Float[Array, ""]]:
+                    there = descend.steps(key_search, index, descent, train.narrow(size), first, last)
+                    return there, descend.nll(there[0], indexed.take(out[:count]))
+
+                return _smallest(own_rows, sized, (room, used), (held.shape[1], most_held))
+
+            return _over(in_turn, one, (heads, begin, task, held))
+
+        found = _search(
+            config,
+            advance,
+            jax.tree.map(lambda leaf: leaf[heads % members], begin),
+            pairs.weight.at[held].get(mode="fill", fill_value=0.0).sum(axis=1),
+        )
+        best, nll, steps, finite = jax.vmap(descend.params)(found.best), found.best_nll, found.best_steps, found.finite
 
     if config.holdout and config.folds == 1:
         params = best
@@ -352,7 +359,7 @@ def _early_stopped(
 
         def finish(size: int) -> Params:
             def one(xs: tuple[Array, _Descent, Task]) -> Params:
-                return descend.params(descend.steps(key_finish, *xs, 0, steps))
+                return descend.params(descend.steps(key_finish, *xs, 0, steps)[0])
 
             return _over(in_turn, one, (jnp.arange(members, dtype=jnp.int32), begin, task.narrow(size)))
 
@@ -371,11 +378,16 @@ def _early_stopped(
     )
 
 
-def _smallest(may: bool, f: Callable[..., Any], *needs: tuple[int, Int[Array, ""]], steps: int = 3) -> Any:
-    """Call f with sizes that hold what is needed of each capacity: it is compiled for a few, and one is branched to."""
-    if not may or max(capacity for capacity, _ in needs) < 128:
+def _smallest(may: bool, f: Callable[..., Any], *needs: tuple[int, Int[Array, ""]]) -> Any:
+    """Call f with sizes that hold what is needed of each capacity: it is compiled for a few, and one is branched to.
+
+    At most nine, as many as the default protocol has fits: each costs half a second to compile.
+    """
+    most = max(capacity for capacity, _ in needs)
+    count = min(9, most // 64) if may else 1
+    sizes = [tuple(-(-capacity * i // count) for capacity, _ in needs) for i in range(1, count + 1)]
+    if len(sizes) < 2:
         return f(*(capacity for capacity, _ in needs))
-    sizes = [tuple(-(-capacity * i // steps) for capacity, _ in needs) for i in range(1, steps + 1)]
     enough = jnp.stack([jnp.asarray(size) for size in sizes]) >= jnp.stack([need for _, need in needs])[None, :]
     return jax.lax.switch(jnp.argmax(enough.all(axis=1)), [functools.partial(f, *size) for size in sizes])
 

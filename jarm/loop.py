@@ -224,21 +224,32 @@ def make_loop(config: LoopConfig) -> Loop:
 
     def believe(state: LoopState, pool: Pool, responses: Int[Array, "n"] | None) -> Belief:
         flat, labelled = pool.embeddings.reshape(-1, pool.embeddings.shape[2]), state.labelled
-        local = flat if responses is None else flat[responses]
-        member_rewards = jax.vmap(head.rewards, in_axes=(0, None))(state.params, local)
         # The layer that is learnt about is the first member's: features of different heads have no common mean. How
         # sure a pair is, its margin, is the ensemble's to say.
         first_member = jax.tree.map(lambda leaf: leaf[0], state.params)
+        others = jax.tree.map(lambda leaf: leaf[1:], state.params)
+
+        def scored(rows: Float[Array, "n d"]) -> tuple[Float[Array, "n F"], Float[Array, "K n"]]:
+            features = head.features(first_member, rows)
+            rewards = [(features @ head.weights(first_member))[None]]
+            if config.fit.members > 1:
+                rewards.append(jax.vmap(head.rewards, in_axes=(0, None))(others, rows))
+            return features, jnp.concatenate(rewards)
+
+        features, member_rewards = scored(flat if responses is None else flat[responses])
+        rewards = member_rewards.mean(axis=0)
 
         def known(ends: Int[Array, "L"]) -> tuple[Array, Array]:
-            rewards = jax.vmap(head.rewards, in_axes=(0, None))(state.params, flat[ends]).mean(axis=0)
-            return head.features(first_member, flat[ends]), rewards
+            if responses is None:
+                return features[ends], rewards[ends]
+            phi, r = scored(flat[ends])
+            return phi, r.mean(axis=0)
 
         (phi_first, r_first), (phi_second, r_second) = known(labelled.first), known(labelled.second)
         here = labelled.mask[:, None]
         return Belief(
-            features=head.features(first_member, local),
-            rewards=member_rewards.mean(axis=0),
+            features=features,
+            rewards=rewards,
             member_rewards=member_rewards,
             past=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask),
             labels=labelled.mask.sum(dtype=jnp.int32),

@@ -23,10 +23,11 @@ class Pairs(NamedTuple):
         return weighted_mean(pair_loss(kind, rewards[self.first], rewards[self.second], self.label), self.weight)
 
     def take(self, at: Int[Array, "B"]) -> Task:
-        """Some of the pairs, on the responses at their ends."""
+        """Some of the pairs, on the responses at their ends; an index beyond them is of one that weighs nothing."""
         ends = jnp.concatenate([self.first[at], self.second[at]])
         places = jnp.arange(len(ends), dtype=jnp.int32).reshape(2, -1)
-        return Task(Pairs(places[0], places[1], self.label[at], self.weight[at]), ends)
+        weight = self.weight.at[at].get(mode="fill", fill_value=0.0)
+        return Task(Pairs(places[0], places[1], self.label[at], weight), ends)
 
     def compact(self, n: int, most: int) -> tuple[Task, Int[Array, ""]]:
         """The pairs on those of n responses that they weigh, each once and `most` at most, and how many these are."""

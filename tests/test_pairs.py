@@ -169,6 +169,16 @@ def test_draws_are_uniform(kind):
         assert chisquare(np.bincount(draws, minlength=len(offered))).pvalue > 1e-3
 
 
+@pytest.mark.parametrize("size", [(1 << 16) - 4, 1 << 16])
+def test_all_pairs_are_drawn_on_both_sides_of_what_fits_a_number(size):
+    eligible = jnp.zeros(size, bool).at[:4].set(True).at[-4:].set(True)
+    space = pair_space("all", 4, eligible)
+    drawn, valid = draw(jax.random.key(3), space, k=30)
+    alive = np.flatnonzero(eligible)
+    assert valid.sum() == 28
+    assert set(map(tuple, drawn[valid].tolist())) == {(i, j) for i in alive for j in alive if i < j}
+
+
 def test_an_empty_space_has_no_pair_and_does_not_hang():
     for kind in KINDS:
         space = random_space(kind, 5, 4, seed=0)
