@@ -5,7 +5,7 @@ Command   python experiments/reproduce_all.py --data alpaca_eval_200x20.parquet 
               --embeddings alpaca_eval_200x20_minilm_mean.npy --targets golden_logit,golden_z_lc
 Hardware  2 CPU cores.
 Time      About an hour and a half for two targets; the same command goes on where it was stopped.
-Expected  `report.html`, which opens in a browser without a network, and `report.md`, a table of the readings.
+Expected  `report.html`, which opens in a browser without a network, and `report.md`, the readings and the tables.
 
 A study that fails is shown as failed, with its sentence, and the others go on; the exit status is then 1.
 """
@@ -50,6 +50,7 @@ STUDIES = (
     prior_and_warm_start.STUDY,
     label_noise.STUDY,
 )
+TITLE = "Active reward modelling: the suite"
 TEMPLATE = pathlib.Path(__file__).with_name("report.html.jinja")
 
 
@@ -101,7 +102,7 @@ def run_all(config: Config) -> Found:
             print(f"{study.name}: {found[-1][2]}", file=sys.stderr)
     config.out.mkdir(parents=True, exist_ok=True)
     replace_text(config.out / "report.html", html(config, found))
-    replace_text(config.out / "report.md", markdown(config, found))
+    replace_text(config.out / "report.md", "\n".join([f"# {TITLE}", "", readings(config, found), *tables(found)]))
     return found
 
 
@@ -118,12 +119,13 @@ def html(config: Config, found: Found) -> str:
         figures=figures,
         commands={study.name: suite.command(config, study.name) for study, *_ in found},
         command=command(config),
+        title=TITLE,
         clock=clock,
     )
 
 
-def markdown(config: Config, found: Found) -> str:
-    """The readings as a table."""
+def readings(config: Config, found: Found) -> str:
+    """The readings as a Markdown table."""
     lines = [f"`{command(config)}`", ""]
     lines += ["| | study | claim | verdict | numbers | time |", "|---|---|---|---|---|--:|"]
     for study, outcome, failure in found:
@@ -137,10 +139,20 @@ def markdown(config: Config, found: Found) -> str:
     return "\n".join(lines) + "\n"
 
 
+def tables(found: Found) -> list[str]:
+    """Lines of Markdown: the table of each study, and what ran it."""
+    lines = []
+    for study, outcome, _ in found:
+        if outcome:
+            lines += [f"## {study.title} (`{study.name}.py`)", "", *suite.table_lines(outcome.rows), ""]
+            lines += [outcome.made_with(), ""]
+    return lines
+
+
 def main(config: Config) -> int:
     keep_compiled()  # studies share programs
     found = run_all(config)
-    print(f"\n{markdown(config, found)}\n{config.out / 'report.html'}")
+    print(f"\n{readings(config, found)}\n{config.out / 'report.html'}")
     return int(any(failure for *_, failure in found))
 
 

@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -160,6 +160,15 @@ class Outcome(NamedTuple):
     failures: dict[str, int]
     provenance: dict[str, list[Any]]
 
+    def made_with(self) -> str:
+        """The provenance in words."""
+
+        def words(value: Any) -> str:
+            return ", ".join(" ".join(each) for each in value.items()) if isinstance(value, dict) else str(value)
+
+        found = (f"{name}: {' / '.join(map(words, values))}" for name, values in self.provenance.items())
+        return "; ".join(found)
+
 
 def figure_stem(config: Config, study: Study) -> pathlib.Path:
     """Where the figure of a study lies, without its suffix."""
@@ -190,9 +199,12 @@ def sweep_of(
 
 
 def records_of(config: SweepConfig) -> Records:
-    """Run a sweep, or what is left of it, and read what belongs to it; its folder may hold more."""
+    """Run a sweep, or what is left of it, and read what belongs to it, in the order of its grid.
+
+    Its folder may hold more. Files of embeddings are named by what tells them apart.
+    """
     sweep(config)
-    here = {tuple(setting.axes.values()) for setting in expand(config)}
+    here = [tuple(setting.axes.values()) for setting in expand(config)]
     rules, seeds = config.base.rule_names(), config.base.seeds
 
     def belongs(line: dict[str, Any]) -> bool:
@@ -200,8 +212,28 @@ def records_of(config: SweepConfig) -> Records:
             return all(line.get(axis, values[0]) in values for axis, values in config.grid.items())
         return line["rule"] in rules and line["seed"] < seeds and tuple(line[axis] for axis in config.grid) in here
 
+    def place(line: dict[str, Any]) -> int:
+        return len(here) if line["kind"] == "reference" else here.index(tuple(line[axis] for axis in config.grid))
+
     lines = map(json.loads, (config.base.out / "records.jsonl").read_text().splitlines())
-    return [line for line in lines if belongs(line)]
+    files = config.grid.get("embeddings", [])
+    short = dict(zip(files, short_names(files), strict=True))
+    return [
+        line | ({"embeddings": short[line["embeddings"]]} if files else {})
+        for line in sorted(filter(belongs, lines), key=place)
+    ]
+
+
+def short_names(values: Sequence[str]) -> list[str]:
+    """Files without folders, suffixes, and the words that all begin or end with."""
+    words = [pathlib.Path(value).stem.split("_") for value in values]
+
+    def common(of: list[list[str]]) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*of, strict=False)))
+
+    start, end = common(words), common([each[::-1] for each in words])
+    short = ["_".join(each[start : len(each) - end]) for each in words]
+    return short if all(short) else ["_".join(each) for each in words]
 
 
 def kept(path: pathlib.Path, settings: dict[str, Any], make: Callable[[], Records]) -> Records:
@@ -221,8 +253,7 @@ def kept(path: pathlib.Path, settings: dict[str, Any], make: Callable[[], Record
 
 def panel_of(record: Mapping[str, Any]) -> str:
     """The data of a record in words, as far as there are several."""
-    values = (record[option] for option in SOURCES.values() if record.get(option) is not None)
-    return ", ".join(pathlib.Path(value).stem for value in values)
+    return ", ".join(record[option] for option in SOURCES.values() if record.get(option) is not None)
 
 
 def panels(records: Records) -> dict[str, Records]:
@@ -304,7 +335,7 @@ def decide(claim: str, values: Mapping[str, np.ndarray], least: float = 0.0) -> 
     together = {name: simultaneous_ci(each, len(values)) for name, each in values.items()}
     above = [name for name, found in alone.items() if found.low > least]
     below = [name for name, found in together.items() if found.high < least]
-    order = sorted(alone, key=lambda name: alone[name].mean)
+    order = sorted(alone, key=lambda name: (name not in below, alone[name].mean))  # what decides is shown
     shown = order if len(order) <= 4 else [*order[:2], order[-1]]
     words = [f"{name} {signed(alone[name].mean)} {interval(alone[name].low, alone[name].high)}" for name in shown]
     if len(shown) < len(order):
@@ -498,9 +529,13 @@ def markdown(outcome: Outcome, shell: str) -> str:
     lines = [f"# {outcome.study.title}", "", outcome.study.said("Claim"), "", f"`{shell}`", ""]
     lines += [f"- {reading.claim}: **{reading.verdict}**. {reading.why}" for reading in outcome.readings]
     lines += [f"- {count} runs failed: {sentence}" for sentence, count in outcome.failures.items()]
-    head, *rows = outcome.rows
-    lines += ["", *("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *table_lines(outcome.rows)]) + "\n"
+
+
+def table_lines(rows: Rows) -> list[str]:
+    """A table, the first row of it the head."""
+    head, *rest = rows
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest)]
 
 
 def main(study: Study) -> None:

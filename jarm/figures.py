@@ -98,7 +98,7 @@ def curve_grid(
             for axes, name in zip(line, metrics[row], strict=False):
                 _panel(axes, runs, references_of(records), name, baseline)
                 if row:
-                    axes.set_title(f"{row}: {title(name)}", loc="left", fontsize=10)
+                    axes.set_title(f"{row}\n{title(name)}", loc="left", fontsize=10)
             for axes in line[len(metrics[row]) :]:
                 axes.axis("off")
         _legend(figure, {rule: seeds for rule, seeds in runs_of(next(iter(panels.values()))).items() if seeds})

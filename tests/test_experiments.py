@@ -104,6 +104,7 @@ def test_the_report_has_every_study_and_needs_nothing_else(without_runs, tmp_pat
         assert {reading.verdict for reading in outcome.readings} <= {suite.HOLDS, suite.FAILS, suite.OPEN}
         assert all(len(row) == len(outcome.rows[0]) for row in outcome.rows)
         assert all(reading.claim in text for reading in outcome.readings)
+        assert all("| " + " | ".join(row) + " |" in text for row in outcome.rows)
         for kind in ("svg", "png"):
             assert suite.figure_stem(config, study).with_suffix(f".{kind}").stat().st_size > 5000
     verdicts = {study.letter: [reading.verdict for reading in outcome.readings] for study, outcome, _ in found}
@@ -113,6 +114,20 @@ def test_the_report_has_every_study_and_needs_nothing_else(without_runs, tmp_pat
     assert verdicts["j"] == [suite.HOLDS, suite.FAILS, suite.HOLDS, suite.HOLDS, suite.HOLDS]
     assert verdicts["g"][2] == suite.HOLDS
     assert verdicts["f"] == [suite.HOLDS] * 2
+
+
+def test_panels_are_named_by_what_tells_their_files_apart():
+    assert suite.short_names(["/x/alpaca_minilm_mean.npy", "y/alpaca_gemma_mean.npy"]) == ["minilm", "gemma"]
+    assert suite.short_names(["a_b.npy", "a_b_c.npy"]) == ["a_b", "a_b_c"]
+    assert suite.short_names(["only.npy"]) == ["only"]
+
+
+def test_what_decides_against_a_claim_is_named_first():
+    seeds = np.linspace(-0.01, 0.01, 8)
+    wide = {f"wide {at}": 100 * seeds - 0.5 for at in range(5)}  # lower on average, but not shown to be
+    reading = suite.decide("all above 0", {**wide, "lower": seeds - 0.1})
+    assert reading.verdict == suite.FAILS
+    assert reading.why.startswith("lower -.100")
 
 
 def test_a_study_that_fails_does_not_stop_the_others(without_runs, tmp_path, monkeypatch, capsys):
