@@ -228,10 +228,10 @@ def sampled(
         }
         # Of PyTorch less jarm; runs of a seed share their labels' luck, so that seeds are what is counted.
         gaps = (quality[1] - quality[0]).reshape(options.sample, -1, 2).mean(axis=1)
-        for name, gap in zip(("spearman_gap", "last_gap"), gaps.T, strict=True):
-            outcome[name] = gap.mean()
+        for metric, gap in zip(("spearman_gap", "last_gap"), gaps.T, strict=True):
+            outcome[metric] = gap.mean()
             if len(gap) > 1:
-                outcome[f"{name}_error"] = gap.std(ddof=1) / len(gap) ** 0.5
+                outcome[f"{metric}_error"] = gap.std(ddof=1) / len(gap) ** 0.5
         if s == 0:
             outcome["products_of_fits_s_a_run"] = np.mean(operations[1:]) / rate
         outcome = {key: float(value) for key, value in outcome.items()}
