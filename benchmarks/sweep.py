@@ -214,6 +214,7 @@ def sampled(
             wall[s, c], cpu[s, c] = time.perf_counter() - marks[0], time.process_time() - marks[1]
             quality[s, c] = np.mean(curve), curve[-1]
     rate = timing.gemm_rate()
+    gaps = (quality[1] - quality[0]).reshape(options.sample, -1, 2).mean(axis=1)
     rows, rules = [], np.array([rule for rule, *_ in cells])
     for s, name in enumerate(sides):
         ratios = [cpu[s, rules == rule].sum() / cpu[0, rules == rule].sum() for rule in RULES]
@@ -226,14 +227,13 @@ def sampled(
             "spearman": quality[s, :, 0].mean(),
             "last": quality[s, :, 1].mean(),
         }
-        # Of PyTorch less jarm; runs of a seed share their labels' luck, so that seeds are what is counted.
-        gaps = (quality[1] - quality[0]).reshape(options.sample, -1, 2).mean(axis=1)
-        for metric, gap in zip(("spearman_gap", "last_gap"), gaps.T, strict=True):
-            outcome[metric] = gap.mean()
-            if len(gap) > 1:
-                outcome[f"{metric}_error"] = gap.std(ddof=1) / len(gap) ** 0.5
         if s == 0:
             outcome["products_of_fits_s_a_run"] = np.mean(operations[1:]) / rate
+        else:  # less jarm's; runs of a seed share their labels' luck, so that seeds are what is counted
+            for metric, gap in zip(("spearman", "last"), gaps.T, strict=True):
+                outcome[f"{metric}_less_jarm"] = gap.mean()
+                if len(gap) > 1:
+                    outcome[f"{metric}_less_jarm_error"] = gap.std(ddof=1) / len(gap) ** 0.5
         outcome = {key: float(value) for key, value in outcome.items()}
         total = {"cpu": float(cpu[s].sum()), "wall": float(wall[s].sum())}
         rows.append(

@@ -96,7 +96,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
                 style = style_of(rules, rule) | {"linestyle": "", "label": rule, "markersize": 7}
                 top.errorbar(x.mean, y.mean, bars[1], bars[0], **style | {"linewidth": 1, "elinewidth": 1})
             top.set_xlabel("diversity of a batch: log det (nats)")
-            top.set_title(suite.label(panel, "what each rule buys"), loc="left", fontsize=10)
+            top.set_title(suite.heading(panel, "what each rule buys"), loc="left", fontsize=10)
             top.grid(color="#dddddd", linewidth=0.6)
             found = [link(records, panel, name) for name in DESCRIPTIONS]
             for place, one in enumerate(found):

@@ -47,7 +47,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
             low, high = axes.dataLim.intervalx.min(), axes.dataLim.intervaly.max()
             axes.plot([low, high], [low, high], color="#555555", linewidth=0.8, zorder=1)
             axes.annotate("no change", (high, high), fontsize=7.5, color="#555555", ha="right", va="bottom")
-            axes.set_title(suite.label(panel, "final Spearman against initial"), loc="left", fontsize=10)
+            axes.set_title(suite.heading(panel, "final Spearman against initial"), loc="left", fontsize=10)
             axes.set_xlabel("after the initial labels")
             axes.grid(color="#dddddd", linewidth=0.6)
         grid[0].set_ylabel("at the end")

@@ -45,7 +45,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
                 band = np.array([bootstrap_ci(column)[:3] for column in values.T])
                 axes.plot(labels.mean(0), band[:, 0], label=kind, markersize=4, **style)
                 axes.fill_between(labels.mean(0), *band[:, 1:].T, color=style["color"], alpha=0.15, linewidth=0)
-                axes.set_title(suite.label(panel, rule), loc="left", fontsize=10)
+                axes.set_title(suite.heading(panel, rule), loc="left", fontsize=10)
                 axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         for axes in grid[-1]:
             axes.set_xlabel("labels bought")

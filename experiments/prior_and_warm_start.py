@@ -56,7 +56,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
                 top.fill_between(PRIORS, low, high, color=style["color"], alpha=0.15, linewidth=0)
             top.set_xscale("log")
             top.set_xlabel("weight c of the prior")
-            top.set_title(suite.label(panel, "mean Spearman over labels"), loc="left", fontsize=10)
+            top.set_title(suite.heading(panel, "mean Spearman over labels"), loc="left", fontsize=10)
             gains = suite.differences(starts, {rule: ((panel, True, rule), (panel, False, rule)) for rule in rules})
             for place, (rule, values) in enumerate(gains.items()):
                 mean, low, high, _ = bootstrap_ci(values)

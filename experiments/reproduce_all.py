@@ -161,3 +161,6 @@ if __name__ == "__main__":
         sys.exit(main(tyro.cli(Config, description=__doc__)))
     except JarmError as error:
         sys.exit(f"reproduce_all: {error}")
+    except KeyboardInterrupt:
+        print(f"\nreproduce_all: {suite.STOPPED}", file=sys.stderr)
+        sys.exit(130)

@@ -15,7 +15,7 @@ import pathlib
 import re
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -25,7 +25,7 @@ from jarm import CompareConfig, JarmError, SweepConfig, sweep
 from jarm.cli import keep_compiled
 from jarm.curves import METRIC, area, best_of_names, curves, runs_of
 from jarm.data.files import replace_text
-from jarm.figures import drawing, style_of
+from jarm.figures import drawing, short_names, style_of
 from jarm.grid import expand
 from jarm.report import PROVENANCE, summarise
 from jarm.statistics import bootstrap_ci, interval, number, simultaneous_ci
@@ -62,6 +62,7 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 SOURCES = {"embeddings": "embeddings", "targets": "target", "gen": "gen", "emb": "emb", "task": "task"}
 """Options that say which data -> the option of `jarm compare`; several values of one are panels of a figure."""
+STOPPED = "stopped; the same command goes on from here."
 HOLDS, FAILS, OPEN = "holds", "does not hold", "cannot say"
 SEEDS = 5
 """Fewer have intervals that are too narrow, so that nothing is said."""
@@ -74,7 +75,7 @@ class Config:
     """Settings. Lists are separated by commas.
 
     Attributes:
-      data: "synthetic", a Parquet table, or a folder in the published layout.
+      data: "synthetic", a table (Parquet or JSONL), or a folder in the published layout.
       embeddings: of a table: .npy arrays, or stores; each is a panel.
       targets: of a table: columns of gold rewards; each is a panel.
       gen: of a folder: generating models; each is a panel.
@@ -166,8 +167,8 @@ class Outcome(NamedTuple):
         def words(value: Any) -> str:
             return ", ".join(" ".join(each) for each in value.items()) if isinstance(value, dict) else str(value)
 
-        found = (f"{name}: {' / '.join(map(words, values))}" for name, values in self.provenance.items())
-        return "; ".join(found)
+        found = ((name, " / ".join(filter(None, map(words, values)))) for name, values in self.provenance.items())
+        return "; ".join(f"{name}: {values}" for name, values in found if values)
 
 
 def figure_stem(config: Config, study: Study) -> pathlib.Path:
@@ -191,7 +192,9 @@ def sweep_of(
       options: of `jarm compare` that differ from those of the size.
     """
     given = {option: getattr(config, field) for field, option in SOURCES.items()}
-    lists = {option: value.split(",") for option, value in given.items() if value is not None}
+    lists = {
+        option: [each.strip() for each in value.split(",")] for option, value in given.items() if value is not None
+    }
     single = {option: values[0] for option, values in lists.items() if len(values) == 1}
     base = {"data": config.data, "out": config.out / name, "jobs": config.jobs, "seeds": config.seeds_of(seeds)}
     panels = {option: values for option, values in lists.items() if len(values) > 1}
@@ -204,7 +207,7 @@ def records_of(config: SweepConfig) -> Records:
     Its folder may hold more. Files of embeddings are named by what tells them apart.
     """
     sweep(config)
-    here = [tuple(setting.axes.values()) for setting in expand(config)]
+    here = {tuple(setting.axes.values()): place for place, setting in enumerate(expand(config))}
     rules, seeds = config.base.rule_names(), config.base.seeds
 
     def belongs(line: dict[str, Any]) -> bool:
@@ -212,8 +215,10 @@ def records_of(config: SweepConfig) -> Records:
             return all(line.get(axis, values[0]) in values for axis, values in config.grid.items())
         return line["rule"] in rules and line["seed"] < seeds and tuple(line[axis] for axis in config.grid) in here
 
-    def place(line: dict[str, Any]) -> int:
-        return len(here) if line["kind"] == "reference" else here.index(tuple(line[axis] for axis in config.grid))
+    def place(line: dict[str, Any]) -> tuple[int, int]:
+        if line["kind"] == "reference":
+            return len(here), 0
+        return here[tuple(line[axis] for axis in config.grid)], rules.index(line["rule"])
 
     lines = map(json.loads, (config.base.out / "records.jsonl").read_text().splitlines())
     files = config.grid.get("embeddings", [])
@@ -222,18 +227,6 @@ def records_of(config: SweepConfig) -> Records:
         line | ({"embeddings": short[line["embeddings"]]} if files else {})
         for line in sorted(filter(belongs, lines), key=place)
     ]
-
-
-def short_names(values: Sequence[str]) -> list[str]:
-    """Files without folders, suffixes, and the words that all begin or end with."""
-    words = [pathlib.Path(value).stem.split("_") for value in values]
-
-    def common(of: list[list[str]]) -> int:
-        return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*of, strict=False)))
-
-    start, end = common(words), common([each[::-1] for each in words])
-    short = ["_".join(each[start : len(each) - end]) for each in words]
-    return short if all(short) else ["_".join(each) for each in words]
 
 
 def kept(path: pathlib.Path, settings: dict[str, Any], make: Callable[[], Records]) -> Records:
@@ -252,7 +245,7 @@ def kept(path: pathlib.Path, settings: dict[str, Any], make: Callable[[], Record
 
 
 def panel_of(record: Mapping[str, Any]) -> str:
-    """The data of a record in words, as far as there are several."""
+    """The data of a record of `records_of` in words, as far as there are several."""
     return ", ".join(record[option] for option in SOURCES.values() if record.get(option) is not None)
 
 
@@ -315,6 +308,11 @@ def differences(
 def label(panel: str, *words: object) -> str:
     """Words for print, after their panel if there are several."""
     return ": ".join(filter(None, (panel, " ".join(map(str, words)))))
+
+
+def heading(panel: str, *words: object) -> str:
+    """Words for the head of a plot, below their panel if there are several."""
+    return "\n".join(filter(None, (panel, " ".join(map(str, words)))))
 
 
 def decide(claim: str, values: Mapping[str, np.ndarray], least: float = 0.0) -> Reading:
@@ -460,7 +458,7 @@ def effect(scores: Scores, stem: pathlib.Path, words: str, metric: str = "mean S
                 bars = np.nan_to_num([mean - low, high - mean])
                 style["linestyle"] = ""
                 bottom.errorbar(place, mean, bars, label=rule, markersize=5, capsize=2, **style)
-            top.set_title(label(panel, metric), loc="left", fontsize=10)
+            top.set_title(heading(panel, metric), loc="left", fontsize=10)
             bottom.set_title("difference from random, same seeds", loc="left", fontsize=10)
             bottom.set_xticks(range(len(values)), [str(value) for value in values], rotation=20 * (len(values) > 4))
             bottom.set_xlabel(words)
@@ -548,3 +546,6 @@ def main(study: Study) -> None:
         print(f"{config.out / study.name}: study.md, {study.name}.png, {study.name}.svg")
     except JarmError as error:
         sys.exit(f"{study.name}: {error}")
+    except KeyboardInterrupt:
+        print(f"\n{study.name}: {STOPPED}", file=sys.stderr)
+        sys.exit(130)

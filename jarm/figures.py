@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -268,15 +269,26 @@ def axis_curves(
                 style = style_of(rules, rule, baseline)
                 axes_.plot(range(len(values)), mean, label=rule, markersize=4, **style)
                 axes_.fill_between(range(len(values)), low, high, color=style["color"], alpha=0.15, linewidth=0)
-            axes_.set_xticks(
-                range(len(values)), [str(value) for value in values], rotation=30 if len(values) > 4 else 0
-            )
+            names = short_names(values) if axis == "embeddings" else [str(value) for value in values]
+            axes_.set_xticks(range(len(values)), names, rotation=30 if len(values) > 4 else 0)
             axes_.set_xlabel(axis)
             axes_.grid(axis="y", color="#dddddd", linewidth=0.6)
         first = figure.axes[0]
         first.set_title(f"{title(metric)}, mean over labels", loc="left", fontsize=10)
         figure.legend(handles=first.get_lines(), loc="outside right center", frameon=False, handlelength=3.6)
     return files_of(path_stem)
+
+
+def short_names(values: Sequence[str]) -> list[str]:
+    """Files without folders, `.npy`, and the words that all begin or end with; as they are where these are the same."""
+    words = [pathlib.Path(value).name.removesuffix(".npy").split("_") for value in values]
+
+    def common(of: list[list[str]]) -> int:
+        return sum(1 for _ in itertools.takewhile(lambda each: len(set(each)) == 1, zip(*of, strict=False)))
+
+    start, end = common(words), common([each[::-1] for each in words])
+    short, whole = (["_".join(each) for each in of] for of in ([w[start : len(w) - end] for w in words], words))
+    return next((names for names in (short, whole) if all(names) and len(set(names)) == len(values)), list(values))
 
 
 def _heights(

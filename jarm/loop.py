@@ -239,13 +239,12 @@ def make_loop(config: LoopConfig) -> Loop:
         features, member_rewards = scored(flat if responses is None else flat[responses])
         rewards = member_rewards.mean(axis=0)
 
-        def known(ends: Int[Array, "L"]) -> tuple[Array, Array]:
-            if responses is None:
-                return features[ends], rewards[ends]
-            phi, r = scored(flat[ends])
-            return phi, r.mean(axis=0)
-
-        (phi_first, r_first), (phi_second, r_second) = known(labelled.first), known(labelled.second)
+        ends = jnp.stack([labelled.first, labelled.second])
+        if responses is None:
+            (phi_first, phi_second), (r_first, r_second) = features[ends], rewards[ends]
+        else:
+            phi, r = scored(flat[ends.reshape(-1)])
+            (phi_first, phi_second), (r_first, r_second) = jnp.split(phi, 2), jnp.split(r.mean(axis=0), 2)
         here = labelled.mask[:, None]
         return Belief(
             features=features,

@@ -120,6 +120,8 @@ def test_panels_are_named_by_what_tells_their_files_apart():
     assert suite.short_names(["/x/alpaca_minilm_mean.npy", "y/alpaca_gemma_mean.npy"]) == ["minilm", "gemma"]
     assert suite.short_names(["a_b.npy", "a_b_c.npy"]) == ["a_b", "a_b_c"]
     assert suite.short_names(["only.npy"]) == ["only"]
+    assert suite.short_names(["stores/gemma-2.5", "stores/gemma-2.0"]) == ["gemma-2.5", "gemma-2.0"]
+    assert suite.short_names(["one/x.npy", "two/x.npy"]) == ["one/x.npy", "two/x.npy"]
 
 
 def test_what_decides_against_a_claim_is_named_first():

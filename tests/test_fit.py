@@ -123,13 +123,30 @@ def test_members_in_turn_and_together_are_the_same(head, config, key):
     assert np.linalg.matrix_rank(members - members.mean(1, keepdims=True)) == config.members
 
 
-def test_small_sizes_are_branched_to_without_a_trace_of_it(key, monkeypatch):
-    e, pairs, _ = problem(capacity=130, responses=400)
-    config = two_halves(folds=1)
-    branching = make_fit(SMALL, config)(key, HPARAMS, e, pairs)
-    monkeypatch.setattr(module, "_smallest", lambda may, f, *needs: f(*(capacity for capacity, _ in needs)))
-    whole = make_fit(SMALL, config)(jax.random.clone(key), HPARAMS, e, pairs)
-    chex.assert_trees_all_close(branching, whole, rtol=1e-3, atol=1e-5)
+CASES = [problem(n=n, capacity=103, responses=400) for n in (1, 40, 103)]
+
+
+@pytest.mark.parametrize("config", [two_halves(holdout=0.2), two_halves(holdout=0.2, folds=1, members=6)])
+def test_small_sizes_are_branched_to_without_a_trace_of_it(config, monkeypatch):
+    fit = make_fit(SMALL, config)
+    branching = [fit(jax.random.key(0), HPARAMS, e, pairs) for e, pairs, _ in CASES]
+    monkeypatch.setattr(module, "SIZES", 1)
+    fit = make_fit(SMALL, config)
+    for (e, pairs, _), found in zip(CASES, branching, strict=True):
+        chex.assert_trees_all_close(found, fit(jax.random.key(0), HPARAMS, e, pairs), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_under_vmap_all_take_the_size_of_the_largest():
+    fit, (e, *_) = make_fit(SMALL, two_halves(holdout=0.2)), CASES[0]
+    labelled = [pairs for _, pairs, _ in CASES]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *labelled)
+    together = jax.jit(jax.vmap(lambda pairs: fit(jax.random.key(0), HPARAMS, e, pairs)))
+    compiled = together.lower(stacked).compile()
+    assert "conditional" in compiled.as_text()  # not all branches and a choice
+    for at, pairs in enumerate(labelled):
+        found = jax.tree.map(lambda leaf: leaf[at], compiled(stacked))  # noqa: B023
+        chex.assert_trees_all_close(found, fit(jax.random.key(0), HPARAMS, e, pairs), rtol=1e-3, atol=1e-5)
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -222,10 +239,13 @@ def test_one_program_for_all_rounds_and_seeds(head, key):
 def test_a_fit_that_blows_up_is_a_status(key):
     e, pairs, _ = problem()
     for config in (OWN_PARTS, FEW):
-        _, info = fit_of(SMALL, config)(
+        params, info = fit_of(SMALL, config)(
             jax.random.clone(key), dataclasses.replace(HPARAMS, learning_rate=jnp.float32(1e30)), e, pairs
         )
         assert info.status == Status.DIVERGED
+        if config.holdout:  # what was best was the start
+            assert (info.steps == 0).all()
+            chex.assert_tree_all_finite(params)
 
 
 def test_linear_ensembles_need_a_bootstrap(key):

@@ -363,6 +363,37 @@ def test_few_candidates_of_many_responses_are_chosen_as_among_all():
     np.testing.assert_allclose(selection.gains, -np.sort(margins)[:4], rtol=1e-4)
 
 
+@pytest.mark.parametrize("pool", [None, 8])
+@pytest.mark.parametrize(("head", "members"), [(LINEAR, 1), (MLP, 3)])
+def test_a_belief_is_what_the_heads_say(head, members, pool):
+    """Of every response, or of the ends of a few candidates; and of the ends of what is labelled."""
+    seen = []
+
+    def listening(key, belief, space, k, hparams):
+        jax.debug.callback(lambda *each: seen.append(each), belief, space.pairs)
+        return in_order(key, belief, space, k, hparams)
+
+    fit = FitConfig(members=members, steps=5)
+    loop = make_loop(LoopConfig(rules=(listening,), batch=4, initial=5, pool=pool, head=head, fit=fit))
+    state, first = jit(loop.init)(jax.random.key(0), POOL)
+    state = jit(loop.tell)(state, first, jnp.ones(5))
+    jit(loop.select)(HParams(), state, POOL)
+    jax.effects_barrier()
+    [(belief, pairs)] = seen
+    flat, model = POOL.embeddings.reshape(-1, D), head.head()
+    rewards = jax.vmap(model.rewards, (0, None))(state.params, flat)
+    features = model.features(jax.tree.map(lambda leaf: leaf[0], state.params), flat)
+    ends = np.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
+    np.testing.assert_allclose(belief.known[:5], features[ends], atol=1e-5)
+    np.testing.assert_allclose(belief.known_rewards[:5], rewards.mean(axis=0)[ends], atol=1e-5)
+    assert not np.any(belief.known[5:])
+    assert (pairs is None) == (pool is None)
+    if pool is None:
+        np.testing.assert_allclose(belief.features, features, atol=1e-5)
+        np.testing.assert_allclose(belief.member_rewards, rewards, atol=1e-5)
+    np.testing.assert_allclose(belief.rewards, np.mean(belief.member_rewards, axis=0), atol=1e-5)
+
+
 OTHERS = {
     "flip": {"annotator": AnnotatorConfig("flip", flip_rate=0.3), "fit": FitConfig(members=1, loss="classification")},
     "biased": {"annotator": AnnotatorConfig(scale=2.0, length_bias=3.0), "fit": FitConfig(members=2)},
