@@ -18,6 +18,7 @@ from jarm.acquisition.registry import RULES as ALL_RULES
 from jarm.acquisition.registry import get_rule, source_of
 from jarm.annotators import AnnotatorConfig
 from jarm.base import Benchmark, HParams, JarmError
+from jarm.curves import by_rule
 from jarm.data.datasets import load
 from jarm.figures import learning_curves, require_matplotlib
 from jarm.fit import FitConfig
@@ -263,7 +264,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
                     raise JarmError(f"No rule ran to its end with its first seed. {lines[0]['message']}")
                 bar.set_postfix_str(f"{lines[-1]['rule']}, seed {lines[-1]['seed']}", refresh=False)
                 bar.update()
-        shown = [line for line in folder.read() if line["kind"] == "reference" or line["rule"] in rules]
+        shown = by_rule([line for line in folder.read() if line["kind"] == "reference" or line["rule"] in rules], rules)
         try:
             summary = write_summary(shown, config.out)
             learning_curves(shown, config.out / "curves")

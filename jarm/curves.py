@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,6 +26,12 @@ def runs_of(records: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str,
         rule: {seed: [run[t] for t in rounds] for seed, run in sorted(seeds.items()) if run.keys() == set(rounds)}
         for rule, seeds in by_run.items()
     }
+
+
+def by_rule(records: list[dict[str, Any]], rules: Sequence[str]) -> list[dict[str, Any]]:
+    """Records in the order of the rules, whenever they were made; references first."""
+    places = {rule: place for place, rule in enumerate(rules)}
+    return sorted(records, key=lambda record: places.get(record["rule"], -1))
 
 
 def references_of(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

@@ -331,7 +331,7 @@ def _early_stopped(
         most_held = (labelled.sum() + config.parts - 1) // config.parts
         task, room, used = tasks(seen, 2 * (capacity - capacity // config.parts))
 
-        def advance(begin: _Descent, first: Array, last: Array) -> tuple[_Descent, Float[Array, "H"]]:
+        def advance(descents: _Descent, first: Array, last: Array) -> tuple[_Descent, Float[Array, "H"]]:
             def one(xs: tuple[Array, _Descent, Task, Array]) -> tuple[_Descent, Float[Array, ""]]:
                 index, descent, train, out = xs
 
@@ -341,7 +341,7 @@ def _early_stopped(
 
                 return _smallest(own_rows, sized, (room, used), (held.shape[1], most_held))
 
-            return _over(in_turn, one, (heads, begin, task, held))
+            return _over(in_turn, one, (heads, descents, task, held))
 
         found = _search(
             config,

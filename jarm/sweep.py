@@ -24,6 +24,7 @@ from tqdm import tqdm
 from jarm.acquisition.registry import source_of
 from jarm.base import JarmError
 from jarm.compare import FREE, SOURCE
+from jarm.curves import by_rule
 from jarm.data.files import claim, replace_text
 from jarm.figures import axis_curves, require_matplotlib
 from jarm.grid import OPTIONS, SweepConfig, expand
@@ -121,6 +122,7 @@ def _finish(
         if line["kind"] == "reference"
         or (line["rule"] in rules and line["seed"] < config.base.seeds and tuple(line[axis] for axis in axes) in here)
     ]
+    shown = by_rule(shown, rules)
     runs = [line for line in shown if line["kind"] == "run"]
     if not runs:
         failed = next((line["message"] for line in shown if line["kind"] == "failed"), "")

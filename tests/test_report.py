@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from jarm.curves import by_rule
 from jarm.report import summarise, write_summary
 
 LABELS = (50, 100, 150, 200, 250)
@@ -53,6 +54,14 @@ def test_a_summary_says_who_wins_and_by_how_much():
     assert summary["rules"]["random"]["saving"]["ratio"]["mean"] == 1
     assert summary["reference"]["length"]["spearman"] == 0.3
     assert summary["provenance"]["device"] == ["cpu"]
+
+
+def test_rules_are_in_the_order_asked_for_whenever_they_ran():
+    records = make_records()[::-1]
+    for order in (["random", "dopt"], ["dopt", "random"]):
+        ran = [line for line in records if line["rule"] in order]
+        assert list(summarise(by_rule(ran, order))["rules"]) == order
+    assert by_rule(records, ["random", "dopt"])[0]["kind"] == "reference"
 
 
 def test_only_whole_runs_of_shared_seeds_are_paired():
