@@ -31,9 +31,15 @@ def lines(folder):
 
 
 def in_order(folder):
-    """Records but for what they took and the commit, which may move on meanwhile, by rule, seed and round."""
+    """Records but for what they took and the commit, which may move on meanwhile, by rule, seed, setting and round."""
     kept = [{name: value for name, value in line.items() if name not in (*TIMES, "commit")} for line in lines(folder)]
-    return sorted(kept, key=lambda line: (line["kind"], line["rule"], line.get("seed", 0), line.get("round", 0)))
+    options = [field.name for field in dataclasses.fields(CompareConfig)]
+
+    def place(line):
+        setting = [str(line.get(option)) for option in options]
+        return line["kind"], line["rule"], line.get("seed", 0), setting, line.get("round", 0)
+
+    return sorted(kept, key=place)
 
 
 @pytest.fixture(scope="module")
