@@ -36,6 +36,7 @@ from suite import Outcome, Study
 from jarm import JarmError
 from jarm.cli import keep_compiled
 from jarm.data.files import replace_text
+from jarm.markdown import table as markdown_table
 from jarm.plan import clock
 
 STUDIES = (
@@ -144,7 +145,12 @@ def tables(found: Found) -> list[str]:
     lines = []
     for study, outcome, _ in found:
         if outcome:
-            lines += [f"## {study.title} (`{study.name}.py`)", "", *suite.table_lines(outcome.rows), ""]
+            lines += [
+                f"## {study.title} (`{study.name}.py`)",
+                "",
+                *markdown_table(outcome.rows[0], outcome.rows[1:]),
+                "",
+            ]
             lines += [outcome.made_with(), ""]
     return lines
 

@@ -27,6 +27,7 @@ from jarm.curves import METRIC, area, best_of_names, curves, runs_of
 from jarm.data.files import replace_text
 from jarm.figures import drawing, short_names, style_of
 from jarm.grid import expand
+from jarm.markdown import table as markdown_table
 from jarm.report import PROVENANCE, summarise
 from jarm.statistics import bootstrap_ci, interval, number, simultaneous_ci
 
@@ -527,13 +528,7 @@ def markdown(outcome: Outcome, shell: str) -> str:
     lines = [f"# {outcome.study.title}", "", outcome.study.said("Claim"), "", f"`{shell}`", ""]
     lines += [f"- {reading.claim}: **{reading.verdict}**. {reading.why}" for reading in outcome.readings]
     lines += [f"- {count} runs failed: {sentence}" for sentence, count in outcome.failures.items()]
-    return "\n".join([*lines, "", *table_lines(outcome.rows)]) + "\n"
-
-
-def table_lines(rows: Rows) -> list[str]:
-    """A table, the first row of it the head."""
-    head, *rest = rows
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rest)]
+    return "\n".join([*lines, "", *markdown_table(outcome.rows[0], outcome.rows[1:])]) + "\n"
 
 
 def main(study: Study) -> None:

@@ -6,7 +6,6 @@ A response is scored once, however many pairs it is in, and padding costs little
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeAlias
 
@@ -18,6 +17,7 @@ import optax  # type: ignore[import-untyped]
 from jarm.base import Fit, FitInfo, HParams, JarmError, Labelled, RewardHead, Status
 from jarm.losses import bradley_terry, smooth
 from jarm.newton import newton
+from jarm.sizes import smallest
 from jarm.tasks import Pairs, Task, pair_loss, weighted_mean
 from jarm.types import Array, Bool, Float, Int, Params, PRNGKey
 
@@ -339,7 +339,7 @@ def _early_stopped(
                     there = descend.steps(key_search, index, descent, train.narrow(size), first, last)
                     return there, descend.nll(there[0], indexed.take(out[:count]))
 
-                return _smallest(own_rows, sized, (room, used), (held.shape[1], most_held))
+                return smallest(own_rows, sized, (room, used), (held.shape[1], most_held))
 
             return _over(in_turn, one, (heads, descents, task, held))
 
@@ -363,7 +363,7 @@ def _early_stopped(
 
             return _over(in_turn, one, (jnp.arange(members, dtype=jnp.int32), begin, task.narrow(size)))
 
-        params = _smallest(own_rows, finish, (room, used))
+        params = smallest(own_rows, finish, (room, used))
 
     def train_nll(xs: tuple[Params, Float[Array, "L"]]) -> Float[Array, ""]:
         return _chunked_loss(config.loss, head, xs[0], embeddings, pairs._replace(weight=xs[1]))
@@ -376,32 +376,6 @@ def _early_stopped(
         steps=jnp.full(members, steps),
         status=jnp.where(ok, Status.OK, Status.DIVERGED).astype(jnp.int32),
     )
-
-
-SIZES = 9
-"""Most sizes that a step is compiled for, half a second each: as many as the default protocol has fits."""
-
-
-@jax.custom_batching.custom_vmap
-def _for_all(index: Int[Array, ""]) -> Int[Array, ""]:
-    """The largest index of a batch, under vmap: with one for each, all branches would run."""
-    return index
-
-
-@_for_all.def_vmap
-def _(axis_size: int, in_batched: list[bool], index: Int[Array, "V"]) -> tuple[Int[Array, ""], bool]:
-    return index.max(), False
-
-
-def _smallest(may: bool, f: Callable[..., Any], *needs: tuple[int, Int[Array, ""]]) -> Any:
-    """Call f with sizes that hold what is needed of each capacity: it is compiled for a few, and one is branched to."""
-    most = max(capacity for capacity, _ in needs)
-    count = min(SIZES, most // 64) if may else 1
-    sizes = [tuple(-(-capacity * i // count) for capacity, _ in needs) for i in range(1, count + 1)]
-    if len(sizes) < 2:
-        return f(*(capacity for capacity, _ in needs))
-    enough = jnp.stack([jnp.asarray(size) for size in sizes]) >= jnp.stack([need for _, need in needs])[None, :]
-    return jax.lax.switch(_for_all(jnp.argmax(enough.all(axis=1))), [functools.partial(f, *size) for size in sizes])
 
 
 def _chunked_loss(

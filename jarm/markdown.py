@@ -34,7 +34,7 @@ def comparison_text(summary: dict[str, Any]) -> str:
     text = [f"# {len(rules)} acquisition rules, {seeds} seed{'s' * (counts != [1])}", ""]
     text += [f"- **{rule}**: {row['verdict']}{_seeds_note(row, baseline)}" for rule, row in rules.items()]
     text += ["", "## How fast each rule teaches", ""]
-    text += _table(
+    text += table(
         [
             "rule",
             "area under Spearman curve",
@@ -70,7 +70,7 @@ def comparison_text(summary: dict[str, Any]) -> str:
         "## What each rule buys",
         "",
     ]
-    text += _table(
+    text += table(
         ["rule", *BOUGHT.values()],
         [[rule, *(_number(row.get(name)) for name in BOUGHT)] for rule, row in rules.items()],
     )
@@ -91,7 +91,7 @@ def comparison_text(summary: dict[str, Any]) -> str:
         "pair_accuracy": "pair accuracy",
         "nll": "nll",
     }
-    text += _table(
+    text += table(
         ["line", *columns.values()],
         [
             [name, *(_number(plain(valued(line, key))) for key in columns)]
@@ -113,7 +113,7 @@ def sweep_text(summary: dict[str, Any]) -> str:
     text = [f"# {_count(len(rows), 'setting')}, {_count(runs, 'whole run')}", ""]
     if failures:
         text += [*(f"- {_count(count, 'run')} failed: {failure}" for failure, count in failures.items()), ""]
-    text += _table(
+    text += table(
         [
             *axes,
             "rule",
@@ -212,5 +212,6 @@ def _inline(value: Any) -> str:
     return "-" if value is None else f"`{value}`"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> list[str]:
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
     return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]

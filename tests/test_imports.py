@@ -32,7 +32,7 @@ LAYERS = [
     ["embed_stores"],
     ["embed"],
     ["heads", "losses"],
-    ["newton", "tasks"],
+    ["newton", "sizes", "tasks"],
     ["fit", "fisher"],
     ["tiles"],
     ["objectives"],
