@@ -34,11 +34,11 @@ def measure(kind: str, size: int, width: int, k: int, seed: int) -> list[dict[st
     import numpy as np
 
     from benchmarks import referee
-    from jarm.design import design_bound
-    from jarm.exchange import exchange
-    from jarm.greedy import greedy_log_det
-    from jarm.objectives import D_OPTIMAL
-    from jarm.selection import random_pairs
+    from jarm.design.bound import design_bound
+    from jarm.design.criteria import D_OPTIMAL
+    from jarm.design.exchange import exchange
+    from jarm.design.greedy import greedy_log_det
+    from jarm.design.top import random_pairs
 
     features, rewards = problem(size, width, seed)
     space = make_space(kind, size)

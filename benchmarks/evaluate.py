@@ -42,9 +42,9 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from jarm.base import ResponseTable
-    from jarm.heads import mlp_head
-    from jarm.metrics import evaluate
+    from jarm.core.base import ResponseTable
+    from jarm.evaluation.metrics import evaluate
+    from jarm.reward.heads import mlp_head
 
     P, R, d = options.prompts, options.responses, options.width
     product, reading = timing.gemm_rate(), timing.read_rate()

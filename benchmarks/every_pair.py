@@ -42,7 +42,7 @@ def count_pairs(kind: str, size: int) -> int:
 def make_space(kind: str, size: int) -> Any:
     import jax.numpy as jnp
 
-    from jarm.data.pairs import pair_space
+    from jarm.design.spaces import pair_space
 
     return pair_space(kind, WIDTH if size % WIDTH == 0 else 1, jnp.ones(size, bool))
 
@@ -51,8 +51,8 @@ def one_pass(features: Any, rewards: Any, space: Any, keep: int) -> Any:
     """The `keep` pairs of largest leverage."""
     import jax.numpy as jnp
 
-    from jarm.objectives import D_OPTIMAL, Numbers
-    from jarm.tiles import best_pairs
+    from jarm.design.criteria import D_OPTIMAL, Numbers
+    from jarm.design.passes import best_pairs
 
     numbers = Numbers(rewards, features, features[:, :0])
     return best_pairs(D_OPTIMAL.scorer(numbers, jnp.zeros(0)), space, keep)
@@ -63,7 +63,7 @@ def bare_products(features: Any, kind: str, block: int = 500) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from jarm.linalg import matmul
+    from jarm.core.linalg import matmul
 
     size, width = features.shape
     if kind == "within":
@@ -103,7 +103,7 @@ def prior_of(name: str, features: Any, rewards: Any, space: Any, k: int) -> Any:
     import jax
     import jax.numpy as jnp
 
-    from jarm.fisher import space_information
+    from jarm.design.fisher import space_information
 
     if name != "shaped":
         return float(name) * jnp.eye(features.shape[1])
@@ -116,7 +116,7 @@ def greedy_run(kind: str, size: int, width: int, k: int, prior: Any) -> Callable
     import jax
     import jax.numpy as jnp
 
-    from jarm.greedy import greedy_log_det
+    from jarm.design.greedy import greedy_log_det
 
     features, rewards = map(jnp.asarray, problem(size, width))
     space = make_space(kind, size)
@@ -150,7 +150,7 @@ def measure(size: int, options: Any, product: float) -> None:
     import numpy as np
 
     from benchmarks import referee
-    from jarm.greedy import default_shortlist, greedy_log_det
+    from jarm.design.greedy import default_shortlist, greedy_log_det
 
     kind, k = options.kind, options.k
     pairs = count_pairs(kind, size)

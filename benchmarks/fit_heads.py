@@ -113,7 +113,7 @@ def pairs_of(first: Any, second: Any, labels: Any) -> Any:
     """Labelled pairs at full capacity."""
     import jax.numpy as jnp
 
-    from jarm.base import Labelled
+    from jarm.core.base import Labelled
 
     n = len(labels)
     return Labelled(
@@ -141,7 +141,7 @@ def torch_work(width: int, n: int) -> Callable[[], Any]:
     import numpy as np
     import torch
 
-    from jarm.heads import mlp_head
+    from jarm.reward.heads import mlp_head
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     embeddings, first, second, labels = noise(n, width)
@@ -155,9 +155,9 @@ def same_work(widths: list[int], labels: list[int]) -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jarm.base import HParams
-    from jarm.fit import FitConfig, make_fit
-    from jarm.heads import mlp_head
+    from jarm.core.base import HParams
+    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.heads import mlp_head
 
     rate, head = timing.gemm_rate(), mlp_head()
     hparams = HParams(jnp.float32(LEARNING_RATE), jnp.float32(0))
@@ -191,14 +191,14 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
     import numpy as np
     import torch
 
-    from jarm.annotators import AnnotatorConfig, annotate
-    from jarm.base import HParams
-    from jarm.data.pairs import pair_space, sample_pairs
+    from jarm.core.base import HParams
     from jarm.data.synthetic import SyntheticConfig, synthetic
-    from jarm.fit import FitConfig, make_fit
-    from jarm.heads import mlp_head
-    from jarm.metrics import evaluate
-    from jarm.pool import make_pool
+    from jarm.design.spaces import pair_space, sample_pairs
+    from jarm.evaluation.annotators import AnnotatorConfig, annotate
+    from jarm.evaluation.metrics import evaluate
+    from jarm.loop.device_table import make_pool
+    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.heads import mlp_head
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     head = mlp_head()
@@ -284,9 +284,9 @@ def batching(widths: list[int], labels: list[int]) -> None:
     import jax
     import jax.numpy as jnp
 
-    from jarm.base import HParams
-    from jarm.fit import FitConfig, make_fit
-    from jarm.heads import mlp_head
+    from jarm.core.base import HParams
+    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.heads import mlp_head
 
     head = mlp_head()
     hparams = HParams(jnp.float32(LEARNING_RATE), jnp.float32(WEIGHT_DECAY))
@@ -322,9 +322,9 @@ def accelerator(widths: list[int], labels: list[int], members: int, seeds: int) 
     import numpy as np
     import torch
 
-    from jarm.base import HParams
-    from jarm.fit import FitConfig, make_fit
-    from jarm.heads import mlp_head
+    from jarm.core.base import HParams
+    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.heads import mlp_head
 
     place = "cuda" if torch.cuda.is_available() else "cpu"
     torch.backends.cuda.matmul.allow_tf32 = True  # as jax does by default

@@ -48,14 +48,14 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jarm.annotators import AnnotatorConfig, annotate
-    from jarm.base import HParams, Labelled, check
+    from jarm.core.base import HParams, Labelled, check
     from jarm.data.datasets import load
-    from jarm.data.pairs import pair_space, sample_pairs
-    from jarm.fit import FitConfig, make_fit
-    from jarm.heads import HeadConfig
-    from jarm.metrics import evaluate, reference_lines
-    from jarm.pool import make_pool
+    from jarm.design.spaces import pair_space, sample_pairs
+    from jarm.evaluation.annotators import AnnotatorConfig, annotate
+    from jarm.evaluation.metrics import evaluate, reference_lines
+    from jarm.loop.device_table import make_pool
+    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.heads import HeadConfig
 
     table = {"embeddings": options.embeddings, "target": options.target} if options.embeddings else {}
     train, test = load(options.data, **table, standardise=not options.raw)

@@ -94,10 +94,10 @@ def v_greedy(features: Any, rewards: Any, space: Any, prior: Any, k: int) -> Any
     """Greedy for the fall of tr(C A^-1), C summed here: C = L L^T, so the columns of L are targets."""
     import jax.numpy as jnp
 
-    from jarm.fisher import space_information
-    from jarm.greedy import greedy
-    from jarm.linalg import cholesky
-    from jarm.objectives import v_optimal
+    from jarm.core.linalg import cholesky
+    from jarm.design.criteria import v_optimal
+    from jarm.design.fisher import space_information
+    from jarm.design.greedy import greedy
 
     factor, _ = cholesky(space_information(features, rewards, space)[0])
     return greedy(v_optimal(factor.T, jnp.ones(len(factor))), features, rewards, space, prior, k)
@@ -133,8 +133,8 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jarm.base import PairSpace
-    from jarm.greedy import greedy_log_det
+    from jarm.core.base import PairSpace
+    from jarm.design.greedy import greedy_log_det
 
     try:
         import bmdal_reg  # noqa: F401

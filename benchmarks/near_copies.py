@@ -46,8 +46,8 @@ def pool(pairs: int, copies: int, width: int, seed: int) -> tuple[Any, Any, Any]
 def greedy_of(k: int) -> Any:
     import jax
 
-    from jarm.greedy import greedy
-    from jarm.objectives import D_OPTIMAL
+    from jarm.design.criteria import D_OPTIMAL
+    from jarm.design.greedy import greedy
 
     return jax.jit(functools.partial(greedy, D_OPTIMAL, k=k))
 
@@ -59,8 +59,8 @@ def batches(features: Any, rewards: Any, k: int, seed: int) -> dict[str, Any]:
     import torch
 
     from benchmarks import baselines
-    from jarm.base import Limits
-    from jarm.data.pairs import listed_space
+    from jarm.core.base import Limits
+    from jarm.design.spaces import listed_space
 
     pairs = len(features) // 2
     x = torch.from_numpy(features[0::2] - features[1::2])
@@ -82,7 +82,7 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
     import numpy as np
 
     from jarm import Benchmark, CompareConfig, evaluate, prepare, synthetic
-    from jarm.runner import Program, Runner
+    from jarm.runs.runner import Program, Runner
 
     benchmark = synthetic()
     train, rng = benchmark.train, np.random.default_rng(0)

@@ -4,9 +4,9 @@
     python -m benchmarks.peers --only S14 S15
 
 Every pair has two responses of its own, features N(0, 1), unless the workload says otherwise; the batch is 256, there
-are 256 labelled pairs and 5 members. Peers get the points that their interface asks for ready made (`jarm.peers`), the
-rules of S1 to S7 the features of both ends of every pair, and jarm the features of responses and indices of pairs. All
-have the rewards; priors are part of what is timed for jarm and NumPy, and ready made for `bmdal_reg`. Peers that are
+are 256 labelled pairs and 5 members. Peers get the points that their interface asks for ready made
+(`jarm.studies.peers`), the rules of S1 to S7 the features of both ends of every pair, and jarm the features of
+responses and indices of pairs. All have the rewards; priors are part of what is timed for jarm and NumPy, and ready made for `bmdal_reg`. Peers that are
 not installed, and code that is in no package index, are represented by processor seconds measured before on another day
 (`peer_cpu_s_from_spec`), beside which stands what jarm needs now. Where a peer takes more than `SLOW` seconds both
 sides run once, elsewhere `--turns` times.
@@ -31,7 +31,7 @@ class Workload:
     Attributes:
       name: id of the workload.
       rule: of jarm, or `METRIC`.
-      peers: name in `jarm.peers.PEERS` or `others` -> processor seconds measured before, or None.
+      peers: name in `jarm.studies.peers.PEERS` or `others` -> processor seconds measured before, or None.
       absent: the same of code that cannot be installed from a package index.
       pairs, width, k, members, labels: sizes.
       prompts: of 10 responses each, for every pair within prompts; 0 for `pairs` listed pairs.
@@ -116,9 +116,9 @@ def problem(work: Workload) -> tuple[Any, Any]:
     import jax.numpy as jnp
     import numpy as np
 
-    from jarm.base import Belief, PairSpace
-    from jarm.data.pairs import pair_space
-    from jarm.fisher import fisher_weight, pair_information
+    from jarm.core.base import Belief, PairSpace
+    from jarm.design.fisher import fisher_weight, pair_information
+    from jarm.design.spaces import pair_space
 
     rng = np.random.default_rng(0)
     size = work.responses or 10 * work.prompts or 2 * work.pairs
@@ -152,8 +152,8 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
     import torch
 
     from benchmarks import baselines, referee
-    from jarm import peers
-    from jarm.base import HParams
+    from jarm.core.base import HParams
+    from jarm.studies import peers
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
 
@@ -270,10 +270,10 @@ def ours(work: Workload, belief: Any, space: Any) -> timing.Side:
     import numpy as np
 
     from jarm.acquisition.registry import get_rule
-    from jarm.base import HParams
-    from jarm.fisher import fisher_weight, pair_information
-    from jarm.linalg import inverse_factor
-    from jarm.selection import top_pairs
+    from jarm.core.base import HParams
+    from jarm.core.linalg import inverse_factor
+    from jarm.design.fisher import fisher_weight, pair_information
+    from jarm.design.top import top_pairs
 
     if work.rule == METRIC:
         whiten, _ = inverse_factor(belief.past + np.eye(work.width, dtype=np.float32))
@@ -295,7 +295,7 @@ def ours(work: Workload, belief: Any, space: Any) -> timing.Side:
 
 def measure(work: Workload, turns: int) -> None:
     """One row a side."""
-    from jarm.peers import PEERS, installed
+    from jarm.studies.peers import PEERS, installed
 
     known: dict[str, Any] = {peer.name: peer.make for peer in PEERS if installed(peer)} | others()
     belief, space = problem(work)

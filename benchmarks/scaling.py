@@ -87,10 +87,10 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from jarm.base import ResponseTable
-    from jarm.compare import CompareConfig
-    from jarm.prepare import prepare
-    from jarm.runner import Program, Runner, judge
+    from jarm.core.base import ResponseTable
+    from jarm.loop.prepare import prepare
+    from jarm.runs.runner import Program, Runner, judge
+    from jarm.studies.compare import CompareConfig
 
     rng = np.random.default_rng(0)
 

@@ -71,9 +71,9 @@ def main() -> None:
 
     from benchmarks import referee
     from jarm.acquisition.registry import get_rule
-    from jarm.base import Belief, HParams, PairSpace
-    from jarm.fisher import fisher_weight, pair_information
-    from jarm.linalg import matmul
+    from jarm.core.base import Belief, HParams, PairSpace
+    from jarm.core.linalg import matmul
+    from jarm.design.fisher import fisher_weight, pair_information
 
     product, reading = timing.gemm_rate(), timing.read_rate()
     print(f"one product of 1024 x 1024: {product / 1e9:.0f} Gflop/s; reading: {reading / 1e9:.1f} GB/s")

@@ -3,7 +3,7 @@
     python -m benchmarks.seeds --cores all --out benchmarks/results/seeds.jsonl
 
 Whole runs with the defaults of `jarm compare` on the built-in data, `greedy_dopt`. On all cores, since that is where
-threads could win; ratios are of wall time. `jarm compare` runs seeds as the outcome says: see `jarm.runner`.
+threads could win; ratios are of wall time. `jarm compare` runs seeds as the outcome says: see `jarm.runs.runner`.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jarm.base import check
-    from jarm.compare import CompareConfig
+    from jarm.core.base import check
     from jarm.data.datasets import load
-    from jarm.loop import make_loop
-    from jarm.prepare import prepare
-    from jarm.runner import default_jobs
+    from jarm.loop.loop import make_loop
+    from jarm.loop.prepare import prepare
+    from jarm.runs.runner import default_jobs
+    from jarm.studies.compare import CompareConfig
 
     config = CompareConfig(rules="greedy_dopt")
     loop = config.loop()

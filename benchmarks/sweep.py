@@ -164,11 +164,11 @@ def sampled(
     import torch
 
     from benchmarks import torch_loop
-    from jarm.compare import CompareConfig
     from jarm.data.datasets import load
-    from jarm.metrics import evaluate
-    from jarm.prepare import prepare
-    from jarm.runner import Program, Runner
+    from jarm.evaluation.metrics import evaluate
+    from jarm.loop.prepare import prepare
+    from jarm.runs.runner import Program, Runner
+    from jarm.studies.compare import CompareConfig
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = CompareConfig(rules=",".join(RULES), **given)

@@ -31,12 +31,12 @@ def main() -> None:
     import torch
 
     from benchmarks import torch_loop
-    from jarm.base import check
-    from jarm.compare import RULES, CompareConfig
+    from jarm.core.base import check
     from jarm.data.datasets import load
-    from jarm.loop import make_loop
-    from jarm.metrics import evaluate
-    from jarm.prepare import prepare
+    from jarm.evaluation.metrics import evaluate
+    from jarm.loop.loop import make_loop
+    from jarm.loop.prepare import prepare
+    from jarm.studies.compare import RULES, CompareConfig
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     config = CompareConfig(rules=options.rules or RULES)

@@ -25,9 +25,9 @@ import suite
 from league import DESCRIPTIONS, rank_correlation
 from suite import Config, Reading, Records, Study
 
-from jarm.curves import runs_of
-from jarm.figures import PALETTE, drawing, style_of
-from jarm.statistics import bootstrap_ci, interval, number, resamples, tail
+from jarm.report.curves import runs_of
+from jarm.report.figures import PALETTE, drawing, style_of
+from jarm.report.statistics import bootstrap_ci, interval, number, resamples, tail
 
 DIVERSITY, INFORMATION = "diversity_log_det", "mean_fisher_weight"
 WORDS = {

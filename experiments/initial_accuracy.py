@@ -20,8 +20,8 @@ import numpy as np
 import suite
 from suite import Config, Reading, Records, Study
 
-from jarm.curves import METRIC, curves, runs_of
-from jarm.figures import MARKERS, drawing, style_of
+from jarm.report.curves import METRIC, curves, runs_of
+from jarm.report.figures import MARKERS, drawing, style_of
 
 INITIAL = {"small": (10, 20), "full": (10, 25, 50, 100, 200), "published": (125, 250, 500, 1000)}
 

@@ -29,8 +29,8 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, compare
-from jarm.curves import area, runs_of
-from jarm.statistics import bootstrap_ci, simultaneous_ci
+from jarm.report.curves import area, runs_of
+from jarm.report.statistics import bootstrap_ci, simultaneous_ci
 
 FAMILY = ("xtx", "dopt", "pa_dopt", "greedy_dopt", "greedy_dopt_blind", "adpo")
 """The D-optimal family, which gets more seeds whatever its rank."""

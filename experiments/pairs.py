@@ -20,9 +20,9 @@ import numpy as np
 import suite
 from suite import Config, Reading, Records, Study
 
-from jarm.curves import METRIC, curves, runs_of
-from jarm.figures import drawing, style_of
-from jarm.statistics import bootstrap_ci
+from jarm.report.curves import METRIC, curves, runs_of
+from jarm.report.figures import drawing, style_of
+from jarm.report.statistics import bootstrap_ci
 
 KINDS = ("within", "cross", "all")
 

@@ -21,8 +21,8 @@ import numpy as np
 import suite
 from suite import Config, Reading, Records, Study
 
-from jarm.figures import drawing, style_of
-from jarm.statistics import bootstrap_ci
+from jarm.report.figures import drawing, style_of
+from jarm.report.statistics import bootstrap_ci
 
 PRIORS = (0.001, 0.01, 0.1, 1.0, 10.0)
 DEFAULT = 0.1

@@ -35,9 +35,9 @@ from suite import Outcome, Study
 
 from jarm import JarmError
 from jarm.cli import keep_compiled
-from jarm.data.files import replace_text
-from jarm.markdown import table as markdown_table
-from jarm.plan import clock
+from jarm.data.readers import replace_text
+from jarm.report.markdown import table as markdown_table
+from jarm.studies.plan import clock
 
 STUDIES = (
     strategies.STUDY,

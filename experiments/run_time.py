@@ -21,8 +21,8 @@ import strategies
 import suite
 from suite import Config, Reading, Records, Study
 
-from jarm.bench import BenchConfig, bench
-from jarm.figures import drawing, style_of
+from jarm.report.figures import drawing, style_of
+from jarm.studies.bench import BenchConfig, bench
 
 SIZES = {"sizes": "1000,10000,100000,1000000", "turns": 5}
 SMALL = {"sizes": "200,1000", "responses": 100, "batch": 8, "width": 8, "members": 2, "labelled": 16, "turns": 2}

@@ -25,8 +25,8 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
-from jarm.curves import METRIC, curve
-from jarm.statistics import bootstrap_ci, paired_difference
+from jarm.report.curves import METRIC, curve
+from jarm.report.statistics import bootstrap_ci, paired_difference
 
 LOSSES = ("bradley_terry", "classification")
 NOISES = (0.5, 0.7, 1.0, 3.0, 5.0, 10.0)

@@ -20,9 +20,9 @@ import numpy as np
 import suite
 from suite import Config, Reading, Records, Study
 
-from jarm.curves import METRIC, valued
-from jarm.figures import curve_grid
-from jarm.statistics import interval, number, resamples, tail
+from jarm.report.curves import METRIC, valued
+from jarm.report.figures import curve_grid
+from jarm.report.statistics import interval, number, resamples, tail
 
 RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,coreset,batch_bald,greedy_dopt"
 OTHERS = ("random", "entropy", "max_diff", "xtx", "coreset", "batch_bald")

@@ -23,13 +23,13 @@ import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
 from jarm.cli import keep_compiled
-from jarm.curves import METRIC, area, best_of_names, curves, runs_of
-from jarm.data.files import replace_text
-from jarm.figures import drawing, short_names, style_of
-from jarm.grid import expand
-from jarm.markdown import table as markdown_table
-from jarm.report import PROVENANCE, summarise
-from jarm.statistics import bootstrap_ci, interval, number, simultaneous_ci
+from jarm.data.readers import replace_text
+from jarm.report.curves import METRIC, area, best_of_names, curves, runs_of
+from jarm.report.figures import drawing, short_names, style_of
+from jarm.report.markdown import table as markdown_table
+from jarm.report.statistics import bootstrap_ci, interval, number, simultaneous_ci
+from jarm.report.summary import PROVENANCE, summarise
+from jarm.runs.grid import expand
 
 Records = list[dict[str, Any]]
 Rows = list[list[str]]

@@ -3,8 +3,7 @@
 from importlib.metadata import version as _version
 
 from jarm.acquisition.registry import RULES, RuleEntry, get_rule
-from jarm.annotators import AnnotatorConfig, annotate, solve_noise
-from jarm.base import (
+from jarm.core.base import (
     Belief,
     Benchmark,
     FitInfo,
@@ -20,32 +19,33 @@ from jarm.base import (
     Status,
     check,
 )
-from jarm.compare import CompareConfig, compare
 from jarm.data.datasets import load, load_published, load_table, split_by
-from jarm.data.pairs import exclude, listed_space, pair_count, pair_space, sample_pairs, subset
 from jarm.data.standardise import standardised
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.data.writer import StoreWriter
-from jarm.design import Design, design_bound, efficiency, rounded
-from jarm.embed import EmbedConfig, EmbedSummary, embed
-from jarm.exchange import ExchangeInfo, exchange
-from jarm.fisher import fisher_weight, pair_information, pair_variance, space_information
-from jarm.fit import FitConfig, make_fit
-from jarm.greedy import GreedyInfo, greedy, greedy_log_det
-from jarm.grid import SweepConfig, read_sweep
-from jarm.heads import HeadConfig, linear_head, mlp_head
-from jarm.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop
-from jarm.metrics import evaluate, reference_lines
-from jarm.objectives import D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, v_optimal
-from jarm.plan import Plan, plan
-from jarm.pool import Pool
-from jarm.prepare import prepare
-from jarm.ranking import best_of_n, spearman
-from jarm.reasons import Batch
-from jarm.select import select
-from jarm.selection import random_pairs, top_pairs
-from jarm.sweep import sweep
+from jarm.design.bound import Design, design_bound, efficiency, rounded
+from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, v_optimal
+from jarm.design.exchange import ExchangeInfo, exchange
+from jarm.design.fisher import fisher_weight, pair_information, pair_variance, space_information
+from jarm.design.greedy import GreedyInfo, greedy, greedy_log_det
+from jarm.design.spaces import exclude, listed_space, pair_count, pair_space, sample_pairs, subset
+from jarm.design.top import random_pairs, top_pairs
+from jarm.embedding.embed import EmbedConfig, EmbedSummary, embed
+from jarm.evaluation.annotators import AnnotatorConfig, annotate, solve_noise
+from jarm.evaluation.metrics import evaluate, reference_lines
+from jarm.evaluation.ranking import best_of_n, spearman
+from jarm.loop.device_table import Pool
+from jarm.loop.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop
+from jarm.loop.prepare import prepare
+from jarm.reward.fit import FitConfig, make_fit
+from jarm.reward.heads import HeadConfig, linear_head, mlp_head
+from jarm.runs.grid import SweepConfig, read_sweep
+from jarm.selection.explain import Batch
+from jarm.selection.select import select
+from jarm.studies.compare import CompareConfig, compare
+from jarm.studies.plan import Plan, plan
+from jarm.studies.sweep import sweep
 
 __version__ = _version("jarm")
 

@@ -14,19 +14,19 @@ import numpy as np
 import tyro
 
 from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
-from jarm.base import JarmError
-from jarm.bench import BenchConfig, bench, table
-from jarm.compare import CompareConfig, compare
-from jarm.data.files import listed
+from jarm.core.base import JarmError
+from jarm.core.distributed import in_step, join_if_asked
+from jarm.data.readers import listed
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
-from jarm.embed import EmbedConfig, embed
-from jarm.figures import run_times
-from jarm.grid import SweepConfig, read_sweep
-from jarm.plan import plan, plan_text
-from jarm.processes import in_step, join_if_asked
-from jarm.sweep import sweep, sweep_status
-from jarm.testing import CHECKS, SPACES, check_rule
+from jarm.embedding.embed import EmbedConfig, embed
+from jarm.report.figures import run_times
+from jarm.runs.grid import SweepConfig, read_sweep
+from jarm.studies.bench import BenchConfig, bench, table
+from jarm.studies.compare import CompareConfig, compare
+from jarm.studies.plan import plan, plan_text
+from jarm.studies.sweep import sweep, sweep_status
+from jarm.testing.conformance import CHECKS, SPACES, check_rule
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
 

@@ -7,12 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jarm.base import HParams
-from jarm.data.pairs import pair_space, sample_pairs, subset
-from jarm.fisher import fisher_weight, space_information
-from jarm.greedy import greedy_log_det
-from jarm.selection import top_pairs
-from jarm.testing import count_compilations, count_traces, make_case
+from jarm.core.base import HParams
+from jarm.design.fisher import fisher_weight, space_information
+from jarm.design.greedy import greedy_log_det
+from jarm.design.spaces import pair_space, sample_pairs, subset
+from jarm.design.top import top_pairs
+from jarm.testing.conformance import count_compilations, count_traces, make_case
 
 MIB = 1 << 20
 N, WIDTH, F = 3000, 10, 64

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from jarm.acquisition.registry import NEEDS, RULES, get_rule
-from jarm.base import JarmError, Selection, Status
-from jarm.references import greedy_shortfall, information64, leverages64, list_pairs
-from jarm.selection import top_pairs
-from jarm.testing import BATCH, CHECKS, SPACES, call_rule, check_batch, check_rule, make_case
+from jarm.core.base import JarmError, Selection, Status
+from jarm.design.top import top_pairs
+from jarm.testing.conformance import BATCH, CHECKS, SPACES, call_rule, check_batch, check_rule, make_case
+from jarm.testing.references import greedy_shortfall, information64, leverages64, list_pairs
 
 # Some rules are others with another prior, weight, target or scale.
 TWINS = (

@@ -10,7 +10,7 @@ import jax
 import pytest
 
 import jarm
-from jarm.testing import check_rule
+from jarm.testing.conformance import check_rule
 
 ROOT = pathlib.Path(__file__).parents[1]
 

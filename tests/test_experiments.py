@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jarm import CompareConfig, JarmError
-from jarm.grid import expand
-from jarm.records import provenance
-from jarm.sweep import sweep_status
+from jarm.runs.grid import expand
+from jarm.runs.records import provenance
+from jarm.studies.sweep import sweep_status
 
 SWEPT = [study for study in reproduce_all.STUDIES if study.letter not in "efg"]
 BATCH = [

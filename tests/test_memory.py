@@ -8,12 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jarm import metrics
-from jarm.annotators import AnnotatorConfig
-from jarm.base import HParams, ResponseTable
-from jarm.heads import mlp_head
-from jarm.loop import LoopConfig, make_loop
-from jarm.pool import Pool
+from jarm.core.base import HParams, ResponseTable
+from jarm.evaluation import metrics
+from jarm.evaluation.annotators import AnnotatorConfig
+from jarm.loop.device_table import Pool
+from jarm.loop.loop import LoopConfig, make_loop
+from jarm.reward.heads import mlp_head
 
 # A scaled test set: 60 x 100 x 256 float32 is 6.1 MB; the budget is 1 MiB for a chunk, for any number of heads.
 P, R, D = 60, 100, 256

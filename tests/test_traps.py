@@ -9,15 +9,15 @@ import numpy as np
 import pytest
 
 from jarm.acquisition.registry import get_rule
-from jarm.base import Status
-from jarm.data.pairs import exclude, listed_space, pair_space, subset
-from jarm.fisher import fisher_weight, space_information
-from jarm.greedy import greedy_log_det
-from jarm.linalg import cholesky, jitter, log_det
-from jarm.losses import bradley_terry
-from jarm.references import information64, list_pairs
-from jarm.selection import top_pairs
-from jarm.testing import make_case, quick_jit
+from jarm.core.base import Status
+from jarm.core.linalg import cholesky, jitter, log_det
+from jarm.design.fisher import fisher_weight, space_information
+from jarm.design.greedy import greedy_log_det
+from jarm.design.spaces import exclude, listed_space, pair_space, subset
+from jarm.design.top import top_pairs
+from jarm.reward.losses import bradley_terry
+from jarm.testing.conformance import make_case, quick_jit
+from jarm.testing.references import information64, list_pairs
 
 
 def test_trap_1_fisher_weight_of_a_confident_head_does_not_underflow():

@@ -1,1 +1,4 @@
-"""Acquisition rules: which pairs to ask about."""
+"""The acquisition rules, one module per family, and the table of them.
+
+Imports design and core.
+"""

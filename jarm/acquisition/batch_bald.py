@@ -16,14 +16,14 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.information import bald_scorer, chance, divergence
-from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import most_pairs, pair_count, prompts_of
-from jarm.greedy import default_shortlist
-from jarm.linalg import matmul
-from jarm.objectives import distances
-from jarm.selection import top_scores
-from jarm.tiles import Scorer, best_pairs
-from jarm.types import Array, Bool, Float, Int, PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.linalg import matmul
+from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.design.criteria import distances
+from jarm.design.greedy import default_shortlist
+from jarm.design.passes import Scorer, best_pairs
+from jarm.design.spaces import most_pairs, pair_count, prompts_of
+from jarm.design.top import top_scores
 
 CANDIDATES = 10_000
 """Pairs that `batch_bald` chooses from, where a space that is not listed holds more: those of largest BALD."""

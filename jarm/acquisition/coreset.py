@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.diversity import Points, candidates, draw, make_points, noise_of
-from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.linalg import matmul, worst
-from jarm.objectives import square_sum
-from jarm.selection import best_first
-from jarm.types import Array, Float, Int, PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.linalg import matmul, worst
+from jarm.core.types import Array, Float, Int, PRNGKey
+from jarm.design.criteria import square_sum
+from jarm.design.top import best_first
 
 CLUSTERS = 10
 """Centres of k-means, as released."""

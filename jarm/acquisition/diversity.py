@@ -18,13 +18,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import TILE, compact, is_in, most_pairs, subset
-from jarm.fisher import centred, chunked
-from jarm.linalg import matmul, worst
-from jarm.objectives import square_sum
-from jarm.selection import best_first
-from jarm.types import Array, Bool, Float, Int, PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.linalg import matmul, worst
+from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.design.criteria import square_sum
+from jarm.design.fisher import centred, chunked
+from jarm.design.spaces import TILE, compact, is_in, most_pairs, subset
+from jarm.design.top import best_first
 
 CANDIDATES = 10_000
 """Pairs that are looked at where a space is not listed."""

@@ -19,10 +19,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import alive_pairs, prompts_of
-from jarm.linalg import worst
-from jarm.types import Array, Bool, Float, Int, PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.linalg import worst
+from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.design.spaces import alive_pairs, prompts_of
 
 First = Callable[[PRNGKey, Any, Bool[Array, "n"]], tuple[Float[Array, "n"], Any]]
 """`(key, numbers of n responses, which may be first) -> scores, and what the choice of the second is to know`."""

@@ -14,16 +14,16 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.optimal_design import prior_information
-from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.data.pairs import most_pairs, sample_pairs, subset
-from jarm.fisher import centred
-from jarm.greedy import greedy
-from jarm.linalg import inverse_factor, matmul
-from jarm.objectives import BALD, Numbers, distances, square_sum
-from jarm.objectives import epig as epig_objective
-from jarm.selection import top_pairs, top_scores
-from jarm.tiles import Scorer
-from jarm.types import Array, Float, PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.linalg import inverse_factor, matmul
+from jarm.core.types import Array, Float, PRNGKey
+from jarm.design.criteria import BALD, Numbers, distances, square_sum
+from jarm.design.criteria import epig as epig_objective
+from jarm.design.fisher import centred
+from jarm.design.greedy import greedy
+from jarm.design.passes import Scorer
+from jarm.design.spaces import most_pairs, sample_pairs, subset
+from jarm.design.top import top_pairs, top_scores
 
 TARGETS = 64
 """Pairs whose labels `epig` wants to predict."""
@@ -151,7 +151,7 @@ def bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams
     """BALD under the Laplace posterior of the last layer: the largest mutual information of label and weights.
 
     Gain: H(E p) - E H(p) nats, p = sigmoid(N(m, q)), q = x^T A0^-1 x with A0 of `prior_information`. Each pair is
-    scored alone. Houlsby et al. (1112.5745); not a probit approximation, but exact to 1e-6 (`jarm.objectives`).
+    scored alone. Houlsby et al. (1112.5745); not a probit approximation, but exact to 1e-6 (`jarm.design.criteria`).
     """
     return top_of_laplace(belief, space, k, hparams, lambda numbers: BALD.scorer(numbers, jnp.zeros(0)))
 
@@ -170,8 +170,8 @@ def epig(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     """Pairs whose labels tell most about the labels of other pairs of the space: expected predictive information.
 
     Targets are 64 pairs of the space drawn with the key. Grown greedily under the Laplace posterior with A0 of
-    `prior_information`; see `jarm.objectives.epig` for the formula. A space that is not listed and may hold more than
-    8,192 pairs offers that many, drawn uniformly: gains may rise as a batch grows, so each choice takes a pass.
+    `prior_information`; see `jarm.design.criteria.epig` for the formula. A space that is not listed and may hold more
+    than 8,192 pairs offers that many, drawn uniformly: gains may rise as a batch grows, so each choice takes a pass.
 
     Gain: mean information in nats about a target's label when the pair was chosen; the batch is put in its order.
     Bickford Smith et al. (2304.08151), who score each pair alone under sampled members.

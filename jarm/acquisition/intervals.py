@@ -20,13 +20,13 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.duels import duels, of_ensemble, thompson
-from jarm.base import Belief, HParams, PairSpace, Rule, Selection
-from jarm.data.pairs import alive_pairs, get_tile, pair_count, sample_pairs, tile_count
-from jarm.fisher import centred, fisher_weight
-from jarm.objectives import distances, square_sum
-from jarm.selection import top_scores
-from jarm.tiles import Scorer
-from jarm.types import Array, Bool, Float, Int, PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.design.criteria import distances, square_sum
+from jarm.design.fisher import centred, fisher_weight
+from jarm.design.passes import Scorer
+from jarm.design.spaces import alive_pairs, get_tile, pair_count, sample_pairs, tile_count
+from jarm.design.top import top_scores
 
 WINDOW = 0.05
 """Middle of the rank window of `delta_quantile`, and its width, as shares of the pairs."""

@@ -13,13 +13,13 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jarm.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.fisher import fisher_weight, pair_information, space_information
-from jarm.greedy import greedy, greedy_log_det
-from jarm.linalg import inverse_factor, jitter, worst
-from jarm.objectives import D_UNWEIGHTED, Objective, a_optimal, v_optimal
-from jarm.selection import best_first, top_pairs
-from jarm.types import Array, Float, PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.linalg import inverse_factor, jitter, worst
+from jarm.core.types import Array, Float, PRNGKey
+from jarm.design.criteria import D_UNWEIGHTED, Objective, a_optimal, v_optimal
+from jarm.design.fisher import fisher_weight, pair_information, space_information
+from jarm.design.greedy import greedy, greedy_log_det
+from jarm.design.top import best_first, top_pairs
 
 
 def _one_shot(belief: Belief, space: PairSpace, k: int, metric: Float[Array, "F F"], *, weighted: bool) -> Selection:

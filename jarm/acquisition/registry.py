@@ -22,8 +22,8 @@ from jarm.acquisition import (
     stochastic,
     uncertainty,
 )
-from jarm.base import Belief, HParams, JarmError, PairSpace, Rule, Selection
-from jarm.types import PRNGKey
+from jarm.core.base import Belief, HParams, JarmError, PairSpace, Rule, Selection
+from jarm.core.types import PRNGKey
 
 NEEDS = {
     "ensemble": "members that disagree",

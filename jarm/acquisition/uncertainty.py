@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import jax.numpy as jnp
 
-from jarm.base import Belief, HParams, PairSpace, Selection
-from jarm.selection import random_pairs, top_pairs
-from jarm.types import PRNGKey
+from jarm.core.base import Belief, HParams, PairSpace, Selection
+from jarm.core.types import PRNGKey
+from jarm.design.top import random_pairs, top_pairs
 
 
 def random(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:

@@ -1,1 +1,4 @@
-"""Data in: benchmarks and tables of responses, and the pairs they span."""
+"""Tables of responses and the crash-safe store of their embeddings: read, checked, standardised.
+
+Imports core.
+"""

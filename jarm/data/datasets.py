@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jarm.base import Benchmark, JarmError, ResponseTable
-from jarm.data.files import PathLike, described, nearest, open_npy, read_columns, refuse_nonfinite
+from jarm.core.base import Benchmark, JarmError, ResponseTable
+from jarm.data.readers import PathLike, described, nearest, open_npy, read_columns, refuse_nonfinite
 from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic
 from jarm.data.tables import check_sides, choice, load_table, split_by, stated

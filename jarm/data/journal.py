@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jarm.base import JarmError
-from jarm.data.files import replace_text
+from jarm.core.base import JarmError
+from jarm.data.readers import replace_text
 
 FORMAT, VERSION = "jarm-embeddings", 1
 META, JOURNAL = "meta.json", "journal.jsonl"

@@ -6,7 +6,7 @@ import dataclasses
 
 import numpy as np
 
-from jarm.base import Benchmark, JarmError
+from jarm.core.base import Benchmark, JarmError
 
 _CHUNK = 1 << 24
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jarm.base import Benchmark, JarmError, ResponseTable
+from jarm.core.base import Benchmark, JarmError, ResponseTable
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,8 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jarm.base import Benchmark, JarmError, ResponseTable
-from jarm.data.files import (
+from jarm.core.base import Benchmark, JarmError, ResponseTable
+from jarm.data.journal import is_store
+from jarm.data.readers import (
     PathLike,
     described,
     is_messages,
@@ -25,7 +26,6 @@ from jarm.data.files import (
     read_columns,
     refuse_nonfinite,
 )
-from jarm.data.journal import is_store
 from jarm.data.sources import RESPONSES, Source, one_row_a_response
 from jarm.data.store import EmbeddingStore, canonical, fields, fill, key_of
 from jarm.data.texts import content

@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jarm.base import JarmError
-from jarm.data.files import PathLike, is_list, is_text, nearest
+from jarm.core.base import JarmError
+from jarm.data.readers import PathLike, is_list, is_text, nearest
 from jarm.data.sources import RESPONSES, Source, read_sources
 from jarm.data.store import fields, fill, key_of, without_none
 

@@ -13,8 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jarm.base import JarmError
-from jarm.data.files import PathLike, claim, listed, nearest
+from jarm.core.base import JarmError
 from jarm.data.journal import (
     DTYPES,
     JOURNAL,
@@ -28,6 +27,7 @@ from jarm.data.journal import (
     shard_name,
     write_meta,
 )
+from jarm.data.readers import PathLike, claim, listed, nearest
 
 COMMIT_ROWS, COMMIT_BYTES = 4096, 1 << 24
 """At most so many rows and bytes share a line of the journal, so that `verify` can say where damage is."""

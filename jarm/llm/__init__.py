@@ -1,1 +1,4 @@
-"""Language models in Flax NNX that read Hugging Face checkpoints, to embed text with."""
+"""Language models in Flax NNX as pure functions, read from Hugging Face checkpoints.
+
+Imports core.
+"""

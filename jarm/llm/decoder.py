@@ -7,10 +7,10 @@ from typing import Any
 import jax.numpy as jnp
 from flax import nnx
 
+from jarm.core.types import Array
 from jarm.llm.config import LayerConfig, ModelConfig
 from jarm.llm.layers import MLP, Attention, Embedding, KeysValues, Lead, Norm, Past, Stack, Tables, Watch
 from jarm.llm.rope import rotary_tables
-from jarm.types import Array
 
 
 class DecoderLayer(nnx.Module):

@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from jarm.core.types import Array, Bool, Float, Int
 from jarm.llm.config import LayerConfig, ModelConfig
 from jarm.llm.rope import Rope, rotate
-from jarm.types import Array, Bool, Float, Int
 
 Tables = dict[Rope, tuple[Array, Array]]
 KeysValues = tuple[Array, Array]

@@ -12,14 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jarm.base import JarmError, record, static
+from jarm.core.base import JarmError, record, static
+from jarm.core.types import Array, Float, Int, Params
 from jarm.llm.config import ModelConfig
 from jarm.llm.decoder import Decoder
 from jarm.llm.encoder import Encoder
 from jarm.llm.layers import KeysValues, Past
 from jarm.llm.pooling import Pooling, follow, pool
 from jarm.llm.rope import ROPE_TYPES, Rope
-from jarm.types import Array, Float, Int, Params
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 

@@ -6,8 +6,8 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jarm.base import JarmError
-from jarm.types import Array, Float, Int
+from jarm.core.base import JarmError
+from jarm.core.types import Array, Float, Int
 
 KINDS = ("last", "mean", "cls")
 

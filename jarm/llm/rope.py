@@ -10,8 +10,8 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.base import JarmError
-from jarm.types import Array, Float, Int
+from jarm.core.base import JarmError
+from jarm.core.types import Array, Float, Int
 
 
 @dataclasses.dataclass(frozen=True)

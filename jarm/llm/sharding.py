@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jarm.base import JarmError
+from jarm.core.base import JarmError
+from jarm.core.types import Array, Params
 from jarm.llm.config import ModelConfig
 from jarm.llm.model import Prefix
 from jarm.llm.weights import Put, load_params
-from jarm.types import Array, Params
 
 DATA, MODEL = "data", "model"
 # The last axes of a parameter, by its name; an axis that is not here is whole on every device. What is split by outputs

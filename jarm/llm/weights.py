@@ -12,11 +12,11 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jarm.base import JarmError
+from jarm.core.base import JarmError
+from jarm.core.types import Params
 from jarm.llm.config import FAMILIES, ModelConfig, read_config
 from jarm.llm.layers import scan_plan
 from jarm.llm.model import abstract_params
-from jarm.types import Params
 
 Put = Callable[[str, np.ndarray], Any]
 

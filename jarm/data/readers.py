@@ -1,0 +1,322 @@
+"""Files in: arrays that stay on disk, columns of tables, fingerprints; each complaint is one sentence with its cure."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import os
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from jarm.core.base import JarmError
+
+try:
+    import fcntl
+except ImportError:  # not on Windows, where folders are not locked
+    fcntl = None  # type: ignore[assignment]
+
+PathLike = str | os.PathLike[str]
+Pick = Callable[[list[str]], Sequence[str]]
+
+WHOLE = 1 << 26
+"""Files up to so many bytes (64 MiB) are fingerprinted whole."""
+
+_MISFITS = pa.ArrowException, OverflowError, UnicodeEncodeError
+_SAMPLES, _BLOCK = 256, 1 << 16
+_SCAN = 1 << 24
+
+
+class Columns(NamedTuple):
+    """The columns asked for that a table has, all its column names, and which of them hold numbers or lists of them.
+
+    `lines` is, in a JSONL file, the line of each row, counted from 1; blank lines hold no row.
+    """
+
+    table: pa.Table
+    names: list[str]
+    numeric: list[str]
+    lines: np.ndarray | None = None
+
+
+def open_npy(path: PathLike) -> np.ndarray:
+    """The array of an `.npy` file, memory-mapped read-only and never copied; bfloat16 is recognised.
+
+    Raises:
+      JarmError: if the file is missing, truncated, empty, no `.npy`, in Fortran order, or not of a float type.
+    """
+    path = _existing(path)
+    try:
+        with path.open("rb") as file:
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, fortran, dtype = read(file)
+            start = file.tell()
+    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+        raise JarmError(f"{path} is not a readable .npy file ({brief(error)}): write or copy it again.") from None
+    if min(shape, default=0) < 0:
+        raise JarmError(f"{path} is not a readable .npy file (shape {shape}): write or copy it again.")
+    if dtype == np.dtype("V2"):  # NumPy has no name for bfloat16, so np.save stores raw two-byte values
+        dtype = np.dtype(ml_dtypes.bfloat16)
+    if not jnp.issubdtype(dtype, np.floating):
+        raise JarmError(f"{path} holds {dtype}, not floats: save it as float16, bfloat16 or float32.")
+    if fortran and len(shape) > 1:
+        raise JarmError(f"{path} is in Fortran order: save np.ascontiguousarray of it, so that a row can be mapped.")
+    if 0 in shape or not shape:
+        raise JarmError(f"{path} holds no rows (shape {shape}): give at least one response.")
+    held, promised = path.stat().st_size - start, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if held < promised:
+        raise JarmError(
+            f"{path} is truncated: it holds {held:,} of the {promised:,} bytes that its header promises for "
+            f"shape {shape}; copy or download it again."
+        )
+    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
+
+
+def nonfinite_rows(array: np.ndarray) -> Iterator[int]:
+    """Indices of the rows (first axis) with a NaN or an infinity, read in blocks of at most 16 MiB or one row."""
+    step = max(1, _SCAN // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))))
+    for start in range(0, len(array), step):
+        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in every use
+            finite = np.isfinite(array[start : start + step].astype(np.float32))
+        finite = finite.reshape(min(step, len(array) - start), -1)
+        if not finite.all():
+            yield from (start + int(row) for row in np.flatnonzero(~finite.all(axis=1)))
+
+
+def refuse_nonfinite(array: np.ndarray, name: str, width: int | None = None) -> None:
+    """Raise `JarmError` that names the rows with NaN or an infinity; `width` is R where rows are P * R responses."""
+    rows = list(nonfinite_rows(array))
+    if rows:
+        raise JarmError(
+            f"{name} is NaN or infinite in {listed(rows, width)}; make those values again, or leave these responses "
+            f"out everywhere."
+        )
+
+
+def listed(
+    rows: Sequence[int] | np.ndarray, width: int | None = None, place: Callable[[int], str] | None = None
+) -> str:
+    """The first three rows and how many more there are, with prompt and response where `width` is R.
+
+    `place` says where a row is, if not in a row of that number.
+    """
+    places = [f"row {row}" if place is None else place(int(row)) for row in rows[:3]]
+    if width:
+        places = [f"row {row} (prompt {row // width}, response {row % width})" for row in rows[:3]]
+    return ", ".join(places) + (f" and {len(rows) - 3:,} more" if len(rows) > 3 else "")
+
+
+def read_columns(path: PathLike, wanted: Iterable[str], pick: Pick | None = None) -> Columns:
+    """The wanted columns of a Parquet or JSONL table, as far as it has them.
+
+    Args:
+      path: `.parquet` or `.jsonl`.
+      wanted: columns that may be needed.
+      pick: those of them that are, by all the names that the table turns out to have.
+
+    Raises:
+      JarmError: if the file is missing, truncated (with the line number for JSONL), empty, or of another kind.
+    """
+    path = _existing(path)
+    if path.suffix == ".parquet":
+        columns = _read_parquet(path, list(dict.fromkeys(wanted)), pick)
+    elif path.suffix == ".jsonl":
+        columns = _read_jsonl(path, list(dict.fromkeys(wanted)), pick)
+    else:
+        raise JarmError(f"{path} ends in neither .parquet nor .jsonl: convert the table to one of the two.")
+    if not len(columns.table):
+        raise JarmError(f"{path} holds no rows: give it at least one response.")
+    return columns
+
+
+def _read_parquet(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns:
+    try:
+        with pq.ParquetFile(path) as file:
+            schema = file.schema_arrow
+            if pick is not None:
+                wanted = pick(schema.names)
+            table = file.read(columns=[name for name in schema.names if name in wanted])
+            if not table.num_columns:
+                table = file.read(columns=schema.names[:1])
+    except (pa.ArrowInvalid, OSError) as error:
+        raise JarmError(
+            f"{path} is not a whole Parquet file ({brief(error)}): it may be truncated; write or download it again."
+        ) from None
+    for at, field in enumerate(table.schema):
+        if pa.types.is_dictionary(field.type):  # categories, as dataframes write them
+            table = table.set_column(at, field.name, table.column(at).cast(field.type.value_type))
+    numeric = [
+        field.name for field in schema if is_number(field.type.value_type if is_list(field.type) else field.type)
+    ]
+    return Columns(table, schema.names, numeric)
+
+
+def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns:
+    values: dict[str, list[Any]] = {name: [] for name in wanted}
+    first: dict[str, Any] = {}
+    lines: list[int] = []
+    with path.open("rb") as file:
+        for line, text in enumerate(file, start=1):
+            if not text.strip():
+                continue
+            try:
+                record = json.loads(text)
+            except ValueError as error:
+                record, reason = None, f" ({brief(error)})"
+            else:
+                reason = ""
+            if not isinstance(record, dict):
+                raise JarmError(
+                    f"{path}, line {line}, is not a JSON object{reason}: the file may be truncated or damaged "
+                    f"there; write that line again or remove it and its embedding."
+                )
+            for name in wanted:
+                values[name].append(record.get(name))
+            for name, value in record.items():
+                if first.get(name) is None:
+                    first[name] = value
+            lines.append(line)
+    names = list(first)
+    arrays = {}
+    for name in (name for name in (wanted if pick is None or not names else pick(names)) if name in first):
+        column = values.pop(name)
+        try:
+            arrays[name] = pa.array(column)
+        except _MISFITS as error:
+            raise JarmError(
+                f"{path}, line {lines[_first_misfit(column)]}: {name!r} mixes types, or is no valid text or number "
+                f"({brief(error)}): write all values of that column as one type."
+            ) from None
+    table = pa.table(arrays) if arrays else pa.table({"row": np.arange(len(lines))})
+    numeric = [
+        name
+        for name, value in first.items()
+        if isinstance(value[0] if isinstance(value, list) and value else value, int | float)
+    ]
+    return Columns(table, names, numeric, np.asarray(lines, np.int64))
+
+
+def _first_misfit(values: list[Any]) -> int:
+    """The first value that Arrow cannot put into one column with those before it."""
+    fits, fails = 0, len(values)
+    while fails - fits > 1:
+        middle = (fits + fails) // 2
+        try:
+            pa.array(values[:middle])
+            fits = middle
+        except _MISFITS:
+            fails = middle
+    return fails - 1
+
+
+def is_number(kind: pa.DataType) -> bool:
+    """Whether a column of this type can be a score."""
+    types = pa.types
+    return types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind) or types.is_boolean(kind)
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds text."""
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists."""
+    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
+
+
+def is_messages(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds lists of messages, or of other records."""
+    return is_list(kind) and pa.types.is_struct(kind.value_type)
+
+
+def nearest(name: str, names: Iterable[str]) -> str:
+    """`" (did you mean 'x'?)"`, or nothing where no name is near."""
+    near = difflib.get_close_matches(name, list(names), n=1)
+    return f" (did you mean {near[0]!r}?)" if near else ""
+
+
+def fingerprint(path: PathLike) -> str:
+    """A cheap SHA-256 of what a file holds, hexadecimal.
+
+    Over the size in bytes, then the whole content up to 64 MiB, else 256 evenly spaced blocks of 64 KiB, the first
+    and the last among them. A change between the sampled blocks goes unseen.
+    """
+    path = _existing(path)
+    size = path.stat().st_size
+    digest = hashlib.sha256(f"{size}\n".encode())
+    with path.open("rb") as file:
+        if size <= WHOLE:
+            while block := file.read(_BLOCK):
+                digest.update(block)
+        else:
+            for k in range(_SAMPLES):
+                file.seek(k * (size - _BLOCK) // (_SAMPLES - 1))
+                digest.update(file.read(_BLOCK))
+    return digest.hexdigest()
+
+
+def described(**paths: PathLike) -> dict[str, Any]:
+    """Provenance of files: the last part of the path, `name_bytes` and `name_fingerprint` of each."""
+    return {
+        key: value
+        for name, path in paths.items()
+        for key, value in (
+            (name, Path(path).name),
+            (f"{name}_bytes", Path(path).stat().st_size),
+            (f"{name}_fingerprint", fingerprint(path)),
+        )
+    }
+
+
+def claim(folder: Path) -> IO[str]:
+    """Hold a folder for writing until what is returned is closed or the process ends, however it ends.
+
+    Raises:
+      JarmError: another process holds it.
+    """
+    lock = (folder / ".lock").open("a")
+    try:
+        if fcntl is not None:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        lock.close()
+        raise JarmError(
+            f"Another process is writing to {folder}: wait until it has ended, or give another --out."
+        ) from None
+    except OSError:
+        pass  # a file system without locks
+    return lock
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    draft = path.with_name(path.name + ".tmp")
+    with draft.open("w") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def _existing(path: PathLike) -> Path:
+    path = Path(path)
+    if path.is_dir():
+        raise JarmError(f"{path} is a folder where a file is wanted: name the file in it.")
+    if not path.is_file():
+        raise JarmError(f"{path} does not exist: check the path.")
+    return path
+
+
+def brief(error: BaseException) -> str:
+    """The first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

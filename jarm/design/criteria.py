@@ -1,0 +1,347 @@
+"""What a pair is worth to a batch: the criteria of optimal experimental design, each as a function of a few numbers.
+
+Given the information A so far (prior, past labels, batch), a pair with feature difference x, margin m and Fisher weight
+v = p (1 - p) is seen through q = x^T A^-1 x, the variance of its margin, and, where something is to be learnt about
+target directions t_g, through its covariances with them, c_g = x^T A^-1 t_g, and their variances h_g = t_g^T A^-1 t_g.
+A new pair changes all of these by one rank, so one engine (`jarm.greedy`) serves every criterion here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.core.base import Status, record, static
+from jarm.core.linalg import cholesky, matmul
+from jarm.core.types import Array, Float
+from jarm.design.fisher import fisher_weight
+from jarm.design.passes import Scorer
+
+_WIDE = 80.0
+"""Rewards further apart than this have no finite ratio of exponentials."""
+
+
+class Numbers(NamedTuple):
+    """What a pass knows of responses, in coordinates in which the information is the identity: A = L L^T, y = L^-1 phi.
+
+    Attributes:
+      reward: `[n]`.
+      y: `[n, F]`, so that q = |y_i - y_j|^2.
+      c: `[n, G]`, so that the covariances of a pair with the targets are c_i - c_j.
+    """
+
+    reward: Float[Array, "n"]
+    y: Float[Array, "n F"]
+    c: Float[Array, "n G"]
+
+
+@record
+class Objective:
+    """A criterion.
+
+    Attributes:
+      worth: `(margin, q, c[G], h[G]) -> scalar`: what pairs are ordered by, of one pair.
+      tile: `(rows, columns, h[G]) -> [r, c]`: `worth` of each response of `rows: Numbers` with each of `columns`, fast.
+      gain: worth -> what it means, in the units of the criterion; increasing.
+      weight: margin -> v, so that a pair adds v x x^T to the information.
+      ceiling: `(rest, z[G, F], gone[F, F], far, most) -> scalar`: what no pair may be worth more than after some others
+        were chosen, if it was worth at most `rest` before, when the information was the identity; z are the targets in
+        its coordinates, `gone` the identity less the inverse information now, far bounds v q, and a ceiling below
+        `most` is of no more use than `most`. None: there is no bound.
+      targets: `[G, F]` directions to learn about, G = 0 where the criterion has none.
+    """
+
+    worth: Callable[[Array, Array, Array, Array], Array] = static()
+    tile: Callable[[Numbers, Numbers, Array], Array] = static()
+    gain: Callable[[Array], Array] = static()
+    weight: Callable[[Array], Array] = static()
+    ceiling: Callable[[Array, Array, Array, Array, Array], Array] | None = static()
+    targets: Float[Array, "G F"] | None = None
+
+    def scorer(
+        self, numbers: Numbers, h: Float[Array, "G"], *, gains: bool = False, whiten: Float[Array, "F F"] | None = None
+    ) -> Scorer:
+        """Pairs scored by their worth, or by their gain; of a list, `whiten` may be left to do to differences of y."""
+        scale = self.gain if gains else lambda worth: worth
+
+        def pair(a: Numbers, b: Numbers) -> Float[Array, ""]:
+            x = a.y - b.y
+            q = square_sum(x if whiten is None else matmul(x, whiten.T))
+            return scale(self.worth(a.reward - b.reward, q, a.c - b.c, h))
+
+        def bound(rows: Numbers, columns: Numbers) -> Float[Array, ""]:
+            # Worth falls with the size of a margin and grows with q, at most (|y_i| + |y_j|)^2.
+            reach = sum(jnp.sqrt(jnp.square(each.y).sum(axis=1).max()) for each in (rows, columns))
+            apart = jnp.maximum(rows.reward.min() - columns.reward.max(), columns.reward.min() - rows.reward.max())
+            return scale(self.worth(jnp.maximum(apart, 0), jnp.square(reach), jnp.zeros(0), h))
+
+        def tile(rows: Numbers, columns: Numbers) -> Float[Array, "r c"]:
+            return scale(self.tile(rows, columns, h))
+
+        return Scorer(numbers, pair, tile, None if h.size else bound, numbers.reward)
+
+
+def square_sum(x: Float[Array, "*n F"]) -> Float[Array, "*n"]:
+    """|x|^2 over the last axis, by a product with ones: there XLA's sums take three times as long on a CPU."""
+    return matmul(jnp.square(x), jnp.ones(x.shape[-1], x.dtype))
+
+
+def distances(rows: Float[Array, "r F"], columns: Float[Array, "c F"]) -> Float[Array, "r c"]:
+    """Squared distances of each row from each column, by one product."""
+    return square_sum(rows)[:, None] + square_sum(columns)[None, :] - 2 * matmul(rows, columns.T)
+
+
+def with_weights(
+    score: Callable[[Array], Float[Array, "r c"]], rows: Float[Array, "r"], columns: Float[Array, "c"]
+) -> Float[Array, "r c"]:
+    """`score(v)`, v the Fisher weights of each reward with each, without an exponential for every pair.
+
+    v = 1 / (a_i b_j + b_i a_j + 2), a = exp(r - middle), b = exp(middle - r), wherever these are finite.
+    """
+    least, most = (f(jnp.concatenate([rows, columns])) for f in (jnp.min, jnp.max))
+    middle = (least + most) / 2
+
+    def factored() -> Float[Array, "r c"]:
+        up, down = jnp.exp(rows - middle)[:, None], jnp.exp(middle - rows)[:, None]
+        return score(1 / (up * jnp.exp(middle - columns)[None, :] + down * jnp.exp(columns - middle)[None, :] + 2))
+
+    return jax.lax.cond(most - least < _WIDE, factored, lambda: score(fisher_weight(rows[:, None] - columns[None, :])))
+
+
+def _constant(value: Array) -> Array:
+    return jnp.ones_like(value)
+
+
+def _identity(worth: Array) -> Array:
+    return worth
+
+
+def _falls(rest: Array, z: Array, gone: Array, far: Array, most: Array) -> Array:
+    return rest
+
+
+def _leverage(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    return fisher_weight(margin) * q
+
+
+def _leverage_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
+    return with_weights(lambda v: v * distances(rows.y, columns.y), rows.reward, columns.reward)
+
+
+D_OPTIMAL = Objective(_leverage, _leverage_tile, jnp.log1p, fisher_weight, _falls)
+"""Log determinant of the information: a pair gains log(1 + v q) nats, and never more than before (submodular)."""
+
+D_UNWEIGHTED = Objective(
+    lambda margin, q, c, h: q,
+    lambda rows, columns, h: distances(rows.y, columns.y),
+    jnp.log1p,
+    _constant,
+    _falls,
+)
+"""The same as if labels were real numbers, v = 1: gain log(1 + q). APO (Das et al. 2402.10500), grown greedily."""
+
+
+def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = None) -> Objective:
+    """Mean variance over targets: a pair gains the fall of sum_t weight_t t^T A^-1 t, v |c|^2 / (1 + v q).
+
+    Also known as I-optimal, and with the pairs of the pool as targets as the criterion of BAIT (Ash et al. 2021). Gains
+    may rise as a batch grows, so a shortlist is certified by a bound of its own (see `_v_ceiling`).
+
+    Args:
+      targets: `[T, F]` directions: feature differences of test pairs, or of the contenders of best-of-N.
+      weights: `[T]` their weights, by default 1 / T each.
+    """
+    targets = jnp.asarray(targets, jnp.float32)
+    count, width = targets.shape
+    share = jnp.full(count, 1 / count) if weights is None else jnp.asarray(weights, jnp.float32)
+    root = jnp.sqrt(share)[:, None] * targets
+    if count > width:
+        # Only the sum of outer products counts: F directions have the same.
+        values, vectors = jnp.linalg.eigh(matmul(root.T, root))
+        root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+    return Objective(_fall_of_variance, _fall_of_variance_tile, _identity, fisher_weight, _v_ceiling, root)
+
+
+def a_optimal(width: int) -> Objective:
+    """Trace of the inverse information: a pair gains its fall, v x^T A^-2 x / (1 + v q). `v_optimal` of the axes."""
+    return v_optimal(jnp.eye(width), jnp.ones(width))
+
+
+def _fall_of_variance(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    v = fisher_weight(margin)
+    return v * square_sum(c) / (1 + v * q)
+
+
+def _fall_of_variance_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
+    def score(v: Array) -> Array:
+        q = jnp.maximum(distances(rows.y, columns.y), 0)
+        return v * distances(rows.c, columns.c) / (1 + v * q)
+
+    return with_weights(score, rows.reward, columns.reward)
+
+
+def _v_ceiling(rest: Array, z: Array, gone: Array, far: Array, most: Array) -> Array:
+    """`most`, if it is a bound, otherwise infinity: it is one where most M + K - rest + (most - rest) / far >= M K M.
+
+    In that order of matrices M = 1 - gone is the inverse information and K = z^T z. For u = sqrt(v) y, y the whitened
+    difference of a pair, |u|^2 <= far, and it was worth |z u|^2 / (1 + |u|^2) <= rest, so u^T (K - rest) u <= rest. Of
+    the inequality between u^T and u this leaves |z M u|^2 <= most (1 + u^T M u): it is worth at most `most` now.
+    """
+    k, left = matmul(z.T, z), jnp.eye(z.shape[1]) - gone
+    spare = (most - rest) / jnp.maximum(far, jnp.finfo(far.dtype).tiny)
+    # What rounding may hide from the Cholesky factorisation.
+    doubt = 4 * jnp.finfo(k.dtype).eps * (jnp.trace(k) + z.shape[1] * most)
+    matrix = most * left + k + (spare - rest - doubt) * jnp.eye(z.shape[1]) - matmul(matmul(left, k), left)
+    _, status = cholesky((matrix + matrix.T) / 2)
+    return jnp.where((status == Status.OK) & (most >= rest), most, jnp.inf)
+
+
+def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Objective:
+    """Expected information, in nats, of a pair's label about the label of a target pair, averaged over targets.
+
+    Under the Laplace posterior in its Gaussian form, in which a label tells the margin with variance 1 / v, a pair
+    gains mean_t -1/2 log(1 - rho_t^2), rho_t^2 = v v_t c_t^2 / ((1 + v q) (1 + v_t h_t)). To first order in rho^2 that
+    is `v_optimal` of the targets with weights v_t / (2 T (1 + v_t h_t)), which fall as targets become known. Gains may
+    rise as a batch grows, and no bound is used: every choice takes a pass, which holds a number for each response and
+    target.
+    After Bickford Smith et al. 2023, "Prediction-Oriented Bayesian Active Learning".
+
+    Args:
+      targets: `[T, F]` feature differences of the target pairs.
+      target_margins: `[T]` their margins.
+    """
+    known = jnp.sqrt(fisher_weight(jnp.asarray(target_margins, jnp.float32)))
+    # Targets of this length carry their Fisher weights: v_t c_t^2 and v_t h_t are c^2 and h of them.
+    scaled = known[:, None] * jnp.asarray(targets, jnp.float32)
+    return Objective(_information, _information_tile, _identity, fisher_weight, None, scaled)
+
+
+_FACTORS = 4
+"""Factors 1 - rho^2 that share a logarithm; more of them might underflow."""
+
+
+def _information_of(v: Array, q: Array, squares: list[Array], h: list[Array]) -> Array:
+    """-1/2 log of the product of 1 - rho_t^2 over a few targets; squares c_t^2."""
+    share = v / (1 + v * q)
+    # The product less 1, for products near 1, and the product itself, for products near 0.
+    less, product = jnp.zeros_like(v), jnp.ones_like(v)
+    for square, each in zip(squares, h, strict=True):
+        # Cauchy and Schwarz: c^2 <= q h, whatever rounding says.
+        rho = share * jnp.minimum(square / (1 + each), q * (each / (1 + each)))
+        less += rho * product
+        product *= 1 - rho
+    near = jnp.minimum(less, 0.5)
+    return -0.5 * jnp.where(less < 0.5, jnp.log1p(-near), jnp.log(product))
+
+
+def _grouped(c: Array) -> Array:
+    """Targets (the last axis) in groups of `_FACTORS`, padded by targets of which nothing is told: `[g, f, ...]`."""
+    c = jnp.moveaxis(c, -1, 0)
+    count = -(-c.shape[0] // _FACTORS)
+    padded = jnp.pad(c, ((0, count * _FACTORS - c.shape[0]),) + ((0, 0),) * (c.ndim - 1))
+    return padded.reshape(count, _FACTORS, *c.shape[1:])
+
+
+def _information(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    v = fisher_weight(margin)
+
+    def of_group(c: Array, h: Array) -> Array:
+        return _information_of(v, q, list(jnp.square(c)), list(h))
+
+    return jax.vmap(of_group)(_grouped(c), _grouped(h)).sum() / h.shape[0]
+
+
+def _information_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
+    q = jnp.maximum(distances(rows.y, columns.y), 0)
+
+    def score(v: Array) -> Array:
+        def add(total: Array, group: tuple[Array, Array, Array]) -> tuple[Array, None]:
+            here, there, h = group
+            squares = [jnp.square(a[:, None] - b[None, :]) for a, b in zip(here, there, strict=True)]
+            return total + _information_of(v, q, squares, list(h)), None
+
+        groups = (_grouped(rows.c), _grouped(columns.c), _grouped(h))
+        return jax.lax.scan(add, jnp.zeros_like(v), groups)[0] / h.shape[0]
+
+    return with_weights(score, rows.reward, columns.reward)
+
+
+_NEAR = 0.5
+"""Variances of a margin up to which information is computed by Gauss-Hermite quadrature."""
+_POINTS, _SHARES = np.polynomial.hermite_e.hermegauss(10)
+_POINTS, _SHARES = _POINTS[5:], 2 * _SHARES[5:] / _SHARES.sum()
+"""Quadrature of even functions of a standard normal number: relative error of the information at most 3e-7."""
+_SCALES = (0.67117038, 0.86911117, 1.12737750, 1.48159720, 1.96758348, 2.60932712, 3.42518906, 4.48801514)
+_MASSES = (7.3315916e-4, 0.025892227, 0.16492948, 0.34958043, 0.31501959, 0.12556017, 0.017807405, 4.7754527e-4)
+"""The logistic density as a mixture of eight normal ones, standard deviations and weights."""
+
+
+def mutual_information(margin: Float[Array, "*b"], q: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """Information between a label and its margin N(m, q): H(E p) - E H(p) nats, p = sigmoid(margin). It rises with q.
+
+    Error against a dense quadrature in float64: 1e-6 of the value where q <= 1/2, 2e-7 nats elsewhere.
+    """
+    return jnp.where(q <= _NEAR, _near(margin, jnp.minimum(q, _NEAR)), _far(margin, jnp.maximum(q, _NEAR)))
+
+
+def _near(margin: Array, q: Array) -> Array:
+    """As E [A(m) - A(t) + (t - m) sigmoid(t)] - KL(E p | p), A(t) = log(1 + exp(t)), p at the mean margin.
+
+    Both ends +s and -s of the normal number are taken together, where the terms of first order cancel exactly: with
+    T = tanh(m / 2), B = tanh(s / 2) and 4 v = 1 - T^2, the mean of the two is s B 4 v / (1 - T^2 B^2) / 2 -
+    log(1 + 4 v sinh(s / 2)^2) / 2, and p moves by T B^2 4 v / (1 - T^2 B^2) / 2 on the side of the less likely label.
+    """
+    decay = jnp.exp(-jnp.minimum(jnp.abs(margin), _WIDE))
+    p = decay / (1 + decay)
+    tanh = (1 - decay) / (1 + decay)
+    v4 = 4 * p / (1 + decay)
+    root = jnp.sqrt(q)
+    told, moved = jnp.zeros_like(root), jnp.zeros_like(root)
+    for point, share in zip(_POINTS.tolist(), _SHARES.tolist(), strict=True):
+        s = point * root
+        less = jnp.expm1(-s)
+        b = -less / (2 + less)
+        squared = jnp.square(b)
+        # 1 - T^2 B^2, and sinh^2 = B^2 / (1 - B^2)
+        rest = 4 * (1 + less) / jnp.square(2 + less)
+        slope = b * v4 / (v4 + jnp.square(tanh) * rest)
+        told += share * (s * slope - jnp.log1p(v4 * squared / rest)) / 2
+        moved += share * tanh * b * slope / 2
+    return told - (p + moved) * jnp.log1p(moved / p) - (1 - p - moved) * jnp.log1p(-moved / (1 - p))
+
+
+def _far(margin: Array, q: Array) -> Array:
+    """With the logistic density a mixture of N(0, s^2), E p is one of Phi(m / r) and E H(p) of s^2 N(m; 0, r^2), where
+    r^2 = s^2 + q, because H(sigmoid(t)) is the integral of u sigmoid'(u) from t on: no quadrature that q could outgrow.
+    """
+    p, noise = jnp.zeros_like(q), jnp.zeros_like(q)
+    for scale, mass in zip(_SCALES, _MASSES, strict=True):
+        r = jax.lax.rsqrt(scale**2 + q)
+        z = jnp.abs(margin) * r
+        p += mass / 2 * jax.lax.erfc(z * 0.5**0.5)
+        noise += mass * scale**2 * (2 * jnp.pi) ** -0.5 * r * jnp.exp(-jnp.square(z) / 2)
+    tiny = jnp.finfo(p.dtype).tiny
+    return -p * jnp.log(jnp.maximum(p, tiny)) - (1 - p) * jnp.log1p(-p) - noise
+
+
+def _mutual(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    return mutual_information(margin, q)
+
+
+def _mutual_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
+    margin, q = rows.reward[:, None] - columns.reward[None, :], jnp.maximum(distances(rows.y, columns.y), 0)
+    near = _near(margin, jnp.minimum(q, _NEAR))
+    # Mostly no margin is that uncertain.
+    far = jax.lax.cond(q.max() > _NEAR, lambda: _far(margin, jnp.maximum(q, _NEAR)), lambda: near)
+    return jnp.where(q <= _NEAR, near, far)
+
+
+BALD = Objective(_mutual, _mutual_tile, _identity, fisher_weight, _falls)
+"""Mutual information of a pair's label and the last layer under the Laplace posterior, nats: see `mutual_information`.
+
+It rises with q and q falls as a batch grows, so no pair gains more than before. Houlsby et al. 2011 (1112.5745).
+"""

@@ -1,0 +1,137 @@
+"""Fisher information of pairs of responses under a Bradley-Terry head, summed over pair spaces without building pairs.
+
+For a pair (i, j) with feature difference x = phi_i - phi_j, margin m = r_i - r_j and p = sigmoid(m), the information
+about the last layer is v x x^T with v = p (1 - p). Summed over a set of pairs it is a weighted graph Laplacian,
+Phi^T (diag(V 1) - V) Phi, so one tile of weights V is all that is ever held.
+"""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jarm.core.base import PairSpace
+from jarm.core.linalg import matmul
+from jarm.core.types import Array, Float, Int
+from jarm.design.spaces import TILE, get_tile, tile_count
+
+
+def fisher_weight(margin: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
+    """`v = p (1 - p)`, p = sigmoid(margin), without cancellation: 1 - p is never formed from p."""
+    decay = jnp.exp(-jnp.abs(margin))
+    return decay / jnp.square(1 + decay)
+
+
+def pair_information(
+    first: Float[Array, "M F"], second: Float[Array, "M F"], weight: Float[Array, "M"]
+) -> Float[Array, "F F"]:
+    """`sum_m weight_m x_m x_m^T`, x = first - second."""
+    scaled = jnp.sqrt(weight)[:, None] * (first - second)
+    return matmul(scaled.T, scaled)
+
+
+def centred(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N F"]:
+    """Features less what no difference of a pair sees: the mean of the prompt (`within`) or of all; 0 if in no pair.
+
+    Distances and sums then lose no digits to a common shift. Measured from one response first, so that equal features
+    become exactly zero, and not rounding noise that passes for information.
+    """
+    width = space.width if space.kind == "within" else features.shape[0]
+    grid = features.reshape(-1, width, features.shape[1])
+    eligible = space.eligible
+    if space.pairs is not None:  # an outlier that is in no pair would take digits from all the others
+        eligible &= jnp.zeros_like(eligible).at[space.pairs].set(True, mode="drop")
+    alive = eligible.reshape(-1, width, 1)
+    anchor = jnp.take_along_axis(grid, alive.argmax(axis=1, keepdims=True), axis=1)
+    grid = jnp.where(alive, grid - anchor, 0)
+    mean = grid.sum(axis=1, keepdims=True) / jnp.maximum(alive.sum(axis=1, keepdims=True), 1)
+    return jnp.where(alive, grid - mean, 0).reshape(features.shape)
+
+
+def space_information(
+    features: Float[Array, "N F"],
+    rewards: Float[Array, "N"] | None,
+    space: PairSpace,
+    *,
+    tile: int = TILE,
+) -> tuple[Float[Array, "F F"], Float[Array, ""]]:
+    """Information of every pair of a space, and how many pairs that is.
+
+    Args:
+      features: `[N, F]` last-layer features of the responses.
+      rewards: `[N]` rewards, for weights v = p (1 - p); None for weights of 1, the sum of x x^T.
+      space: which pairs.
+      tile: pairs looked at together, which bounds memory.
+
+    Returns:
+      `sum v x x^T` over the space, `[F, F]`, and the number of pairs as float32.
+    """
+    width = features.shape[1]
+    zero = (jnp.zeros((width, width), features.dtype), jnp.float32(0))
+    if space.pairs is not None:
+        return _listed_information(features, rewards, space.pairs, zero, max(1, tile // width))
+    features = centred(features, space)
+    rewards = None if rewards is None else jnp.where(space.eligible, rewards, 0)
+
+    def cross_product(a: Array, b: Array) -> Array:
+        # One product over all groups: a product a group would hold an F x F matrix for each.
+        return matmul(a.reshape(-1, width).T, b.reshape(-1, width))
+
+    def add(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        total, count = carry
+        rows, columns, mask = get_tile(space, index, tile)
+        if rewards is None:
+            weights = mask.astype(features.dtype)
+        else:
+            weights = fisher_weight(rewards[rows][:, :, None] - rewards[columns][:, None, :]) * mask
+        phi_rows, phi_columns = features[rows], features[columns]
+        # The pairs of a tile are directed, row before column: sum of v (a a^T + b b^T - a b^T - b a^T).
+        mixed = cross_product(phi_rows, matmul(weights, phi_columns))
+        total += cross_product(phi_rows, weights.sum(axis=2)[:, :, None] * phi_rows)
+        total += cross_product(phi_columns, weights.sum(axis=1)[:, :, None] * phi_columns) - mixed - mixed.T
+        return (total, count + mask.sum(dtype=jnp.float32)), None
+
+    indices = jnp.arange(tile_count(space, tile), dtype=jnp.int32)
+    (total, count), _ = jax.lax.scan(add, zero, indices)
+    return (total + total.T) / 2, count
+
+
+def _listed_information(
+    features: Float[Array, "N F"],
+    rewards: Float[Array, "N"] | None,
+    pairs: Int[Array, "M 2"],
+    zero: tuple[Float[Array, "F F"], Float[Array, ""]],
+    chunk: int,
+) -> tuple[Float[Array, "F F"], Float[Array, ""]]:
+    size = features.shape[0]
+
+    def add(carry: tuple[Array, Array], some: Array) -> tuple[tuple[Array, Array], None]:
+        total, count = carry
+        alive = some[:, 0] < size
+        first, second = jnp.minimum(some, size - 1).T
+        weight = alive.astype(features.dtype)
+        if rewards is not None:
+            weight = jnp.where(alive, fisher_weight(rewards[first] - rewards[second]), 0)
+        scaled = jnp.where(alive[:, None], jnp.sqrt(weight)[:, None] * (features[first] - features[second]), 0)
+        total += matmul(scaled.T, scaled)
+        return (total, count + alive.sum(dtype=jnp.float32)), None
+
+    carry, _ = jax.lax.scan(add, zero, chunked(pairs, chunk, size))
+    return carry
+
+
+def chunked(pairs: Int[Array, "M 2"], chunk: int, fill: int) -> Int[Array, "c m 2"]:
+    """Pairs in equal chunks of at most `chunk`, the last padded with `fill`."""
+    count = max(1, -(-pairs.shape[0] // chunk))
+    each = -(-pairs.shape[0] // count)
+    padded = jnp.pad(pairs, ((0, count * each - pairs.shape[0]), (0, 0)), constant_values=fill)
+    return padded.reshape(count, each, 2)
+
+
+def pair_variance(rewards: Float[Array, "K N"], pairs: Int[Array, "M 2"]) -> Float[Array, "M"]:
+    """Variance over an ensemble of the *difference* of two rewards, `[M]` (unbiased, K - 1; 0 for a single member).
+
+    Never the sum of two marginal variances: what the members are unsure of about both responses alike cancels.
+    """
+    difference = rewards[:, pairs[:, 0]] - rewards[:, pairs[:, 1]]
+    return difference.var(axis=0, ddof=min(1, len(rewards) - 1))

@@ -1,0 +1,156 @@
+"""The k best pairs of a space by a score of each pair alone, and pairs at random: what simple rules are made of.
+
+A score sees a pair through its margin m = r_i - r_j and a squared distance q = |y_i - y_j|^2 of whitened features,
+because every x^T A^-1 x is one: with A = L L^T, y = L^-1 phi.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jarm.core.base import JarmError, PairSpace, Selection, Status
+from jarm.core.linalg import matmul, worst
+from jarm.core.types import Array, Bool, Float, PRNGKey
+from jarm.design.criteria import distances, square_sum
+from jarm.design.fisher import centred
+from jarm.design.passes import Scorer, best_pairs
+from jarm.design.spaces import TILE, is_in, pair_count, sample_pairs, whitens_differences
+
+Score = Callable[[Float[Array, "..."], Float[Array, "..."]], Float[Array, "..."]]
+"""`(margin, squared distance) -> score`, elementwise; larger is better."""
+
+
+def top_pairs(
+    score: Score,
+    rewards: Float[Array, "N"],
+    features: Float[Array, "N F"] | None,
+    space: PairSpace,
+    k: int,
+    *,
+    whiten: Float[Array, "G F"] | None = None,
+    tile: int = TILE,
+) -> Selection:
+    """The k pairs of a space with the largest scores, exactly, in O(tile + k) memory.
+
+    Args:
+      score: elementwise function of margins and squared distances.
+      rewards: `[N]`, for the margins.
+      features: `[N, F]`, or None where the score does not look at distances.
+      space: which pairs.
+      k: how many, a Python int.
+      whiten: W `[G, F]`: distances are |W (phi_i - phi_j)|^2; None for the identity.
+      tile: pairs scored together, which bounds memory.
+
+    Returns:
+      The pairs, best first; equal scores in the order of the space, and if some score the same as the k-th, it is
+      decided by the shapes alone which of those are among them. Status NONFINITE where features or rewards of an
+      eligible response, or scores, are not finite, EXHAUSTED where the space holds fewer than k pairs.
+    """
+    rewards, space = jnp.asarray(rewards, jnp.float32), jax.tree.map(jnp.asarray, space)
+    finite = jnp.isfinite(rewards)
+    y = jnp.zeros((rewards.shape[0], 0))
+    late = features is not None and whitens_differences(space)
+    if features is not None:
+        features = jnp.asarray(features, jnp.float32)
+        finite &= jnp.isfinite(features).all(axis=1)
+        y = centred(features, space)
+        y = y if whiten is None or late else matmul(y, whiten.T)
+
+    def pair(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
+        x = a[1] - b[1]
+        return score(a[0] - b[0], square_sum(matmul(x, whiten.T) if late and whiten is not None else x))
+
+    def tile_of(rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
+        return score(rows[0][:, None] - columns[0][None, :], jnp.maximum(distances(rows[1], columns[1]), 0))
+
+    best = top_scores(Scorer((rewards, y), pair, tile_of), finite, space, k, tile=tile)
+    # A singular metric is another status.
+    singular = jnp.isnan(0.0 if whiten is None else whiten).any() & (finite | ~space.eligible).all()
+    short = jnp.where(best.valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
+    return dataclasses.replace(best, status=jnp.where(singular, short, best.status))
+
+
+def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: int, *, tile: int = TILE) -> Selection:
+    """The k pairs of a space with the largest scores of any kind; what they cost does not enter.
+
+    Args:
+      scorer: what a pair scores; see `jarm.design.passes`.
+      finite: `[N]` whether what the scorer knows of a response is finite.
+      space: which pairs.
+      k: how many, a Python int.
+      tile: pairs scored together, which bounds memory.
+
+    Returns:
+      As `top_pairs`.
+    """
+    best = best_pairs(scorer._replace(loud=True), dataclasses.replace(space, costs=None), k, tile=tile)
+    # Scores may overflow, or be NaN, where what they are made of is neither.
+    fine = (finite | ~space.eligible).all() & (best.scores < jnp.inf).all()
+    status = jnp.where(fine, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
+    valid = jnp.isfinite(best.scores)
+    short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
+    return Selection(
+        pairs=jnp.where(valid[:, None], best.pairs, 0),
+        gains=jnp.where(valid, best.scores, 0),
+        valid=valid,
+        status=worst(status, short),
+    )
+
+
+def best_first(selection: Selection) -> Selection:
+    """The same batch by falling gain, for rules whose gains may rise while the batch grows."""
+    order = jnp.argsort(jnp.where(selection.valid, -selection.gains, jnp.inf), stable=True)
+    weights = None if selection.weights is None else selection.weights[order]
+    return dataclasses.replace(selection, pairs=selection.pairs[order], gains=selection.gains[order], weights=weights)
+
+
+def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
+    """k distinct pairs of a space, uniformly without replacement; gains are 0."""
+    pairs, valid = sample_pairs(key, space, k)
+    short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
+    return Selection(pairs=pairs, gains=jnp.zeros(k, jnp.float32), valid=valid, status=short)
+
+
+def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Selection:
+    """The same batch with its weights; BROKEN_RULE where it is not one: too few pairs, one twice or not of the space;
+    BROKEN_SCORES where a gain is not finite or a weight not positive.
+
+    Raises:
+      JarmError: shapes or types are not those of `Selection`; the rule is named.
+    """
+    wanted = {"pairs": ((k, 2), "int32"), "gains": ((k,), "float32"), "valid": ((k,), "bool"), "status": ((), "int32")}
+    if not isinstance(selection, Selection):
+        raise JarmError(f"Rule {name!r} returned {type(selection).__name__}: return a jarm.Selection.")
+    if selection.weights is None:
+        selection = dataclasses.replace(selection, weights=jnp.ones(k, jnp.float32))
+    wanted["weights"] = wanted["gains"]
+    for field, (shape, dtype) in wanted.items():
+        leaf = jnp.asarray(getattr(selection, field))
+        if (leaf.shape, leaf.dtype.name) != (shape, dtype):
+            raise JarmError(
+                f"Rule {name!r} returned {field} of shape {list(leaf.shape)} and type {leaf.dtype.name}: return "
+                f"{list(shape)} and {dtype}."
+            )
+    size, valid = space.eligible.shape[0], selection.valid
+    pairs = jnp.where(valid[:, None], selection.pairs, size)
+    first, second = jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2)
+    twice = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
+    broken = twice | (valid & ~is_in(space, selection.pairs)).any()
+    weighty = (selection.weights > 0) & jnp.isfinite(selection.weights)
+    senseless = (valid & ~(jnp.isfinite(selection.gains) & weighty)).any()
+    # Fewer pairs than there are, or holes, would be labels that one rule has and another has not.
+    held = jnp.minimum(pair_count(space), k)
+    broken |= (valid[1:] & ~valid[:-1]).any() | (valid.sum() < held)
+    # A status of its own says why a batch is as it is.
+    silent = (selection.status == Status.OK) | (selection.status == Status.EXHAUSTED)
+    found = worst(
+        jnp.where(broken, jnp.int32(Status.BROKEN_RULE), jnp.int32(Status.OK)),
+        jnp.where(senseless, jnp.int32(Status.BROKEN_SCORES), jnp.int32(Status.OK)),
+    )
+    status = jnp.where(silent, worst(selection.status, found), selection.status)
+    return dataclasses.replace(selection, status=status)

@@ -1,0 +1,52 @@
+"""What sentence-transformers wrote beside a model: how it pools, and what it adds that jarm does not have."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from typing import Any
+
+from jarm.core.base import JarmError
+
+KINDS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
+MODULES = ("Transformer", "Pooling", "Normalize")
+
+
+def is_sentence_model(folder: pathlib.Path) -> bool:
+    """Whether a checkpoint is one of sentence-transformers."""
+    return (folder / "modules.json").exists()
+
+
+def trained_pooling(folder: pathlib.Path) -> str | None:
+    """The pooling that a model was trained with; None if nobody says.
+
+    Args:
+      folder: the checkpoint.
+
+    Raises:
+      JarmError: it was trained with something that jarm does not compute.
+    """
+    for module in _read(folder / "modules.json") or []:
+        kind = str(module.get("type", "")).rsplit(".", 1)[-1]
+        if kind not in MODULES:
+            raise JarmError(
+                f"{folder / 'modules.json'} puts a '{kind}' behind the model, which jarm does not compute: give a "
+                "--pooling to have the hidden states before it."
+            )
+    config = _read(folder / "1_Pooling" / "config.json")
+    if config is None:
+        return None
+    modes = [mode for mode, on in config.items() if mode.startswith("pooling_mode_") and on is True]
+    if len(modes) != 1 or modes[0] not in KINDS:
+        said = " and ".join(modes) or "no pooling that is known"
+        raise JarmError(f"{folder} was trained with {said}, which jarm does not compute: choose a --pooling.")
+    return KINDS[modes[0]]
+
+
+def _read(path: pathlib.Path) -> Any:
+    if not path.exists():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise JarmError(f"{path} cannot be read ({error}): download it again, or choose a --pooling.") from error

@@ -1,0 +1,139 @@
+"""From results to stores: which texts are still to be embedded, and rows on their way to disk."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from jarm.core.base import JarmError
+from jarm.data.readers import replace_text
+from jarm.data.writer import StoreWriter, explained
+from jarm.embedding.extract import Corpus, Embedded
+
+JOBS = "jobs.json"
+"""In a store's folder: how many rows it had when each job began; see `plan_job`."""
+COMMIT_BYTES, COMMIT_SECONDS = 4 << 20, 5.0
+"""Rows wait for no longer than this before they are committed."""
+
+
+def open_stores(
+    stack: contextlib.ExitStack, made: Mapping[pathlib.Path, Mapping[str, Any]], width: int, dtype: str
+) -> list[StoreWriter]:
+    """Writers in the first process, none in the others; if it cannot have them, all processes stop.
+
+    Args:
+      stack: what closes them.
+      made: for each folder, what makes its rows.
+      width: of a row.
+      dtype: of a store.
+
+    Raises:
+      JarmError: as `StoreWriter`, or in other processes that the first one could not open a store.
+    """
+    writers: list[StoreWriter] = []
+    failure = None
+    try:
+        for path, made_by in made.items() if jax.process_index() == 0 else ():
+            writers.append(stack.enter_context(StoreWriter(path, width, made_by, dtype=dtype)))
+    except JarmError as error:
+        failure = error
+    opened = failure is None
+    if jax.process_count() > 1:
+        opened = bool(np.all(multihost_utils.process_allgather(np.array(opened))))
+    if failure is not None:
+        raise failure
+    if not opened:
+        raise JarmError("Process 0 could not open the store, and says why: mend that and start all of them again.")
+    return writers
+
+
+class Sink:
+    """Results on their way to stores: they wait until a few megabytes are together, or a few seconds have passed.
+
+    Attributes:
+      keys: of all texts.
+      writers: a store for each pooling; none in any process but the first.
+    """
+
+    def __init__(self, keys: Sequence[str], writers: Sequence[StoreWriter], normalize: bool, corpus: Corpus):
+        self.keys, self.writers, self.normalize, self.corpus = keys, writers, normalize, corpus
+        self._waiting: list[Embedded] = []
+        self._since = time.monotonic()
+
+    def add(self, result: Embedded) -> None:
+        """Take a batch of results.
+
+        Raises:
+          JarmError: a text came out as NaN or infinite; those beside it are taken.
+        """
+        finite = np.all([np.isfinite(value).all(axis=1) for value in result.values], axis=0)
+        self._waiting.append(result._replace(rows=result.rows[finite], values=[v[finite] for v in result.values]))
+        if not finite.all():
+            place = self.corpus.place(int(result.rows[np.argmin(finite)]))
+            raise JarmError(
+                f"{place}: the embedding is NaN or infinite, as may happen in bfloat16 or with damaged weights: leave "
+                "that text out, or run in --dtype float32 into another store."
+            )
+        size = sum(value.nbytes for each in self._waiting for value in each.values)
+        if size >= COMMIT_BYTES or time.monotonic() - self._since >= COMMIT_SECONDS:
+            self.commit()
+
+    def commit(self) -> None:
+        """Write what waits; it is on disk when this returns."""
+        waiting, self._waiting, self._since = self._waiting, [], time.monotonic()
+        if not waiting:
+            return
+        keys = [self.keys[row] for each in waiting for row in each.rows.tolist()]
+        for at, writer in enumerate(self.writers):
+            rows = np.concatenate([each.values[at] for each in waiting])
+            if self.normalize:
+                rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+            writer.append(keys, rows)
+
+
+def plan_job(sink: Sink, settings: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
+    """What there is to embed, `[k]` rows, and what of all is done, `[n]` bool; the same in all processes.
+
+    Texts that were in the store when this job began are no part of it. Its start is kept beside the store, so that
+    after an interruption the job is the same, with the same batches, and what was done since is only skipped.
+
+    Args:
+      sink: where results go.
+      settings: whatever else makes it this job.
+    """
+    first_of: dict[str, int] = {}
+    for row, key in enumerate(sink.keys):
+        first_of.setdefault(key, row)
+    job = hashlib.sha256(json.dumps([list(settings), list(first_of)]).encode()).hexdigest()
+    there = [set(writer.keys) for writer in sink.writers]
+    before = [set(writer.keys[: _start(writer, job)]) for writer in sink.writers]
+    flags = np.array(
+        [[not all(key in each for each in before), all(key in each for each in there)] for key in first_of]
+    )
+    if jax.process_count() > 1:
+        flags = np.asarray(multihost_utils.broadcast_one_to_all(flags))
+    rows = np.array(list(first_of.values()))
+    done = np.zeros(len(sink.keys), bool)
+    done[rows] = flags[:, 1]
+    return rows[flags[:, 0]], done
+
+
+def _start(writer: StoreWriter, job: str) -> int:
+    """How many rows the store had when this job began, which may be now."""
+    path, jobs = writer.path / JOBS, {}
+    with contextlib.suppress(OSError, ValueError):
+        jobs = json.loads(path.read_text())
+    if isinstance(jobs, dict) and isinstance(jobs.get(job), int) and jobs[job] <= len(writer):
+        return int(jobs[job])
+    with explained(writer.path):
+        replace_text(path, json.dumps({**(jobs if isinstance(jobs, dict) else {}), job: len(writer)}, indent=1) + "\n")
+    return len(writer)

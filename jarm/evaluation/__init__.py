@@ -1,0 +1,4 @@
+"""Annotators, metrics and all else that looks at gold rewards.
+
+Imports core.
+"""

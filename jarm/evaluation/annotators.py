@@ -1,0 +1,166 @@
+"""Simulated annotators: gold rewards in, labels out.
+
+Every annotator says P(first preferred) for a pair; its answer is 1 where a uniform number fixed by the key and the
+pair falls below that. So one key is one annotator with one opinion of each pair: asked twice, or by another rule, it
+answers the same, which pairs the comparison of rules over seeds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.core.base import JarmError
+from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+
+KINDS = ("bradley_terry", "perfect", "flip")
+
+
+@dataclasses.dataclass(frozen=True)
+class AnnotatorConfig:
+    """What an annotator is.
+
+    Attributes:
+      kind: `bradley_terry`: P = sigmoid(noise * (gold difference) / scale), where a negative noise is a perfect
+        annotator, as in the published code; `perfect`: the larger gold; `flip`: the larger gold, flipped with
+        probability `flip_rate`.
+      scale: `std` (standard deviation of all gold rewards) or a positive number.
+      flip_rate: for `flip` the share of wrong answers; for `bradley_terry`, if given, noise is solved for so that
+        random pairs are answered wrongly this often, and `HParams.noise` is not looked at.
+      length_bias: added to the logit for each standard deviation by which the first response is longer (to the gold
+        difference, in units of the scale, where the annotator is not noisy).
+    """
+
+    kind: str = "bradley_terry"
+    scale: str | float = "std"
+    flip_rate: float | None = None
+    length_bias: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise JarmError(f"There is no annotator {self.kind!r}: choose from {', '.join(KINDS)}.")
+        if self.kind == "flip" and self.flip_rate is None:
+            raise JarmError("The annotator 'flip' needs a share of wrong answers: give `flip_rate`, such as 0.25.")
+        if self.kind == "perfect" and self.flip_rate is not None:
+            raise JarmError("The annotator 'perfect' is never wrong: leave `flip_rate` out, or choose 'flip'.")
+        if self.flip_rate is not None and not 0 <= self.flip_rate < 0.5:
+            raise JarmError(f"A flip rate of {self.flip_rate} is not in [0, 0.5): an annotator is at worst a coin.")
+        if isinstance(self.scale, str) and self.scale != "std":
+            raise JarmError(f"A reward scale of {self.scale!r} is neither 'std' nor a positive number.")
+        if not isinstance(self.scale, str) and not 0 < self.scale < float("inf"):
+            raise JarmError(f"A reward scale of {self.scale} is not a positive number: give one, or 'std'.")
+        if not np.isfinite(self.length_bias):
+            raise JarmError(f"A length bias of {self.length_bias} is not a finite number: 0 is none.")
+
+
+def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) -> float:
+    """What gold differences are divided by: `config.scale`, or the standard deviation of all gold rewards."""
+    if not isinstance(config.scale, str):
+        return float(config.scale)
+    spread = float(np.std(gold[mask], dtype=np.float64))
+    if spread == 0:
+        raise JarmError("All gold rewards are equal: there is nothing to prefer; give another target column.")
+    return spread
+
+
+def solve_noise(
+    flip_rate: float, gold: np.ndarray, mask: np.ndarray, scale: float, *, pairs: str = "within", draws: int = 20000
+) -> float:
+    """The noise beta at which a Bradley-Terry annotator answers random pairs of a space wrongly at a given rate.
+
+    The expected error, mean of sigmoid(-beta |gold difference| / scale), falls with beta, so bisection finds it.
+
+    Args:
+      flip_rate: the wanted rate, in (0, 0.5).
+      gold, mask: `[P, R]`.
+      scale: what gold differences are divided by.
+      pairs: kind of the pair space.
+      draws: how many random pairs stand for all; gold ties are left out.
+
+    Returns:
+      beta, within 1e-6 relative.
+    """
+    if not 0 < flip_rate < 0.5:
+        raise JarmError(f"A flip rate of {flip_rate} cannot be reached by any temperature: give one in (0, 0.5).")
+    rng = np.random.default_rng(0)
+    prompt, other = rng.integers(0, gold.shape[0], (2, draws))
+    first, second = rng.integers(0, gold.shape[1], (2, draws))
+    if pairs == "within":
+        other = prompt
+    real = mask[prompt, first] & mask[other, second]
+    if pairs == "cross":
+        real &= prompt != other
+    gap = np.abs(gold[prompt, first].astype(np.float64) - gold[other, second])[real] / scale
+    gap = gap[gap > 0]
+    if gap.size == 0:
+        raise JarmError("The gold rewards of every pair are equal: there is nothing to prefer; give another target.")
+
+    def error(beta: float) -> float:
+        return float(np.mean(1 / (1 + np.exp(np.minimum(beta * gap, 700)))))
+
+    low, high = 0.0, 1.0
+    while error(high) > flip_rate and high < 1e12:
+        low, high = high, 2 * high
+    while high - low > 1e-6 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if error(middle) > flip_rate else (low, middle)
+    return (low + high) / 2
+
+
+def preference(
+    config: AnnotatorConfig, noise: Float[Array, ""], gap: Float[Array, "*k"], longer: Float[Array, "*k"]
+) -> Float[Array, "*k"]:
+    """P(first preferred), elementwise.
+
+    Args:
+      config: the annotator.
+      noise: beta; negative or infinite for none.
+      gap: gold of the first minus gold of the second, divided by the scale.
+      longer: length of the first minus length of the second, in standard deviations.
+    """
+    bias = config.length_bias * longer
+    sure = (jnp.sign(gap + bias) + 1) / 2
+    if config.kind == "perfect":
+        return sure
+    if config.kind == "flip":
+        return sure + (config.flip_rate or 0) * (1 - 2 * sure)
+    noisy = (noise >= 0) & jnp.isfinite(noise)
+    return jnp.where(noisy, jax.nn.sigmoid(jnp.where(noisy, noise, 0) * gap + bias), sure)
+
+
+def annotate(
+    key: PRNGKey,
+    config: AnnotatorConfig,
+    noise: Float[Array, ""],
+    pairs: Int[Array, "k 2"],
+    gold: Float[Array, "N"],
+    lengths: Float[Array, "N"],
+) -> tuple[Float[Array, "k"], Bool[Array, "k"]]:
+    """Answers to pairs: 1 where the first response is preferred, 0 where the second is.
+
+    Args:
+      key: the annotator; the same key gives the same answer to the same pair.
+      config: what it is.
+      noise: beta of the Bradley-Terry annotator.
+      pairs: `[k, 2]` response indices.
+      gold: `[N]` gold rewards, in units of the scale.
+      lengths: `[N]` response lengths in standard deviations; looked at only with a length bias.
+
+    Returns:
+      Labels `[k]`, and `[k]` whether each is wrong (against the gold order; half of the ties are).
+    """
+    first, second = pairs[:, 0], pairs[:, 1]
+
+    def opinion(low: Array, high: Array) -> Array:
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, low), high))
+
+    # The opinion belongs to the pair, not to its order: the mirror image gets the mirror answer.
+    low, high = jnp.minimum(first, second), jnp.maximum(first, second)
+    gap, longer = gold[low] - gold[high], lengths[low] - lengths[high]
+    low_wins = jax.vmap(opinion)(low, high) < preference(config, noise, gap, longer)
+    label = jnp.where(first == low, low_wins, ~low_wins)
+    wrong = jnp.where(gap == 0, ~low_wins, low_wins != (gap > 0))
+    return label.astype(jnp.float32), wrong

@@ -1,0 +1,390 @@
+"""The loop: ask which pairs to label, tell what was answered, fit again. A whole run is one pure function.
+
+`ask` and `tell` are what a campaign with people calls; `run` scans them against a simulated annotator, compiles once,
+and never touches the host. Shapes are fixed from the start: the labelled set has room for the whole budget.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
+from jarm.core.base import (
+    Belief,
+    FitInfo,
+    HParams,
+    JarmError,
+    Labelled,
+    PairSpace,
+    Rule,
+    Selection,
+    Status,
+    record,
+)
+from jarm.core.linalg import worst
+from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
+from jarm.design.fisher import fisher_weight, pair_information, pair_variance
+from jarm.design.spaces import KINDS, compact, pair_space, sample_pairs, subset
+from jarm.design.top import check_selection
+from jarm.evaluation.annotators import AnnotatorConfig, annotate
+from jarm.evaluation.batch import batch_report
+from jarm.loop.device_table import Pool
+from jarm.reward.fit import FitConfig, make_fit
+from jarm.reward.heads import HeadConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """The shape of a run: everything that decides what is compiled.
+
+    Attributes:
+      rules: acquisition rules that may run, by name or as functions; which of them does is a traced index, so that
+        all are compiled together and the rest of the loop once.
+      pairs: kind of the pair space: `within`, `cross` or `all`.
+      rounds: T, batches bought after the initial one.
+      batch: B, pairs bought a round.
+      initial: random pairs labelled before the first round.
+      prompts: prompts drawn afresh each round to form the space, or None for all of them.
+      pool: pairs drawn from the space each round as candidates, or None for every pair of it.
+      head: the reward head.
+      fit: how it is fitted.
+      annotator: who answers.
+      warm_start: whether a round's fit starts from the last round's parameters.
+    """
+
+    rules: tuple[str | Rule, ...] = ("greedy_dopt",)
+    pairs: str = "within"
+    rounds: int = 8
+    batch: int = 50
+    initial: int = 50
+    prompts: int | None = None
+    pool: int | None = None
+    head: HeadConfig = HeadConfig()
+    fit: FitConfig = FitConfig()
+    annotator: AnnotatorConfig = AnnotatorConfig()
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pairs not in KINDS:
+            raise JarmError(f"There is no pair space {self.pairs!r}: choose from {', '.join(KINDS)}.")
+        for name, least in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("pool", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise JarmError(f"`{name}` is {value}, and must be at least {least}.")
+        if self.pool is not None and self.pool < self.batch:
+            raise JarmError(
+                f"A pool of {self.pool} pairs cannot fill a batch of {self.batch}: draw a larger pool or buy fewer."
+            )
+
+    @property
+    def budget(self) -> int:
+        """Labels bought in all, the initial ones included."""
+        return self.initial + self.rounds * self.batch
+
+
+@record
+class LoopState:
+    """What is carried from round to round.
+
+    Attributes:
+      key: source of all that is still to be drawn.
+      round: how many batches have been told.
+      labelled: the pairs labelled so far.
+      params: heads of the last fit, with a leading axis K.
+      status: worst `Status` so far.
+    """
+
+    key: PRNGKey
+    round: Int[Array, ""]
+    labelled: Labelled
+    params: Params
+    status: Int[Array, ""]
+
+
+class RunRecord(NamedTuple):
+    """One run, a leading axis T + 1 over rounds: after the initial labels, and after each batch.
+
+    Attributes:
+      labels: labels bought so far.
+      wrong: how many of them are wrong.
+      params: the heads fitted to them, `[T + 1, K, ...]`.
+      fit: what the fit reported.
+      selection: the batch bought next; in the last round nothing is bought and it is all invalid.
+      batch: diversity and informativeness of that batch.
+      status: worst `Status` up to then.
+    """
+
+    labels: Int[Array, "T"]
+    wrong: Int[Array, "T"]
+    params: Params
+    fit: FitInfo
+    selection: Selection
+    batch: dict[str, Array]
+    status: Int[Array, "T"]
+
+
+class Loop(NamedTuple):
+    """The functions of one configuration. All are pure and may be jitted, vmapped and sharded.
+
+    Attributes:
+      init: `(key, pool) -> (state, selection)`: an empty state, and the random pairs to label first.
+      fit: `(hparams, state, pool) -> (state, info)`: fit the heads to what is labelled.
+      select: `(hparams, state, pool, rule=0) -> selection`: pick the next batch with the heads of the state.
+      ask: `(hparams, state, pool, rule=0) -> (state, selection)`: `fit`, then `select`.
+      tell: `(state, selection, labels) -> state`: add what was answered.
+      run: `(key, hparams, pool, rule=0) -> (state, records)`: everything, against the simulated annotator.
+
+    `rule` is an index into the `rules` of the configuration, and may be traced.
+    """
+
+    init: Callable[[PRNGKey, Pool], tuple[LoopState, Selection]]
+    fit: Callable[[HParams, LoopState, Pool], tuple[LoopState, FitInfo]]
+    select: Callable[..., Selection]
+    ask: Callable[..., tuple[LoopState, Selection]]
+    tell: Callable[[LoopState, Selection, Array], LoopState]
+    run: Callable[..., tuple[LoopState, RunRecord]]
+
+
+def make_loop(config: LoopConfig) -> Loop:
+    """Build the loop of a configuration: all that is static is decided here.
+
+    Args:
+      config: the shape of a run.
+
+    Returns:
+      Its functions. Jit `run` once and call it with as many keys, hparams and rules as you like; or `vmap` it.
+
+    Raises:
+      JarmError: there is no such rule, or it needs an ensemble and there is one head.
+    """
+    rules = [get_rule(rule) if isinstance(rule, str) else rule for rule in config.rules]
+    for name in config.rules:
+        if config.fit.members < 2 and isinstance(name, str) and needs_ensemble(name):
+            raise JarmError(
+                f"Rule {name!r} looks at how members differ, and there is one: use two or more (`--members`)."
+            )
+    head = config.head.head()
+    fit = make_fit(head, config.fit)
+    capacity = config.budget
+
+    def init(key: PRNGKey, pool: Pool) -> tuple[LoopState, Selection]:
+        key, key_first, key_params = jax.random.split(key, 3)
+        heads = jax.vmap(lambda each: head.init(each, pool.embeddings.shape[2]))
+        nothing = jnp.zeros(capacity, jnp.float32)
+        nowhere = jnp.zeros(capacity, jnp.int32)
+        state = LoopState(
+            key=key,
+            round=jnp.int32(0),
+            labelled=Labelled(nowhere, nowhere, nothing, nothing, jnp.zeros(capacity, bool)),
+            params=heads(jax.random.split(key_params, config.fit.members)),
+            status=jnp.int32(Status.OK),
+        )
+        space = pair_space(config.pairs, pool.mask.shape[1], pool.mask.reshape(-1))
+        pairs, valid = sample_pairs(key_first, space, config.initial)
+        short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
+        return state, Selection(pairs, jnp.zeros(config.initial, jnp.float32), valid, short)
+
+    def refit(hparams: HParams, state: LoopState, pool: Pool) -> tuple[LoopState, FitInfo]:
+        flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
+        key_fit = jax.random.fold_in(state.key, 2 * state.round)
+        params, info = fit(key_fit, hparams, flat, state.labelled, state.params if config.warm_start else None)
+        return dataclasses.replace(state, params=params, status=worst(state.status, info.status)), info
+
+    def candidates(key: PRNGKey, state: LoopState, pool: Pool) -> tuple[Int[Array, "n"] | None, PairSpace]:
+        """The responses of this round, None for all, and the space of their unlabelled pairs in local indices."""
+        count, width = pool.mask.shape
+        key_prompts, key_pool = jax.random.split(key)
+        if config.prompts is None:
+            prompts = jnp.arange(count, dtype=jnp.int32)
+        else:
+            prompts = jax.random.choice(key_prompts, count, (config.prompts,), replace=False).astype(jnp.int32)
+        size = prompts.shape[0] * width
+        home = (
+            jnp.full(count, prompts.shape[0], jnp.int32).at[prompts].set(jnp.arange(prompts.shape[0], dtype=jnp.int32))
+        )
+        ends = jnp.stack([state.labelled.first, state.labelled.second], axis=1)
+        local = jnp.where(state.labelled.mask[:, None], home[ends // width] * width + ends % width, size)
+        space = pair_space(config.pairs, width, pool.mask[prompts].reshape(-1), local)
+        responses = None
+        if config.prompts is not None:
+            responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)
+        if config.pool is None:
+            return responses, space
+        space = subset(key_pool, space, config.pool)
+        if 2 * config.pool >= size:
+            return responses, space
+        # Few pairs of many responses: only those at their ends are looked at.
+        used, space = compact(space)
+        return (used if responses is None else responses[used]), space
+
+    def believe(state: LoopState, pool: Pool, responses: Int[Array, "n"] | None) -> Belief:
+        flat, labelled = pool.embeddings.reshape(-1, pool.embeddings.shape[2]), state.labelled
+        # The layer that is learnt about is the first member's: features of different heads have no common mean. How
+        # sure a pair is, its margin, is the ensemble's to say.
+        first_member = jax.tree.map(lambda leaf: leaf[0], state.params)
+        others = jax.tree.map(lambda leaf: leaf[1:], state.params)
+
+        def scored(rows: Float[Array, "n d"]) -> tuple[Float[Array, "n F"], Float[Array, "K n"]]:
+            features = head.features(first_member, rows)
+            rewards = [(features @ head.weights(first_member))[None]]
+            if config.fit.members > 1:
+                rewards.append(jax.vmap(head.rewards, in_axes=(0, None))(others, rows))
+            return features, jnp.concatenate(rewards)
+
+        features, member_rewards = scored(flat if responses is None else flat[responses])
+        rewards = member_rewards.mean(axis=0)
+
+        ends = jnp.stack([labelled.first, labelled.second])
+        if responses is None:
+            (phi_first, phi_second), (r_first, r_second) = features[ends], rewards[ends]
+        else:
+            phi, r = scored(flat[ends.reshape(-1)])
+            (phi_first, phi_second), (r_first, r_second) = jnp.split(phi, 2), jnp.split(r.mean(axis=0), 2)
+        here = labelled.mask[:, None]
+        return Belief(
+            features=features,
+            rewards=rewards,
+            member_rewards=member_rewards,
+            past=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask),
+            labels=labelled.mask.sum(dtype=jnp.int32),
+            known=jnp.where(here[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
+            known_rewards=jnp.where(here, jnp.stack([r_first, r_second], axis=1), 0),
+        )
+
+    def pick(rule: int | Array, key: PRNGKey, belief: Belief, space: PairSpace, hparams: HParams) -> Selection:
+        def branch(one: Rule, given: str | Rule) -> Callable[..., Selection]:
+            name = given if isinstance(given, str) else getattr(given, "__name__", repr(given))
+
+            def checked(key: PRNGKey, belief: Belief, space: PairSpace) -> Selection:
+                found = check_selection(one(key, belief, space, config.batch, hparams), space, config.batch, name)
+                if given in RULES:
+                    return found
+                # A rule of the user's that was given numbers and made something else of them.
+                sound = jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(belief)]).all()
+                made = sound & (found.status == Status.NONFINITE)
+                return dataclasses.replace(found, status=jnp.where(made, jnp.int32(Status.BROKEN_SCORES), found.status))
+
+            return checked
+
+        branches = [branch(*each) for each in zip(rules, config.rules, strict=True)]
+        chosen = jax.lax.switch(rule, branches, key, belief, space)
+        known = (jnp.asarray(rule) >= 0) & (jnp.asarray(rule) < len(rules))
+        status = worst(chosen.status, jnp.where(known, jnp.int32(Status.OK), jnp.int32(Status.NO_RULE)))
+        return dataclasses.replace(chosen, status=status)
+
+    def choose(
+        hparams: HParams, state: LoopState, pool: Pool, rule: int | Array
+    ) -> tuple[Selection, Float[Array, "B"], Float[Array, "B"]]:
+        """The next batch in global indices; of its pairs, the Fisher weights and the variances over the ensemble."""
+        key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
+        responses, space = candidates(key_space, state, pool)
+        # On some accelerators a plain product has a third of the digits of its type, too few for differences.
+        with jax.default_matmul_precision("highest"):
+            belief = believe(state, pool, responses)
+        chosen = pick(rule, key_rule, belief, space, hparams)
+        weight = fisher_weight(belief.rewards[chosen.pairs[:, 0]] - belief.rewards[chosen.pairs[:, 1]])
+        variance = pair_variance(belief.member_rewards, chosen.pairs)
+        pairs = chosen.pairs if responses is None else jnp.sort(responses[chosen.pairs], axis=1)
+        pairs = jnp.where(chosen.valid[:, None], pairs, 0)
+        return dataclasses.replace(chosen, pairs=pairs), weight, variance
+
+    def select(hparams: HParams, state: LoopState, pool: Pool, rule: int | Array = 0) -> Selection:
+        return choose(hparams, state, pool, rule)[0]
+
+    def ask(hparams: HParams, state: LoopState, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, Selection]:
+        state, _ = refit(hparams, state, pool)
+        selection = select(hparams, state, pool, rule)
+        return dataclasses.replace(state, status=worst(state.status, selection.status)), selection
+
+    def tell(state: LoopState, selection: Selection, labels: Float[Array, "B"]) -> LoopState:
+        old, start = state.labelled, state.labelled.mask.sum(dtype=jnp.int32)
+
+        def write(into: Array, values: Array) -> Array:
+            # Only answered pairs are stored, one after the other; a place beyond the capacity is dropped.
+            place = jnp.where(selection.valid, start + jnp.cumsum(selection.valid) - 1, capacity)
+            return into.at[place].set(values.astype(into.dtype), mode="drop")
+
+        labelled = Labelled(
+            first=write(old.first, selection.pairs[:, 0]),
+            second=write(old.second, selection.pairs[:, 1]),
+            label=write(old.label, labels),
+            weight=write(old.weight, jnp.ones_like(labels) if selection.weights is None else selection.weights),
+            mask=write(old.mask, selection.valid),
+        )
+        full = start + selection.valid.sum(dtype=jnp.int32) > capacity
+        wrong = (selection.valid & ~((labels >= 0) & (labels <= 1))).any()
+        status = worst(
+            state.status,
+            selection.status,
+            jnp.where(full, jnp.int32(Status.FULL), jnp.int32(Status.OK)),
+            jnp.where(wrong, jnp.int32(Status.NONFINITE), jnp.int32(Status.OK)),
+        )
+        return dataclasses.replace(state, labelled=labelled, round=state.round + 1, status=status)
+
+    def run(key: PRNGKey, hparams: HParams, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, RunRecord]:
+        key_loop, key_annotator = jax.random.split(key)
+        gold, lengths, noise = pool.gold.reshape(-1), pool.lengths.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
+        flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
+
+        def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
+            labels, wrong = annotate(key_annotator, config.annotator, noise, selection.pairs, gold, lengths)
+            known = jnp.where(selection.valid[:, None], jnp.isfinite(gold[selection.pairs]), True)
+            labels = jnp.where(known.all(axis=1), labels, jnp.nan)  # nobody can answer, and `tell` says so
+            return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
+
+        def report(selection: Selection, weight: Float[Array, "B"], variance: Float[Array, "B"]) -> dict[str, Array]:
+            first, second = selection.pairs.T
+            return batch_report(
+                flat[first],
+                flat[second],
+                selection.pairs,
+                selection.valid,
+                weight,
+                variance,
+                jnp.abs(gold[first] - gold[second]),
+                width=pool.mask.shape[1],
+                scale=pool.spread,
+            )
+
+        def step(
+            carry: tuple[LoopState, Int[Array, ""]], last: Bool[Array, ""]
+        ) -> tuple[tuple[LoopState, Array], RunRecord]:
+            state, wrong = carry
+            state, info = refit(hparams, state, pool)
+            nothing = Selection(
+                pairs=jnp.zeros((config.batch, 2), jnp.int32),
+                gains=jnp.zeros(config.batch, jnp.float32),
+                valid=jnp.zeros(config.batch, bool),
+                status=jnp.int32(Status.OK),
+                weights=jnp.ones(config.batch, jnp.float32),
+            )
+            none = jnp.zeros(config.batch, jnp.float32)
+            selection, weight, variance = nothing, none, none
+            if config.rounds:  # else nothing would be chosen, and need not be compiled
+                selection, weight, variance = jax.lax.cond(
+                    last, lambda: (nothing, none, none), lambda: choose(hparams, state, pool, rule)
+                )
+            record = RunRecord(
+                labels=state.labelled.mask.sum(dtype=jnp.int32),
+                wrong=wrong,
+                params=state.params,
+                fit=info,
+                selection=selection,
+                batch=report(selection, weight, variance),
+                status=worst(state.status, selection.status),
+            )
+            state, more = answer(state, selection)
+            return (state, wrong + more), record
+
+        state, first = init(key_loop, pool)
+        state, wrong = answer(state, first)
+        last = jnp.arange(config.rounds + 1) == config.rounds
+        (state, _), records = jax.lax.scan(step, (state, wrong), last)
+        return state, records
+
+    return Loop(init, refit, select, ask, tell, run)

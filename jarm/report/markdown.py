@@ -1,0 +1,217 @@
+"""The text of `summary.md`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from jarm.report.curves import METRIC, valued
+from jarm.report.statistics import interval, number
+from jarm.runs.records import plain
+
+EFFECT = 0.01
+"""The difference in mean Spearman that a comparison is asked to be able to see."""
+BOUGHT = {
+    "batch_diversity_log_det": "log det",
+    "batch_diversity_distance": "mean distance",
+    "batch_distinct_responses": "responses",
+    "batch_distinct_prompts": "prompts",
+    "batch_mean_fisher_weight": "Fisher weight",
+    "batch_mean_member_variance": "variance",
+    "batch_mean_gold_gap": "gold gap",
+    "label_error": "wrong labels",
+    "seconds_to_fit": "s to fit",
+    "seconds_to_select": "s to select",
+}
+
+
+def comparison_text(summary: dict[str, Any]) -> str:
+    """Of what `report.summarise` says, with `settings`."""
+    rules, baseline, best = summary["rules"], summary["baseline"], summary["best_of"]
+    counts = sorted({row["seeds"] for row in rules.values()})
+    seeds = " to ".join(str(count) for count in ([counts[0], counts[-1]] if len(counts) > 1 else counts)) or "no"
+    best_name = f"best of {best[8:]}" if best else "best of n"
+    text = [f"# {len(rules)} acquisition rules, {seeds} seed{'s' * (counts != [1])}", ""]
+    text += [f"- **{rule}**: {row['verdict']}{_seeds_note(row, baseline)}" for rule, row in rules.items()]
+    text += ["", "## How fast each rule teaches", ""]
+    text += table(
+        [
+            "rule",
+            "area under Spearman curve",
+            "final Spearman",
+            f"final {best_name}",
+            f"labels to {baseline}'s final value",
+            "all rules together",
+            f"seeds to see {number(EFFECT, 2)}",
+        ],
+        [
+            [
+                rule,
+                *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")),
+                row.get("labels_needed", "-"),
+                *_together(row),
+            ]
+            for rule, row in rules.items()
+        ],
+    )
+    text += [
+        "",
+        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
+        "seeds (95 % bootstrap interval over seeds, of that rule alone). The area is the mean height of the learning "
+        "curve over label counts. Labels are read off the curve averaged over seeds, where it first reaches the value "
+        f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
+        "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
+        f"Student's t). Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
+        "the 5 % level, by the spread of these. Intervals are over label seeds only: the test prompts and the pool are "
+        "fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, or "
+        "not a number), it counts as 0.",
+        *_left_out(summary["best_of_left_out"], best_name),
+        "",
+        "## What each rule buys",
+        "",
+    ]
+    text += table(
+        ["rule", *BOUGHT.values()],
+        [[rule, *(_number(row.get(name)) for name in BOUGHT)] for rule, row in rules.items()],
+    )
+    text += [
+        "",
+        "Means over rounds and seeds. log det and mean distance: diversity of a batch in embedding space; responses "
+        "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; "
+        "variance: of a pair's reward difference over the members of the ensemble; gold gap: between the two "
+        "responses, in units of the annotator's scale; wrong labels: share of all labels bought "
+        "that go against the gold order.",
+        "",
+        "## Without a reward model",
+        "",
+    ]
+    columns = {
+        METRIC: "Spearman",
+        **({best: best_name} if best else {}),
+        "pair_accuracy": "pair accuracy",
+        "nll": "nll",
+    }
+    text += table(
+        ["line", *columns.values()],
+        [
+            [name, *(_number(plain(valued(line, key))) for key in columns)]
+            for name, line in summary["reference"].items()
+        ],
+    )
+    text += ["", "## Settings and provenance", ""]
+    settings = summary.get("settings", {})
+    text += [f"- {name}: {_inline(value)}" for name, value in {**settings, **summary["provenance"]}.items()]
+    return "\n".join(text) + "\n"
+
+
+def sweep_text(summary: dict[str, Any]) -> str:
+    """Of what `report.write_sweep_summary` says."""
+    axes = list(summary["settings"][0]["axes"]) if summary["settings"] else []
+    baseline, rows = summary["baseline"], summary["settings"]
+    failures = summary["failures"]
+    runs = sum(row["seeds"] for setting in rows for row in setting["rules"].values())
+    text = [f"# {_count(len(rows), 'setting')}, {_count(runs, 'whole run')}", ""]
+    if failures:
+        text += [*(f"- {_count(count, 'run')} failed: {failure}" for failure, count in failures.items()), ""]
+    text += table(
+        [
+            *axes,
+            "rule",
+            "seeds",
+            "failed",
+            "area under Spearman curve",
+            "final Spearman",
+            f"labels to {baseline}'s end",
+        ],
+        [
+            [
+                *(str(value) for value in setting["axes"].values()),
+                rule,
+                str(row["seeds"]),
+                str(row["failed_seeds"] or ""),
+                *(_cell(row, name, rule == baseline) for name in ("area", "final")),
+                row.get("labels_needed", "-"),
+            ]
+            for setting in rows
+            for rule, row in setting["rules"].items()
+        ],
+    )
+    text += [
+        "",
+        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} in the same "
+        "setting on the same seeds (95 % bootstrap interval over seeds; not corrected for comparing many). The area is "
+        "the mean height of the learning curve over label counts.",
+        "",
+        "## Settings and provenance",
+        "",
+    ]
+    text += [f"- {name}: {_inline(value)}" for name, value in {**summary["config"], **summary["provenance"]}.items()]
+    return "\n".join(text) + "\n"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _seeds_note(row: dict[str, Any], baseline: str) -> str:
+    notes = []
+    if row["paired_seeds"] < row["seeds"]:
+        notes.append(f"compared on the {row['paired_seeds']} of its {row['seeds']} seeds that {baseline} has too")
+    if row["unfinished_seeds"]:
+        notes.append(f"{row['unfinished_seeds']} unfinished left out")
+    if row["failed_seeds"]:
+        notes.append(f"{row['failed_seeds']} failed: {row['failure']}")
+    if row.get("least_spearman_share", 1) < 1:
+        share = math.floor(100 * row["least_spearman_share"])
+        notes.append(f"ranks only {share}% of the test prompts in some round, the others count as Spearman 0")
+    return f" [{'; '.join(notes)}]" if notes else ""
+
+
+def _left_out(prompts: int, best_name: str) -> list[str]:
+    if not prompts:
+        return []
+    some = f"{prompts} test prompt{'s' * (prompts > 1)}"
+    return ["", f"The {best_name} leaves out {some}, with fewer responses or predictions that are not a number."]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else number(value)
+
+
+def _float(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _cell(row: dict[str, Any], name: str, baseline: bool) -> str:
+    if row.get(name) is None:
+        return "-"
+    if baseline or f"{name}_gain" not in row:
+        mean, low, high = (_float(row[name][key]) for key in ("mean", "low", "high"))
+        return f"{number(mean)} {interval(low, high)}" if row["seeds"] > 1 else number(mean)
+    mean, low, high = (_float(row[f"{name}_gain"][key]) for key in ("mean", "low", "high"))
+    ends = f" {interval(low, high)}" if row["paired_seeds"] > 1 else ""
+    return f"{_number(row[name]['mean'])}, {'+' if mean >= 0 else ''}{number(mean)}{ends}"
+
+
+def _together(row: dict[str, Any]) -> list[str]:
+    """The gain with the interval that holds for all rules, and the seeds that would see a small one."""
+    gain = row.get("area_gain_together")
+    if gain is None:
+        return ["-", "-"]
+    mean, low, high = (_float(gain[name]) for name in ("mean", "low", "high"))
+    ends = f" {interval(low, high)}" if row["paired_seeds"] > 1 else ""
+    seeds = row["seeds_to_see"]
+    return [f"{'+' if mean >= 0 else ''}{number(mean)}{ends}", "-" if seeds is None else f"{seeds:,.0f}"]
+
+
+def _inline(value: Any) -> str:
+    if isinstance(value, list):
+        return "; ".join(_inline(each) for each in value) or "-"
+    if isinstance(value, dict):
+        return ", ".join(f"{name} {_inline(each)}" for name, each in value.items()) or "-"
+    return "-" if value is None else f"`{value}`"
+
+
+def table(head: list[str], rows: list[list[str]]) -> list[str]:
+    """Lines of a table in Markdown."""
+    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]

@@ -1,0 +1,220 @@
+"""From records to the sceptic's answer: summary.json and summary.md."""
+
+from __future__ import annotations
+
+import collections
+import json
+import math
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+
+from jarm.data.readers import replace_text
+from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
+from jarm.report.markdown import BOUGHT, EFFECT, comparison_text, sweep_text
+from jarm.report.statistics import (
+    Interval,
+    LabelSaving,
+    area_under_curve,
+    bootstrap_ci,
+    label_saving,
+    paired_difference,
+    seeds_to_see,
+    simultaneous_ci,
+    times_fewer,
+    verdict,
+)
+from jarm.runs.records import plain
+
+SEEDS_TO_PLAN = 8
+"""Fewer seeds say too little of their spread to plan with: at 8 it is known within a factor of 2."""
+PROVENANCE = ("device", "versions", "commit", "config")
+
+
+def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planning: bool = True) -> dict[str, Any]:
+    """All that `summary.md` says, as numbers.
+
+    Each rule is compared with the baseline on the seeds that are whole for both. `area` is the area under the Spearman
+    curve divided by its width in labels; a gain is a mean of paired differences with its 95 % bootstrap interval. A
+    prompt whose Spearman correlation a model leaves undefined counts as 0: curves are of `spearman * spearman_share`,
+    where records without a share have 1.
+
+    Args:
+      records: flat, one per rule, seed and round, with kind `run`; and one per reference line, with kind `reference`.
+      baseline: name of the rule that others are compared with.
+      planning: whether to say what all rules together show, and how many seeds would show a small difference.
+
+    Returns:
+      `rules`: rule -> its numbers and `verdict`; `reference`: name -> metrics; `provenance`; what was compared.
+    """
+    runs, best = runs_of(records), best_of_names(records)
+    runs |= {r["rule"]: {} for r in records if r.get("kind") == "failed" and r["rule"] not in runs}
+    shown = best[-1] if best else None
+    base_runs = runs.get(baseline, {})
+    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown, planning * (len(runs) - 1)) for rule in runs}
+    for rule, row in rules.items():
+        begun = {r["seed"] for r in records if r.get("kind", "run") == "run" and r["rule"] == rule}
+        failed = [r["message"] for r in records if r.get("kind") == "failed" and r["rule"] == rule]
+        row |= {
+            "unfinished_seeds": len(begun) - row["seeds"],
+            "failed_seeds": len(failed),
+            "failure": max(failed, default=None),
+        }
+    return _plain(
+        {
+            "baseline": baseline,
+            "metric": METRIC,
+            "best_of": shown,
+            "best_of_left_out": max((r.get(f"{shown}_undefined") or 0 for r in records), default=0),
+            "rules": rules,
+            "reference": {
+                name: {key: value for key, value in line.items() if key not in ("kind", "rule", *PROVENANCE)}
+                for name, line in references_of(records).items()
+            },
+            "provenance": {name: _distinct(records, name) for name in PROVENANCE},
+        }
+    )
+
+
+def _rule(
+    rule: str,
+    runs: Mapping[int, list[dict[str, Any]]],
+    baseline: str,
+    base_runs: Mapping[int, list[dict[str, Any]]],
+    best: str | None,
+    comparisons: int,
+) -> dict[str, Any]:
+    seeds, paired = list(runs), [seed for seed in runs if seed in base_runs]
+    row: dict[str, Any] = {"seeds": len(seeds), "paired_seeds": len(paired)}
+    if not seeds:
+        return row | {"verdict": "nothing to compare: no run is whole"}
+    labels = curves(runs, "labels", seeds).mean(0)
+
+    def final(values: np.ndarray) -> np.ndarray:
+        return values[:, -1]
+
+    def area(values: np.ndarray) -> np.ndarray:
+        return area_under_curve(labels, values)
+
+    quantities: dict[str, tuple[str, Callable[[np.ndarray], np.ndarray]]] = {
+        "area": (METRIC, area),
+        "final": (METRIC, final),
+    }
+    if best:
+        quantities["final_best_of"] = (best, final)
+    for name, (metric, take) in quantities.items():
+        row[name] = bootstrap_ci(take(curves(runs, metric, seeds)))
+        if paired:
+            pair = take(curves(runs, metric, paired)), take(curves(base_runs, metric, paired))
+            row[f"{name}_gain"] = paired_difference(*pair)
+            if name == "area" and rule != baseline and comparisons:
+                row["area_gain_together"] = simultaneous_ci(pair[0] - pair[1], comparisons)
+                few = len(paired) < SEEDS_TO_PLAN
+                row["seeds_to_see"] = math.nan if few else seeds_to_see(EFFECT, pair[0] - pair[1])
+    row["labels"], row[METRIC] = labels, curves(runs, METRIC, seeds).mean(0)
+    row |= {name: _mean(runs, name) for name in BOUGHT}
+    row["least_spearman_share"] = _known(runs, SHARE).min(initial=1.0)
+    row["label_error"] = _mean({seed: run[-1:] for seed, run in runs.items()}, "label_error")
+    saving = None
+    if paired:
+        base_labels = curves(base_runs, "labels", paired).mean(0)
+        pair = curves(runs, METRIC, paired), curves(base_runs, METRIC, paired)
+        saving = label_saving(labels, pair[0], base_labels, pair[1])
+        row |= {"saving": saving, "labels_needed": _labels(saving, rule == baseline)}
+    gain = row.get("area_gain", Interval(math.nan, math.nan, math.nan, 0))
+    row["verdict"] = "the baseline" if rule == baseline else verdict(gain, saving, baseline=baseline)
+    return row
+
+
+def _mean(runs: Mapping[int, list[dict[str, Any]]], name: str) -> float:
+    """Mean over seeds and the rounds that have a value."""
+    known = _known(runs, name)
+    return float(known.mean()) if known.size else math.nan
+
+
+def _known(runs: Mapping[int, list[dict[str, Any]]], name: str) -> np.ndarray:
+    values = np.array([record.get(name) for run in runs.values() for record in run], np.float64)
+    return values[~np.isnan(values)]
+
+
+def _distinct(records: list[dict[str, Any]], name: str) -> list[Any]:
+    values: list[Any] = []
+    for record in records:
+        if record.get(name) is not None and record[name] not in values:
+            values.append(record[name])
+    return values
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: _plain(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return [_plain(each) for each in value]
+    return plain(value)
+
+
+def write_summary(records: list[dict[str, Any]], out: pathlib.Path | str, baseline: str = "random") -> dict[str, Any]:
+    """Write `summary.json` and `summary.md` into a folder; its `config.json`, if there, is quoted as the settings.
+
+    Returns:
+      What `summarise` returns, with `settings`.
+    """
+    out = pathlib.Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    config = out / "config.json"
+    settings = json.loads(config.read_text()) if config.exists() else {}
+    summary = summarise(records, baseline) | {"settings": settings}
+    replace_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    replace_text(out / "summary.md", comparison_text(summary))
+    return summary
+
+
+def write_sweep_summary(
+    records: list[dict[str, Any]],
+    settings: list[dict[str, Any]],
+    out: pathlib.Path,
+    baseline: str = "random",
+) -> dict[str, Any]:
+    """Write `summary.json` and `summary.md` of a sweep into its folder: each setting summarised as by `summarise`.
+
+    Args:
+      records: flat, each with its value on every axis; of kind `run`, `failed` or `reference`.
+      settings: the values of every setting on the axes.
+      out: the folder.
+      baseline: name of the rule that others are compared with, within each setting.
+
+    Returns:
+      `settings`: for each of them its `axes` and the `rules` of `summarise`; and `provenance`.
+    """
+    axes = list(settings[0])
+    by_setting: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    for record in records:
+        if record["kind"] != "reference":
+            by_setting.setdefault(tuple(record[axis] for axis in axes), []).append(record)
+    rows = [
+        {"axes": setting, "rules": summarise(own, baseline, planning=False)["rules"]}
+        for setting in settings
+        if (own := by_setting.get(tuple(setting.values())))
+    ]
+    config = out / "config.json"
+    summary = {
+        "baseline": baseline,
+        "settings": rows,
+        "failures": dict(collections.Counter(line["message"] for line in records if line["kind"] == "failed")),
+        "provenance": _plain({name: _distinct(records, name) for name in PROVENANCE}),
+        "config": json.loads(config.read_text()) if config.exists() else {},
+    }
+    replace_text(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    replace_text(out / "summary.md", sweep_text(summary))
+    return summary
+
+
+def _labels(saving: LabelSaving, baseline: bool) -> str:
+    if math.isinf(saving.labels):
+        return f"not within {saving.limit:.0f}"
+    _, ends, which = times_fewer(saving)
+    return f"{saving.labels:.0f}" + (f" ({ends} times {which})" if ends and not baseline else "")

@@ -1,0 +1,4 @@
+"""Many runs as few compiled programs, recorded on disk.
+
+Imports loop, acquisition, reward, evaluation, data and core.
+"""

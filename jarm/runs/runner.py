@@ -1,0 +1,372 @@
+"""Runs of one configuration on the host: compiled once, several at a time where that pays, each with what it took."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias, TypeVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jax.stages import Compiled
+
+from jarm.core.base import HParams, JarmError, ResponseTable, RewardHead, check
+from jarm.core.types import Array, Params
+from jarm.evaluation.metrics import evaluate
+from jarm.loop.device_table import Pool
+from jarm.loop.loop import LoopConfig, LoopState, RunRecord, make_loop
+from jarm.runs.records import plain
+
+T = TypeVar("T")
+
+
+def default_jobs() -> int:
+    """Runs at a time: on a CPU one a core, since XLA finds little to share out in arrays this small; else 1."""
+    if jax.default_backend() != "cpu":
+        return 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def default_together() -> int:
+    """Seeds of a run under `vmap`: on a CPU 1, where batched runs take longer (`benchmarks/README.md`); else 16."""
+    return 1 if jax.default_backend() == "cpu" else 16
+
+
+def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], jobs: int) -> Iterator[T]:
+    """Results of the calls as they finish, `jobs` of them at work at a time; an error cancels what has not begun.
+
+    None waits for a slower one before it, so that an interrupt loses only what is in flight.
+    """
+    waiting = iter(calls)
+    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+        try:
+            # Few at a time, so that results are let go of as they are taken.
+            pending = {pool.submit(function, *call) for call in itertools.islice(waiting, 2 * jobs)}
+            while pending:
+                done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
+                for future in done:
+                    pending |= {pool.submit(function, *call) for call in itertools.islice(waiting, 1)}
+                    yield future.result()
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+Point: TypeAlias = tuple[int, HParams]
+"""What a program takes as data: a seed, and the traced numbers."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One run.
+
+    Attributes:
+      rule, seed, hparams: which.
+      records: on the host, with a leading axis over rounds; without the heads.
+      params: the heads of every round.
+      failure: the sentence of the worst status, or None.
+      seconds: wall time of the run, other runs at its side; of one of several under `vmap`, an equal share.
+      seconds_to_fit, seconds_to_select: median of single calls on the last state of the rule's first run, with nothing
+        beside them; NaN of a runner that is not `timed`.
+      seconds_to_compile: of the program that all runs share.
+    """
+
+    rule: str
+    seed: int
+    hparams: HParams
+    records: RunRecord
+    params: Params
+    failure: str | None
+    seconds: float
+    seconds_to_fit: float
+    seconds_to_select: float
+    seconds_to_compile: float
+
+    def lines(self, metrics: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+        """Flat records, one a round; batch_* describe the batch that was bought just before. One line if it failed.
+
+        Args:
+          metrics: name -> `[T + 1]`.
+        """
+        if self.failure:
+            return [{"kind": "failed", "rule": self.rule, "seed": self.seed, "message": self.failure}]
+        run = self.records
+        took = ("seconds_to_fit", "seconds_to_select", "seconds_to_compile", "seconds")
+        lines = []
+        for t in range(len(run.labels)):
+            batch = {f"batch_{name}": values[t - 1] if t else math.nan for name, values in run.batch.items()}
+            line = {
+                "kind": "run",
+                "rule": self.rule,
+                "seed": self.seed,
+                "round": t,
+                "labels": run.labels[t],
+                "label_error": run.wrong[t] / run.labels[t],
+                **{name: values[t] for name, values in metrics.items()},
+                **batch,
+                "fit_train_nll": run.fit.train_nll[t].mean(),
+                "fit_valid_nll": run.fit.valid_nll[t].mean(),
+                "fit_steps": run.fit.steps[t].mean(),
+                **{name: getattr(self, name) for name in took},
+            }
+            lines.append({name: plain(value) for name, value in line.items()})
+        return lines
+
+
+class Program:
+    """The program of a configuration, compiled when first asked for; several pools of one shape can share it.
+
+    Args:
+      config: what is compiled.
+      together: points that a device runs at a time, under `vmap` if more than one; halved where XLA says that the
+        program does not fit, and where memory runs out.
+      devices: how many of this process's devices the points of a call are split over.
+      workers: calls that will be at work at a time, whose memory adds up.
+    """
+
+    def __init__(self, config: LoopConfig, together: int = 1, devices: int = 1, workers: int = 1):
+        self.config, self.together, self.devices, self.workers = config, together, devices, workers
+        self.mesh = jax.make_mesh((devices,), ("cells",), devices=jax.local_devices()[:devices])
+        self.seconds_to_compile = math.nan
+        self._compiled: Compiled | None = None
+        self._lock = threading.Lock()
+
+    @property
+    def capacity(self) -> int:
+        """Points of a call that costs no more than one of fewer."""
+        return self.together * self.devices
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether it has been asked for."""
+        return self._compiled is not None
+
+    def compiled(self, pool: Pool) -> tuple[Compiled, int]:
+        """What takes `(keys, hparams, pool, rule)`, the first two with an axis of so many points.
+
+        Raises:
+          JarmError: not even one point at a time fits into the memory of the device.
+        """
+        with self._lock:
+            while self._compiled is None:
+                start = time.perf_counter()
+                try:
+                    compiled = self._function().lower(*self._arguments(pool)).compile()
+                except jax.errors.JaxRuntimeError as error:
+                    if not out_of_memory(error):
+                        raise
+                    self._fewer("memory ran out while it was compiled")
+                    continue
+                self.seconds_to_compile = time.perf_counter() - start
+                needed, room = self.workers * program_bytes(compiled), free_bytes()
+                if room is None or needed <= room:
+                    self._compiled = compiled
+                else:
+                    self._fewer(f"{readable(needed)} are needed and {readable(room)} are free")
+            return self._compiled, self.capacity
+
+    def halve(self, capacity: int, why: str) -> None:
+        """Take half as many points as that, unless another thread has seen to it."""
+        with self._lock:
+            if capacity == self.capacity:
+                self._compiled = None
+                self._fewer(why)
+
+    def _fewer(self, why: str) -> None:
+        if self.together == 1:
+            raise JarmError(
+                f"Not even one run at a time fits into memory ({why}): take fewer prompts (`--prompts`), a smaller "
+                "pool (`--pool`), a narrower head or fewer members."
+            )
+        self.together //= 2
+        print(f"jarm: {why}: {self.together} runs at a time instead of {2 * self.together}.", file=sys.stderr)
+
+    def _function(self) -> Any:
+        config = self.config
+        if self.together > 1 and config.fit.batching == "auto":
+            # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
+            config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
+        run, alone = make_loop(config).run, self.together == 1
+
+        def together(keys: Array, hparams: HParams, pool: Pool, rule: Array) -> tuple[LoopState, RunRecord]:
+            if alone:  # without vmap, which would turn every branch into both
+                key, hparams = jax.tree.map(lambda leaf: leaf[0], (keys, hparams))
+                return jax.tree.map(lambda leaf: leaf[None], run(key, hparams, pool, rule))
+            return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, pool, rule)
+
+        if self.devices == 1:
+            return jax.jit(together)
+        split, whole = PartitionSpec("cells"), PartitionSpec()
+        places = split, split, whole, whole
+        return jax.jit(jax.shard_map(together, mesh=self.mesh, in_specs=places, out_specs=split, check_vma=False))
+
+    def _arguments(self, pool: Pool) -> tuple[Any, ...]:
+        split = NamedSharding(self.mesh, PartitionSpec("cells")) if self.devices > 1 else None
+        number = jax.ShapeDtypeStruct((self.capacity,), jnp.float32, sharding=split)
+        keys = jax.ShapeDtypeStruct((self.capacity,), jax.random.key(0).dtype, sharding=split)
+        hparams = jax.tree.map(lambda _: number, HParams())
+        return keys, hparams, pool, jax.ShapeDtypeStruct((), jnp.int32)
+
+
+class Runner:
+    """Runs of one configuration on one pool.
+
+    Args:
+      program: what runs them.
+      pool: the training table.
+      timed: whether a rule's first call also times a fit and a selection, two small programs more.
+    """
+
+    def __init__(self, program: Program, pool: Pool, *, timed: bool = True):
+        self.program, self.rules = program, program.config.rules
+        split = program.devices > 1
+        self.pool = jax.device_put(pool, NamedSharding(program.mesh, PartitionSpec())) if split else pool
+        loop = make_loop(program.config)
+        self._fit, self._select = jax.jit(loop.fit), jax.jit(loop.select)
+        self._timed, self._took = timed, dict[str, tuple[float, float]]()
+        self._lock = threading.Lock()  # of what only the first of several threads should do
+
+    def __call__(self, rule: str, points: Sequence[Point]) -> list[Result]:
+        """Run one rule at some points, as many at a time as fit.
+
+        Raises:
+          JarmError: not even one point at a time fits into the memory of the device.
+        """
+        start, results = 0, list[Result]()
+        while start < len(points):
+            compiled, capacity = self.program.compiled(self.pool)
+            some = points[start : start + capacity]
+            try:
+                results += self._run(compiled, capacity, rule, some)
+                start += len(some)
+            except jax.errors.JaxRuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self.program.halve(capacity, "memory ran out")
+        return results
+
+    def _run(self, compiled: Compiled, capacity: int, rule: str, points: Sequence[Point]) -> list[Result]:
+        padded = [*points, *[points[-1]] * (capacity - len(points))]
+        keys = jax.vmap(jax.random.key)(np.array([seed for seed, _ in padded], np.uint32))
+        hparams = jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *[hparams for _, hparams in padded])
+        if self.program.devices > 1:
+            split = NamedSharding(self.program.mesh, PartitionSpec("cells"))
+            keys, hparams = jax.device_put((keys, hparams), split)
+        index = jnp.int32(self.rules.index(rule))
+        start = time.perf_counter()
+        state, records = jax.block_until_ready(compiled(keys, hparams, self.pool, index))
+        seconds = (time.perf_counter() - start) / len(points)
+        with self._lock:
+            if self._timed and rule not in self._took:
+                self._took[rule] = self._time(points[0][1], jax.tree.map(lambda leaf: leaf[0], state), index)
+        return list(self._results(rule, points, records, seconds))
+
+    def _results(self, rule: str, points: Sequence[Point], records: RunRecord, seconds: float) -> Iterator[Result]:
+        # Heads leave the device as well: those of many runs and rounds would fill it.
+        host, params = jax.tree.map(np.asarray, (records._replace(params=None), records.params))
+        took = self._took.get(rule, (math.nan, math.nan))
+        for i, (seed, hparams) in enumerate(points):
+            yield Result(
+                rule=rule,
+                seed=seed,
+                hparams=hparams,
+                records=jax.tree.map(lambda leaf, i=i: leaf[i], host),
+                params=jax.tree.map(lambda leaf, i=i: leaf[i], params),
+                failure=_failure(host.status[i]),
+                seconds=seconds,
+                seconds_to_fit=took[0],
+                seconds_to_select=took[1],
+                seconds_to_compile=self.program.seconds_to_compile,
+            )
+
+    def _time(self, hparams: HParams, state: LoopState, index: Array) -> tuple[float, float]:
+        return (
+            _seconds(lambda: self._fit(hparams, state, self.pool)),
+            _seconds(lambda: self._select(hparams, state, self.pool, index)),
+        )
+
+
+def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
+    """Whether that is what an error of a device says."""
+    return "RESOURCE_EXHAUSTED" in str(error)
+
+
+def program_bytes(program: Compiled) -> int:
+    """What a compiled program takes on each device beside its arguments."""
+    memory: Any = program.memory_analysis()
+    return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
+
+
+def free_bytes() -> int | None:
+    """Memory that a device, or on a CPU the machine, has left; None where neither says."""
+    stats = jax.local_devices()[0].memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
+    try:
+        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
+    except (OSError, StopIteration, ValueError):
+        return None
+    group = pathlib.Path("/sys/fs/cgroup")
+    try:  # where a container or a scheduler allows less
+        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+    except (OSError, ValueError):
+        return free
+
+
+def readable(size: float | int) -> str:
+    """A number of bytes, for print."""
+    for unit in ("B", "KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.0f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
+
+
+def judge(
+    head: RewardHead, results: Sequence[Result], table: ResponseTable, *, pad: int = 1, **judged: Any
+) -> list[dict[str, np.ndarray]]:
+    """`evaluate` of the heads of several runs in one walk through the test table, each with the noise of its labels.
+
+    Args:
+      head, table: as for `evaluate`.
+      results: runs of one program.
+      pad: a multiple that the number of runs is brought to, so that few shapes compile.
+      judged: the other arguments of `evaluate`.
+    """
+    rounds = len(results[0].records.labels)
+    padded = [*results, *[results[-1]] * (-len(results) % pad)]
+    params = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *[result.params for result in padded])
+    noise = np.repeat([np.float32(result.hparams.noise) for result in padded], rounds)
+    found = evaluate(head, params, table, noise=noise, **judged)
+    return [
+        {name: values[i * rounds : (i + 1) * rounds] for name, values in found.items()} for i in range(len(results))
+    ]
+
+
+def _failure(status: np.ndarray) -> str | None:
+    try:
+        check(status)
+    except JarmError as error:
+        return str(error)
+    return None
+
+
+def _seconds(call: Callable[[], Any]) -> float:
+    """Median wall time of three calls, after one that compiles."""
+    jax.block_until_ready(call())
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(call())
+        times.append(time.perf_counter() - start)
+    return sorted(times)[1]

@@ -1,0 +1,194 @@
+"""Checks of what a caller gives to `jarm.select`: whatever NumPy can read, or one sentence that says what to do."""
+
+from __future__ import annotations
+
+import operator
+from typing import Any
+
+import numpy as np
+
+from jarm.core.base import JarmError, Limits
+
+
+def as_array(name: str, value: Any) -> np.ndarray:
+    """What NumPy makes of a value; not copied where it need not be.
+
+    Raises:
+      JarmError: it makes nothing of it, or no array of numbers.
+    """
+    if np.ma.is_masked(value):
+        raise JarmError(
+            f"{name} has masked entries, which would be read as numbers: fill them, or leave their rows out."
+        )
+    try:
+        array = np.asarray(value)
+    except Exception as error:  # whatever another library's arrays raise
+        raise JarmError(
+            f"{name} cannot be read as a NumPy array ({error}): give numbers, such as `x.detach().float().cpu()` of a "
+            "PyTorch tensor."
+        ) from error
+    if array.dtype.kind == "V" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+        array = array.astype(np.float32)  # ml_dtypes, which only they can compute with
+    if array.dtype.kind not in "biuf":
+        raise JarmError(f"{name} holds {array.dtype} and not numbers in equal rows: give an array of numbers.")
+    return array
+
+
+def finite(name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
+    """An array of finite floats, of that shape where it is given in numbers; float16 and wider as they are.
+
+    Raises:
+      JarmError: another shape, or a value that is not finite, with its row.
+    """
+    array = as_array(name, value)
+    array = array if array.dtype.kind == "f" else array.astype(np.float64)
+    fits = array.ndim == len(shape) and all(
+        isinstance(want, str) or want == have for want, have in zip(shape, array.shape, strict=True)
+    )
+    if not fits or 0 in array.shape:
+        wanted = ", ".join(map(str, shape))
+        raise JarmError(f"{name} has shape {array.shape}, and [{wanted}] is due: check which axis is which.")
+    good = np.isfinite(array)
+    good = good if array.ndim == 1 else good.all(axis=tuple(range(1, array.ndim)))
+    if not good.all():
+        raise JarmError(
+            f"Row {int((~good).argmax())} of {name} is NaN or infinite, the first of {int((~good).sum()):,}: mend it, "
+            "or leave it out."
+        )
+    return array
+
+
+def single(name: str, array: np.ndarray) -> np.ndarray:
+    """The same in float32, less its mean where it was wider, which no difference sees and which would cost digits.
+
+    Raises:
+      JarmError: it does not fit.
+    """
+    if array.dtype.itemsize > 4:
+        array = array - array.mean(axis=0)
+    with np.errstate(over="ignore"):
+        narrow = array.astype(np.float32, copy=False)
+    # Squares of differences are summed.
+    if not np.abs(narrow).max() < 1e18:
+        raise JarmError(f"{name} holds values of {np.abs(array).max():.1g}, whose squares overflow: scale them down.")
+    return narrow
+
+
+def whole(name: str, value: Any, least: int = 1) -> int:
+    """A whole number, at least so large."""
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise JarmError(f"{name} is {value!r}: give a whole number, {least} or more.") from None
+    if number < least:
+        raise JarmError(f"{name} is {number}: give {least} or more.")
+    return number
+
+
+def index_pairs(name: str, value: Any, size: int) -> np.ndarray:
+    """`[M, 2]` int64 pairs of two different responses; None for none.
+
+    Raises:
+      JarmError: another shape or type, an index that is no response, or a response with itself, with the row.
+    """
+    if value is None or (isinstance(value, (list, tuple)) and not len(value)):
+        return np.zeros((0, 2), np.int64)
+    array = as_array(name, value)
+    if array.ndim != 2 or array.shape[1] != 2 or (array.dtype.kind not in "iu" and array.size):
+        raise JarmError(
+            f"{name} has shape {array.shape} and type {array.dtype}: give pairs of indices, [M, 2] whole numbers."
+        )
+    outside = ((array < 0) | (array >= size)).any(axis=1)
+    if outside.any():
+        row = int(outside.argmax())
+        raise JarmError(
+            f"Row {row} of {name} is {tuple(array[row].tolist())}, and responses are numbered 0 to {size - 1}: give "
+            "indices of responses."
+        )
+    array = array.astype(np.int64)
+    same = array[:, 0] == array[:, 1]
+    if same.any():
+        row = int(same.argmax())
+        raise JarmError(
+            f"Row {row} of {name} pairs response {array[row, 0]} with itself: leave such rows out, they tell nothing."
+        )
+    return array
+
+
+def read_costs(costs: Any, size: int, listed: int | None) -> np.ndarray | None:
+    """`[N]` costs of responses, or `[M]` of the listed pairs, float64.
+
+    Raises:
+      JarmError: another shape, or a cost that is not positive, with its row.
+    """
+    if costs is None:
+        return None
+    array = finite("costs", costs, ("N",)).astype(np.float64)
+    allowed = {size} if listed is None else {size, listed}
+    if len(array) not in allowed:
+        pairs = "" if listed is None else f", or one for each of the {listed:,} listed pairs"
+        raise JarmError(f"costs has {len(array):,} entries: give one for each of the {size:,} responses{pairs}.")
+    if not (array > 0).all():
+        row = int((array <= 0).argmax())
+        raise JarmError(f"Entry {row} of costs is {array[row]:g}: give positive costs, whatever the unit.")
+    return array
+
+
+def read_limits(per_prompt: Any, per_response: Any, similarity: Any, *, prompts: bool) -> Limits:
+    """The limits on a batch.
+
+    Raises:
+      JarmError: a limit that nothing keeps to, or one on prompts without prompts.
+    """
+    if per_prompt is not None and not prompts:
+        raise JarmError("per_prompt limits picks of a prompt, and there are none: give prompts=.")
+    if similarity is not None and not 0 < similarity <= 1:
+        raise JarmError(f"similarity is {similarity}: give a cosine above 0, and 1 at most, such as .95.")
+    counts = {"per_prompt": per_prompt, "per_response": per_response}
+    given = {name: min(whole(name, value), 2**31 - 1) for name, value in counts.items() if value is not None}
+    return Limits(**given, similarity=None if similarity is None else float(similarity))
+
+
+def read_prior(value: Any, width: int) -> np.ndarray:
+    """`[F, F]` float64 of a number or a matrix.
+
+    Raises:
+      JarmError: neither, or not symmetric, or less than nothing in some direction.
+    """
+    array = as_array("prior_precision", value)
+    if array.ndim == 0:
+        if not 0 <= array < np.inf:
+            raise JarmError(f"prior_precision is {array}: give a positive number, or None for one that suits the pool.")
+        return float(array) * np.eye(width)
+    matrix = finite("prior_precision", array, (width, width)).astype(np.float64)
+    size = np.abs(matrix).max()
+    if np.abs(matrix - matrix.T).max() > 1e-5 * size:
+        raise JarmError("prior_precision is not symmetric: give a precision matrix, such as (P + P.T) / 2.")
+    matrix = (matrix + matrix.T) / 2
+    least = np.linalg.eigvalsh(matrix)[0]
+    if least < -1e-6 * size:
+        raise JarmError(f"prior_precision is not positive definite (eigenvalue {least:.2g}): add to its diagonal.")
+    return matrix
+
+
+def check_definite(start: np.ndarray, prior: Any, labels: int) -> None:
+    """Refuse information that float32 cannot factor.
+
+    Raises:
+      JarmError: what was too little.
+    """
+    try:
+        if np.isfinite(np.linalg.cholesky(start)).all():
+            return
+    except np.linalg.LinAlgError:
+        pass
+    if prior is not None and np.ndim(prior) == 0 and float(prior) == 0:
+        rank = np.linalg.matrix_rank(start)
+        raise JarmError(
+            f"With prior_precision=0 the {labels:,} labelled pairs tell of {rank} of {len(start)} directions only: "
+            "give a positive prior_precision, or None for one that suits the pool."
+        )
+    raise JarmError(
+        "The information to start from, prior and labelled pairs, is not positive definite in float32: give a larger "
+        "prior_precision, or check the features for one direction that dwarfs all others."
+    )

@@ -1,0 +1,236 @@
+"""From a caller's arrays to a pair space and back: prompts of any names and sizes, lists, what is never to be offered.
+
+Everything here is NumPy on the host, in the caller's numbering of the responses but for the grid of a `within` space.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import numpy as np
+
+from jarm.core.base import JarmError, PairSpace
+from jarm.design.spaces import KINDS
+
+PADDING = 4
+"""Prompts of unequal size are padded to a grid where that takes at most so many times their responses: a pair of a list
+takes some 27 times as long as a place of a grid."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """Which pairs may be offered, as the engine sees them.
+
+    Attributes:
+      space: the pair space, nothing excluded, with NumPy leaves.
+      rows: `[n]` the caller's response at each place of the space, -1 for padding; None where they are the same.
+      total: pairs in the space.
+      excluded: `[E, 2]` int64 pairs of the space that are not offered, distinct, in the caller's numbering.
+      costs: `[N]` float64 of the caller's responses, or None; those of listed pairs are with the space.
+    """
+
+    space: PairSpace
+    rows: np.ndarray | None
+    total: int
+    excluded: np.ndarray
+    costs: np.ndarray | None = None
+
+    def gather(self, values: np.ndarray) -> np.ndarray:
+        """Values of the caller's responses `[N, ...]` at the places of the space, 0 for padding."""
+        if self.rows is None:
+            return values
+        values = values[np.maximum(self.rows, 0)]
+        values[self.rows < 0] = 0
+        return values
+
+    def without(self, pairs: np.ndarray, room: int) -> PairSpace:
+        """The space without some of `excluded`, at most `room` where it is not a list, which has room for all."""
+        size = len(self.space.eligible)
+        if self.space.pairs is not None:
+            listed = np.asarray(self.space.pairs)
+            gone = is_among(listed, pairs)
+            return _changed(self.space, pairs=np.where(gone[:, None], np.int32(size), listed))
+        if self.rows is not None:
+            place = np.empty(self.rows.max() + 1, np.int64)
+            place[self.rows[self.rows >= 0]] = np.flatnonzero(self.rows >= 0)
+            pairs = np.sort(place[pairs], axis=1)
+        padded = np.full((room, 2), size, np.int32)
+        padded[: len(pairs)] = pairs[np.lexsort(pairs.T[::-1])]
+        return _changed(self.space, excluded=padded)
+
+    def back(self, pairs: np.ndarray) -> np.ndarray:
+        """Pairs of the space in the caller's numbering, smaller index first."""
+        pairs = pairs.astype(np.int64)
+        return np.sort(pairs if self.rows is None else self.rows[pairs], axis=1)
+
+    def cost_of(self, pairs: np.ndarray) -> np.ndarray | None:
+        """`[n]` float64 what pairs of the space cost, or None."""
+        if self.space.costs is None:
+            return None
+        if self.space.pairs is None:
+            assert self.costs is not None
+            return self.costs[pairs].sum(axis=1)
+        place = np.searchsorted(_keys(np.asarray(self.space.pairs)), _keys(pairs))
+        return np.asarray(self.space.costs)[place].astype(np.float64)
+
+
+def is_among(pairs: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Which pairs `[n, 2]` are among others, all with their smaller index first."""
+    return np.isin(_keys(pairs), _keys(others))
+
+
+def find_candidates(
+    space: str | np.ndarray,
+    size: int,
+    prompts: np.ndarray | None,
+    costs: np.ndarray | None,
+    excluded: np.ndarray,
+) -> Candidates:
+    """The pairs that may be offered.
+
+    Args:
+      space: `within`, `cross`, `all`, or `[M, 2]` pairs.
+      size: N, responses.
+      prompts: `[N]` codes from 0, or None.
+      costs: `[N]` of responses, or `[M]` of listed pairs, also where M = N; of a pair listed twice the least counts.
+      excluded: `[E, 2]` pairs in any order.
+
+    Returns:
+      The candidates.
+
+    Raises:
+      JarmError: there is no such space, or it needs prompts.
+    """
+    if isinstance(space, str):
+        if space not in KINDS:
+            near = difflib.get_close_matches(space, KINDS, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KINDS)}, or give pairs [M, 2]."
+            raise JarmError(f"There is no pair space {space!r}: {hint}")
+        if space != "all" and prompts is None:
+            raise JarmError(f"Pairs {space!r} prompts need to know them: give prompts=, the prompt of each response.")
+    excluded = np.unique(np.sort(excluded, axis=1), axis=0)
+    if not isinstance(space, str):
+        if costs is not None and len(costs) != len(space):
+            costs = costs[space].sum(axis=1)
+        return _listed(space, size, prompts, costs, excluded)
+    counts = np.array([size]) if prompts is None else np.bincount(prompts)
+    within, every = int((counts * (counts - 1) // 2).sum()), size * (size - 1) // 2
+    if space != "all":
+        assert prompts is not None
+        same = prompts[excluded[:, 0]] == prompts[excluded[:, 1]]
+        excluded = excluded[same if space == "within" else ~same]
+    if space == "within":
+        assert prompts is not None
+        if counts.max() * (counts > 1).sum() > PADDING * size:
+            pairs = _pairs_within(prompts)
+            return _listed(pairs, size, prompts, None if costs is None else costs[pairs].sum(axis=1), excluded)
+        grid = _grid(prompts, counts)
+        width, total = int(counts.max()), within
+        rows = None if np.array_equal(grid, np.arange(size)) else grid
+    else:
+        rows, width, total = None, 1, every - (within if space == "cross" else 0)
+    made = Candidates(
+        _space(
+            kind=space,
+            width=width,
+            eligible=np.ones(size, bool) if rows is None else rows >= 0,
+            prompt=None if prompts is None or space == "within" else prompts.astype(np.int32),
+        ),
+        rows,
+        total,
+        excluded,
+    )
+    if costs is None:
+        return made
+    padded = made.gather(costs.astype(np.float32))
+    priced = _changed(made.space, costs=np.where(padded > 0, padded, np.float32(1)))
+    return dataclasses.replace(made, space=priced, costs=costs)
+
+
+def codes_of(prompts: Sequence[Any] | np.ndarray, size: int) -> tuple[np.ndarray, list[Any]]:
+    """Prompts by number, in order of first appearance: `[N]` int64 codes, and what each stands for.
+
+    Raises:
+      JarmError: not one prompt for each response, a missing one, or one that cannot be told from others.
+    """
+    names = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
+    if len(names) != size:
+        raise JarmError(f"prompts has {len(names)} entries for {size} responses: give the prompt of each response.")
+    seen: dict[Hashable, int] = {}
+    codes = np.empty(size, np.int64)
+    for row, name in enumerate(names):
+        if name is None or name != name:
+            raise JarmError(f"The prompt of response {row} is missing ({name}): name it, or leave the response out.")
+        try:
+            codes[row] = seen.setdefault(name, len(seen))
+        except TypeError:
+            raise JarmError(
+                f"The prompt of response {row} is a {type(name).__name__}: give ids such as strings or ints, one each."
+            ) from None
+    return codes, list(seen)
+
+
+def _space(**fields: Any) -> PairSpace:
+    """A space of NumPy arrays: jit takes them as they are, and nothing is compiled to make one."""
+    return PairSpace(**{"excluded": np.zeros((0, 2), np.int32)} | fields)
+
+
+def _changed(space: PairSpace, **fields: Any) -> PairSpace:
+    return dataclasses.replace(space, **fields)
+
+
+def _keys(pairs: np.ndarray) -> np.ndarray:
+    """One number for each pair, rising in lexicographic order."""
+    return (pairs[:, 0].astype(np.int64) << 31) + pairs[:, 1]
+
+
+def _listed(
+    pairs: np.ndarray, size: int, prompts: np.ndarray | None, costs: np.ndarray | None, excluded: np.ndarray
+) -> Candidates:
+    """A list, sorted, each pair once; as long as it was, so that what is padding does not decide what is compiled."""
+    pairs = np.sort(pairs, axis=1)
+    if costs is not None:
+        order = np.lexsort((costs, pairs[:, 1], pairs[:, 0]))
+        pairs, costs = pairs[order], costs[order].astype(np.float32)
+    keys, first = np.unique(_keys(pairs), return_index=True)
+    distinct = np.full((len(pairs), 2), size, np.int32)
+    distinct[: len(first)] = pairs[first]
+    if costs is not None:
+        costs = np.append(costs[first], np.ones(len(pairs) - len(first), np.float32))
+    space = _space(
+        kind="listed",
+        width=1,
+        eligible=np.ones(size, bool),
+        pairs=distinct,
+        costs=costs,
+        prompt=None if prompts is None else prompts.astype(np.int32),
+    )
+    return Candidates(space, None, len(first), excluded[np.isin(_keys(excluded), keys)])
+
+
+def _grid(prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """The responses of every prompt that has a pair, side by side, padded with -1 to the largest, `[P R]`."""
+    order = np.argsort(prompts, kind="stable")
+    place = np.arange(len(prompts)) - np.repeat(np.cumsum(counts) - counts, counts)
+    row = np.cumsum(counts > 1) - 1
+    sorted_prompts = prompts[order]
+    paired = counts[sorted_prompts] > 1
+    grid = np.full(((counts > 1).sum(), counts.max()), -1, np.int64)
+    grid[row[sorted_prompts[paired]], place[paired]] = order[paired]
+    return grid.reshape(-1)
+
+
+def _pairs_within(prompts: np.ndarray) -> np.ndarray:
+    """Every pair within a prompt, `[M, 2]`: all prompts of a size at once."""
+    counts = np.bincount(prompts)
+    order = np.argsort(prompts, kind="stable")
+    start = np.cumsum(counts) - counts
+    found = [np.zeros((0, 2), np.int64)]
+    for count in np.unique(counts[counts > 1]):
+        members = order[start[counts == count][:, None] + np.arange(count)]
+        first, second = np.triu_indices(count, 1)
+        found.append(np.stack([members[:, first], members[:, second]], axis=-1).reshape(-1, 2))
+    return np.concatenate(found)

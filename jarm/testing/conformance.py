@@ -1,0 +1,307 @@
+"""For tests: counters of traces and compilations, and the checks that every rule is held to.
+
+`check_rule` runs on a rule of your own what the suite runs on the rules of jarm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection, Status
+from jarm.core.types import PRNGKey
+from jarm.design.spaces import listed_space, pair_space
+from jarm.testing.references import information64, list_pairs
+
+quick_jit = functools.partial(
+    jax.jit, compiler_options={"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+)
+"""`jax.jit` for programs that run for milliseconds, where compiling takes the time: a third less of it."""
+
+
+def count_traces(f: Callable[..., Any]) -> tuple[Callable[..., Any], list[int]]:
+    """`f`, and a list that grows by one entry each time Python runs it: under `jax.jit`, each time it is traced."""
+    traces: list[int] = []
+
+    @functools.wraps(f)
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        traces.append(len(traces) + 1)
+        return f(*args, **kwargs)
+
+    return counted, traces
+
+
+@contextlib.contextmanager
+def count_compilations() -> Iterator[list[str]]:
+    """A list that grows by one entry for each program XLA compiles inside the block, helpers of JAX's own included."""
+    compiled: list[str] = []
+
+    def listen(event: str, duration_secs: float, **kwargs: str | int) -> None:
+        if event == "/jax/core/compile/backend_compile_duration":
+            compiled.append(str(kwargs.get("fun_name", event)))
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield compiled
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+PROMPTS, WIDTH, FEATURES, MEMBERS, BATCH = 6, 4, 5, 4, 6
+SIZE = PROMPTS * WIDTH
+SPACES = ("within", "cross", "all", "listed")
+
+
+class Case(NamedTuple):
+    """What a rule is called with."""
+
+    belief: Belief
+    space: PairSpace
+    hparams: HParams
+
+
+def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -> Case:
+    """A small case without ties, its space one of `SPACES`: 6 prompts of 4 responses, 5 features, 3 labelled pairs."""
+    rng = np.random.default_rng(seed)
+    features = rng.normal(size=(SIZE, FEATURES)).astype(np.float32)
+    members = features @ rng.normal(size=(FEATURES, MEMBERS)) + 0.1 * rng.normal(size=(SIZE, MEMBERS))
+    rewards = members.mean(axis=1)
+    labelled = np.array([[1, 0], [4, 7], [3, 22]])
+    belief = Belief(
+        features=jnp.asarray(features),
+        rewards=jnp.asarray(rewards, jnp.float32),
+        member_rewards=jnp.asarray(members.T, jnp.float32),
+        past=jnp.asarray(information64(features, rewards, labelled), jnp.float32),
+        labels=jnp.int32(len(labelled)),
+        # As the loop has it: room for labels to come.
+        known=jnp.zeros((5, 2, FEATURES)).at[: len(labelled)].set(features[labelled]),
+        known_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(rewards[labelled]),
+    )
+    alive = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
+    if kind == "listed":
+        pairs = np.array(list(itertools.combinations(range(SIZE), 2)))
+        space = listed_space(jnp.asarray(rng.permutation(pairs)[:60], jnp.int32), alive, WIDTH)
+    else:
+        space = pair_space(kind, WIDTH, alive, jnp.asarray(labelled, jnp.int32))
+    hparams = jax.tree.map(jnp.float32, HParams(prior_mix=0.3))
+    return Case(belief, space, hparams)
+
+
+_jitted: Callable[..., Callable[..., Selection]] = functools.cache(lambda rule: quick_jit(rule, static_argnames="k"))
+
+
+def call_rule(rule: Rule, case: Case, key: PRNGKey | None = None) -> Selection:
+    """The batch of a rule, compiled once a rule and kind of space."""
+    key = jax.random.key(0) if key is None else key
+    return _jitted(rule)(key, case.belief, case.space, k=BATCH, hparams=case.hparams)
+
+
+def _set(pairs: Any) -> set[tuple[int, int]]:
+    return {(int(i), int(j)) for i, j in np.asarray(pairs)}
+
+
+def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
+    """Assert what a batch is: k distinct pairs of the space, smaller index first, or a status that says otherwise."""
+    offered = _set(list_pairs(space))
+    pairs, valid, gains = (np.asarray(field) for field in (selection.pairs, selection.valid, selection.gains))
+    types = [field.dtype.name for field in (selection.pairs, selection.gains, selection.valid, selection.status)]
+    assert types == ["int32", "float32", "bool", "int32"], f"types {types} are not those of a Selection"
+    assert (pairs.shape, gains.shape, valid.shape) == ((k, 2), (k,), (k,)), "shapes are not those of a Selection"
+    assert int(selection.status) != Status.NONFINITE, "a score is not a number, or infinite"
+    wanted = min(k, len(offered))
+    assert valid.sum() == wanted, f"{valid.sum()} pairs picked, {wanted} wanted of a space of {len(offered)}"
+    assert valid[:wanted].all(), "valid pairs do not come first"
+    assert (pairs[~valid] == 0).all(), "an invalid pair is not (0, 0)"
+    chosen = _set(pairs[valid])
+    assert len(chosen) == wanted, "a pair was picked twice"
+    assert chosen <= offered, f"pairs {sorted(chosen - offered)} are not in the space"
+    status = Status.OK if wanted == k else Status.EXHAUSTED
+    assert int(selection.status) == status, f"status {int(selection.status)} where {status!r} is due"
+    assert np.isfinite(gains).all(), "a gain is not finite"
+    assert (np.diff(gains[valid]) <= 1e-4 * np.abs(gains).max()).all(), "the batch is not best first"
+
+
+def _check_batch(rule: Rule, kind: str) -> None:
+    """A full batch, and from a space with fewer pairs than the batch all of them and EXHAUSTED."""
+    case = make_case(kind)
+    selection = call_rule(rule, case)
+    assert isinstance(selection, Selection), f"it returned {type(selection).__name__}, not a Selection"
+    check_batch(selection, case.space, BATCH)
+    # A few responses with a labelled pair among them; of the list, the ends of its first pair.
+    ends = {"within": [4, 5, 6, 7], "cross": [0, 3, 21, 22], "all": [0, 1, 2]}
+    few = make_case(kind, eligible=np.isin(np.arange(SIZE), ends.get(kind, np.ravel(list_pairs(case.space)[0]))))
+    assert 0 < len(list_pairs(few.space)) < BATCH
+    check_batch(call_rule(rule, few), few.space, BATCH)
+
+
+def _check_same_key(rule: Rule, kind: str) -> None:
+    """The same key gives the same batch, jitted or not, and a second call compiles nothing."""
+    case = make_case(kind)
+    once = call_rule(rule, case)
+    other = make_case(kind, seed=1)
+    with count_compilations() as compiled:
+        jax.block_until_ready(_jitted(rule)(jax.random.key(1), *other[:2], k=BATCH, hparams=other.hparams))
+    assert not compiled, f"a second call compiled {compiled}"
+    again = call_rule(rule, case)
+    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again)), "two calls differ"
+
+
+def _check_vmap(rule: Rule, kind: str) -> None:
+    """Under `vmap` over keys and beliefs each batch is what it is alone."""
+    cases = [make_case(kind, seed) for seed in (0, 1)]
+    if kind == "listed":  # one list for both: the space is not batched
+        cases[1] = cases[1]._replace(space=cases[0].space)
+    beliefs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[case.belief for case in cases])
+    space, hparams = cases[0].space, cases[0].hparams
+    both = quick_jit(jax.vmap(lambda key, belief: rule(key, belief, space, BATCH, hparams)))(
+        jax.random.split(jax.random.key(0)), beliefs
+    )
+    for place, case in enumerate(cases):
+        alone = call_rule(rule, case, key=jax.random.split(jax.random.key(0))[place])
+        assert (both.pairs[place] == alone.pairs).all(), "a batch under vmap differs from the same batch alone"
+        assert np.allclose(both.gains[place], alone.gains, rtol=1e-4, atol=1e-5), "gains under vmap differ"
+
+
+def _check_symmetry(rule: Rule, kind: str) -> None:
+    """Where a rule is deterministic: a shift of all rewards changes nothing, renaming responses renames the picks."""
+    case = make_case(kind)
+    plain = call_rule(rule, case)
+    if not (call_rule(rule, case, jax.random.key(1)).pairs == plain.pairs).all():
+        return
+    belief = case.belief
+    shifted = dataclasses.replace(
+        belief,
+        rewards=belief.rewards + 3,
+        member_rewards=belief.member_rewards + 3,
+        features=belief.features - 2,
+        known=belief.known - 2,
+        known_rewards=belief.known_rewards + 3,
+    )
+    assert _set(call_rule(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), (
+        "a common shift changes picks"
+    )
+
+    # Prompts change places, and responses within them.
+    rng = np.random.default_rng(5)
+    old = np.concatenate([p * WIDTH + rng.permutation(WIDTH) for p in rng.permutation(PROMPTS)])
+    new = np.argsort(old)
+    renamed = dataclasses.replace(
+        belief,
+        features=belief.features[old],
+        rewards=belief.rewards[old],
+        member_rewards=belief.member_rewards[:, old],
+    )
+    size = np.append(new, SIZE)
+    alive = case.space.eligible[old]
+    if case.space.pairs is None:
+        space = pair_space(kind, WIDTH, alive, jnp.asarray(size[case.space.excluded], jnp.int32))
+    else:
+        # A list may come in any order, and each of its pairs either way round.
+        listed = size[np.minimum(case.space.pairs, SIZE)][::-1, ::-1]
+        space = listed_space(jnp.asarray(listed, jnp.int32), alive, WIDTH)
+    picked = call_rule(rule, Case(renamed, space, case.hparams))
+    expected = {(min(pair), max(pair)) for pair in _set(new[plain.pairs])}
+    assert _set(picked.pairs) == expected, "renaming the responses does not rename the picks"
+
+
+def _check_failure(rule: Rule, kind: str) -> None:
+    """A NaN or an infinity never passes silently: a status says so, unless the rule does not look there."""
+    case = make_case(kind)
+    plain = call_rule(rule, case)
+    alive = int(plain.pairs[0, 0])  # where a rule that looks at all has looked
+    for value in (np.nan, np.inf):
+        for field in ("features", "rewards"):
+            leaf = getattr(case.belief, field)
+            broken = dataclasses.replace(case.belief, **{field: leaf.at[alive].set(value)})
+            if field == "rewards":
+                broken = dataclasses.replace(broken, member_rewards=broken.member_rewards.at[:, alive].set(value))
+            result = call_rule(rule, case._replace(belief=broken))
+            blind = bool((result.pairs == plain.pairs).all() & (result.gains == plain.gains).all())
+            assert blind or int(result.status) == Status.NONFINITE, f"{value} in {field} passes silently"
+    # What no pair can reach may hold anything.
+    dead = int(np.flatnonzero(~np.asarray(case.space.eligible))[0])
+    broken = dataclasses.replace(
+        case.belief,
+        features=case.belief.features.at[dead].set(np.nan),
+        rewards=case.belief.rewards.at[dead].set(np.nan),
+        member_rewards=case.belief.member_rewards.at[:, dead].set(np.nan),
+    )
+    result = call_rule(rule, case._replace(belief=broken))
+    assert (result.pairs == plain.pairs).all(), "a response that is not eligible changes the batch"
+    assert int(result.status) == Status.OK, "a response that is not eligible spoils the batch"
+
+
+def _check_constant(rule: Rule, kind: str) -> None:
+    """A head that gives every response the same reward still gets a full batch of distinct pairs."""
+    case = make_case(kind)
+    flat = dataclasses.replace(
+        case.belief,
+        rewards=jnp.zeros_like(case.belief.rewards),
+        member_rewards=jnp.zeros_like(case.belief.member_rewards),
+    )
+    check_batch(call_rule(rule, case._replace(belief=flat)), case.space, BATCH)
+
+
+def _check_line(rule: Rule, kind: str) -> None:
+    """Features on a line still give a full batch: no inverse without a jitter that scales, no NaN with it."""
+    case = make_case(kind)
+    slopes = jnp.arange(1.0, FEATURES + 1)
+    belief = dataclasses.replace(
+        case.belief,
+        features=case.belief.features[:, :1] * slopes[None, :],
+        known=case.belief.known[:, :, :1] * slopes[None, None, :],
+        past=jnp.zeros((FEATURES, FEATURES)),
+    )
+    check_batch(call_rule(rule, case._replace(belief=belief)), case.space, BATCH)
+
+
+def _check_margins(rule: Rule, kind: str) -> None:
+    """Margins of 400, where p (1 - p) is zero in float32, still give a full batch."""
+    case = make_case(kind)
+    signs = jnp.where(jnp.arange(SIZE) % 3 == 0, 200.0, -200.0)
+    belief = dataclasses.replace(
+        case.belief,
+        rewards=signs + case.belief.rewards,
+        member_rewards=signs[None] + case.belief.member_rewards,
+    )
+    check_batch(call_rule(rule, case._replace(belief=belief)), case.space, BATCH)
+
+
+CHECKS: dict[str, Callable[[Rule, str], None]] = {
+    "batch": _check_batch,
+    "same_key": _check_same_key,
+    "vmap": _check_vmap,
+    "symmetry": _check_symmetry,
+    "failure": _check_failure,
+    "constant": _check_constant,
+    "line": _check_line,
+    "margins": _check_margins,
+}
+"""What every rule is held to: name -> `(rule, kind of space)`, which asserts."""
+
+
+def check_rule(rule: Rule, *, spaces: tuple[str, ...] = SPACES, checks: tuple[str, ...] = tuple(CHECKS)) -> None:
+    """Run the conformance checks of acquisition rules on a rule of your own.
+
+    Args:
+      rule: `(key, belief, space, k, hparams) -> Selection`.
+      spaces: kinds of pair space to run it on.
+      checks: names of `CHECKS`.
+
+    Raises:
+      AssertionError: with one sentence that says which check fails, on which space, and how.
+    """
+    for name in checks:
+        for kind in spaces:
+            try:
+                CHECKS[name](rule, kind)
+            except AssertionError as error:
+                raise AssertionError(f"{name} on a space of {kind!r} pairs: {error}") from None

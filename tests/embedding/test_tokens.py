@@ -1,0 +1,137 @@
+"""From prompt and response to ids: templates, special tokens, truncation."""
+
+import numpy as np
+import pytest
+from fixtures.tiny import CHAT, LETTERS, write_checkpoint
+
+from jarm.core.base import JarmError
+from jarm.data.store import fill
+from jarm.embedding.tokens import CHAT_KEY, Tokenizer
+
+ROW = {"prompt": "ab", "response": "cd"}
+
+
+def ids_of(text):
+    return [4 + LETTERS.index(letter) for letter in text]
+
+
+def make(folder, *, template=None, max_length=None, keep="end", window=64, **checkpoint):
+    if not folder.exists():
+        write_checkpoint(folder, **checkpoint)
+    return Tokenizer(folder, template=template, max_length=max_length, keep=keep, window=window)
+
+
+def encoded(tokenizer, text):
+    (ids,), (cut,) = tokenizer.encode([text])
+    assert ids.dtype == np.int32
+    return ids.tolist(), cut
+
+
+def test_given_template(tmp_path):
+    tokenizer = make(tmp_path / "m", template="{prompt}: {response}")
+    assert tokenizer.render(ROW) == "ab: cd"
+    assert tokenizer.key_template == "{prompt}: {response}"
+    assert encoded(tokenizer, "ab: cd") == ([1, *ids_of("ab: cd")], False)
+
+
+def test_default_template_is_the_models_own_or_two_line_ends(tmp_path):
+    assert make(tmp_path / "a").render(ROW) == "ab\n\ncd"
+    chat = make(tmp_path / "b", chat=CHAT)
+    assert chat.render(ROW) == "<s>u:ab|a:cd|"
+    assert make(tmp_path / "b", template="{response}").render(ROW) == "cd"
+    assert chat.made_by["chat_template"]
+    assert chat.made_by["template"] == CHAT_KEY
+
+
+@pytest.mark.parametrize("bos", [True, False])
+def test_bos_is_never_there_twice(tmp_path, bos):
+    chat = make(tmp_path / "m", chat=CHAT, bos=bos)
+    assert encoded(chat, chat.render(ROW)) == ([1, *ids_of("u:ab|a:cd|")], False)
+    plain = make(tmp_path / "m", template="<s>{response}")
+    assert encoded(plain, plain.render(ROW)) == ([1, *ids_of("cd")], False)
+
+
+def test_messages_go_through_the_chat_template(tmp_path):
+    tokenizer = make(tmp_path / "m", chat=CHAT)
+    prompt = [{"role": "system", "content": "x"}, {"role": "user", "content": "ab"}]
+    assert tokenizer.render({"prompt": prompt, "response": "cd"}) == "<s>s:x|u:ab|a:cd|"
+    answer = [{"role": "assistant", "content": "cd"}]
+    assert tokenizer.render({"prompt": prompt, "response": answer}) == "<s>s:x|u:ab|a:cd|"
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("start", [1, *ids_of("abc"), 2]), ("end", [1, *ids_of("def"), 2])])
+def test_truncation_keeps_special_tokens_and_one_end(tmp_path, keep, kept):
+    tokenizer = make(tmp_path / "m", template="{response}", max_length=5, keep=keep, eos=True)
+    assert encoded(tokenizer, "abcdef") == (kept, True)
+    assert encoded(tokenizer, "abc") == ([1, *ids_of("abc"), 2], False)
+
+
+@pytest.mark.parametrize(("keep", "kept"), [("start", "u:ab"), ("end", ":cd|")])
+def test_truncation_of_a_chat(tmp_path, keep, kept):
+    tokenizer = make(tmp_path / "m", chat=CHAT, max_length=5, keep=keep)
+    assert encoded(tokenizer, tokenizer.render(ROW)) == ([1, *ids_of(kept)], True)
+
+
+def test_keys_of_chats_cannot_be_confused(tmp_path):
+    tokenizer = make(tmp_path / "m", chat=CHAT)
+    one, other = {"prompt": "a\n\nb", "response": "c"}, {"prompt": "a", "response": "b\n\nc"}
+    assert fill(tokenizer.key_template, one) != fill(tokenizer.key_template, other)
+
+
+def test_the_day_is_not_part_of_a_text(tmp_path):
+    dated = make(tmp_path / "m", chat="{{ strftime_now('%d %b %Y') }}: " + CHAT)
+    assert dated.render(ROW) == "26 Jul 2024: <s>u:ab|a:cd|"
+
+
+def test_numbers_are_filled_in_as_the_key_has_them(tmp_path):
+    tokenizer = make(tmp_path / "m", template="{n} {response}")
+    assert (
+        tokenizer.render({"n": 3, "response": "a"}) == "3 a" == fill(tokenizer.key_template, {"n": 3, "response": "a"})
+    )
+
+
+def test_what_decides_the_ids_has_a_fingerprint(tmp_path):
+    one, same = make(tmp_path / "a", chat=CHAT).made_by, make(tmp_path / "b", chat=CHAT).made_by
+    assert one == same
+    assert make(tmp_path / "c", chat=CHAT + " ").made_by["chat_template"] != one["chat_template"]
+    assert make(tmp_path / "d", chat=CHAT, eos=True).made_by["tokenizer"] != one["tokenizer"]
+
+
+def test_settings_in_tokenizer_json_do_not_truncate_or_pad(tmp_path):
+    """all-MiniLM-L6-v2 comes with truncation to 128 tokens, and padding."""
+    from tokenizers import Tokenizer as Backend
+
+    folder = write_checkpoint(tmp_path / "m")
+    backend = Backend.from_file(str(folder / "tokenizer.json"))
+    backend.enable_truncation(4)
+    backend.enable_padding(length=30)
+    backend.save(str(folder / "tokenizer.json"))
+    tokenizer = make(folder)
+    assert encoded(tokenizer, "abcdef") == ([1, *ids_of("abcdef")], False)
+    assert tokenizer.made_by == make(tmp_path / "other").made_by
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"template": "chat"}, "no chat template: give a --template"),
+        ({"template": "nothing"}, "names no column"),
+        ({"max_length": 65}, "65 tokens: give a --max-length of 2 to 64"),
+        ({"max_length": 1}, "1 tokens"),
+        ({"keep": "middle"}, "the 'middle'"),
+    ],
+)
+def test_bad_options_are_one_sentence(tmp_path, options, message):
+    with pytest.raises(JarmError, match=message):
+        make(tmp_path / "m", **options)
+
+
+def test_bad_rows_and_folders(tmp_path):
+    with pytest.raises(JarmError, match="cannot hold: use a model with a chat template"):
+        make(tmp_path / "m").render({"prompt": [{"role": "user", "content": "a"}], "response": "b"})
+    strict = make(tmp_path / "n", chat="{{ raise_exception('no system, please') }}")
+    with pytest.raises(JarmError, match="no system, please"):
+        strict.render(ROW)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(JarmError, match="no tokenizer"):
+        Tokenizer(tmp_path / "empty", template=None, max_length=None, keep="end", window=64)

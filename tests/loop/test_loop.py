@@ -1,0 +1,497 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jarm.core.base import HParams, JarmError, ResponseTable, Status
+from jarm.design.spaces import pair_space, subset
+from jarm.design.top import top_pairs
+from jarm.evaluation.annotators import AnnotatorConfig, annotate
+from jarm.loop.device_table import make_pool
+from jarm.loop.loop import LoopConfig, make_loop
+from jarm.loop.prepare import check_budget, make_hparams, prepare
+from jarm.reward.fit import FitConfig
+from jarm.reward.heads import HeadConfig
+from jarm.testing.conformance import count_compilations, count_traces
+from jarm.testing.conformance import quick_jit as jit
+
+PROMPTS, WIDTH, D = 9, 4, 5
+LINEAR = HeadConfig(())
+MLP = HeadConfig((6, 4))
+ONE = FitConfig(members=1)
+
+
+def make_table(seed=0, ragged=True):
+    """Linear gold plus a prompt offset; ragged prompts, none with fewer than two responses."""
+    rng = np.random.default_rng(seed)
+    store = rng.normal(size=(PROMPTS * WIDTH, D)).astype(np.float32)
+    mask = np.ones((PROMPTS, WIDTH), bool)
+    if ragged:
+        mask[2, 3] = mask[5, 0] = mask[5, 2] = False
+    gold = (store @ rng.normal(size=D)).reshape(PROMPTS, WIDTH) + 3 * rng.normal(size=(PROMPTS, 1))
+    return ResponseTable(
+        store=store,
+        rows=np.arange(PROMPTS * WIDTH).reshape(PROMPTS, WIDTH),
+        mask=mask,
+        gold=np.where(mask, gold, 0).astype(np.float32),
+        rulers={"length": rng.integers(5, 50, (PROMPTS, WIDTH)).astype(np.float32)},
+    )
+
+
+TABLE = make_table()
+NO_LENGTHS = dataclasses.replace(TABLE, rulers={})
+POOL, SCALE = make_pool(TABLE, AnnotatorConfig())
+
+
+def in_order(key, belief, space, k, hparams):
+    """A rule of one's own: the first pairs of the space."""
+    return top_pairs(lambda margin, _: jnp.zeros_like(margin), belief.rewards, None, space, k)
+
+
+CONFIGS = {
+    "within": LoopConfig(
+        rules=("random", "pa_dopt", "greedy_dopt"), rounds=3, batch=5, initial=6, head=LINEAR, fit=ONE
+    ),
+    "within prompts": LoopConfig(
+        rules=("entropy", in_order), rounds=4, batch=6, initial=6, prompts=7, head=LINEAR, fit=ONE
+    ),
+    "cross prompts pool": LoopConfig(
+        rules=("greedy_dopt",),
+        pairs="cross",
+        rounds=3,
+        batch=4,
+        initial=5,
+        prompts=5,
+        pool=40,
+        head=MLP,
+        fit=FitConfig(members=2, steps=15),
+        warm_start=True,
+    ),
+    "all prompts pool": LoopConfig(
+        rules=("dopt",),
+        pairs="all",
+        rounds=3,
+        batch=7,
+        initial=7,
+        prompts=7,
+        pool=30,
+        head=LINEAR,
+        fit=FitConfig(members=2),
+        warm_start=True,
+    ),
+}
+RULES = [(name, rule) for name, config in CONFIGS.items() for rule in range(len(config.rules))]
+
+
+@functools.cache
+def loop_of(name):
+    """The jitted functions of a configuration, and how often `run` was traced."""
+    loop = make_loop(CONFIGS[name])
+    run, traces = count_traces(loop.run)
+    jitted = {field: jit(getattr(loop, field)) for field in ("init", "ask", "tell")}
+    return loop._replace(run=jit(run), **jitted), traces
+
+
+def hparams_of(name, **changes):
+    return make_hparams(CONFIGS[name], TABLE, SCALE, HParams(**changes))
+
+
+@functools.cache
+def run_of(name, rule, seed=0):
+    return jax.device_get(loop_of(name)[0].run(jax.random.key(seed), hparams_of(name), POOL, jnp.int32(rule)))
+
+
+def told(state):
+    labelled = state.labelled
+    keep = np.asarray(labelled.mask)
+    return np.stack([labelled.first, labelled.second], axis=1)[keep], np.asarray(labelled.label)[keep]
+
+
+@pytest.mark.parametrize(("name", "rule"), RULES)
+def test_a_run_buys_what_it_should_and_nothing_twice(name, rule):
+    config = CONFIGS[name]
+    state, records = run_of(name, rule)
+    assert (records.status == Status.OK).all()
+    assert state.status == Status.OK
+    np.testing.assert_array_equal(records.labels, config.initial + config.batch * np.arange(config.rounds + 1))
+    pairs, labels = told(state)
+    assert len(pairs) == config.budget
+    assert len({tuple(pair) for pair in pairs.tolist()}) == config.budget, "a pair was labelled twice"
+    assert (pairs[:, 0] < pairs[:, 1]).all()
+    assert TABLE.mask.reshape(-1)[pairs].all()
+    same = pairs[:, 0] // WIDTH == pairs[:, 1] // WIDTH
+    assert {"within": same.all(), "cross": not same.any(), "all": True}[config.pairs]
+    # The records tell the same story: batch after batch, the last round buys nothing.
+    bought = records.selection.pairs[:-1].reshape(-1, 2)
+    np.testing.assert_array_equal(pairs[config.initial :], bought)
+    assert records.selection.valid[:-1].all()
+    assert not records.selection.valid[-1].any()
+    gold = np.float64(TABLE.gold).reshape(-1)
+    wrong = labels != (gold[pairs[:, 0]] > gold[pairs[:, 1]])
+    counts = [wrong[:count].sum() for count in records.labels]
+    np.testing.assert_array_equal(records.wrong, counts)
+    if config.prompts is not None:
+        for batch in records.selection.pairs[:-1]:
+            assert len(np.unique(batch // WIDTH)) <= config.prompts
+
+
+def test_all_pairs_uses_both_kinds_of_pair():
+    pairs, _ = told(run_of("all prompts pool", 0)[0])
+    same = pairs[:, 0] // WIDTH == pairs[:, 1] // WIDTH
+    assert 0 < same.sum() < len(pairs)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_one_trace_for_every_seed_rule_and_number(name):
+    """A sweep compiles once: seeds, rules, noise, prior, learning rate and the data are all traced."""
+    run_of(name, 0)
+    loop, traces = loop_of(name)
+    assert len(traces) == 1
+    hparams = hparams_of(name, noise=5.0, prior=3.0, prior_mix=0.5, learning_rate=0.1, weight_decay=0.0, ridge=2.0)
+    other, _ = make_pool(make_table(seed=1, ragged=False), AnnotatorConfig())
+    key, rule = jax.random.key(7), jnp.int32(len(CONFIGS[name].rules) - 1)
+    with count_compilations() as compiled:
+        jax.block_until_ready(loop.run(key, hparams, other, rule))
+    assert not compiled
+    assert len(traces) == 1
+
+
+@pytest.mark.parametrize("name", ["within", "cross prompts pool"])
+def test_the_same_key_gives_the_same_run_and_another_another(name):
+    loop, _ = loop_of(name)
+    for rule in range(len(CONFIGS[name].rules)):
+        again = jax.device_get(loop.run(jax.random.key(0), hparams_of(name), POOL, jnp.int32(rule)))
+        jax.tree.map(np.testing.assert_array_equal, without_keys(again), without_keys(run_of(name, rule)))
+        first, other = run_of(name, rule)[1], run_of(name, rule, seed=1)[1]
+        assert (first.selection.pairs != other.selection.pairs).any()
+
+
+def without_keys(run):
+    state, records = run
+    return dataclasses.replace(state, key=0), records
+
+
+def test_rules_of_one_seed_share_their_start_and_their_annotator():
+    """Rules are compared in pairs: same first labels, same answers to the pairs they share, same first fit."""
+    states, records = zip(*[run_of("within", rule) for rule in range(3)], strict=True)
+    answers = {}
+    shared = 0
+    for state, record in zip(states, records, strict=True):
+        pairs, labels = told(state)
+        np.testing.assert_array_equal(pairs[:6], told(states[0])[0][:6])
+        jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), record.params, records[0].params)
+        for pair, label in zip(map(tuple, pairs.tolist()), labels, strict=True):
+            shared += pair in answers
+            assert answers.setdefault(pair, label) == label
+    assert shared > 12  # the six first ones twice, and more
+    batches = {record.selection.pairs[:-1].tobytes() for record in records}
+    assert len(batches) == 3
+
+
+def test_ask_and_tell_by_hand_are_run():
+    """What a campaign with people calls, answered by the annotator of the run, is the run."""
+    name, rule = "all prompts pool", jnp.int32(0)
+    config, (loop, _), hparams = CONFIGS[name], loop_of(name), hparams_of(name)
+    expected, records = run_of(name, 0)
+    key_loop, key_annotator = jax.random.split(jax.random.key(0))
+    gold, lengths = POOL.gold.reshape(-1), POOL.lengths.reshape(-1)
+    answer = jit(annotate, static_argnums=1)
+    state, selection = loop.init(key_loop, POOL)
+    for round in range(config.rounds + 1):
+        key = jax.random.clone(key_annotator)
+        labels, _ = answer(key, config.annotator, hparams.noise, selection.pairs, gold, lengths)
+        state = loop.tell(state, selection, labels)
+        if round == config.rounds:
+            break
+        state, selection = loop.ask(hparams, state, POOL, rule)
+        np.testing.assert_array_equal(selection.pairs, records.selection.pairs[round])
+        np.testing.assert_allclose(selection.gains, records.selection.gains[round], rtol=1e-4, atol=1e-6)
+        jax.tree.map(
+            lambda mine, theirs: np.testing.assert_allclose(mine, theirs[round], rtol=1e-3, atol=1e-5),  # noqa: B023
+            state.params,
+            records.params,
+        )
+    np.testing.assert_array_equal(told(state)[0], told(expected)[0])
+    np.testing.assert_array_equal(told(state)[1], told(expected)[1])
+
+
+def test_seeds_and_numbers_under_vmap_are_the_runs_one_by_one():
+    loop, _ = loop_of("all prompts pool")
+    hparams = [hparams_of("all prompts pool", noise=noise, ridge=ridge) for noise, ridge in ((2.0, 1.0), (0.5, 3.0))]
+    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *hparams)
+    run = jit(jax.vmap(make_loop(CONFIGS["all prompts pool"]).run, in_axes=(0, 0, None, None)))
+    _, together = run(jax.random.split(jax.random.key(3)), stacked, POOL, jnp.int32(0))
+    for place in range(2):
+        _, alone = loop.run(jax.random.split(jax.random.key(3))[place], hparams[place], POOL, jnp.int32(0))
+        np.testing.assert_array_equal(together.selection.pairs[place], alone.selection.pairs)
+        np.testing.assert_array_equal(together.wrong[place], alone.wrong)
+        np.testing.assert_allclose(
+            together.params["out"]["kernel"][place], alone.params["out"]["kernel"], rtol=1e-3, atol=1e-4
+        )
+
+
+def test_a_run_that_runs_out_of_pairs_says_so_and_stays_distinct():
+    """Nine pairs within three prompts of three, budget 12: all nine labelled, once each, and EXHAUSTED."""
+    mask = np.zeros((PROMPTS, WIDTH), bool)
+    mask[:3, :3] = True
+    table = dataclasses.replace(TABLE, mask=mask)
+    pool, _ = make_pool(table, AnnotatorConfig())
+    loop, _ = loop_of("within")
+    for rule in (0, 2):
+        state, records = loop.run(jax.random.key(0), hparams_of("within"), pool, jnp.int32(rule))
+        pairs, _ = told(state)
+        assert len({tuple(pair) for pair in pairs.tolist()}) == len(pairs) == 9
+        np.testing.assert_array_equal(records.status, [1, 1, 1, 1])
+        np.testing.assert_array_equal(records.labels, [6, 9, 9, 9])
+    with pytest.raises(JarmError, match="holds 9 pairs within prompts, fewer than the 21 labels"):
+        check_budget(CONFIGS["within"], table)
+
+
+def test_a_batch_of_nans_reaches_the_edge_as_a_status():
+    loop, _ = loop_of("within")
+    broken = dataclasses.replace(POOL, embeddings=POOL.embeddings.at[0, 0, 0].set(jnp.nan))
+    _, records = loop.run(jax.random.key(0), hparams_of("within"), broken, jnp.int32(2))
+    assert (records.status[:-1] >= Status.DIVERGED).all()
+
+
+def test_a_warm_start_continues_from_the_last_heads():
+    """Rounds differ by a few steps of Adam, each `rate * (1 + decay * weight)` or so; fresh heads by far more."""
+    name = "cross prompts pool"
+    assert CONFIGS[name].warm_start
+    records, hparams = run_of(name, 0)[1], hparams_of(name)
+    kernels = records.params["hidden"][0]["kernel"]
+    step = float(hparams.learning_rate * (2 + hparams.weight_decay * np.abs(kernels).max()))
+    most = records.fit.steps[1:].max() * step
+    assert 0 < np.abs(np.diff(kernels, axis=0)).max() < most
+    fresh = loop_of(name)[0].init(jax.random.key(0), POOL)[0].params["hidden"][0]["kernel"]
+    assert np.abs(fresh[0] - fresh[1]).max() > 4 * most
+
+
+def test_tell_stores_only_answered_pairs_and_never_beyond_the_budget():
+    config = CONFIGS["within"]
+    loop, _ = loop_of("within")
+    state, first = loop.init(jax.random.key(0), POOL)
+    some = dataclasses.replace(first, valid=jnp.array([1, 0, 1, 1, 0, 1], bool))
+    state = loop.tell(state, some, jnp.array([1.0, 9, 0, 1, 9, 0.25]))
+    pairs, labels = told(state)
+    np.testing.assert_array_equal(pairs, np.asarray(first.pairs)[[0, 2, 3, 5]])
+    np.testing.assert_array_equal(labels, [1, 0, 1, 0.25])
+    for _ in range(10):
+        state = loop.tell(state, first, jnp.ones(6))
+    assert state.labelled.mask.all()
+    np.testing.assert_array_equal(np.stack([state.labelled.first, state.labelled.second], axis=1)[:4], pairs)
+    assert len(state.labelled.mask) == config.budget
+
+
+def test_labels_weigh_what_the_rule_says():
+    loop, _ = loop_of("within")
+    state, first = loop.init(jax.random.key(0), POOL)
+    weights = jnp.arange(1.0, 7.0)
+    some = dataclasses.replace(first, weights=weights, valid=jnp.array([1, 0, 1, 1, 0, 1], bool))
+    state = loop.tell(state, some, jnp.ones(6))
+    np.testing.assert_array_equal(state.labelled.weight[:5], [1, 3, 4, 6, 0])
+    np.testing.assert_array_equal(loop.tell(state, first, jnp.ones(6)).labelled.weight[4:10], 1)
+
+
+def test_a_rule_of_your_own_takes_the_place_of_a_name():
+    _, records = run_of("within prompts", 1)
+    own = CONFIGS["within prompts"].rules.index(in_order)
+    assert own == 1
+    for batch in records.selection.pairs[:-1]:
+        # The first prompts drawn, all pairs of each in order, but for what is labelled.
+        assert len(np.unique(batch // WIDTH)) <= 4
+
+
+def no_number(key, belief, space, k, hparams):
+    """A rule of one's own that takes a logarithm of what may be negative."""
+    return top_pairs(lambda margin, _: jnp.log(margin), belief.rewards, None, space, k)
+
+
+def test_a_score_that_is_not_a_number_is_blamed_on_whose_it_is():
+    config = dataclasses.replace(CONFIGS["within"], rules=(no_number, "random"))
+    loop = make_loop(config)
+    pool, hparams, _ = prepare(config, TABLE)
+    state, first = jit(loop.init)(jax.random.key(0), pool)
+    ask = jit(loop.ask)
+    for wrong, status in ((0.0, Status.BROKEN_SCORES), (np.nan, Status.NONFINITE)):
+        spoilt = dataclasses.replace(pool, embeddings=pool.embeddings + np.float32(wrong))
+        told = loop.tell(state, first, jnp.ones(6))
+        assert ask(hparams, told, spoilt, jnp.int32(0))[1].status == status
+
+
+def test_a_rule_that_is_not_there_is_a_status():
+    for name, count in (("within", 3), ("all prompts pool", 1)):
+        loop, _ = loop_of(name)
+        for rule in (-1, count):
+            _, records = loop.run(jax.random.key(0), hparams_of(name), POOL, jnp.int32(rule))
+            assert (records.status[:-1] == Status.NO_RULE).all()
+
+
+def test_what_is_prepared_is_for_the_annotator_of_the_configuration():
+    config = dataclasses.replace(CONFIGS["within"], annotator=AnnotatorConfig(scale=0.5, flip_rate=0.4))
+    pool, hparams, scale = prepare(config, TABLE)
+    assert scale == 0.5
+    np.testing.assert_allclose(np.asarray(pool.gold) * 0.5, TABLE.gold, rtol=1e-6)
+    assert 0 < hparams.noise < 1
+    with pytest.raises(JarmError, match="no response lengths"):
+        prepare(dataclasses.replace(config, annotator=AnnotatorConfig("perfect", length_bias=1.0)), NO_LENGTHS)
+    with pytest.raises(JarmError, match="holds 46 pairs"):
+        prepare(dataclasses.replace(config, initial=1000), TABLE)
+
+
+def test_few_candidates_of_many_responses_are_chosen_as_among_all():
+    """Only the responses at the ends of the candidates are scored; the batch is that of a belief about all."""
+    config = LoopConfig(rules=("entropy",), pairs="cross", rounds=3, batch=4, initial=5, pool=8, head=LINEAR, fit=ONE)
+    loop = make_loop(config)
+    state, first = jit(loop.init)(jax.random.key(0), POOL)
+    weights = jax.random.normal(jax.random.key(1), (1, D, 1))
+    state = dataclasses.replace(
+        jit(loop.tell)(state, first, jnp.ones(5)), params={"hidden": {}, "out": {"kernel": weights}}
+    )
+    selection = jit(loop.select)(HParams(), state, POOL)
+    key_space, _ = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
+    _, key_pool = jax.random.split(key_space)
+    past = jnp.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
+    space = subset(key_pool, pair_space("cross", WIDTH, POOL.mask.reshape(-1), past), 8)
+    ends = np.asarray(space.pairs)
+    rewards = np.asarray(POOL.embeddings.reshape(-1, D) @ weights[0, :, 0], np.float64)
+    margins = np.abs(rewards[ends[:, 0]] - rewards[ends[:, 1]])
+    np.testing.assert_array_equal(selection.pairs, ends[np.argsort(margins)[:4]])
+    np.testing.assert_allclose(selection.gains, -np.sort(margins)[:4], rtol=1e-4)
+
+
+@pytest.mark.parametrize("pool", [None, 8])
+@pytest.mark.parametrize(("head", "members"), [(LINEAR, 1), (MLP, 3)])
+def test_a_belief_is_what_the_heads_say(head, members, pool):
+    """Of every response, or of the ends of a few candidates; and of the ends of what is labelled."""
+    seen = []
+
+    def listening(key, belief, space, k, hparams):
+        jax.debug.callback(lambda *each: seen.append(each), belief, space.pairs)
+        return in_order(key, belief, space, k, hparams)
+
+    fit = FitConfig(members=members, steps=5)
+    loop = make_loop(LoopConfig(rules=(listening,), batch=4, initial=5, pool=pool, head=head, fit=fit))
+    state, first = jit(loop.init)(jax.random.key(0), POOL)
+    state = jit(loop.tell)(state, first, jnp.ones(5))
+    jit(loop.select)(HParams(), state, POOL)
+    jax.effects_barrier()
+    [(belief, pairs)] = seen
+    flat, model = POOL.embeddings.reshape(-1, D), head.head()
+    rewards = jax.vmap(model.rewards, (0, None))(state.params, flat)
+    features = model.features(jax.tree.map(lambda leaf: leaf[0], state.params), flat)
+    ends = np.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
+    np.testing.assert_allclose(belief.known[:5], features[ends], atol=1e-5)
+    np.testing.assert_allclose(belief.known_rewards[:5], rewards.mean(axis=0)[ends], atol=1e-5)
+    assert not np.any(belief.known[5:])
+    assert (pairs is None) == (pool is None)
+    if pool is None:
+        np.testing.assert_allclose(belief.features, features, atol=1e-5)
+        np.testing.assert_allclose(belief.member_rewards, rewards, atol=1e-5)
+    np.testing.assert_allclose(belief.rewards, np.mean(belief.member_rewards, axis=0), atol=1e-5)
+
+
+OTHERS = {
+    "flip": {"annotator": AnnotatorConfig("flip", flip_rate=0.3), "fit": FitConfig(members=1, loss="classification")},
+    "biased": {"annotator": AnnotatorConfig(scale=2.0, length_bias=3.0), "fit": FitConfig(members=2)},
+    "perfect": {
+        "annotator": AnnotatorConfig("perfect", length_bias=0.5),
+        "head": MLP,
+        "fit": FitConfig(members=1, steps=10, batch_size=4, ensemble="bootstrap"),
+    },
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_other_annotators_and_fits_run(name):
+    config = dataclasses.replace(CONFIGS["within"], rules=("random",), rounds=2, **OTHERS[name])
+    pool, hparams, _ = prepare(config, TABLE, HParams(label_smoothing=0.1))
+    state, records = jit(make_loop(config).run)(jax.random.key(0), hparams, pool)
+    assert (records.status == Status.OK).all()
+    assert state.labelled.mask.sum() == 16
+
+
+def test_a_pool_is_in_units_of_the_scale():
+    np.testing.assert_allclose(np.asarray(POOL.gold) * SCALE, TABLE.gold, rtol=1e-6)
+    real = TABLE.mask
+    assert np.std(np.asarray(POOL.gold)[real]) == pytest.approx(1, rel=1e-5)
+    assert np.asarray(POOL.lengths)[real].mean() == pytest.approx(0, abs=1e-5)
+    assert np.asarray(POOL.lengths)[real].std() == pytest.approx(1, rel=1e-5)
+    assert not np.asarray(POOL.embeddings)[~real].any()
+    x = np.float64(TABLE.embeddings())[real]
+    mean_square = np.square(x[:, None] - x[None]).sum(axis=2).mean()
+    assert float(POOL.spread) == pytest.approx(mean_square, rel=1e-5)
+
+
+def test_the_noise_is_solved_for_a_flip_rate():
+    config = LoopConfig(annotator=AnnotatorConfig(flip_rate=0.2))
+    low = make_hparams(config, TABLE, SCALE).noise
+    high = make_hparams(dataclasses.replace(config, annotator=AnnotatorConfig(flip_rate=0.4)), TABLE, SCALE).noise
+    assert low > high > 0
+    perfect = dataclasses.replace(config, annotator=AnnotatorConfig(flip_rate=0.0))
+    assert make_hparams(perfect, TABLE, SCALE).noise < 0
+    for leaf in jax.tree.leaves(make_hparams(config, TABLE, SCALE)):
+        assert leaf.dtype == jnp.float32
+        assert not leaf.weak_type
+
+
+def test_bad_settings_are_named():
+    with pytest.raises(JarmError, match="no pair space 'listed'"):
+        LoopConfig(pairs="listed")
+    with pytest.raises(JarmError, match="`batch` is 0"):
+        LoopConfig(batch=0)
+    with pytest.raises(JarmError, match="A pool of 10 pairs cannot fill a batch of 50"):
+        LoopConfig(pool=10)
+    with pytest.raises(JarmError, match="no rule 'dpot': did you mean"):
+        make_loop(LoopConfig(rules=("dpot",)))
+    with pytest.raises(JarmError, match="no response lengths"):
+        make_pool(NO_LENGTHS, AnnotatorConfig(length_bias=1.0))
+    for name, value in (
+        ("noise", float("nan")),
+        ("label_smoothing", 3.0),
+        ("learning_rate", -1e-3),
+        ("weight_decay", -1.0),
+        ("ridge", -1.0),
+        ("prior", float("nan")),
+        ("prior_mix", 2.0),
+        ("beta", -1.0),
+        ("temperature", float("inf")),
+        ("epsilon", 1.5),
+    ):
+        with pytest.raises(JarmError, match=f"`{name}` is"):
+            make_hparams(CONFIGS["within"], TABLE, SCALE, HParams(**{name: value}))
+
+
+@pytest.mark.parametrize("pairs", ["within", "cross", "all"])
+def test_the_budget_is_checked_to_the_pair(pairs):
+    real = TABLE.mask.reshape(-1)
+    first, second = np.triu_indices(PROMPTS * WIDTH, 1)
+    same = first // WIDTH == second // WIDTH
+    both = real[first] & real[second] & {"within": same, "cross": ~same, "all": True}[pairs]
+    config = LoopConfig(pairs=pairs, rounds=1, batch=1, initial=int(both.sum()) - 1)
+    check_budget(config, TABLE)
+    with pytest.raises(JarmError, match=f"holds {both.sum()} pairs"):
+        check_budget(dataclasses.replace(config, batch=2), TABLE)
+
+
+def test_too_few_prompts_are_named():
+    with pytest.raises(JarmError, match="10 prompts a round are more than the 9"):
+        check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=10), TABLE)
+    # The smallest two prompts hold one pair and three.
+    check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=4, rounds=1), TABLE)
+    with pytest.raises(JarmError, match="2 prompts a round may hold fewer pairs within prompts than a batch of 5"):
+        check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=5, rounds=1), TABLE)
+
+
+def test_without_gold_rewards_nobody_answers():
+    pool, hparams, _ = prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=None))
+    loop, _ = loop_of("within")
+    _, records = loop.run(jax.random.key(0), hparams, pool, jnp.int32(0))
+    assert (records.status == Status.NONFINITE).all()
+    broken = TABLE.gold.copy()
+    broken[0, 0] = np.nan
+    with pytest.raises(JarmError, match="Gold rewards of the table are NaN"):
+        prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=broken))

@@ -1,0 +1,76 @@
+import builtins
+
+import numpy as np
+import pytest
+from test_summary import make_records
+
+from jarm.core.base import JarmError
+from jarm.report.figures import learning_curves
+
+RULES = ("random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt")
+
+
+def test_curves_are_drawn_twice_the_same(tmp_path):
+    records = make_records(rules=RULES, gain=0.01)
+    png, svg = learning_curves(records, tmp_path / "one" / "curves")
+    again = learning_curves(records, tmp_path / "two" / "curves")
+    assert [path.name for path in again] == ["curves.png", "curves.svg"]
+    assert png.read_bytes() == again[0].read_bytes()
+    assert svg.read_bytes() == again[1].read_bytes()
+    text = svg.read_text()
+    for word in (*RULES, "length", "oracle", "mean of 6 seeds", "bands: 95 % bootstrap", "labels bought"):
+        assert word in text
+
+
+@pytest.mark.parametrize("records", [[], make_records(seeds=1), make_records()[3:7], make_records(rules=("dopt",))])
+def test_any_records_can_be_drawn(tmp_path, records):
+    for path in learning_curves(records, tmp_path / "curves"):
+        assert path.stat().st_size > 1000
+
+
+def test_curves_count_prompts_without_a_ranking_as_zero(tmp_path, monkeypatch):
+    import jarm.report.figures
+
+    records = make_records()
+    for record in records:
+        record["spearman_share"] = 0.5
+    drawn, lines = {}, {}
+    panel, references = jarm.report.figures._panel, jarm.report.figures._references
+
+    def watched(axes, runs, given, metric, baseline):
+        panel(axes, runs, given, metric, baseline)
+        drawn[metric] = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
+
+    def watched_references(axes, given, metric, low, high):
+        references(axes, given, metric, low, high)
+        lines[metric] = [line.get_ydata()[0] for line in axes.get_lines()[2:]]
+
+    monkeypatch.setattr(jarm.report.figures, "_panel", watched)
+    monkeypatch.setattr(jarm.report.figures, "_references", watched_references)
+    learning_curves(records, tmp_path / "curves")
+    values = [[r["spearman"] for r in records if r["rule"] == "dopt" and r["round"] == t] for t in range(5)]
+    np.testing.assert_allclose(drawn["spearman"]["dopt"], 0.5 * np.mean(values, axis=1))
+    np.testing.assert_allclose(drawn["best_of_5"]["dopt"], 3 * np.mean(values, axis=1))
+    assert 0.15 in lines["spearman"]
+
+
+def test_no_colours_are_needed_to_tell_rules_apart():
+    from jarm.report.figures import style_of
+
+    looks = [style_of(list(RULES), rule, "random") for rule in RULES]
+    assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == len(RULES)
+    assert len({look["color"] for look in looks}) == len(RULES)
+
+
+def test_without_matplotlib_the_cure_is_named(tmp_path, monkeypatch):
+    real = builtins.__import__
+
+    def refuse(name, *args, **kwargs):
+        if name.startswith("matplotlib"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", refuse)
+    with pytest.raises(JarmError, match=r"pip install matplotlib"):
+        learning_curves(make_records(), tmp_path / "curves")
+    assert not np.any(list(tmp_path.iterdir()))

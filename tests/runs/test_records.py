@@ -1,0 +1,199 @@
+"""A folder of records: cut anywhere it goes on, damaged it says where, and a refused one stays as it is."""
+
+import itertools
+import json
+import os
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jarm import JarmError
+from jarm.runs.records import RecordFolder, fingerprint, plain, provenance
+
+ROUNDS = 2
+
+
+def run(rule, seed, rounds=ROUNDS):
+    return [{"kind": "run", "rule": rule, "seed": seed, "round": t, "nll": 0.5} for t in range(rounds + 1)]
+
+
+REFERENCE = {"kind": "reference", "rule": "oracle", "spearman": 1.0}
+FAILED = {"kind": "failed", "rule": "badge", "seed": 1, "message": "diverged"}
+
+
+def opened(path, settings=None, rounds=ROUNDS):
+    return RecordFolder(path, {"batch": 5} if settings is None else settings, rounds=rounds)
+
+
+def holding(path, *runs):
+    """A folder with these runs in it."""
+    with opened(path) as folder:
+        for records in runs:
+            folder.append(records)
+    return path / "records.jsonl"
+
+
+def test_cut_at_any_byte_keeps_whole_runs(tmp_path):
+    runs = [[REFERENCE], run("random", 0), [FAILED], run("badge", 0)]
+    file = holding(tmp_path, *runs)
+    text = file.read_bytes()
+    ends = [end + 1 for end, byte in enumerate(text) if byte == ord("\n")]
+    run_ends = [ends[n - 1] for n in itertools.accumulate(len(records) for records in runs)]
+    for at in range(len(text) + 1):
+        file.write_bytes(text[:at])
+        whole = sum(end <= at for end in run_ends)
+        kept = [record for records in runs[:whole] for record in records]
+        with opened(tmp_path) as folder:
+            assert folder.read() == kept
+            assert folder.done == {(r["rule"], r["seed"]) for r in kept if r["kind"] != "reference"}
+            assert file.read_bytes()[-1:] in (b"", b"\n")
+            for records in runs[whole:]:
+                folder.append(records)
+        assert file.read_bytes() == text
+
+
+def test_a_hole_in_a_run_drops_it_and_a_line_twice_is_one(tmp_path):
+    first, second, third = run("random", 0)
+    file = holding(tmp_path, [first, third], run("random", 1), run("random", 1), [second, first, second])
+    with opened(tmp_path) as folder:
+        assert folder.done == {("random", 0), ("random", 1)}
+        assert folder.read() == [first, third, *run("random", 1), second]
+    file.write_text(json.dumps(first) + "\n" + json.dumps(third) + "\n")
+    with opened(tmp_path) as folder:
+        assert folder.done == set()
+        assert folder.read() == []
+
+
+def test_a_whole_file_is_not_touched(tmp_path):
+    file = holding(tmp_path, [REFERENCE], run("random", 0))
+    before = file.stat()
+    opened(tmp_path).close()
+    assert (file.stat().st_mtime_ns, file.stat().st_ino) == (before.st_mtime_ns, before.st_ino)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        b"nonsense",
+        b"",
+        b"123",
+        b"null",
+        b"[]",
+        b"{}",
+        b"\xff\xfe\x00",
+        b'{"kind": "run"}',
+        b'{"kind": "walk", "rule": "random", "seed": 0, "round": 0}',
+        b'{"kind": ["run"], "rule": "random", "seed": 0, "round": 0}',
+        b'{"kind": "run", "rule": 1, "seed": 0, "round": 0}',
+        b'{"kind": "run", "rule": ["random"], "seed": 0, "round": 0}',
+        b'{"kind": "run", "rule": "random", "seed": 0}',
+        b'{"kind": "run", "rule": "random", "seed": "0", "round": 0}',
+        b'{"kind": "run", "rule": "random", "seed": true, "round": 0}',
+        b'{"kind": "run", "rule": "random", "seed": 0, "round": 0.0}',
+        b'{"kind": "run", "rule": "random", "seed": 0, "round": 3}',
+        b'{"kind": "run", "rule": "random", "seed": 0, "round": -1}',
+        b'{"kind": "failed", "rule": "random"}',
+        b'{"kind": "failed", "rule": "random", "seed": []}',
+        b'{"kind": "reference"}',
+        b'{"kind": "reference", "rule": "oracle", "seed": {}}',
+        b"[" * 100_000,
+    ],
+)
+def test_a_damaged_line_is_named_and_nothing_changes(tmp_path, line):
+    file = holding(tmp_path, [REFERENCE], run("random", 0))
+    text = file.read_bytes()
+    damaged = text[: text.index(b"\n") + 1] + line + b"\n" + text[text.index(b"\n") + 1 :] + b'{"kind": "ru'
+    file.write_bytes(damaged)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(JarmError, match=r"Line 2 of .*records\.jsonl is not a record: remove that line"):
+        opened(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+    file.write_bytes(text)
+    opened(tmp_path).close()  # the lock was let go
+
+
+@pytest.mark.parametrize("config", [b"[]", b"", b"7", b"null", b'{"batch"', b"\xff\xff", b"[" * 100_000])
+def test_damaged_settings_get_a_sentence_and_nothing_changes(tmp_path, config):
+    holding(tmp_path, run("random", 0))
+    (tmp_path / "config.json").write_bytes(config)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(JarmError, match=r"config\.json does not hold the settings") as error:
+        opened(tmp_path)
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_records_without_settings_and_a_file_in_the_way_get_a_sentence(tmp_path):
+    holding(tmp_path / "a", run("random", 0))
+    (tmp_path / "a" / "config.json").unlink()
+    with pytest.raises(JarmError, match=r"without a config\.json"):
+        opened(tmp_path / "a")
+    (tmp_path / "b").write_text("")
+    with pytest.raises(JarmError, match=r"cannot be used .*: give another --out"):
+        opened(tmp_path / "b")
+
+
+def test_other_settings_are_refused(tmp_path):
+    opened(tmp_path).close()
+    with pytest.raises(JarmError, match="batch 5 there, 6 here"):
+        opened(tmp_path, {"batch": 6})
+    with pytest.raises(JarmError, match="rule None there, 'x' here"):
+        opened(tmp_path, {"batch": 5, "rule": "x"})
+
+
+def test_two_processes_do_not_write_to_one_folder(tmp_path):
+    with opened(tmp_path), pytest.raises(JarmError, match="Another process is writing"):
+        opened(tmp_path)
+    opened(tmp_path).close()
+
+
+def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
+    def full(_):
+        raise OSError(28, "No space left on device")
+
+    with opened(tmp_path) as folder:
+        folder.append(run("random", 0))
+        before = (tmp_path / "records.jsonl").read_bytes()
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(JarmError, match="make room"):
+            folder.append(run("random", 1))
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_other_versions_and_commits_are_listed(tmp_path):
+    here = {name: provenance()[name] for name in ("versions", "commit")}
+    old = {"versions": {**here["versions"], "jarm": "0.0.1"}, "commit": "0123456789ab"}
+    unknown = {"versions": {**here["versions"], "jarm": "0.0.2"}, "commit": None}
+    other_jax = {"versions": {**here["versions"], "jax": "0.1"}, "commit": here["commit"]}
+
+    def by(records, made):
+        return [{**record, **made} for record in records]
+
+    holding(tmp_path, by([REFERENCE], here), by(run("random", 0), here), by(run("random", 1), other_jax))
+    with opened(tmp_path) as folder:
+        assert folder.others == []
+        folder.append(by(run("badge", 0), unknown))
+        folder.append(by(run("badge", 2), old))
+        folder.append(by(run("badge", 3)[:1], {**old, "commit": "half a run"}))
+        folder.append([FAILED])  # by nobody knows whom
+    with opened(tmp_path) as folder:
+        assert folder.others == ["jarm 0.0.1, commit 0123456789ab", "jarm 0.0.2"]
+
+
+def test_records_are_plain_json():
+    assert plain(np.float32("nan")) is None
+    assert plain(np.int32(3)) == 3
+    assert plain(jnp.float32(0.5)) == 0.5
+    assert plain(float("inf")) is None
+
+
+def test_a_fingerprint_is_of_the_values_and_not_of_their_order():
+    assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1}) != fingerprint({"a": 1, "b": 3})
+
+
+def test_files_of_somebody_else_are_not_written_over(tmp_path):
+    (tmp_path / "summary.md").write_text("mine")
+    with pytest.raises(JarmError, match=r"summary.md stands there without a config.json"):
+        RecordFolder(tmp_path, {}, rounds=0)
+    assert (tmp_path / "summary.md").read_text() == "mine"

@@ -1,0 +1,88 @@
+import json
+
+import numpy as np
+import pytest
+
+from jarm.cli import main
+from jarm.core.base import JarmError
+from jarm.studies import bench as module
+from jarm.studies.bench import BenchConfig, bench, make_problem, quality
+from jarm.studies.peers import PEERS, installed
+from jarm.testing.references import list_pairs, log_det64
+
+SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "turns": 2, "sizes": "20,60"}
+
+
+def test_rows_say_what_was_measured_and_are_appended(tmp_path, capsys):
+    options = [f"--{name}={value}" for name, value in SMALL.items()]
+    assert main(["bench", "--rules=random,dopt", f"--out={tmp_path}", "--no-peers", *options]) == 0
+    assert "| dopt |" in capsys.readouterr().out
+    bench(BenchConfig(rules="entropy", out=tmp_path, peers=False, **SMALL))
+    rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert [(row["rule"], row["candidates"]) for row in rows] == [
+        *[("random", 20), ("dopt", 20), ("random", 60), ("dopt", 60)],
+        *[("entropy", 20), ("entropy", 60)],
+    ]
+    assert all(row["status"] == "OK" and row["chosen"] == 8 and row["cpu_s"] > 0 for row in rows)
+    assert rows[3]["log_det"] > rows[2]["log_det"]
+    shown = (tmp_path / "bench.md").read_text()  # what other commands measured with the same settings, too
+    assert "| dopt |" in shown
+    assert "| entropy |" in shown
+    assert (tmp_path / "bench.png").exists()
+
+
+@pytest.mark.parametrize("pairs", ["listed", "within", "cross", "all"])
+def test_a_problem_has_about_the_pairs_asked_for(pairs):
+    config = BenchConfig(pairs=pairs, **SMALL | {"responses": 60})
+    problem = make_problem(config, 900)
+    held = list_pairs(problem.space)
+    assert len(held) == 900 if pairs == "listed" else 600 < len(held) < 1300
+    own = held[:8]
+    phi, r = np.float64(problem.belief.features), np.float64(problem.belief.rewards)
+    expected = log_det64(phi, r, own, problem.prior) - np.linalg.slogdet(problem.prior)[1]
+    np.testing.assert_allclose(quality(problem, own), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("peer", [peer for peer in PEERS if installed(peer)], ids=lambda peer: peer.name)
+def test_a_peer_chooses_pairs_of_the_list(peer):
+    problem = make_problem(BenchConfig(**SMALL), 60)
+    pairs = peer.make(problem.belief, problem.space, 8)()
+    offered = {tuple(pair) for pair in list_pairs(problem.space).tolist()}
+    assert len({tuple(sorted(pair)) for pair in np.asarray(pairs).tolist()} & offered) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"rules": "dpot"}, "no rule 'dpot': did you mean"),
+        ({"sizes": "many"}, "`--sizes many` is not a list"),
+        ({"sizes": "4"}, "cannot fill a batch of 8"),
+        ({"sizes": "1000"}, "have no more than 780 pairs"),
+        ({"pairs": "inside"}, "no pair space 'inside'"),
+        ({"turns": 0}, "`--turns 0`"),
+        ({"cores": 10_000}, "`--cores 10000`: give 1 to"),
+        ({"cores": -1}, "`--cores -1`: give 1 to"),
+        ({"rules": "bald", "members": 1}, "'bald' looks at how members differ: give `--members 2`"),
+        ({"rules": "mine.py"}, "'mine.py' is a file and no rule: give FILE.py:FUNCTION"),
+    ],
+)
+def test_mistakes_get_a_sentence(changes, sentence, tmp_path):
+    with pytest.raises(JarmError, match=sentence):
+        bench(BenchConfig(**SMALL | {"out": tmp_path} | changes))
+
+
+def test_what_was_measured_before_a_stop_is_kept(tmp_path, monkeypatch):
+    calls = []
+
+    def stop_at_third(side):
+        calls.append(side.name)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return timed(side)
+
+    timed = module._timed
+    monkeypatch.setattr(module, "_timed", stop_at_third)
+    with pytest.raises(JarmError, match="Stopped; what was measured is in"):
+        bench(BenchConfig(rules="random,entropy", out=tmp_path, peers=False, **SMALL))
+    rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
+    assert [(row["rule"], row["candidates"], row["turns"]) for row in rows] == [("random", 20, 1), ("entropy", 20, 1)]

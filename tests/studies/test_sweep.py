@@ -1,0 +1,680 @@
+"""`jarm sweep` as someone meets it who wants to break it: killed, extended, out of memory, failing, misled."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from test_compare import SMALL, in_order, lines
+
+from jarm import JarmError, SweepConfig, compare, plan, programs, runner, sweep
+from jarm.cli import main
+from jarm.data.readers import claim
+from jarm.loop.device_table import make_pool
+from jarm.report.figures import axis_curves
+from jarm.report.summary import write_sweep_summary
+from jarm.runs.jobs import make_programs, read_jobs, share_of
+from jarm.studies import plan as plan_module
+from jarm.studies import sweep as sweep_module
+from jarm.studies.plan import plan_text
+from jarm.studies.sweep import sweep_status
+from jarm.testing.conformance import count_compilations
+
+pytestmark = pytest.mark.usefixtures("keep_compiled")
+
+NOISE = [0.5, 2.0]
+TOML = """
+rules = "greedy_dopt"
+rounds = 2
+batch = 5
+initial = 10
+seeds = 2
+pool = 200
+steps = 20
+head = "mlp:8"
+members = 1
+
+[grid]
+noise = [0.5, 2]
+"""
+
+
+def small(out, grid, **changes):
+    return SweepConfig(dataclasses.replace(SMALL, out=out, **changes), grid)
+
+
+def runs(folder, *axes):
+    """(rule, seed, axes) -> its records, without what differs from one time to the next."""
+    found = {}
+    for line in in_order(folder):
+        if line["kind"] != "reference":
+            run = line["rule"], line["seed"], *(line[axis] for axis in axes)
+            found.setdefault(run, []).append(line)
+    return found
+
+
+def copied(folder, to):
+    """A copy to go on with."""
+    to.mkdir()
+    for name in ("config.json", "records.jsonl"):
+        (to / name).write_bytes((folder / name).read_bytes())
+    return to
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One whole sweep of 2 rules x 2 values of the noise x 2 seeds, and the programs that it compiled."""
+    out = tmp_path_factory.mktemp("sweep") / "whole"
+    with count_compilations() as compiled:
+        summary = sweep(small(out, {"noise": NOISE}))
+    return out, summary, list(compiled)
+
+
+@pytest.fixture(scope="module")
+def together(tmp_path_factory):
+    """Two runs at a time, one of which fails: a learning rate of 1e30."""
+    out = tmp_path_factory.mktemp("sweep") / "failing"
+    sweep(small(out, {"learning_rate": [1e-3, 1e30]}, together=2))
+    return out
+
+
+def test_folder_holds_every_run_with_its_place(finished):
+    out, summary, compiled = finished
+    found = runs(out, "noise")
+    assert found.keys() == {
+        (rule, seed, noise) for rule in ("random", "greedy_dopt") for seed in (0, 1) for noise in NOISE
+    }
+    assert all([line["round"] for line in run] == [0, 1, 2] for run in found.values())
+    assert len({line["config"] for line in lines(out)}) == 1
+    references = [line for line in lines(out) if line["kind"] == "reference"]
+    assert {line["rule"] for line in references} >= {"oracle", "mean response"}
+    assert all("noise" not in line for line in references)  # one table, whatever the noise
+    assert compiled.count("jit(together)") == 1, compiled  # one program for rules, seeds and values
+    assert [row["axes"] for row in summary["settings"]] == [{"noise": 0.5}, {"noise": 2.0}]
+    assert all(row["rules"]["greedy_dopt"]["seeds"] == 2 for row in summary["settings"])
+    saved = json.loads((out / "summary.json").read_text())
+    assert saved["settings"][1]["rules"]["random"]["area"] == summary["settings"][1]["rules"]["random"]["area"]
+    text = (out / "summary.md").read_text()
+    assert text.startswith("# 2 settings, 8 whole runs\n")
+    assert len(re.findall(r"^\| (0\.5|2\.0) \| (random|greedy_dopt) \| 2 \|", text, re.M)) == 4
+    for name in ("curves.png", "curves.svg"):
+        assert (out / name).stat().st_size > 1000
+    assert sweep_status(out) == {"runs": 8, "done": 8, "failed": 0, "failures": {}, "running": False}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("noise", NOISE)
+def test_a_setting_of_a_sweep_is_a_comparison(noise, finished, tmp_path):
+    out, _, _ = finished
+    compare(dataclasses.replace(SMALL, noise=noise, out=tmp_path))
+    alone, here = runs(tmp_path), runs(out, "noise")
+    for (rule, seed), run in alone.items():
+        for line, other in zip(run, here[rule, seed, noise], strict=True):
+            assert line.keys() | {"noise", "rounds"} == other.keys()
+            for name in line.keys() - {"config"}:
+                if isinstance(line[name], float):
+                    assert other[name] == pytest.approx(line[name], rel=1e-5, abs=1e-6), name
+                else:
+                    assert other[name] == line[name], name
+
+
+def command(out, *more):
+    compiled = {
+        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
+    file = out.parent / "noise.toml"
+    file.write_text(TOML)
+    return subprocess.Popen(
+        [sys.executable, "-m", "jarm.cli", "sweep", str(file), "--out", str(out), *more],
+        env={**os.environ, **compiled},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+@pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+def test_a_stopped_sweep_goes_on_to_the_same_records(stop, finished, tmp_path):
+    out = tmp_path / "killed"
+    process = command(out, "--jobs", "1")
+    records, seen = out / "records.jsonl", []
+    while process.poll() is None and not (records.exists() and b'"run"' in records.read_bytes()):
+        time.sleep(0.005)
+    if process.poll() is None:
+        seen = sweep_status(out)
+    process.send_signal(stop)
+    _, said = process.communicate()
+    assert process.returncode == (130 if stop == signal.SIGINT else -stop), said
+    assert seen["running"]
+    assert 0 < sweep_status(out)["done"] < seen["runs"] == 8
+    assert not sweep_status(out)["running"]
+    sweep(small(out, {"noise": NOISE}))
+    assert in_order(out) == in_order(finished[0])
+
+
+@pytest.mark.slow
+def test_a_file_cut_short_anywhere_goes_on_to_the_same_records(finished, tmp_path):
+    out = copied(finished[0], tmp_path / "cut")
+    whole = (out / "records.jsonl").read_bytes()
+    (out / "records.jsonl").write_bytes(whole[: len(whole) * 3 // 5])
+    sweep(small(out, {"noise": NOISE}))
+    assert in_order(out) == in_order(finished[0])
+
+
+def test_a_finished_sweep_is_not_run_again_and_one_of_less_shows_less(finished, tmp_path):
+    out = copied(finished[0], tmp_path / "again")
+    before = (out / "records.jsonl").read_bytes()
+    with count_compilations() as compiled:
+        summary = sweep(small(out, {"noise": [2.0]}, seeds=1))
+    assert not [name for name in compiled if "together" in name]
+    assert (out / "records.jsonl").read_bytes() == before
+    assert [row["axes"] for row in summary["settings"]] == [{"noise": 2.0}]
+    assert sweep_status(out)["runs"] == sweep_status(out)["done"] == 8
+
+
+def made(monkeypatch):
+    """The runs that are made from now on."""
+    calls, call = [], runner.Runner.__call__
+
+    def counted(self, rule, points):
+        calls.extend((rule, seed, float(hparams.noise)) for seed, hparams in points)
+        return call(self, rule, points)
+
+    monkeypatch.setattr(runner.Runner, "__call__", counted)
+    return calls
+
+
+@pytest.mark.parametrize(
+    ("noise", "changes", "new"),
+    [
+        ([2.0, 1.0, 0.5], {}, {(rule, seed, 1.0) for rule in ("random", "greedy_dopt") for seed in (0, 1)}),
+        pytest.param(
+            NOISE,
+            {"seeds": 3},
+            {(rule, 2, noise) for rule in ("random", "greedy_dopt") for noise in NOISE},
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            NOISE,
+            {"rules": "greedy_dopt,entropy"},
+            {("entropy", seed, noise) for seed in (0, 1) for noise in NOISE},
+            marks=pytest.mark.slow,
+        ),
+    ],
+    ids=["value", "seed", "rule"],
+)
+def test_an_extended_sweep_runs_what_is_missing(noise, changes, new, finished, tmp_path, monkeypatch):
+    out = copied(finished[0], tmp_path / "more")
+    calls = made(monkeypatch)
+    summary = sweep(small(out, {"noise": noise}, **changes))
+    assert set(calls) == new
+    assert len(calls) == len(new)
+    there = runs(finished[0], "noise")
+    assert {run: found for run, found in runs(out, "noise").items() if run in there} == there
+    assert runs(out, "noise").keys() == there.keys() | new
+    assert len([line for line in lines(out) if line["rule"] == "oracle"]) == 1
+    assert [row["axes"]["noise"] for row in summary["settings"]] == noise
+    assert len({line["config"] for line in lines(out)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("grid", "changes", "words"),
+    [
+        ({"noise": NOISE}, {"batch": 6}, "batch 5 there, 6 here"),
+        ({"prior": [1.0]}, {}, r"axes \['noise'\] there, \['prior'\] here, noise None there, 2.0 here"),
+        ({"noise": NOISE, "prior": [0.1]}, {}, r"axes \['noise'\] there, \['noise', 'prior'\] here"),
+        ({}, {}, r"axes \['noise'\] there, \[\] here"),
+        ({"noise": NOISE}, {"data": "synthetic:outliers"}, "data 'synthetic' there, 'synthetic:outliers' here"),
+    ],
+)
+def test_a_folder_of_another_grid_is_refused_and_kept(grid, changes, words, finished):
+    out = finished[0]
+    before = {path.name: path.read_bytes() for path in out.iterdir()}
+    with pytest.raises(JarmError, match=words) as error:
+        sweep(small(out, grid, **changes))
+    assert "\n" not in str(error.value)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == before
+
+
+def test_a_folder_of_a_comparison_is_no_folder_of_a_sweep(tmp_path):
+    (tmp_path / "summary.md").write_text("mine")
+    with pytest.raises(JarmError, match=r"summary.md stands there without a config.json and may be yours"):
+        sweep(small(tmp_path, {"noise": NOISE}))
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["summary.md"]
+
+
+def settings_of(grid, tmp_path, **changes):
+    """What the folder of a sweep says of it, as `config.json` does."""
+    config = small(tmp_path, grid, **changes)
+    return sweep_module._settings(config, read_jobs(config))
+
+
+def test_what_a_name_or_a_table_stands_for_may_not_change_but_grow(tmp_path):
+    """Records have a name and not what it stands for: the folder knows."""
+    folder = lambda settings: sweep_module.RecordFolder(tmp_path / "f", settings, 2, (), sweep_module.GROWING)  # noqa: E731
+    sizes = [{"name": "one", "batch": 5}, {"name": "two", "batch": 6, "rounds": 3}]
+    first = settings_of({"size": sizes, "data": ["synthetic"]}, tmp_path)
+    with folder(first) as opened:
+        assert opened.settings["named"] == {"size=one": {"batch": 5}, "size=two": {"batch": 6, "rounds": 3}}
+        assert list(opened.settings["tables"]) == ["data=synthetic"]
+        assert opened.settings["batch"] == 5
+        assert "data" not in opened.settings
+    grown = [{"name": "three", "steps": 5}, sizes[0]]
+    with folder(settings_of({"size": grown, "data": ["synthetic:outliers"]}, tmp_path)) as opened:
+        assert list(opened.settings["named"]) == ["size=one", "size=two", "size=three"]
+        assert len(opened.settings["tables"]) == 2
+    with folder(first) as opened:  # less is in it still
+        assert len(opened.settings["named"]) == 3
+    kept = (tmp_path / "f" / "config.json").read_bytes()
+    changed = [{"name": "one", "batch": 6}]
+    with pytest.raises(JarmError, match=r"size=one {'batch': 5} there, {'batch': 6} here"):
+        folder(settings_of({"size": changed, "data": ["synthetic"]}, tmp_path))
+    with pytest.raises(JarmError, match="rounds 2 there, 4 here"):  # `one` leaves it to the base
+        folder(settings_of({"size": sizes, "data": ["synthetic"]}, tmp_path, rounds=4))
+    moved = first | {"tables": {"data=synthetic": {"train": {"seed": 7}, "test": {}}}}
+    with pytest.raises(JarmError, match=r"data=synthetic {.*} there, {'train': {'seed': 7}, 'test': {}} here"):
+        folder(moved)
+    assert (tmp_path / "f" / "config.json").read_bytes() == kept
+
+
+def test_an_axis_may_have_the_name_of_a_method(tmp_path):
+    grid = {"sizes": [{"name": "a", "data": "synthetic"}, {"name": "b", "data": "synthetic:outliers"}]}
+    assert list(settings_of(grid, tmp_path)["tables"]) == ["sizes=a", "sizes=b"]
+
+
+def test_tables_of_one_shape_share_a_program_and_know_their_references(finished, tmp_path):
+    out = tmp_path / "two"
+    config = small(out, {"data": ["synthetic", "synthetic:outliers"]}, noise=2.0, seeds=1)
+    assert plan(config, measure=False).compilations == 1
+    assert "1 rules" not in plan_text(plan(config, measure=False))
+    with count_compilations() as compiled:
+        sweep(config)
+    assert compiled.count("jit(together)") == 1
+    oracle = {line["data"]: line for line in lines(out) if line["rule"] == "oracle"}
+    assert oracle.keys() == {"synthetic", "synthetic:outliers"}
+    assert oracle["synthetic"]["best_of_5"] != oracle["synthetic:outliers"]["best_of_5"]
+    found, there = runs(out, "data"), runs(finished[0], "noise")
+    ours, theirs = found["random", 0, "synthetic"][-1], there["random", 0, 2.0][-1]
+    assert ours["spearman"] == pytest.approx(theirs["spearman"], abs=1e-6)
+    assert found["random", 0, "synthetic:outliers"][-1]["spearman"] != ours["spearman"]
+
+
+def table(folder, prompts=40, width=4, dim=32):
+    rng = np.random.default_rng(0)
+    rows = [{"prompt_id": p, "score": float(rng.normal())} for p in range(prompts) for _ in range(width)]
+    (folder / "t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    np.save(folder / "e.npy", rng.normal(size=(prompts * width, dim)).astype(np.float32))
+    return {"data": str(folder / "t.jsonl"), "embeddings": str(folder / "e.npy"), "target": "score"}
+
+
+@pytest.mark.slow
+def test_an_axis_of_tables_of_two_kinds_and_of_rounds_goes_on(tmp_path):
+    """Rounds that a name sets are those of its runs when the folder is opened again."""
+    grid = {
+        "table": [{"name": "built in", "data": "synthetic", "rounds": 1}, {"name": "mine", **table(tmp_path)}],
+        "beta": [1.0, 2.0],
+    }
+    config = small(tmp_path / "out", grid, seeds=1)
+    with count_compilations() as compiled:
+        sweep(config)
+    assert compiled.count("jit(together)") == 2
+    found = runs(tmp_path / "out", "table", "beta")
+    assert {key[2]: len(run) for key, run in found.items()} == {"built in": 2, "mine": 3}
+    assert len(found) == 8
+    before = (tmp_path / "out" / "records.jsonl").read_bytes()
+    sweep(config)
+    assert (tmp_path / "out" / "records.jsonl").read_bytes() == before
+    assert {line.get("table") for line in lines(tmp_path / "out")} == {"built in", "mine"}
+
+
+@pytest.mark.slow
+def test_an_axis_of_rounds_goes_on_with_another_base(tmp_path):
+    config = small(tmp_path, {"rounds": [1, 2]}, seeds=1)
+    sweep(config)
+    before = (tmp_path / "records.jsonl").read_bytes()
+    sweep(small(tmp_path, {"rounds": [2, 1]}, seeds=1, rounds=5))
+    assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_a_run_that_fails_is_recorded_and_the_others_go_on(finished, tmp_path, capsys):
+    out, config = tmp_path / "failing", small(tmp_path / "failing", {"learning_rate": [1e-3, 1e30]})
+    summary = sweep(config)
+    failed = [line for line in lines(out) if line["kind"] == "failed"]
+    assert {(line["rule"], line["seed"], line["learning_rate"]) for line in failed} == {
+        (rule, seed, 1e30) for rule in ("random", "greedy_dopt") for seed in (0, 1)
+    }
+    assert len(failed) == 4
+    assert all("learning rate" in line["message"] for line in failed)
+    row = summary["settings"][1]["rules"]["random"]
+    assert (row["seeds"], row["failed_seeds"]) == (0, 2)
+    assert "4 runs failed: " in (out / "summary.md").read_text()
+    status = sweep_status(out)
+    assert (status["done"], status["failed"], list(status["failures"].values())) == (8, 4, [4])
+    assert main(["sweep", "status", str(out)]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("8 of 8 runs, done\n4 failed: ")
+    before = (out / "records.jsonl").read_bytes()  # what failed is not tried again
+    sweep(config)
+    assert (out / "records.jsonl").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_leaves_its_neighbours_under_vmap_as_they_are(together, tmp_path):
+    sweep(small(tmp_path, {"learning_rate": [1e-3, 2e-3]}, together=2))
+    healthy, found = runs(tmp_path, "learning_rate"), runs(together, "learning_rate")
+    assert {len(found[rule, seed, 1e30]) for rule, seed, _ in found} == {1}
+    fine = [run for run in found if run[2] == 1e-3]
+    assert len(fine) == 4
+    assert [found[run] for run in fine] == [healthy[run] for run in fine]
+
+
+def test_a_rule_that_fails_at_one_value_is_drawn_and_told_at_the_others(finished, tmp_path):
+    """Half a sweep, as after failures or a stop, has its summary and figure all the same."""
+    whole = [line for line in lines(finished[0]) if line["kind"] == "run"]
+    half = [line for line in whole if (line["rule"], line["noise"]) != ("greedy_dopt", 0.5)]
+    for files in (
+        axis_curves(half, ("noise",), tmp_path / "half"),
+        axis_curves(half[:9], ("noise",), tmp_path / "few"),
+    ):
+        assert [path.suffix for path in files] == [".png", ".svg"]
+    lost = {"kind": "failed", "rule": "greedy_dopt", "seed": 0, "noise": 0.5, "message": "It failed."}
+    summary = write_sweep_summary([*half, lost], [{"noise": 0.5}, {"noise": 2.0}], tmp_path)
+    assert [row["rules"]["greedy_dopt"]["seeds"] for row in summary["settings"]] == [0, 2]
+    assert "- 1 run failed: It failed." in (tmp_path / "summary.md").read_text()
+
+
+def test_a_sweep_of_nothing_but_failures_says_so(tmp_path, capsys):
+    with pytest.raises(JarmError, match=r"No run of the sweep ran to its end\. .*learning rate") as error:
+        sweep(small(tmp_path / "out", {"noise": [2.0]}, learning_rate=1e30, seeds=1))
+    assert "\n" not in str(error.value)
+    assert sweep_status(tmp_path / "out")["failed"] == 2
+
+
+def limited(monkeypatch, most):
+    """A device that runs `most` points at a time."""
+    compiled = runner.Program.compiled
+
+    class Tight(jax.stages.Compiled):
+        __slots__ = ("whole",)
+
+        def __init__(self, whole):
+            self.whole = whole
+
+        def __call__(self, keys, *rest):
+            if len(keys) > most:
+                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+            return self.whole(keys, *rest)
+
+    def tight(self, pool):
+        whole, capacity = compiled(self, pool)
+        return Tight(whole), capacity
+
+    monkeypatch.setattr(runner.Program, "compiled", tight)
+
+
+def close(folder, other, axis):
+    pairs = zip(runs(folder, axis).items(), runs(other, axis).items(), strict=True)
+    for (run, found), (same, there) in pairs:
+        assert run == same
+        assert [line["kind"] for line in found] == [line["kind"] for line in there]
+        for one, two in zip(found, there, strict=True):
+            assert one.get("spearman") == pytest.approx(two.get("spearman"), abs=2e-2)
+
+
+def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
+    """Also where some had not begun; a program that is asked for is one that fits."""
+    monkeypatch.setattr(runner.Program, "_function", lambda self: jax.jit(lambda *arguments: arguments[0]))
+    program, (job,) = runner.Program(SMALL.loop(), 8), read_jobs(small(pathlib.Path("out"), {}))
+    pool, _ = make_pool(job.benchmark.train, job.group.loop.annotator)
+    barrier = threading.Barrier(6, timeout=60)
+
+    def one():
+        while True:
+            _, capacity = program.compiled(pool)
+            with contextlib.suppress(threading.BrokenBarrierError):
+                barrier.wait(0.2)  # all at the same time, as long as all are there
+            if capacity <= 2:
+                return capacity
+            program.halve(capacity, "memory ran out")
+
+    assert list(runner.side_by_side(one, [()] * 6, 6)) == [2] * 6
+    said = capsys.readouterr().err.splitlines()
+    assert [line.split(": ")[2] for line in said] == [
+        "4 runs at a time instead of 8.",
+        "2 runs at a time instead of 4.",
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("runs", "jobs"), [(2, 1), (4, 1), (4, 3)])
+def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
+    runs, jobs, together, finished, tmp_path, monkeypatch, capsys
+):
+    """Said once, however many calls were under way, and nothing is lost."""
+    limited(monkeypatch, runs // 2)
+    sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, together=runs, jobs=jobs))
+    said = f"jarm: memory ran out: {runs // 2} runs at a time instead of {runs}."
+    assert capsys.readouterr().err.count(said) == 1
+    close(tmp_path, together, "learning_rate")
+
+
+@pytest.mark.slow
+def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finished, tmp_path, monkeypatch, capsys):
+    size = {}
+    measure = runner.program_bytes
+
+    def program_bytes(compiled):
+        return size.setdefault(len(size), measure(compiled))
+
+    monkeypatch.setattr(runner, "program_bytes", program_bytes)
+    monkeypatch.setattr(runner, "free_bytes", lambda: max(size.values()) - 1)
+    sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, together=2))
+    assert len(size) == 2
+    assert size[1] < size[0]
+    said = capsys.readouterr().err
+    assert re.search(r"jarm: \d+ .iB are needed and \d+ .iB are free: 1 runs at a time instead of 2\.", said)
+    close(tmp_path, together, "learning_rate")
+
+
+def test_where_not_even_one_run_fits_there_is_a_sentence(finished, tmp_path, monkeypatch):
+    limited(monkeypatch, 0)
+    with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory \(memory ran out\): take fewer"):
+        sweep(small(tmp_path, {"noise": NOISE}))
+    assert sweep_status(tmp_path)["done"] == 0
+
+
+def test_memory_may_run_out_while_compiling_or_for_the_table(tmp_path, monkeypatch, capsys):
+    def full(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
+
+    config = small(tmp_path, {"noise": NOISE}, together=4)
+    with monkeypatch.context() as patch:
+        patch.setattr(runner.Program, "_function", full)
+        with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory .*while it was compiled"):
+            sweep(config)
+    assert "2 runs at a time instead of 4" in capsys.readouterr().err
+    monkeypatch.setattr(programs, "make_pool", full)
+    with pytest.raises(JarmError, match=r"In the setting noise=0.5: the training table does not fit into memory"):
+        sweep(config)
+
+
+def test_other_errors_of_a_device_are_not_taken_for_memory(finished, tmp_path, monkeypatch):
+    def broken(*_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
+
+    monkeypatch.setattr(runner.Runner, "_run", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
+        sweep(small(tmp_path, {"noise": NOISE}))
+
+
+def test_a_program_is_no_larger_than_what_shares_it(tmp_path):
+    """Four values of a static axis with two seeds: two runs of a program, and not eight."""
+    config = small(tmp_path, {"batch": [2, 3, 4, 5]}, together=8)
+    assert make_programs(config, read_jobs(config)).capacity == 2
+
+
+@pytest.mark.parametrize(("rules", "processes"), [(1, 2), (2, 2), (4, 2), (4, 6), (3, 2), (7, 4)])
+def test_every_process_gets_about_as_many_calls_of_each_rule(rules, processes):
+    calls = [(rule, cell) for cell in range(12) for rule in range(rules)]
+    shares = [share_of(calls, process, processes, rules) for process in range(processes)]
+    assert sorted(call for share in shares for call in share) == sorted(calls)
+    for rule in range(rules):
+        counts = [sum(call[0] == rule for call in share) for share in shares]
+        assert max(counts) - min(counts) <= 1
+
+
+def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
+    for grid, changes, words in [
+        ({"length_bias": [0.0, 0.5]}, table(tmp_path), r"In the setting length_bias=0\.5: .*no length bias"),
+        ({"noise": NOISE, "batch": [5, 10_000]}, {"pool": 0}, "In the setting noise=0.5, batch=10000: .*buy fewer"),
+        ({"beta": [1.0, -1.0]}, {}, "In the setting beta=-1.0: The hyperparameter `beta`"),
+        ({"data": ["nowhere.parquet"]}, {}, "In the setting data=nowhere.parquet: "),
+        ({}, {"seeds": 0}, "`seeds` is 0"),
+        ({}, {"together": -1}, "`together` is -1"),
+        ({}, {"rules": "gredy"}, "no rule 'gredy'"),
+    ]:  # fmt: skip
+        with pytest.raises(JarmError, match=words) as error:
+            sweep(small(tmp_path / "out", grid, **changes))
+        assert "\n" not in str(error.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_is_somebody_elses_is_not_taken_for_a_process(finished, tmp_path):
+    out = copied(finished[0], tmp_path / "mine")
+    (out / "process-notes").mkdir()
+    (out / "process-notes" / "idea.txt").write_text("keep")
+    (out / "process-1").write_text("a file")
+    sweep(small(out, {"noise": NOISE}))
+    assert (out / "process-notes" / "idea.txt").read_text() == "keep"
+    assert (out / "process-1").read_text() == "a file"
+
+
+def test_what_a_killed_process_left_is_gathered(finished, tmp_path, monkeypatch):
+    """Runs of process 1, the last of them half, in its folder; some of them in the sweep's already."""
+    out = copied(finished[0], tmp_path / "left")
+    whole = lines(out)
+    moved = [line for line in whole if line.get("seed") == 1]
+    kept = [line for line in whole if line.get("seed") != 1 or line["rule"] == "random"]
+    (out / "process-1").mkdir()
+    (out / "process-1" / "config.json").write_bytes((out / "config.json").read_bytes())
+    (out / "process-1" / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in moved[:-1]))
+    (out / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
+    (out / "progress.json").write_text('{"runs": 8}')
+    assert sweep_status(out)["done"] == 7  # half a run is none
+    calls = made(monkeypatch)
+    sweep(small(out, {"noise": NOISE}))
+    assert calls == [("greedy_dopt", 1, moved[-1]["noise"])]
+    assert in_order(out) == in_order(finished[0])
+    assert not (out / "process-1").exists()
+
+
+def test_status_of_what_is_no_sweep_is_a_sentence(finished, tmp_path, capsys):
+    for folder in (tmp_path, tmp_path / "nothing"):
+        assert main(["sweep", "status", str(folder)]) == 1
+        said = capsys.readouterr().err
+        assert "holds no sweep" in said
+        assert said.count("\n") == 1
+    (tmp_path / "noise.toml").write_text(f'out = "{finished[0]}"')
+    lock = claim(finished[0])
+    assert main(["sweep", "status", str(tmp_path / "noise.toml")]) == 0
+    assert capsys.readouterr().out == "8 of 8 runs, running\n"
+    lock.close()
+    broken = copied(finished[0], tmp_path / "broken")
+    records = (broken / "records.jsonl").read_text().splitlines()
+    (broken / "records.jsonl").write_text("\n".join([records[0], "rubbish {", *records[1:], ""]))
+    (broken / "progress.json").write_text('{"runs": 8}')
+    assert main(["sweep", "status", str(broken)]) == 1
+    assert "Line 2 of" in capsys.readouterr().err
+
+
+def test_plan_counts_and_writes_nothing(tmp_path, capsys):
+    file = tmp_path / "noise.toml"
+    axes = 'head = ["mlp:8", "mlp:9"]\nprior = [0.1, 1]\n'
+    file.write_text(TOML.replace('head = "mlp:8"\n', "") + axes)
+    assert main(["plan", str(file), "--no-measure"]) == 0
+    said = capsys.readouterr().out
+    assert "8 settings x 2 rules x 2 seeds = 32 runs, 2 programs" in said
+    assert "axes that share a program: seeds, rules, noise, prior\naxes that compile: head\n" in said
+    assert "head=mlp:8: 16 runs, 1 a call" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
+
+
+def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
+    file = tmp_path / "noise.toml"
+    file.write_text(TOML)
+    assert main(["sweep", str(file), "--dry-run", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "2 settings x 2 rules x 2 seeds = 8 runs, one program" in said
+    assert re.search(r"compiled in \d+\.\d s\n  random +\d+\.\d{3} s a run\n  greedy_dopt +\d+\.\d{3} s a run\n", said)
+    assert "on this machine, one call at a time" in said
+    assert "of memory at most" in said
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
+
+    monkeypatch.setattr(plan_module, "free_bytes", lambda: 10_000)
+    assert main(["plan", str(file)]) == 1
+    said = capsys.readouterr().err
+    assert "In the setting noise=0.5: the training table takes" in said
+    assert said.count("\n") == 1
+
+
+def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkeypatch):
+    monkeypatch.setattr(plan_module, "program_bytes", lambda _: 1 << 40)
+    with pytest.raises(JarmError, match=r"1 runs at a time take 1024\.0 GiB, and .* are free: give fewer `jobs`"):
+        plan(small(tmp_path, {"noise": NOISE}, jobs=1, seeds=1))
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        ([], "give one file"),
+        (["a.toml", "b.toml"], "give one file"),
+        (["nowhere.toml"], "There is no file nowhere.toml"),
+        (["status"], "`jarm sweep status`: give one file, or `status` and a folder"),
+        (["FILE", "--jobs", "-1"], "`jobs` is -1"),
+        (["FILE", "--process-id", "1"], "goes with `--coordinator HOST:PORT`"),
+        (["FILE", "--coordinator", "nobody"], "'nobody' is no address of process 0"),
+        (["FILE", "--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "2"], "no process 2 of 2"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(args, words, tmp_path, capsys):
+    file = tmp_path / "noise.toml"
+    file.write_text(TOML)
+    assert main(["sweep", *(str(file) if arg == "FILE" else arg for arg in args)]) == 1
+    said = capsys.readouterr().err
+    assert words in said
+    assert said.count("\n") == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
+
+
+@pytest.mark.slow
+def test_a_sweep_keeps_within_the_memory_of_its_plan(tmp_path):
+    """Most memory of the process of a sweep, as the operating system counts it."""
+    file = tmp_path / "noise.toml"
+    file.write_text(TOML)
+    code = (
+        "import resource, sys, jarm.cli; code = jarm.cli.main(sys.argv[1:]);"
+        "print('peak', 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
+    )
+    said = {
+        name: subprocess.run(
+            [sys.executable, "-c", code, name, str(file), *more],
+            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / name)},  # both compile
+            capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[2],
+        ).stdout
+        for name, more in (("plan", []), ("sweep", ["--out", str(tmp_path / "out")]))
+    }  # fmt: skip
+    number, unit = re.search(r"([\d.]+) (MiB|GiB) of memory at most", said["plan"]).groups()
+    estimate = float(number) * {"MiB": 1 << 20, "GiB": 1 << 30}[unit]
+    peak = int(said["sweep"].split()[-1])
+    assert 0.3 * estimate < peak <= estimate * 1.01
