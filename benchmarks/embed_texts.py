@@ -207,7 +207,8 @@ def torch_embed(model: Any, kind: str, tokenizer: Any, table: pathlib.Path, out:
 
 def jarm_embed(folder: pathlib.Path, kind: str, table: pathlib.Path, out: pathlib.Path, budget: int | None) -> Any:
     """`jarm embed` of a table into a new store."""
-    from jarm.embedding.embed import EmbedConfig, embed
+    from jarm.embedding.config import EmbedConfig
+    from jarm.embedding.embed import embed
 
     shutil.rmtree(out, ignore_errors=True)
     config = EmbedConfig(

@@ -156,7 +156,8 @@ def same_work(widths: list[int], labels: list[int]) -> None:
     import numpy as np
 
     from jarm.core.base import HParams
-    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.config import FitConfig
+    from jarm.reward.fit import make_fit
     from jarm.reward.heads import mlp_head
 
     rate, head = timing.gemm_rate(), mlp_head()
@@ -197,7 +198,8 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
     from jarm.evaluation.annotators import AnnotatorConfig, annotate
     from jarm.evaluation.metrics import evaluate
     from jarm.loop.device_table import make_pool
-    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.config import FitConfig
+    from jarm.reward.fit import make_fit
     from jarm.reward.heads import mlp_head
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
@@ -285,7 +287,8 @@ def batching(widths: list[int], labels: list[int]) -> None:
     import jax.numpy as jnp
 
     from jarm.core.base import HParams
-    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.config import FitConfig
+    from jarm.reward.fit import make_fit
     from jarm.reward.heads import mlp_head
 
     head = mlp_head()
@@ -323,7 +326,8 @@ def accelerator(widths: list[int], labels: list[int], members: int, seeds: int) 
     import torch
 
     from jarm.core.base import HParams
-    from jarm.reward.fit import FitConfig, make_fit
+    from jarm.reward.config import FitConfig
+    from jarm.reward.fit import make_fit
     from jarm.reward.heads import mlp_head
 
     place = "cuda" if torch.cuda.is_available() else "cpu"

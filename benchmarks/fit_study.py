@@ -54,8 +54,8 @@ def main() -> None:
     from jarm.evaluation.annotators import AnnotatorConfig, annotate
     from jarm.evaluation.metrics import evaluate, reference_lines
     from jarm.loop.device_table import make_pool
-    from jarm.reward.fit import FitConfig, make_fit
-    from jarm.reward.heads import HeadConfig
+    from jarm.reward.config import FitConfig, HeadConfig
+    from jarm.reward.fit import make_fit
 
     table = {"embeddings": options.embeddings, "target": options.target} if options.embeddings else {}
     train, test = load(options.data, **table, standardise=not options.raw)

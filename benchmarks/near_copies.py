@@ -82,7 +82,8 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
     import numpy as np
 
     from jarm import Benchmark, CompareConfig, evaluate, prepare, synthetic
-    from jarm.runs.runner import Program, Runner
+    from jarm.runs.programs import Program
+    from jarm.runs.runner import Runner
 
     benchmark = synthetic()
     train, rng = benchmark.train, np.random.default_rng(0)

@@ -6,10 +6,10 @@
 Every pair has two responses of its own, features N(0, 1), unless the workload says otherwise; the batch is 256, there
 are 256 labelled pairs and 5 members. Peers get the points that their interface asks for ready made
 (`jarm.studies.peers`), the rules of S1 to S7 the features of both ends of every pair, and jarm the features of
-responses and indices of pairs. All have the rewards; priors are part of what is timed for jarm and NumPy, and ready made for `bmdal_reg`. Peers that are
-not installed, and code that is in no package index, are represented by processor seconds measured before on another day
-(`peer_cpu_s_from_spec`), beside which stands what jarm needs now. Where a peer takes more than `SLOW` seconds both
-sides run once, elsewhere `--turns` times.
+responses and indices of pairs. All have the rewards; priors are part of what is timed for jarm and NumPy, and ready
+made for `bmdal_reg`. Peers that are not installed, and code that is in no package index, are represented by processor
+seconds measured before on another day (`peer_cpu_s_from_spec`), beside which stands what jarm needs now. Where a peer
+takes more than `SLOW` seconds both sides run once, elsewhere `--turns` times.
 """
 
 from __future__ import annotations

@@ -88,9 +88,10 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
     import numpy as np
 
     from jarm.core.base import ResponseTable
-    from jarm.loop.prepare import prepare
-    from jarm.runs.runner import Program, Runner, judge
-    from jarm.studies.compare import CompareConfig
+    from jarm.loop.device_table import prepare
+    from jarm.runs.config import CompareConfig
+    from jarm.runs.programs import Program
+    from jarm.runs.runner import Runner, judge
 
     rng = np.random.default_rng(0)
 

@@ -24,10 +24,10 @@ def main() -> None:
 
     from jarm.core.base import check
     from jarm.data.datasets import load
+    from jarm.loop.device_table import prepare
     from jarm.loop.loop import make_loop
-    from jarm.loop.prepare import prepare
-    from jarm.runs.runner import default_jobs
-    from jarm.studies.compare import CompareConfig
+    from jarm.runs.config import CompareConfig
+    from jarm.runs.programs import default_jobs
 
     config = CompareConfig(rules="greedy_dopt")
     loop = config.loop()

@@ -166,9 +166,10 @@ def sampled(
     from benchmarks import torch_loop
     from jarm.data.datasets import load
     from jarm.evaluation.metrics import evaluate
-    from jarm.loop.prepare import prepare
-    from jarm.runs.runner import Program, Runner
-    from jarm.studies.compare import CompareConfig
+    from jarm.loop.device_table import prepare
+    from jarm.runs.config import CompareConfig
+    from jarm.runs.programs import Program
+    from jarm.runs.runner import Runner
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = CompareConfig(rules=",".join(RULES), **given)

@@ -34,9 +34,9 @@ def main() -> None:
     from jarm.core.base import check
     from jarm.data.datasets import load
     from jarm.evaluation.metrics import evaluate
+    from jarm.loop.device_table import prepare
     from jarm.loop.loop import make_loop
-    from jarm.loop.prepare import prepare
-    from jarm.studies.compare import RULES, CompareConfig
+    from jarm.runs.config import RULES, CompareConfig
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
     config = CompareConfig(rules=options.rules or RULES)

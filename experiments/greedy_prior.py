@@ -30,10 +30,11 @@ import tyro
 from tqdm import tqdm
 
 from jarm import Benchmark, CompareConfig, JarmError, evaluate, load, prepare
-from jarm.data.readers import replace_text
+from jarm.core.files import replace_text
 from jarm.report.statistics import paired_difference
+from jarm.runs.programs import Program, default_jobs
 from jarm.runs.records import provenance
-from jarm.runs.runner import Program, Runner, default_jobs, side_by_side
+from jarm.runs.runner import Runner, side_by_side
 
 GRID = [*itertools.product((0.01, 0.1, 1.0), (0.0, 0.5, 1.0)), (10.0, 0.0), (10.0, 1.0), (0.001, 1.0)]
 FINALISTS = [(0.1, 1.0), (1.0, 1.0), (0.1, 0.0), (0.001, 1.0)]  # the last after the grid

@@ -34,10 +34,10 @@ import tyro
 from suite import Outcome, Study
 
 from jarm import JarmError
-from jarm.cli import keep_compiled
-from jarm.data.readers import replace_text
+from jarm.core.files import replace_text
+from jarm.core.messages import clock
 from jarm.report.markdown import table as markdown_table
-from jarm.studies.plan import clock
+from jarm.runs.programs import keep_compiled
 
 STUDIES = (
     strategies.STUDY,

@@ -22,14 +22,14 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
-from jarm.cli import keep_compiled
-from jarm.data.readers import replace_text
+from jarm.core.files import replace_text
 from jarm.report.curves import METRIC, area, best_of_names, curves, runs_of
 from jarm.report.figures import drawing, short_names, style_of
 from jarm.report.markdown import table as markdown_table
 from jarm.report.statistics import bootstrap_ci, interval, number, simultaneous_ci
 from jarm.report.summary import PROVENANCE, summarise
 from jarm.runs.grid import expand
+from jarm.runs.programs import keep_compiled
 
 Records = list[dict[str, Any]]
 Rows = list[list[str]]

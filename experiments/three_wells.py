@@ -24,9 +24,10 @@ from suite import Config, Reading, Records, Study
 
 from jarm import FitConfig, HeadConfig, HParams, LoopConfig, ResponseTable, make_loop, prepare
 from jarm.core.base import check
+from jarm.core.files import plain
 from jarm.report.figures import PALETTE, drawing
 from jarm.report.statistics import number
-from jarm.runs.records import plain, provenance
+from jarm.runs.records import provenance
 
 WELLS = np.array([[-0.55, -0.45], [0.6, -0.35], [0.0, 0.6]])
 HEIGHTS, WIDTH = np.array([1.0, 0.8, -1.0]), 0.35

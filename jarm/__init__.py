@@ -31,19 +31,22 @@ from jarm.design.fisher import fisher_weight, pair_information, pair_variance, s
 from jarm.design.greedy import GreedyInfo, greedy, greedy_log_det
 from jarm.design.spaces import exclude, listed_space, pair_count, pair_space, sample_pairs, subset
 from jarm.design.top import random_pairs, top_pairs
-from jarm.embedding.embed import EmbedConfig, EmbedSummary, embed
+from jarm.embedding.config import EmbedConfig, EmbedSummary
+from jarm.embedding.embed import embed
 from jarm.evaluation.annotators import AnnotatorConfig, annotate, solve_noise
 from jarm.evaluation.metrics import evaluate, reference_lines
 from jarm.evaluation.ranking import best_of_n, spearman
-from jarm.loop.device_table import Pool
-from jarm.loop.loop import Loop, LoopConfig, LoopState, RunRecord, make_loop
-from jarm.loop.prepare import prepare
-from jarm.reward.fit import FitConfig, make_fit
-from jarm.reward.heads import HeadConfig, linear_head, mlp_head
+from jarm.loop.config import LoopConfig
+from jarm.loop.device_table import Pool, prepare
+from jarm.loop.loop import Loop, LoopState, RunRecord, make_loop
+from jarm.reward.config import FitConfig, HeadConfig
+from jarm.reward.fit import make_fit
+from jarm.reward.heads import linear_head, mlp_head
+from jarm.runs.config import CompareConfig
 from jarm.runs.grid import SweepConfig, read_sweep
-from jarm.selection.explain import Batch
+from jarm.selection.result import Batch
 from jarm.selection.select import select
-from jarm.studies.compare import CompareConfig, compare
+from jarm.studies.compare import compare
 from jarm.studies.plan import Plan, plan
 from jarm.studies.sweep import sweep
 

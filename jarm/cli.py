@@ -16,16 +16,20 @@ import tyro
 from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
 from jarm.core.base import JarmError
 from jarm.core.distributed import in_step, join_if_asked
-from jarm.data.readers import listed
+from jarm.core.messages import listed
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
-from jarm.embedding.embed import EmbedConfig, embed
+from jarm.embedding.config import EmbedConfig
+from jarm.embedding.embed import embed
 from jarm.report.figures import run_times
+from jarm.runs.config import CompareConfig
 from jarm.runs.grid import SweepConfig, read_sweep
+from jarm.runs.programs import keep_compiled
+from jarm.runs.records import sweep_status
 from jarm.studies.bench import BenchConfig, bench, table
-from jarm.studies.compare import CompareConfig, compare
+from jarm.studies.compare import compare
 from jarm.studies.plan import plan, plan_text
-from jarm.studies.sweep import sweep, sweep_status
+from jarm.studies.sweep import sweep
 from jarm.testing.conformance import CHECKS, SPACES, check_rule
 
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
@@ -175,12 +179,6 @@ def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:
         print(*run_times(rows, config.out / "bench")[:1])
     except JarmError as error:  # without matplotlib there is still a table
         print(error)
-
-
-def keep_compiled() -> None:
-    """What goes on, or differs only in numbers, need not compile again."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
 
 
 def _rules(check: str | None = None) -> None:

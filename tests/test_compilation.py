@@ -12,7 +12,8 @@ from jarm.design.fisher import fisher_weight, space_information
 from jarm.design.greedy import greedy_log_det
 from jarm.design.spaces import pair_space, sample_pairs, subset
 from jarm.design.top import top_pairs
-from jarm.testing.conformance import count_compilations, count_traces, make_case
+from jarm.testing.conformance import make_case
+from jarm.testing.tracing import count_compilations, count_traces
 
 MIB = 1 << 20
 N, WIDTH, F = 3000, 10, 64

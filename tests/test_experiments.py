@@ -16,8 +16,7 @@ from hypothesis import strategies as st
 
 from jarm import CompareConfig, JarmError
 from jarm.runs.grid import expand
-from jarm.runs.records import provenance
-from jarm.studies.sweep import sweep_status
+from jarm.runs.records import provenance, sweep_status
 
 SWEPT = [study for study in reproduce_all.STUDIES if study.letter not in "efg"]
 BATCH = [

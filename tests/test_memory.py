@@ -11,8 +11,9 @@ import pytest
 from jarm.core.base import HParams, ResponseTable
 from jarm.evaluation import metrics
 from jarm.evaluation.annotators import AnnotatorConfig
+from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import Pool
-from jarm.loop.loop import LoopConfig, make_loop
+from jarm.loop.loop import make_loop
 from jarm.reward.heads import mlp_head
 
 # A scaled test set: 60 x 100 x 256 float32 is 6.1 MB; the budget is 1 MiB for a chunk, for any number of heads.

@@ -16,8 +16,9 @@ from jarm.design.greedy import greedy_log_det
 from jarm.design.spaces import exclude, listed_space, pair_space, subset
 from jarm.design.top import top_pairs
 from jarm.reward.losses import bradley_terry
-from jarm.testing.conformance import make_case, quick_jit
+from jarm.testing.conformance import make_case
 from jarm.testing.references import information64, list_pairs
+from jarm.testing.tracing import quick_jit
 
 
 def test_trap_1_fisher_weight_of_a_confident_head_does_not_underflow():

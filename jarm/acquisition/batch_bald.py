@@ -17,11 +17,11 @@ import jax.numpy as jnp
 
 from jarm.acquisition.information import bald_scorer, chance, divergence
 from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.core.linalg import matmul
+from jarm.core.linalg import distances, matmul
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
-from jarm.design.criteria import distances
 from jarm.design.greedy import default_shortlist
-from jarm.design.passes import Scorer, best_pairs
+from jarm.design.passes import best_pairs
+from jarm.design.scorer import Scorer
 from jarm.design.spaces import most_pairs, pair_count, prompts_of
 from jarm.design.top import top_scores
 

@@ -15,13 +15,13 @@ import jax.numpy as jnp
 
 from jarm.acquisition.optimal_design import prior_information
 from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
-from jarm.core.linalg import inverse_factor, matmul
+from jarm.core.linalg import distances, inverse_factor, matmul, square_sum
 from jarm.core.types import Array, Float, PRNGKey
-from jarm.design.criteria import BALD, Numbers, distances, square_sum
+from jarm.design.criteria import BALD, Numbers
 from jarm.design.criteria import epig as epig_objective
 from jarm.design.fisher import centred
 from jarm.design.greedy import greedy
-from jarm.design.passes import Scorer
+from jarm.design.scorer import Scorer
 from jarm.design.spaces import most_pairs, sample_pairs, subset
 from jarm.design.top import top_pairs, top_scores
 

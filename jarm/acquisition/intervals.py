@@ -21,10 +21,10 @@ import jax.numpy as jnp
 
 from jarm.acquisition.duels import duels, of_ensemble, thompson
 from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.linalg import distances, square_sum
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
-from jarm.design.criteria import distances, square_sum
 from jarm.design.fisher import centred, fisher_weight
-from jarm.design.passes import Scorer
+from jarm.design.scorer import Scorer
 from jarm.design.spaces import alive_pairs, get_tile, pair_count, sample_pairs, tile_count
 from jarm.design.top import top_scores
 

@@ -4,12 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import hashlib
-import importlib.util
 import pathlib
-import sys
-import types
 
 from jarm.acquisition import (
     batch_bald,
@@ -22,8 +18,8 @@ from jarm.acquisition import (
     stochastic,
     uncertainty,
 )
-from jarm.core.base import Belief, HParams, JarmError, PairSpace, Rule, Selection
-from jarm.core.types import PRNGKey
+from jarm.acquisition.user_rules import _of_file
+from jarm.core.base import JarmError, Rule
 
 NEEDS = {
     "ensemble": "members that disagree",
@@ -142,49 +138,6 @@ def source_of(name: str) -> str | None:
     if name in RULES or not path.endswith(".py"):
         return None
     return hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()[:12]
-
-
-@functools.cache
-def _of_file(path: pathlib.Path, function: str) -> Rule:
-    """A function of a Python file, which is run at most once a process; whatever it raises becomes one sentence."""
-    module = _module_of(path)
-    rule = getattr(module, function, None)
-    if not callable(rule):
-        own = {key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
-        raise JarmError(f"{path} has no function {function!r}; it has {', '.join(sorted(own)) or 'none'}.")
-
-    def run(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
-        try:
-            selection = rule(key, belief, space, k, hparams)
-        except JarmError:
-            raise
-        except Exception as error:
-            said = str(error).strip().partition("\n")[0]
-            raise JarmError(f"Rule {function!r} of {path} raises {type(error).__name__}: {said}") from error
-        if not isinstance(selection, Selection):
-            raise JarmError(f"Rule {function!r} of {path} returned {type(selection).__name__}, not a jarm.Selection.")
-        return selection
-
-    run.__name__, run.__doc__ = function, rule.__doc__
-    return run
-
-
-@functools.cache
-def _module_of(path: pathlib.Path) -> types.ModuleType:
-    if not path.is_file():
-        raise JarmError(f"There is no file {path} to take a rule from.")
-    name = f"jarm_rules_of_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
-    spec = importlib.util.spec_from_file_location(name, path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there while the file runs
-    try:
-        spec.loader.exec_module(module)
-    except (Exception, SystemExit) as error:
-        del sys.modules[name]
-        raise JarmError(f"{path} does not run: {type(error).__name__}: {error}") from error
-    return module
 
 
 def needs_ensemble(name: str) -> bool:

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, dataclass_transform, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
@@ -350,3 +351,8 @@ class Rule(Protocol):
     def __call__(self, key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
         """The batch."""
         ...
+
+
+def worst(*statuses: Int[Array, ""]) -> Int[Array, ""]:
+    """The worst of several statuses."""
+    return jnp.stack([jnp.asarray(status, jnp.int32) for status in statuses]).max()

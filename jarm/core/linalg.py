@@ -62,6 +62,11 @@ def log_det(matrix: Float[Array, "F F"]) -> tuple[Float[Array, ""], Int[Array, "
     return 2 * jnp.log(jnp.diagonal(factor)).sum(), status
 
 
-def worst(*statuses: Int[Array, ""]) -> Int[Array, ""]:
-    """The worst of several statuses."""
-    return jnp.stack([jnp.asarray(status, jnp.int32) for status in statuses]).max()
+def square_sum(x: Float[Array, "*n F"]) -> Float[Array, "*n"]:
+    """|x|^2 over the last axis, by a product with ones: there XLA's sums take three times as long on a CPU."""
+    return matmul(jnp.square(x), jnp.ones(x.shape[-1], x.dtype))
+
+
+def distances(rows: Float[Array, "r F"], columns: Float[Array, "c F"]) -> Float[Array, "r c"]:
+    """Squared distances of each row from each column, by one product."""
+    return square_sum(rows)[:, None] + square_sum(columns)[None, :] - 2 * matmul(rows, columns.T)

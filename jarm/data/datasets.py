@@ -13,7 +13,9 @@ from typing import Any
 import numpy as np
 
 from jarm.core.base import Benchmark, JarmError, ResponseTable
-from jarm.data.readers import PathLike, described, nearest, open_npy, read_columns, refuse_nonfinite
+from jarm.core.files import PathLike, described
+from jarm.core.messages import nearest
+from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
 from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic
 from jarm.data.tables import check_sides, choice, load_table, split_by, stated

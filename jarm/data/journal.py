@@ -18,7 +18,7 @@ import ml_dtypes
 import numpy as np
 
 from jarm.core.base import JarmError
-from jarm.data.readers import replace_text
+from jarm.core.files import replace_text
 
 FORMAT, VERSION = "jarm-embeddings", 1
 META, JOURNAL = "meta.json", "journal.jsonl"

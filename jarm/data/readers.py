@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
-import hashlib
 import json
-import os
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import IO, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -18,20 +15,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from jarm.core.base import JarmError
+from jarm.core.files import PathLike, _existing
+from jarm.core.messages import brief, listed
 
-try:
-    import fcntl
-except ImportError:  # not on Windows, where folders are not locked
-    fcntl = None  # type: ignore[assignment]
-
-PathLike = str | os.PathLike[str]
 Pick = Callable[[list[str]], Sequence[str]]
 
-WHOLE = 1 << 26
-"""Files up to so many bytes (64 MiB) are fingerprinted whole."""
 
 _MISFITS = pa.ArrowException, OverflowError, UnicodeEncodeError
-_SAMPLES, _BLOCK = 256, 1 << 16
 _SCAN = 1 << 24
 
 
@@ -100,19 +90,6 @@ def refuse_nonfinite(array: np.ndarray, name: str, width: int | None = None) -> 
             f"{name} is NaN or infinite in {listed(rows, width)}; make those values again, or leave these responses "
             f"out everywhere."
         )
-
-
-def listed(
-    rows: Sequence[int] | np.ndarray, width: int | None = None, place: Callable[[int], str] | None = None
-) -> str:
-    """The first three rows and how many more there are, with prompt and response where `width` is R.
-
-    `place` says where a row is, if not in a row of that number.
-    """
-    places = [f"row {row}" if place is None else place(int(row)) for row in rows[:3]]
-    if width:
-        places = [f"row {row} (prompt {row // width}, response {row % width})" for row in rows[:3]]
-    return ", ".join(places) + (f" and {len(rows) - 3:,} more" if len(rows) > 3 else "")
 
 
 def read_columns(path: PathLike, wanted: Iterable[str], pick: Pick | None = None) -> Columns:
@@ -237,86 +214,3 @@ def is_list(kind: pa.DataType) -> bool:
 def is_messages(kind: pa.DataType) -> bool:
     """Whether a column of this type holds lists of messages, or of other records."""
     return is_list(kind) and pa.types.is_struct(kind.value_type)
-
-
-def nearest(name: str, names: Iterable[str]) -> str:
-    """`" (did you mean 'x'?)"`, or nothing where no name is near."""
-    near = difflib.get_close_matches(name, list(names), n=1)
-    return f" (did you mean {near[0]!r}?)" if near else ""
-
-
-def fingerprint(path: PathLike) -> str:
-    """A cheap SHA-256 of what a file holds, hexadecimal.
-
-    Over the size in bytes, then the whole content up to 64 MiB, else 256 evenly spaced blocks of 64 KiB, the first
-    and the last among them. A change between the sampled blocks goes unseen.
-    """
-    path = _existing(path)
-    size = path.stat().st_size
-    digest = hashlib.sha256(f"{size}\n".encode())
-    with path.open("rb") as file:
-        if size <= WHOLE:
-            while block := file.read(_BLOCK):
-                digest.update(block)
-        else:
-            for k in range(_SAMPLES):
-                file.seek(k * (size - _BLOCK) // (_SAMPLES - 1))
-                digest.update(file.read(_BLOCK))
-    return digest.hexdigest()
-
-
-def described(**paths: PathLike) -> dict[str, Any]:
-    """Provenance of files: the last part of the path, `name_bytes` and `name_fingerprint` of each."""
-    return {
-        key: value
-        for name, path in paths.items()
-        for key, value in (
-            (name, Path(path).name),
-            (f"{name}_bytes", Path(path).stat().st_size),
-            (f"{name}_fingerprint", fingerprint(path)),
-        )
-    }
-
-
-def claim(folder: Path) -> IO[str]:
-    """Hold a folder for writing until what is returned is closed or the process ends, however it ends.
-
-    Raises:
-      JarmError: another process holds it.
-    """
-    lock = (folder / ".lock").open("a")
-    try:
-        if fcntl is not None:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        raise JarmError(
-            f"Another process is writing to {folder}: wait until it has ended, or give another --out."
-        ) from None
-    except OSError:
-        pass  # a file system without locks
-    return lock
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def _existing(path: PathLike) -> Path:
-    path = Path(path)
-    if path.is_dir():
-        raise JarmError(f"{path} is a folder where a file is wanted: name the file in it.")
-    if not path.is_file():
-        raise JarmError(f"{path} does not exist: check the path.")
-    return path
-
-
-def brief(error: BaseException) -> str:
-    """The first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -13,7 +13,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jarm.core.base import JarmError
-from jarm.data.readers import Columns, PathLike, Pick, brief, is_list, is_messages, read_columns
+from jarm.core.files import PathLike
+from jarm.core.messages import brief
+from jarm.data.readers import Columns, Pick, is_list, is_messages, read_columns
 
 RESPONSES = ("response", "responses", "completion")
 """Names of a column of responses; a table with several of them is read by the first."""

@@ -17,8 +17,8 @@ from typing import IO, Any, NamedTuple
 import numpy as np
 
 from jarm.core.base import JarmError
+from jarm.core.files import PathLike
 from jarm.data.journal import DTYPES, Commit, read_journal, read_meta, shard_name
-from jarm.data.readers import PathLike
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _PICKED = 1024  # rows gathered at a time

@@ -13,19 +13,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jarm.core.base import Benchmark, JarmError, ResponseTable
+from jarm.core.files import PathLike, described
+from jarm.core.messages import listed, nearest
 from jarm.data.journal import is_store
-from jarm.data.readers import (
-    PathLike,
-    described,
-    is_messages,
-    is_number,
-    is_text,
-    listed,
-    nearest,
-    open_npy,
-    read_columns,
-    refuse_nonfinite,
-)
+from jarm.data.readers import is_messages, is_number, is_text, open_npy, read_columns, refuse_nonfinite
 from jarm.data.sources import RESPONSES, Source, one_row_a_response
 from jarm.data.store import EmbeddingStore, canonical, fields, fill, key_of
 from jarm.data.texts import content

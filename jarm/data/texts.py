@@ -16,7 +16,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jarm.core.base import JarmError
-from jarm.data.readers import PathLike, is_list, is_text, nearest
+from jarm.core.files import PathLike
+from jarm.core.messages import nearest
+from jarm.data.readers import is_list, is_text
 from jarm.data.sources import RESPONSES, Source, read_sources
 from jarm.data.store import fields, fill, key_of, without_none
 

@@ -14,6 +14,8 @@ from typing import IO, Any
 import numpy as np
 
 from jarm.core.base import JarmError
+from jarm.core.files import PathLike, claim
+from jarm.core.messages import listed, nearest
 from jarm.data.journal import (
     DTYPES,
     JOURNAL,
@@ -27,7 +29,6 @@ from jarm.data.journal import (
     shard_name,
     write_meta,
 )
-from jarm.data.readers import PathLike, claim, listed, nearest
 
 COMMIT_ROWS, COMMIT_BYTES = 4096, 1 << 24
 """At most so many rows and bytes share a line of the journal, so that `verify` can say where damage is."""

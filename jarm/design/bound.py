@@ -22,13 +22,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status
-from jarm.core.linalg import cholesky, inverse_factor, matmul, worst
+from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status, worst
+from jarm.core.linalg import cholesky, inverse_factor, matmul
 from jarm.core.types import Array, Bool, Float, Int
 from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Numbers, Objective
 from jarm.design.fisher import centred
 from jarm.design.greedy import greedy
-from jarm.design.passes import Best, best_pairs
+from jarm.design.passes import best_pairs
+from jarm.design.scorer import Best
 from jarm.design.spaces import TILE
 
 _STILL = 1e-5

@@ -17,13 +17,14 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status
-from jarm.core.linalg import cholesky, grown_root, matmul, worst
+from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status, worst
+from jarm.core.linalg import cholesky, distances, grown_root, matmul
 from jarm.core.types import Array, Bool, Float, Int
-from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Objective, distances, with_weights
-from jarm.design.fisher import centred, fisher_weight
+from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Objective
+from jarm.design.fisher import centred, fisher_weight, with_weights
 from jarm.design.greedy import greedy
-from jarm.design.passes import Scorer, best_pairs
+from jarm.design.passes import best_pairs
+from jarm.design.scorer import Scorer
 from jarm.design.spaces import TILE, exclude, find, prompts_of
 
 _LEAST = 1e-4

@@ -7,6 +7,8 @@ Phi^T (diag(V 1) - V) Phi, so one tile of weights V is all that is ever held.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 
@@ -135,3 +137,24 @@ def pair_variance(rewards: Float[Array, "K N"], pairs: Int[Array, "M 2"]) -> Flo
     """
     difference = rewards[:, pairs[:, 0]] - rewards[:, pairs[:, 1]]
     return difference.var(axis=0, ddof=min(1, len(rewards) - 1))
+
+
+_WIDE = 80.0
+"""Rewards further apart than this have no finite ratio of exponentials."""
+
+
+def with_weights(
+    score: Callable[[Array], Float[Array, "r c"]], rows: Float[Array, "r"], columns: Float[Array, "c"]
+) -> Float[Array, "r c"]:
+    """`score(v)`, v the Fisher weights of each reward with each, without an exponential for every pair.
+
+    v = 1 / (a_i b_j + b_i a_j + 2), a = exp(r - middle), b = exp(middle - r), wherever these are finite.
+    """
+    least, most = (f(jnp.concatenate([rows, columns])) for f in (jnp.min, jnp.max))
+    middle = (least + most) / 2
+
+    def factored() -> Float[Array, "r c"]:
+        up, down = jnp.exp(rows - middle)[:, None], jnp.exp(middle - rows)[:, None]
+        return score(1 / (up * jnp.exp(middle - columns)[None, :] + down * jnp.exp(columns - middle)[None, :] + 2))
+
+    return jax.lax.cond(most - least < _WIDE, factored, lambda: score(fisher_weight(rows[:, None] - columns[None, :])))

@@ -14,12 +14,13 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import Limits, PairSpace, Selection, Status
-from jarm.core.linalg import cholesky, grown_root, matmul, worst
+from jarm.core.base import Limits, PairSpace, Selection, Status, worst
+from jarm.core.linalg import cholesky, distances, grown_root, matmul, square_sum
 from jarm.core.types import Array, Bool, Float, Int
-from jarm.design.criteria import D_OPTIMAL, Numbers, Objective, distances, square_sum
+from jarm.design.criteria import D_OPTIMAL, Numbers, Objective
 from jarm.design.fisher import centred
-from jarm.design.passes import Scorer, best_pairs
+from jarm.design.passes import best_pairs
+from jarm.design.scorer import Scorer
 from jarm.design.spaces import TILE, pair_count, prompts_of, whitens_differences
 
 _SLACK = 1e-5

@@ -7,131 +7,29 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
-import json
-import pathlib
 import signal
 import sys
 import threading
 import time
-from collections.abc import Generator, Iterator, Sequence
-from typing import Any
+from collections.abc import Generator, Iterator
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from tqdm import tqdm
 
 from jarm.core.base import JarmError
 from jarm.core.distributed import join_if_asked
-from jarm.data.readers import fingerprint
 from jarm.data.texts import TEMPLATE, extra_fields, read_texts
+from jarm.embedding.config import SHARE, EmbedConfig, EmbedSummary, _budget, _dtype
 from jarm.embedding.extract import Corpus, Embedded, Model, extract
-from jarm.embedding.sentence import is_sentence_model, trained_pooling
-from jarm.embedding.sink import Sink, open_stores, plan_job
+from jarm.embedding.job import _agree, _made_by, _poolings, plan_job
+from jarm.embedding.sentence import is_sentence_model
+from jarm.embedding.sink import Sink, open_stores
 from jarm.embedding.tokens import Tokenizer
-from jarm.llm.config import ModelConfig, read_config
+from jarm.llm.config import read_config
 from jarm.llm.model import DTYPES
-from jarm.llm.pooling import Pooling
 from jarm.llm.sharding import load_sharded, make_mesh, split_config
-from jarm.llm.weights import find_checkpoint, weight_files
-
-SHARE = {"auto": None, "always": True, "never": False}
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbedConfig:
-    """What to embed, with which model, and where to.
-
-    Attributes:
-      model: folder of a checkpoint as Hugging Face writes it, or an id on its hub.
-      input: tables (.jsonl or .parquet), a folder of them, or a dataset of the Hugging Face hub.
-      out: folder of the store; with several poolings or layers, a store in it for each.
-      pooling: `last` (real token), `mean` or `cls`, or several of them; by default what the model was trained with:
-        what `1_Pooling` in its folder says, else `last` for decoders and `mean` for encoders.
-      layer: whose output is pooled, or several: 0 is the input of the first, -1 the output of the last.
-      normalize: scale embeddings to length 1.
-      template: how prompt and response become one text: columns in braces, such as '{prompt}\\n\\n{response}', or
-        `chat`, the model's own; by default the latter where there is one.
-      max_length: tokens in a text at most; by default what the model allows.
-      keep: of a text that is too long, its `start` or its `end`; by default `end` if the last token is pooled.
-      dtype: of the model, `float32` or `bfloat16`; by default the former on a CPU, and the latter elsewhere.
-      store_dtype: `bfloat16`, `float32`, or `float16`, which some models overflow; by default the model's.
-      max_tokens_per_batch: on each device, padding included; a longer text is a batch of its own. By default 2,048 on a
-        CPU, whose cache then holds what a layer works on, and 16,384 elsewhere.
-      share_prompts: compute the tokens that responses to one prompt share only once (decoders): "always", "never", or
-        "auto", where it saves a tenth.
-      prompt_column: of the input, where it is not `prompt`.
-      response_columns: of the input, where they are none of the usual.
-      split: of a dataset of the hub.
-      revision: of a model of the hub.
-      tensor_parallel: devices that a model is spread over, for one that does not fit on one.
-      distributed: join the processes that SLURM, Open MPI, Kubernetes or a TPU pod started, to work on one store.
-      coordinator: HOST:PORT of process 0, to join processes that nobody else introduces.
-      processes: how many there are, then.
-      process_id: which of them this is, from 0.
-      show: print the exact text and the token ids of so many rows, and stop.
-    """
-
-    model: str
-    input: tuple[str, ...]
-    out: pathlib.Path = pathlib.Path("out/embeddings")
-    pooling: tuple[str, ...] = ()
-    layer: tuple[int, ...] = (-1,)
-    normalize: bool = False
-    template: str | None = None
-    max_length: int | None = None
-    keep: str | None = None
-    dtype: str | None = None
-    store_dtype: str | None = None
-    max_tokens_per_batch: int | None = None
-    share_prompts: str = "auto"
-    prompt_column: str | None = None
-    response_columns: tuple[str, ...] = ()
-    split: str | None = None
-    revision: str | None = None
-    tensor_parallel: int = 1
-    distributed: bool = False
-    coordinator: str | None = None
-    processes: int | None = None
-    process_id: int | None = None
-    show: int = 0
-
-    def __post_init__(self) -> None:
-        for name, kinds in (("input", (str, pathlib.Path)), ("pooling", str), ("layer", int)):
-            if isinstance(getattr(self, name), kinds):
-                raise JarmError(f"EmbedConfig({name}=...) takes several: write ({getattr(self, name)!r},).")
-        object.__setattr__(self, "out", pathlib.Path(self.out))
-
-
-@dataclasses.dataclass(frozen=True)
-class EmbedSummary:
-    """What a run did.
-
-    Attributes:
-      stores: folders, a pooling and layer each.
-      texts: in the input, and how many of them are `distinct`.
-      embedded: distinct texts that this run added; the others were there.
-      truncated: texts that were longer than `max_length`, of those that this run has looked at.
-      empty_responses: in the input.
-      tokens, padded: computed by this run, without and with padding.
-      seconds: from the first batch to the last results, compilation included.
-    """
-
-    stores: tuple[pathlib.Path, ...] = ()
-    texts: int = 0
-    distinct: int = 0
-    embedded: int = 0
-    truncated: int = 0
-    empty_responses: int = 0
-    tokens: int = 0
-    padded: int = 0
-    seconds: float = 0.0
-
-    @property
-    def waste(self) -> float:
-        """The part of all tokens computed that was padding."""
-        return 1 - self.tokens / self.padded if self.padded else 0.0
+from jarm.llm.weights import find_checkpoint
 
 
 def embed(config: EmbedConfig) -> EmbedSummary:
@@ -276,73 +174,6 @@ def _stopping() -> Iterator[threading.Event]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def _agree(config: EmbedConfig, folder: pathlib.Path, tokenizer: Tokenizer, keys: Sequence[str]) -> None:
-    """Refuse to start where processes were given different texts, models or settings."""
-    if jax.process_count() == 1:
-        return
-    settings = dataclasses.replace(config, model="", input=(), out=pathlib.Path(), process_id=None, coordinator=None)
-    parts = {
-        "texts": json.dumps(list(keys)),
-        "tokenizers or templates": json.dumps(tokenizer.made_by, sort_keys=True),
-        "models": _weights(folder) + (folder / "config.json").read_text(),
-        "settings": repr(settings) + _dtype(config),
-    }
-    own = np.array([list(hashlib.sha256(part.encode()).digest()) for part in parts.values()], np.uint8)
-    every = np.asarray(multihost_utils.process_allgather(own))
-    if other := [name for at, name in enumerate(parts) if (every[:, at] != every[0, at]).any()]:
-        raise JarmError(f"The processes have different {' and '.join(other)}: give all of them the same.")
-
-
-def _poolings(config: EmbedConfig, folder: pathlib.Path, shape: ModelConfig) -> tuple[Pooling, ...]:
-    """Every pooling at every layer that was asked for."""
-    kinds = config.pooling or (trained_pooling(folder) or ("mean" if shape.encoder else "last"),)
-    poolings = tuple(dict.fromkeys(Pooling(kind, layer) for kind in kinds for layer in config.layer))
-    for pooling in poolings:
-        pooling.layer_of(len(shape.layers))
-    if not poolings:
-        raise JarmError("There is no layer to pool: give --layer -1 for the last.")
-    return poolings
-
-
-def _made_by(
-    config: EmbedConfig,
-    folder: pathlib.Path,
-    shape: ModelConfig,
-    tokenizer: Tokenizer,
-    poolings: Sequence[Pooling],
-) -> dict[pathlib.Path, dict[str, Any]]:
-    """For each store, all that decides its rows."""
-    common = {
-        "model": folder.resolve().name if folder == pathlib.Path(config.model) else config.model,
-        "revision": config.revision,
-        "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16],
-        "weights": _weights(folder),
-        **tokenizer.made_by,
-        "normalize": config.normalize,
-        "compute_dtype": _dtype(config),
-    }
-    made = {}
-    for pooling in poolings:
-        layer = pooling.layer_of(len(shape.layers))
-        path = config.out if len(poolings) == 1 else config.out / f"{pooling.kind}-{layer}"
-        made[path] = {**common, "pooling": pooling.kind, "layer": layer}
-    return made
-
-
-def _dtype(config: EmbedConfig) -> str:
-    return config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-
-def _budget(config: EmbedConfig) -> int:
-    return config.max_tokens_per_batch or (2048 if jax.default_backend() == "cpu" else 16384)
-
-
-def _weights(folder: pathlib.Path) -> str:
-    """A fingerprint of all weights of a checkpoint."""
-    prints = [fingerprint(path) for path in weight_files(folder)]
-    return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
 
 def _shown(corpus: Corpus, rows: np.ndarray, most: int | None = None) -> str:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import pathlib
 import time
 from collections.abc import Mapping, Sequence
@@ -15,12 +13,9 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jarm.core.base import JarmError
-from jarm.data.readers import replace_text
-from jarm.data.writer import StoreWriter, explained
+from jarm.data.writer import StoreWriter
 from jarm.embedding.extract import Corpus, Embedded
 
-JOBS = "jobs.json"
-"""In a store's folder: how many rows it had when each job began; see `plan_job`."""
 COMMIT_BYTES, COMMIT_SECONDS = 4 << 20, 5.0
 """Rows wait for no longer than this before they are committed."""
 
@@ -98,42 +93,3 @@ class Sink:
             if self.normalize:
                 rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
             writer.append(keys, rows)
-
-
-def plan_job(sink: Sink, settings: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """What there is to embed, `[k]` rows, and what of all is done, `[n]` bool; the same in all processes.
-
-    Texts that were in the store when this job began are no part of it. Its start is kept beside the store, so that
-    after an interruption the job is the same, with the same batches, and what was done since is only skipped.
-
-    Args:
-      sink: where results go.
-      settings: whatever else makes it this job.
-    """
-    first_of: dict[str, int] = {}
-    for row, key in enumerate(sink.keys):
-        first_of.setdefault(key, row)
-    job = hashlib.sha256(json.dumps([list(settings), list(first_of)]).encode()).hexdigest()
-    there = [set(writer.keys) for writer in sink.writers]
-    before = [set(writer.keys[: _start(writer, job)]) for writer in sink.writers]
-    flags = np.array(
-        [[not all(key in each for each in before), all(key in each for each in there)] for key in first_of]
-    )
-    if jax.process_count() > 1:
-        flags = np.asarray(multihost_utils.broadcast_one_to_all(flags))
-    rows = np.array(list(first_of.values()))
-    done = np.zeros(len(sink.keys), bool)
-    done[rows] = flags[:, 1]
-    return rows[flags[:, 0]], done
-
-
-def _start(writer: StoreWriter, job: str) -> int:
-    """How many rows the store had when this job began, which may be now."""
-    path, jobs = writer.path / JOBS, {}
-    with contextlib.suppress(OSError, ValueError):
-        jobs = json.loads(path.read_text())
-    if isinstance(jobs, dict) and isinstance(jobs.get(job), int) and jobs[job] <= len(writer):
-        return int(jobs[job])
-    with explained(writer.path):
-        replace_text(path, json.dumps({**(jobs if isinstance(jobs, dict) else {}), job: len(writer)}, indent=1) + "\n")
-    return len(writer)

@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from jarm.acquisition.check import check_selection
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import (
     Belief,
@@ -25,66 +26,16 @@ from jarm.core.base import (
     Selection,
     Status,
     record,
+    worst,
 )
-from jarm.core.linalg import worst
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 from jarm.design.fisher import fisher_weight, pair_information, pair_variance
-from jarm.design.spaces import KINDS, compact, pair_space, sample_pairs, subset
-from jarm.design.top import check_selection
-from jarm.evaluation.annotators import AnnotatorConfig, annotate
+from jarm.design.spaces import compact, pair_space, sample_pairs, subset
+from jarm.evaluation.annotators import annotate
 from jarm.evaluation.batch import batch_report
+from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import Pool
-from jarm.reward.fit import FitConfig, make_fit
-from jarm.reward.heads import HeadConfig
-
-
-@dataclasses.dataclass(frozen=True)
-class LoopConfig:
-    """The shape of a run: everything that decides what is compiled.
-
-    Attributes:
-      rules: acquisition rules that may run, by name or as functions; which of them does is a traced index, so that
-        all are compiled together and the rest of the loop once.
-      pairs: kind of the pair space: `within`, `cross` or `all`.
-      rounds: T, batches bought after the initial one.
-      batch: B, pairs bought a round.
-      initial: random pairs labelled before the first round.
-      prompts: prompts drawn afresh each round to form the space, or None for all of them.
-      pool: pairs drawn from the space each round as candidates, or None for every pair of it.
-      head: the reward head.
-      fit: how it is fitted.
-      annotator: who answers.
-      warm_start: whether a round's fit starts from the last round's parameters.
-    """
-
-    rules: tuple[str | Rule, ...] = ("greedy_dopt",)
-    pairs: str = "within"
-    rounds: int = 8
-    batch: int = 50
-    initial: int = 50
-    prompts: int | None = None
-    pool: int | None = None
-    head: HeadConfig = HeadConfig()
-    fit: FitConfig = FitConfig()
-    annotator: AnnotatorConfig = AnnotatorConfig()
-    warm_start: bool = False
-
-    def __post_init__(self) -> None:
-        if self.pairs not in KINDS:
-            raise JarmError(f"There is no pair space {self.pairs!r}: choose from {', '.join(KINDS)}.")
-        for name, least in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("pool", 1)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise JarmError(f"`{name}` is {value}, and must be at least {least}.")
-        if self.pool is not None and self.pool < self.batch:
-            raise JarmError(
-                f"A pool of {self.pool} pairs cannot fill a batch of {self.batch}: draw a larger pool or buy fewer."
-            )
-
-    @property
-    def budget(self) -> int:
-        """Labels bought in all, the initial ones included."""
-        return self.initial + self.rounds * self.batch
+from jarm.reward.fit import make_fit
 
 
 @record

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from jarm.core.files import plain
 from jarm.report.curves import METRIC, valued
 from jarm.report.statistics import interval, number
-from jarm.runs.records import plain
 
 EFFECT = 0.01
 """The difference in mean Spearman that a comparison is asked to be able to see."""

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.data.readers import replace_text
+from jarm.core.files import plain, replace_text
 from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
 from jarm.report.markdown import BOUGHT, EFFECT, comparison_text, sweep_text
 from jarm.report.statistics import (
@@ -26,7 +26,6 @@ from jarm.report.statistics import (
     times_fewer,
     verdict,
 )
-from jarm.runs.records import plain
 
 SEEDS_TO_PLAN = 8
 """Fewer seeds say too little of their spread to plan with: at 8 it is known within a factor of 2."""

@@ -5,7 +5,6 @@ Parameters are plain pytrees of arrays; nothing outside this module sees an NNX 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import math
@@ -112,37 +111,3 @@ def mlp_head(hidden: tuple[int, ...] = (64, 64, 64), activation: str = "gelu") -
     if activation not in ACTIVATIONS:
         raise JarmError(f"Unknown activation '{activation}': choose one of {', '.join(ACTIVATIONS)}.")
     return _head(tuple(hidden), activation)
-
-
-@dataclasses.dataclass(frozen=True)
-class HeadConfig:
-    """A head in words, for the command line and for records: no hidden layer means linear."""
-
-    hidden: tuple[int, ...] = (64, 64, 64)
-    activation: str = "gelu"
-
-    @classmethod
-    def parse(cls, text: str) -> HeadConfig:
-        """Read `linear`, `mlp`, `mlp:64,64,64` or `mlp:64,64:relu`; `str` of a config gives such a text back."""
-        kind, _, rest = text.partition(":")
-        if kind == "linear" and not rest:
-            return cls(hidden=())
-        sizes, _, activation = rest.partition(":")
-        try:
-            hidden = tuple(int(size) for size in sizes.split(",")) if sizes else cls.hidden
-        except ValueError:
-            hidden = ()
-        if kind != "mlp" or not hidden:
-            raise JarmError(f"Cannot read the head '{text}': write 'linear' or, for example, 'mlp:64,64,64'.")
-        config = cls(hidden=hidden, activation=activation or cls.activation)
-        config.head()
-        return config
-
-    def __str__(self) -> str:
-        if not self.hidden:
-            return "linear"
-        return f"mlp:{','.join(map(str, self.hidden))}:{self.activation}"
-
-    def head(self) -> RewardHead:
-        """The head itself."""
-        return mlp_head(self.hidden, self.activation) if self.hidden else linear_head()

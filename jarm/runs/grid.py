@@ -22,9 +22,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jarm.core.base import HParams, JarmError
-from jarm.data.readers import brief, nearest
-from jarm.loop.loop import LoopConfig
-from jarm.studies.compare import SOURCE, CompareConfig
+from jarm.core.messages import brief, nearest
+from jarm.loop.config import LoopConfig
+from jarm.runs.config import SOURCE, CompareConfig
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 NUMBERS = tuple(field.name for field in dataclasses.fields(HParams))

@@ -12,10 +12,10 @@ import numpy as np
 from jarm.core.base import Benchmark, HParams, JarmError
 from jarm.data.datasets import load
 from jarm.evaluation.annotators import reward_scale
-from jarm.loop.device_table import Pool, check_pool, make_pool
-from jarm.loop.prepare import check_budget, make_hparams
+from jarm.loop.device_table import Pool, check_budget, check_pool, make_hparams, make_pool
 from jarm.runs.grid import Group, Setting, SweepConfig, expand, groups
-from jarm.runs.runner import Program, Runner, default_jobs, judge, out_of_memory
+from jarm.runs.programs import Program, default_jobs, out_of_memory
+from jarm.runs.runner import Runner, judge
 
 T = TypeVar("T")
 TOGETHER = 64

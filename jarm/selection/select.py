@@ -28,7 +28,9 @@ from jarm.selection.arguments import (
     whole,
 )
 from jarm.selection.candidates import Candidates, codes_of, find_candidates, is_among
-from jarm.selection.explain import Batch, Certificate, Report, Swaps, counted, reasons, replay, weights_of, whitener
+from jarm.selection.explain import counted, reasons
+from jarm.selection.replay import replay, weights_of, whitener
+from jarm.selection.result import Batch, Certificate, Report, Swaps
 
 PRIOR = 0.1
 """c of the prior that stands in where none is given."""

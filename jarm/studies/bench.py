@@ -19,10 +19,10 @@ import numpy as np
 from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import Belief, HParams, JarmError, PairSpace, Status
-from jarm.data.readers import replace_text
+from jarm.core.files import plain, replace_text
 from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import KINDS, pair_space, subset
-from jarm.runs.records import plain, provenance
+from jarm.runs.records import provenance
 from jarm.studies.peers import PEERS, Peer, installed
 
 WIDTH = 10

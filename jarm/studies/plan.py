@@ -12,9 +12,11 @@ import jax
 import numpy as np
 
 from jarm.core.base import JarmError
+from jarm.core.messages import clock, readable
 from jarm.runs.grid import SweepConfig
 from jarm.runs.jobs import Call, Job, Programs, make_programs, read_jobs, run_call
-from jarm.runs.runner import free_bytes, program_bytes, readable, side_by_side
+from jarm.runs.programs import free_bytes, program_bytes
+from jarm.runs.runner import side_by_side
 
 FIGURE, LINE = 32 << 20, 8 << 10
 """Bytes of what comes after the runs: a figure, and for the summary each line of the records, 4 to 5 KiB in Python."""
@@ -174,13 +176,6 @@ def plan_text(plan: Plan) -> str:
     if plan.free_bytes is not None:
         text.append(f"{readable(plan.free_bytes)} are free")
     return "\n".join(text)
-
-
-def clock(seconds: float) -> str:
-    """A duration, for print."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} minutes" if seconds < 7200 else f"{seconds / 3600:.1f} hours"
 
 
 def _words(job: Job) -> str:

@@ -7,15 +7,10 @@ not touched: runs share nothing but their program.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import json
 import pathlib
-import re
-import shutil
 import sys
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -23,17 +18,16 @@ from tqdm import tqdm
 
 from jarm.acquisition.registry import source_of
 from jarm.core.base import JarmError
-from jarm.core.distributed import agreed, in_step, long_step
-from jarm.data.readers import claim, replace_text
+from jarm.core.distributed import agreed, in_step
 from jarm.evaluation.metrics import reference_lines
 from jarm.report.curves import by_rule
 from jarm.report.figures import axis_curves, require_matplotlib
 from jarm.report.summary import write_sweep_summary
+from jarm.runs.config import FREE, SOURCE
 from jarm.runs.grid import OPTIONS, SweepConfig, expand
 from jarm.runs.jobs import Call, Job, calls_of, make_programs, read_jobs, run_call, share_of
-from jarm.runs.records import RecordFolder, fingerprint, provenance
+from jarm.runs.records import GROWING, RecordFolder, _shared_folder, _write_progress, fingerprint, provenance
 from jarm.runs.runner import side_by_side
-from jarm.studies.compare import FREE, SOURCE
 
 
 def sweep(config: SweepConfig) -> dict[str, Any]:
@@ -136,10 +130,6 @@ def _finish(
     return summary
 
 
-GROWING = ("named", "tables")
-"""Settings of the folder to which a value more of an axis adds."""
-
-
 def _settings(config: SweepConfig, jobs: list[Job]) -> dict[str, Any]:
     """What a record depends on beside its place in the grid.
 
@@ -182,53 +172,6 @@ def _axes_that_set(config: SweepConfig, options: set[str]) -> list[str]:
     ]
 
 
-@contextlib.contextmanager
-def _shared_folder(
-    path: pathlib.Path, settings: dict[str, Any], rounds: int, axes: tuple[str, ...]
-) -> Iterator[RecordFolder]:
-    """The folder that this process appends to: the first one's is the sweep's, the others' lie in it meanwhile."""
-    process, working = jax.process_index(), path / ".working"
-    with contextlib.ExitStack() as stack:
-        with in_step():
-            if process == 0:
-                folder = stack.enter_context(RecordFolder(path, settings, rounds, axes, GROWING))
-                _gather(folder)
-                if working.exists():  # of a sweep that was killed
-                    shutil.rmtree(working)
-        with in_step():
-            if process:
-                own = path / f"process-{process}"
-                folder = stack.enter_context(RecordFolder(own, settings, rounds, axes, GROWING))
-                records = path / "records.jsonl"
-                lines = records.read_text().splitlines() if records.exists() else []
-                folder.done |= {folder.run_of(json.loads(line)) for line in lines}
-        with long_step(working):
-            yield folder
-            if process:
-                folder.close()
-        with in_step():
-            if process == 0:
-                shutil.rmtree(working, ignore_errors=True)
-                _gather(folder)
-
-
-def _gather(folder: RecordFolder) -> None:
-    """Take over what other processes wrote, and remove their folders."""
-    for path in _process_folders(folder.path):
-        with RecordFolder(path, folder.settings, folder.rounds, folder.axes, folder.growing) as other:
-            new = [line for line in other.read() if folder.run_of(line) not in folder.done]
-            if new:
-                folder.append(new)
-            folder.done |= other.done
-        # First what says that there are records, so that a folder of which a kill left a part is no riddle.
-        (path / "records.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(path)
-
-
-def _process_folders(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(each for each in path.glob("process-*") if re.fullmatch(r"process-\d+", each.name) and each.is_dir())
-
-
 def _append_references(folder: RecordFolder, config: SweepConfig, jobs: list[Job], common: dict[str, Any]) -> None:
     """What needs no reward model, once for each table and way to judge, with the axes that choose them."""
     known = {folder.run_of(line) for line in folder.read() if line["kind"] == "reference"}
@@ -246,64 +189,3 @@ def _append_references(folder: RecordFolder, config: SweepConfig, jobs: list[Job
             for name, values in reference_lines(job.benchmark.test, **job.judged).items()
         ]
         folder.append([line for line in lines if folder.run_of(line) not in known])
-
-
-def _write_progress(out: pathlib.Path, progress: dict[str, Any]) -> None:
-    """What `jarm sweep status` reads beside the records."""
-    try:
-        replace_text(out / "progress.json", json.dumps(progress) + "\n")
-    except OSError as error:
-        raise JarmError(f"Cannot write to {out} ({error}): make room, and give the same command.") from error
-
-
-def sweep_status(out: pathlib.Path) -> dict[str, Any]:
-    """How far the sweep of a folder is; nothing in it is touched.
-
-    Returns:
-      `runs` in all; `done`, of which `failed`, and the sentence of each kind of failure with its count; `running`.
-
-    Raises:
-      JarmError: the folder holds no sweep.
-    """
-    try:
-        total = json.loads((out / "progress.json").read_text())["runs"]
-        axes = json.loads((out / "config.json").read_text())["axes"]
-    except (OSError, ValueError, KeyError) as error:
-        raise JarmError(f"{out} holds no sweep ({error}): give the `out` of one that was started.") from None
-    lines, failures = dict[tuple[Any, ...], int](), dict[str, int]()
-    for path in (out, *_process_folders(out)):
-        records = path / "records.jsonl"
-        for number, text in enumerate(_whole_lines(records), 1):
-            try:
-                line = json.loads(text)
-            except ValueError:
-                raise JarmError(
-                    f"Line {number} of {records} is not a record: remove that line, and its run is made again."
-                ) from None
-            run = line["rule"], line.get("seed"), *(line.get(axis) for axis in axes)
-            if line["kind"] == "failed" and run not in lines:
-                failures[line["message"]] = failures.get(line["message"], 0) + 1
-                lines[run] = 0
-            if line["kind"] == "run":  # how many are left of it
-                lines[run] = lines.get(run, line["rounds"] + 1) - 1
-    try:
-        claim(out).close()
-        running = False
-    except JarmError:
-        running = True
-    failed = sum(failures.values())
-    return {
-        "runs": total,
-        "done": sum(left <= 0 for left in lines.values()),
-        "failed": failed,
-        "failures": failures,
-        "running": running,
-    }
-
-
-def _whole_lines(path: pathlib.Path) -> list[bytes]:
-    """Those that are written to their end; none of a file that is not there, or not there any more."""
-    try:
-        return path.read_bytes().split(b"\n")[:-1]
-    except FileNotFoundError:
-        return []

@@ -12,8 +12,9 @@ from jarm.acquisition import coreset, diversity, optimal_design
 from jarm.acquisition.diversity import candidates, make_points
 from jarm.core.base import Status
 from jarm.design.spaces import listed_space
-from jarm.testing.conformance import BATCH, SPACES, check_batch, make_case, quick_jit
+from jarm.testing.conformance import BATCH, SPACES, check_batch, make_case
 from jarm.testing.references import differences64, information64, list_pairs, weights64
+from jarm.testing.tracing import quick_jit
 
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 

@@ -13,8 +13,9 @@ from jarm.acquisition import duels, intervals
 from jarm.acquisition.registry import get_rule
 from jarm.core.base import Belief, HParams, Status
 from jarm.design.spaces import pair_space
-from jarm.testing.conformance import call_rule, check_batch, make_case, quick_jit
+from jarm.testing.conformance import call_rule, check_batch, make_case
 from jarm.testing.references import list_pairs
+from jarm.testing.tracing import quick_jit
 
 MANY = 20  # several turns of each prompt
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))

@@ -18,8 +18,9 @@ from jarm.acquisition.stochastic import mixed, pair_noise
 from jarm.acquisition.uncertainty import max_diff
 from jarm.core.base import Status
 from jarm.design.spaces import listed_space, sample_pairs, subset
-from jarm.testing.conformance import BATCH, check_batch, make_case, quick_jit
+from jarm.testing.conformance import BATCH, check_batch, make_case
 from jarm.testing.references import information64, list_pairs, weights64
+from jarm.testing.tracing import quick_jit
 
 jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 

@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
+from jarm.core import files as core_files
 from jarm.core.base import Benchmark, JarmError, ResponseTable
 from jarm.data import readers, standardise, tables
 from jarm.data.datasets import load, load_published, load_table, split_by
@@ -183,7 +184,7 @@ def test_blocks_find_what_the_whole_would(rows, width, bad, scan):
     for row in expected:
         array[row, row % width] = np.inf if row % 2 else np.nan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "_SCAN", scan)
+        patch.setattr(readers, "_SCAN", scan)
         assert list(readers.nonfinite_rows(array)) == expected
 
 
@@ -195,8 +196,8 @@ def test_fingerprint_of_small_and_large_files(tmp_path, monkeypatch):
     path.write_bytes(bytes(999) + b"1")
     assert readers.fingerprint(path) != first
 
-    monkeypatch.setattr(files, "WHOLE", 0)
-    monkeypatch.setattr(files, "_BLOCK", 8)
+    monkeypatch.setattr(core_files, "WHOLE", 0)
+    monkeypatch.setattr(core_files, "_BLOCK", 8)
     seen = {readers.fingerprint(path)}
     for change in (bytes(998) + b"11", b"1" + bytes(998) + b"1", bytes(1000)):
         path.write_bytes(change)

@@ -14,8 +14,9 @@ from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, a_optimal
 from jarm.design.greedy import greedy
 from jarm.design.spaces import listed_space, pair_space
 from jarm.design.top import random_pairs
-from jarm.testing.conformance import SPACES, check_batch, count_compilations, quick_jit
+from jarm.testing.conformance import SPACES, check_batch
 from jarm.testing.references import best_subset64, differences64, list_pairs, log_det64, weights64
+from jarm.testing.tracing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, F = 5, 4, 4
 SIZE = PROMPTS * WIDTH

@@ -13,7 +13,6 @@ from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, a_optimal
 from jarm.design.exchange import exchange
 from jarm.design.spaces import listed_space, pair_space
 from jarm.design.top import random_pairs
-from jarm.testing.conformance import count_compilations, quick_jit
 from jarm.testing.references import (
     best_subset64,
     differences64,
@@ -23,6 +22,7 @@ from jarm.testing.references import (
     log_det64,
     weights64,
 )
+from jarm.testing.tracing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 5
 SIZE = PROMPTS * WIDTH

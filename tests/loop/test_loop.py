@@ -10,13 +10,12 @@ from jarm.core.base import HParams, JarmError, ResponseTable, Status
 from jarm.design.spaces import pair_space, subset
 from jarm.design.top import top_pairs
 from jarm.evaluation.annotators import AnnotatorConfig, annotate
-from jarm.loop.device_table import make_pool
-from jarm.loop.loop import LoopConfig, make_loop
-from jarm.loop.prepare import check_budget, make_hparams, prepare
-from jarm.reward.fit import FitConfig
-from jarm.reward.heads import HeadConfig
-from jarm.testing.conformance import count_compilations, count_traces
-from jarm.testing.conformance import quick_jit as jit
+from jarm.loop.config import LoopConfig
+from jarm.loop.device_table import check_budget, make_hparams, make_pool, prepare
+from jarm.loop.loop import make_loop
+from jarm.reward.config import FitConfig, HeadConfig
+from jarm.testing.tracing import count_compilations, count_traces
+from jarm.testing.tracing import quick_jit as jit
 
 PROMPTS, WIDTH, D = 9, 4, 5
 LINEAR = HeadConfig(())

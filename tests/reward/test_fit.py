@@ -9,8 +9,9 @@ import pytest
 import scipy.optimize
 
 from jarm.core.base import HParams, JarmError, Labelled, Status
-from jarm.reward import sizes
-from jarm.reward.fit import FitConfig, make_fit
+from jarm.reward import training
+from jarm.reward.config import FitConfig
+from jarm.reward.fit import make_fit
 from jarm.reward.heads import linear_head, mlp_head
 from jarm.reward.losses import classification
 
@@ -130,7 +131,7 @@ CASES = [problem(n=n, capacity=103, responses=400) for n in (1, 40, 103)]
 def test_small_sizes_are_branched_to_without_a_trace_of_it(config, monkeypatch):
     fit = make_fit(SMALL, config)
     branching = [fit(jax.random.key(0), HPARAMS, e, pairs) for e, pairs, _ in CASES]
-    monkeypatch.setattr(sizes, "SIZES", 1)
+    monkeypatch.setattr(training, "SIZES", 1)
     fit = make_fit(SMALL, config)
     for (e, pairs, _), found in zip(CASES, branching, strict=True):
         chex.assert_trees_all_close(found, fit(jax.random.key(0), HPARAMS, e, pairs), rtol=1e-3, atol=1e-5)

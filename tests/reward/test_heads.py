@@ -6,7 +6,8 @@ import pytest
 from scipy.special import erf
 
 from jarm.core.base import JarmError
-from jarm.reward.heads import ACTIVATIONS, HeadConfig, linear_head, mlp_head
+from jarm.reward.config import HeadConfig
+from jarm.reward.heads import ACTIVATIONS, linear_head, mlp_head
 
 
 def test_mlp_follows_its_formula(key):

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jarm import JarmError
-from jarm.runs.records import RecordFolder, fingerprint, plain, provenance
+from jarm.core.files import plain
+from jarm.runs.records import RecordFolder, fingerprint, provenance
 
 ROUNDS = 2
 

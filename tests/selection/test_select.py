@@ -15,10 +15,10 @@ from jarm.design.bound import design_bound
 from jarm.design.exchange import exchange
 from jarm.design.fisher import space_information
 from jarm.design.greedy import GreedyInfo, greedy
-from jarm.selection import candidates, explain
+from jarm.selection import candidates, result
 from jarm.selection import select as module
 from jarm.selection.arguments import whole
-from jarm.testing.conformance import count_compilations, quick_jit
+from jarm.testing.tracing import count_compilations, quick_jit
 
 QUICK = {
     "_greedy": quick_jit(greedy, static_argnames=("k",)),
@@ -575,7 +575,7 @@ def test_no_batch_is_above_the_bound_and_swaps_only_help():
 
 
 def test_a_batch_prints_and_goes_into_json(monkeypatch):
-    monkeypatch.setattr(explain, "_SHOWN", 4)
+    monkeypatch.setattr(result, "_SHOWN", 4)
     features, rewards, prompts, rng = problem(12)
     named = [f"a rather long name of a prompt\n, number {p}" for p in prompts]
     options = {"costs": rng.uniform(1, 2, len(LISTED)), "per_prompt": 3, "per_response": 2, "similarity": 0.97}

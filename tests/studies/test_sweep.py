@@ -17,18 +17,20 @@ import numpy as np
 import pytest
 from test_compare import SMALL, in_order, lines
 
-from jarm import JarmError, SweepConfig, compare, plan, programs, runner, sweep
+from jarm import JarmError, SweepConfig, compare, plan, sweep
 from jarm.cli import main
-from jarm.data.readers import claim
+from jarm.core.files import claim
 from jarm.loop.device_table import make_pool
 from jarm.report.figures import axis_curves
 from jarm.report.summary import write_sweep_summary
+from jarm.runs import jobs as jobs_module
+from jarm.runs import programs, records, runner
 from jarm.runs.jobs import make_programs, read_jobs, share_of
+from jarm.runs.records import sweep_status
 from jarm.studies import plan as plan_module
 from jarm.studies import sweep as sweep_module
 from jarm.studies.plan import plan_text
-from jarm.studies.sweep import sweep_status
-from jarm.testing.conformance import count_compilations
+from jarm.testing.tracing import count_compilations
 
 pytestmark = pytest.mark.usefixtures("keep_compiled")
 
@@ -262,7 +264,7 @@ def settings_of(grid, tmp_path, **changes):
 
 def test_what_a_name_or_a_table_stands_for_may_not_change_but_grow(tmp_path):
     """Records have a name and not what it stands for: the folder knows."""
-    folder = lambda settings: sweep_module.RecordFolder(tmp_path / "f", settings, 2, (), sweep_module.GROWING)  # noqa: E731
+    folder = lambda settings: records.RecordFolder(tmp_path / "f", settings, 2, (), records.GROWING)  # noqa: E731
     sizes = [{"name": "one", "batch": 5}, {"name": "two", "batch": 6, "rounds": 3}]
     first = settings_of({"size": sizes, "data": ["synthetic"]}, tmp_path)
     with folder(first) as opened:
@@ -403,7 +405,7 @@ def test_a_sweep_of_nothing_but_failures_says_so(tmp_path, capsys):
 
 def limited(monkeypatch, most):
     """A device that runs `most` points at a time."""
-    compiled = runner.Program.compiled
+    compiled = programs.Program.compiled
 
     class Tight(jax.stages.Compiled):
         __slots__ = ("whole",)
@@ -420,7 +422,7 @@ def limited(monkeypatch, most):
         whole, capacity = compiled(self, pool)
         return Tight(whole), capacity
 
-    monkeypatch.setattr(runner.Program, "compiled", tight)
+    monkeypatch.setattr(programs.Program, "compiled", tight)
 
 
 def close(folder, other, axis):
@@ -434,8 +436,8 @@ def close(folder, other, axis):
 
 def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
     """Also where some had not begun; a program that is asked for is one that fits."""
-    monkeypatch.setattr(runner.Program, "_function", lambda self: jax.jit(lambda *arguments: arguments[0]))
-    program, (job,) = runner.Program(SMALL.loop(), 8), read_jobs(small(pathlib.Path("out"), {}))
+    monkeypatch.setattr(programs.Program, "_function", lambda self: jax.jit(lambda *arguments: arguments[0]))
+    program, (job,) = programs.Program(SMALL.loop(), 8), read_jobs(small(pathlib.Path("out"), {}))
     pool, _ = make_pool(job.benchmark.train, job.group.loop.annotator)
     barrier = threading.Barrier(6, timeout=60)
 
@@ -472,13 +474,13 @@ def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
 @pytest.mark.slow
 def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finished, tmp_path, monkeypatch, capsys):
     size = {}
-    measure = runner.program_bytes
+    measure = programs.program_bytes
 
     def program_bytes(compiled):
         return size.setdefault(len(size), measure(compiled))
 
-    monkeypatch.setattr(runner, "program_bytes", program_bytes)
-    monkeypatch.setattr(runner, "free_bytes", lambda: max(size.values()) - 1)
+    monkeypatch.setattr(programs, "program_bytes", program_bytes)
+    monkeypatch.setattr(programs, "free_bytes", lambda: max(size.values()) - 1)
     sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, together=2))
     assert len(size) == 2
     assert size[1] < size[0]
@@ -500,11 +502,11 @@ def test_memory_may_run_out_while_compiling_or_for_the_table(tmp_path, monkeypat
 
     config = small(tmp_path, {"noise": NOISE}, together=4)
     with monkeypatch.context() as patch:
-        patch.setattr(runner.Program, "_function", full)
+        patch.setattr(programs.Program, "_function", full)
         with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory .*while it was compiled"):
             sweep(config)
     assert "2 runs at a time instead of 4" in capsys.readouterr().err
-    monkeypatch.setattr(programs, "make_pool", full)
+    monkeypatch.setattr(jobs_module, "make_pool", full)
     with pytest.raises(JarmError, match=r"In the setting noise=0.5: the training table does not fit into memory"):
         sweep(config)
 

@@ -1,0 +1,59 @@
+"""The shape of a run: everything that decides what is compiled."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jarm.core.base import JarmError, Rule
+from jarm.design.spaces import KINDS
+from jarm.evaluation.annotators import AnnotatorConfig
+from jarm.reward.config import FitConfig, HeadConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """The shape of a run: everything that decides what is compiled.
+
+    Attributes:
+      rules: acquisition rules that may run, by name or as functions; which of them does is a traced index, so that
+        all are compiled together and the rest of the loop once.
+      pairs: kind of the pair space: `within`, `cross` or `all`.
+      rounds: T, batches bought after the initial one.
+      batch: B, pairs bought a round.
+      initial: random pairs labelled before the first round.
+      prompts: prompts drawn afresh each round to form the space, or None for all of them.
+      pool: pairs drawn from the space each round as candidates, or None for every pair of it.
+      head: the reward head.
+      fit: how it is fitted.
+      annotator: who answers.
+      warm_start: whether a round's fit starts from the last round's parameters.
+    """
+
+    rules: tuple[str | Rule, ...] = ("greedy_dopt",)
+    pairs: str = "within"
+    rounds: int = 8
+    batch: int = 50
+    initial: int = 50
+    prompts: int | None = None
+    pool: int | None = None
+    head: HeadConfig = HeadConfig()
+    fit: FitConfig = FitConfig()
+    annotator: AnnotatorConfig = AnnotatorConfig()
+    warm_start: bool = False
+
+    def __post_init__(self) -> None:
+        if self.pairs not in KINDS:
+            raise JarmError(f"There is no pair space {self.pairs!r}: choose from {', '.join(KINDS)}.")
+        for name, least in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("pool", 1)):
+            value = getattr(self, name)
+            if value is not None and value < least:
+                raise JarmError(f"`{name}` is {value}, and must be at least {least}.")
+        if self.pool is not None and self.pool < self.batch:
+            raise JarmError(
+                f"A pool of {self.pool} pairs cannot fill a batch of {self.batch}: draw a larger pool or buy fewer."
+            )
+
+    @property
+    def budget(self) -> int:
+        """Labels bought in all, the initial ones included."""
+        return self.initial + self.rounds * self.batch

@@ -1,0 +1,208 @@
+"""Records that `jarm.select` returns, and how they print."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Hashable
+from typing import Any
+
+import numpy as np
+
+_SHOWN = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Reason:
+    """Why a pair was chosen. A0 is the information that the batch starts from: prior and labelled pairs.
+
+    Attributes:
+      first, second: the pair, as in `Batch.pairs`.
+      prompts: its prompt, or both; empty where no prompts were given.
+      gain: what it added when it was chosen, in the units of the criterion, not divided by its cost.
+      cost: what it costs, or None.
+      margin: m = reward of the first less reward of the second.
+      margin_sd: sqrt(x^T A0^-1 x), x the difference of features.
+      p: sigmoid(m), the probability that the first is preferred.
+      p_sd: p (1 - p) margin_sd, the delta method.
+      p_low, p_high: sigmoid(m -+ 1.96 margin_sd).
+      nearest: which of `past` asks most nearly the same (its row), or None without labelled pairs.
+      cosine: |x^T A0^-1 x'| / (margin_sd margin_sd') with that pair: how far an error of one margin is an error of the
+        other; 1 for the same question.
+    """
+
+    first: int
+    second: int
+    prompts: tuple[Hashable, ...]
+    gain: float
+    cost: float | None
+    margin: float
+    margin_sd: float
+    p: float
+    p_sd: float
+    p_low: float
+    p_high: float
+    nearest: int | None
+    cosine: float | None
+
+
+@dataclasses.dataclass(frozen=True)
+class Certificate:
+    """How exact the greedy choices are. docs/selection.md says what that proves and what not.
+
+    Attributes:
+      gap: the most, relative to its own gain, that any choice is shown to have fallen short of a pair outside the
+        shortlist at the time, or of a pair that was chosen after it. Gains in float64, for what they cost.
+      uncovered: choices for which there is no bound on the pairs outside: each was the best of a pass over every pair
+        in float32, and nothing more is shown of it.
+      passes: full passes over the space.
+    """
+
+    gap: float
+    uncovered: int
+    passes: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Swaps:
+    """What exchange did to a greedy batch.
+
+    Attributes:
+      made: pairs swapped, in so many full `passes` over the space.
+      gained: nats of log det.
+      optimal: whether it is shown that no swap of one pair gains more than 1e-4 nats.
+    """
+
+    made: int
+    passes: int
+    gained: float
+    optimal: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What a batch amounts to, in float64 from the features as they were given.
+
+    Attributes:
+      criterion: its name, and `space` likewise.
+      held: pairs that could be chosen.
+      log_det_before, log_det_after: of the information A, in nats, without and with the batch.
+      upper: no batch of so many pairs of the space has a larger log det, in nats; None where it was not asked for.
+      efficiency: D-efficiency exp((log_det_after - upper) / F): the share of labels with which the best batch could do
+        as well, at least; or None.
+      certificate: how exact the greedy choices are; None where swaps have changed them.
+      swaps: what was swapped, or None.
+      per_prompt: prompt -> pairs of the batch with a response of it, most first; empty without prompts.
+      per_response: response -> pairs of the batch with it, most first.
+      cost: of the whole batch, or None.
+      status: in words; "Complete." where there are as many pairs as were asked for.
+    """
+
+    criterion: str
+    space: str
+    held: int
+    log_det_before: float
+    log_det_after: float
+    upper: float | None
+    efficiency: float | None
+    certificate: Certificate | None
+    swaps: Swaps | None
+    per_prompt: dict[Hashable, int]
+    per_response: dict[int, int]
+    cost: float | None
+    status: str
+
+
+@dataclasses.dataclass(frozen=True, repr=False)
+class Batch:
+    """Pairs to label, in the order of choice; `print` shows them.
+
+    Attributes:
+      pairs: `[k, 2]` int64, indices of responses as the caller numbers them, smaller first.
+      gains: `[k]` float64, what each added when it was chosen: nats of log det (`d`), or the fall of what the criterion
+        measures.
+      why: for each pair why.
+      report: what the batch amounts to.
+    """
+
+    pairs: np.ndarray
+    gains: np.ndarray
+    why: tuple[Reason, ...]
+    report: Report
+
+    def to_rows(self) -> list[dict[str, Any]]:
+        """A dictionary for each pair, of what JSON knows (prompts that are strings or numbers stay what they are)."""
+        return [
+            {"rank": rank, **vars(reason), "prompts": [_plain(name) for name in reason.prompts]}
+            for rank, reason in enumerate(self.why, start=1)
+        ]
+
+    def __repr__(self) -> str:
+        return _table(self)
+
+
+def _plain(name: Any) -> Any:
+    return name.item() if isinstance(name, np.generic) else name
+
+
+def _table(batch: Batch) -> str:
+    """The first rows, then a summary; within 100 columns but for the names of prompts."""
+    report = batch.report
+    head = ["", "first", "second", "gain", "p", "95 %"]
+    head += ["cost"] if report.cost is not None else []
+    head += ["nearest label"] if any(reason.nearest is not None for reason in batch.why) else []
+    head += ["prompt"] if report.per_prompt else []
+    rows = [head]
+    for rank, reason in enumerate(batch.why[:_SHOWN], start=1):
+        row = [str(rank), str(reason.first), str(reason.second), f"{reason.gain:.3g}", f"{reason.p:.2f}"]
+        row.append(f"{reason.p_low:.2f} to {reason.p_high:.2f}")
+        row += [f"{reason.cost:.3g}"] if reason.cost is not None else []
+        row += [f"{reason.nearest} ({reason.cosine:.2f})"] if reason.nearest is not None else []
+        row += [" | ".join(_short(str(name)) for name in reason.prompts)] if report.per_prompt else []
+        rows.append(row)
+    widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
+    left = head.index("prompt") if report.per_prompt else len(head)
+    lines = [
+        "  ".join(
+            cell.ljust(width) if place == left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+    if len(batch.why) > _SHOWN:
+        lines.append(f"... and {len(batch.why) - _SHOWN:,} more")
+    return "\n".join([*lines, *_summary(batch)])
+
+
+def _short(name: str) -> str:
+    name = name.replace("\n", " ")
+    return name if len(name) <= 20 else name[:17] + "..."
+
+
+def _pairs(count: int) -> str:
+    return f"{count:,} pair{'s' if count > 1 else ''}"
+
+
+def _summary(batch: Batch) -> list[str]:
+    report, certificate = batch.report, batch.report.certificate
+    grown = report.log_det_after - report.log_det_before
+    lines = [
+        f"{len(batch.pairs):,} of {report.held:,} pairs ({report.space}), criterion {report.criterion}: log det "
+        f"{report.log_det_before:.2f} to {report.log_det_after:.2f} ({grown:+.2f} nats)."
+    ]
+    if report.efficiency is not None:
+        lines.append(f"No batch has more than {report.upper:.2f}: D-efficiency at least {report.efficiency:.1%}.")
+    if certificate is not None:
+        exact = f"Greedy choices certified to a relative gap of {certificate.gap:.1e}"
+        if certificate.uncovered:
+            exact += f", {certificate.uncovered:,} of them only as the best of a pass in float32"
+        lines.append(f"{exact}; {certificate.passes:,} pass{'es' if certificate.passes > 1 else ''} over every pair.")
+    if report.swaps is not None:
+        best = "; no swap of one pair gains more" if report.swaps.optimal else ""
+        lines.append(f"{report.swaps.made:,} swaps gained {report.swaps.gained:.3g} nats{best}.")
+    response, times = next(iter(report.per_response.items()))
+    used = f"{len(report.per_response):,} responses, at most {_pairs(times)} with one ({response})"
+    if report.per_prompt:
+        prompt, often = next(iter(report.per_prompt.items()))
+        used = f"{len(report.per_prompt):,} prompts, at most {_pairs(often)} with one ({_short(str(prompt))}); " + used
+    lines.append(used + (f"; cost {report.cost:.6g}." if report.cost is not None else "."))
+    return lines if report.status == "Complete." else [*lines, report.status]
