@@ -53,22 +53,22 @@ def main() -> None:
     from jarm.design.spaces import pair_space, sample_pairs
     from jarm.evaluation.annotators import AnnotatorConfig, annotate
     from jarm.evaluation.metrics import evaluate, reference_lines
-    from jarm.loop.device_table import make_pool
+    from jarm.loop.device_table import make_device_table
     from jarm.reward.config import FitConfig, HeadConfig
     from jarm.reward.fit import make_fit
 
     table = {"embeddings": options.embeddings, "target": options.target} if options.embeddings else {}
     train, test = load(options.data, **table, standardise=not options.raw)
     annotator = AnnotatorConfig()
-    pool, scale = make_pool(train, annotator)
-    rows, gold = pool.embeddings.reshape(-1, pool.embeddings.shape[2]), pool.gold.reshape(-1)
-    space = pair_space("within", pool.mask.shape[1], pool.mask.reshape(-1))
+    device_table, scale = make_device_table(train, annotator)
+    rows, gold = device_table.embeddings.reshape(-1, device_table.embeddings.shape[2]), device_table.gold.reshape(-1)
+    space = pair_space("within", device_table.mask.shape[1], device_table.mask.reshape(-1))
 
     @functools.partial(jax.jit, static_argnames="n")
     def bought(key: jax.Array, n: int) -> Labelled:
         key_pairs, key_answers = jax.random.split(key)
         pairs, valid = sample_pairs(key_pairs, space, n)
-        answers, _ = annotate(key_answers, annotator, jnp.float32(2.0), pairs, gold, pool.lengths.reshape(-1))
+        answers, _ = annotate(key_answers, annotator, jnp.float32(2.0), pairs, gold, device_table.lengths.reshape(-1))
         return Labelled(pairs[:, 0], pairs[:, 1], answers, jnp.ones(n), valid)
 
     def judge(name: str, n: int, nll: list[float], spearman: list[float], steps: list[int]) -> None:

@@ -53,7 +53,7 @@ def greedy_of(k: int) -> Any:
 
 
 def batches(features: Any, rewards: Any, k: int, seed: int) -> dict[str, Any]:
-    """Places `[k]` in the list of the pairs that each way buys."""
+    """Places `[k]` in the list of the pairs that each way selects."""
     import jax.numpy as jnp
     import numpy as np
     import torch
@@ -81,7 +81,7 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
     """Spearman of rules on built-in data whose training responses are there `copies` times."""
     import numpy as np
 
-    from jarm import Benchmark, CompareConfig, evaluate, prepare, synthetic
+    from jarm import CompareConfig, TrainTest, evaluate, prepare, synthetic
     from jarm.runs.programs import Program
     from jarm.runs.runner import Runner
 
@@ -97,10 +97,10 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
         rows=np.arange(prompts * responses).reshape(prompts, responses),
         mask=np.repeat(train.mask, copies, axis=1),
         gold=np.repeat(train.gold, copies, axis=1),
-        rulers={},
+        attributes={},
     )
-    loop = CompareConfig(pool=0).loop()
-    data, hparams, scale = prepare(loop, Benchmark(train=train, test=benchmark.test).train)
+    loop = CompareConfig(candidates=0).loop()
+    data, hparams, scale = prepare(loop, TrainTest(train=train, test=benchmark.test).train)
     runner, head = Runner(Program(loop), data), loop.head.head()
     curves: dict[str, list[float]] = {"random": [], "dopt": [], "greedy_dopt": []}
     for seed in range(seeds):

@@ -132,10 +132,10 @@ def problem(work: Workload) -> tuple[Any, Any]:
         features=jnp.asarray(features),
         rewards=jnp.asarray(members.mean(axis=1)),
         member_rewards=jnp.asarray(members.T),
-        past=pair_information(jnp.asarray(known[:, 0]), jnp.asarray(known[:, 1]), weight),
-        labels=jnp.int32(work.labels),
-        known=jnp.asarray(known),
-        known_rewards=jnp.asarray(known_rewards),
+        labelled_information=pair_information(jnp.asarray(known[:, 0]), jnp.asarray(known[:, 1]), weight),
+        num_labelled=jnp.int32(work.labels),
+        labelled_features=jnp.asarray(known),
+        labelled_rewards=jnp.asarray(known_rewards),
     )
     alive = jnp.ones(size, bool)
     if work.prompts:
@@ -162,8 +162,8 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
             pairs, first, second, margin = ends_of(belief, space)
             first, second, margin = torch.from_numpy(first), torch.from_numpy(second), torch.from_numpy(margin)
             known, known_rewards = (
-                torch.from_numpy(np.array(belief.known)),
-                torch.from_numpy(np.array(belief.known_rewards)),
+                torch.from_numpy(np.array(belief.labelled_features)),
+                torch.from_numpy(np.array(belief.labelled_rewards)),
             )
             options = {} if rule is baselines.closed_form_dopt else {"chunk": chunk}
 
@@ -182,11 +182,11 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
 
     def rank_one(belief: Any, space: Any, k: int) -> Callable[[], Any]:
         pairs, first, second, margin = ends_of(belief, space)
-        past, labels = np.asarray(belief.past), len(belief.known)
+        past, labels = np.asarray(belief.labelled_information), len(belief.labelled_features)
 
         def run() -> Any:
             x, v = first - second, referee.fisher_weight(margin)
-            prior = past + HParams().prior * (labels + k) / len(x) * (x.T @ (v[:, None] * x))
+            prior = past + HParams().prior_weight * (labels + k) / len(x) * (x.T @ (v[:, None] * x))
             return pairs[referee.rank_one_greedy(x, v, prior, k)[0]]
 
         return run
@@ -196,11 +196,11 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
 
         from jarm.acquisition.optimal_design import prior_information
 
-        return np.asarray(jax.jit(prior_information, static_argnums=2)(belief, space, k, HParams()))
+        return np.asarray(jax.jit(prior_information, static_argnums=3)(HParams(), belief, space, k))
 
     def row_by_row(belief: Any, space: Any, k: int) -> Callable[[], Any]:
         pairs, first, second, _ = ends_of(belief, space)
-        inverse = np.linalg.inv(np.asarray(belief.past) + np.eye(first.shape[1], dtype=np.float32))
+        inverse = np.linalg.inv(np.asarray(belief.labelled_information) + np.eye(first.shape[1], dtype=np.float32))
 
         def run() -> Any:
             x = first - second
@@ -276,7 +276,7 @@ def ours(work: Workload, belief: Any, space: Any) -> timing.Side:
     from jarm.design.top import top_pairs
 
     if work.rule == METRIC:
-        whiten, _ = inverse_factor(belief.past + np.eye(work.width, dtype=np.float32))
+        whiten, _ = inverse_factor(belief.labelled_information + np.eye(work.width, dtype=np.float32))
 
         def metric(whiten: Any, belief: Any, space: Any) -> Any:
             return top_pairs(lambda _, q: q, belief.rewards, belief.features, space, work.k, whiten=whiten)
@@ -285,10 +285,10 @@ def ours(work: Workload, belief: Any, space: Any) -> timing.Side:
 
     def run(key: Any, belief: Any, space: Any) -> Any:
         if work.rule == "pa_dopt":  # the peer sums what the labelled pairs tell, too
-            weight = fisher_weight(belief.known_rewards[:, 0] - belief.known_rewards[:, 1])
-            past = pair_information(belief.known[:, 0], belief.known[:, 1], weight)
-            belief = dataclasses.replace(belief, past=past)
-        return get_rule(work.rule)(key, belief, space, work.k, HParams())
+            weight = fisher_weight(belief.labelled_rewards[:, 0] - belief.labelled_rewards[:, 1])
+            past = pair_information(belief.labelled_features[:, 0], belief.labelled_features[:, 1], weight)
+            belief = dataclasses.replace(belief, labelled_information=past)
+        return get_rule(work.rule)(key, HParams(), belief, space, work.k)
 
     return timing.jax_side(f"jarm: {work.rule}", run, jax.random.key(0), belief, space)
 

@@ -26,7 +26,7 @@ BASE = {
     "test_responses": 20,
     "rounds": 4,
     "batch": 50,
-    "pool": 5000,
+    "candidates": 5000,
     "members": 4,
     "head": 64,
 }
@@ -34,7 +34,7 @@ VARIED = {
     "width": (64, 1024, 2048),
     "rounds": (2, 8),
     "batch": (25, 200),
-    "pool": (1000, 20000),
+    "candidates": (1000, 20000),
     "members": (1, 8),
     "head": (16, 128),
     "test": (500,),
@@ -102,12 +102,12 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
         return ResponseTable(store, rows, np.ones((prompts, responses), bool), gold.astype(np.float32))
 
     train, test = table(case["prompts"], case["responses"]), table(case["test"], case["test_responses"])
-    sizes = {name: case[name] for name in ("rounds", "batch", "pool", "members")}
+    sizes = {name: case[name] for name in ("rounds", "batch", "candidates", "members")}
     config = CompareConfig(rules="greedy_dopt", head=f"mlp:{case['head']},{case['head']},{case['head']}", **sizes)
     loop = config.loop()
-    pool, hparams, scale = prepare(loop, train, config.hparams())
+    device_table, hparams, scale = prepare(loop, train, config.hparams())
     runner, head = (
-        Runner(Program(dataclasses.replace(loop, rules=("greedy_dopt",))), pool, timed=False),
+        Runner(Program(dataclasses.replace(loop, rules=("greedy_dopt",))), device_table, timed=False),
         loop.head.head(),
     )
 
@@ -130,7 +130,7 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
         amounts.append(
             {
                 "fit_operations": float(6 * weights * (steps * rows[:, None]).sum()),
-                "selection_operations": float(case["rounds"] * case["pool"] * case["head"] * case["batch"]),
+                "selection_operations": float(case["rounds"] * case["candidates"] * case["head"] * case["batch"]),
                 "evaluation_operations": float(
                     2 * weights * case["test"] * case["test_responses"] * (case["rounds"] + 1) * case["members"]
                 ),

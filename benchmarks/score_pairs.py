@@ -107,7 +107,7 @@ def main() -> None:
                     known = pair_information(features[first], features[second], weight)
                     ends = features[labelled], rewards[labelled]
                     belief = Belief(features, rewards, rewards[None], known, jnp.int32(LABELS), *ends)
-                    return get_rule(rule)(key, belief, space, options.k, HParams())
+                    return get_rule(rule)(key, HParams(), belief, space, options.k)
 
                 arguments = (jax.random.key(0), features, given["head"], given["past"].astype(np.int32), space)
                 ours = timing.jax_side("jarm", run, *arguments)

@@ -27,17 +27,17 @@ def main() -> None:
     from jarm.loop.device_table import prepare
     from jarm.loop.loop import make_loop
     from jarm.runs.config import CompareConfig
-    from jarm.runs.programs import default_jobs
+    from jarm.runs.programs import default_workers
 
     config = CompareConfig(rules="greedy_dopt")
     loop = config.loop()
     benchmark = load(options.data, embeddings=options.embeddings or None, target=options.target or None)
-    pool, hparams, _ = prepare(loop, benchmark.train, config.hparams())
+    device_table, hparams, _ = prepare(loop, benchmark.train, config.hparams())
     rule = jnp.int32(loop.rules.index("greedy_dopt"))
 
     def run_with(batching: str) -> Any:
         own = dataclasses.replace(loop, fit=dataclasses.replace(loop.fit, batching=batching))
-        return functools.partial(make_loop(own).run, hparams=hparams, pool=pool, rule=rule)
+        return functools.partial(make_loop(own).run, hparams=hparams, candidates=device_table, rule=rule)
 
     run = run_with("auto")
     keys = jnp.stack([jax.random.key(seed) for seed in range(options.seeds)])
@@ -45,12 +45,12 @@ def main() -> None:
     single = jax.jit(run).lower(keys[0]).compile()
 
     def in_threads() -> Any:
-        with concurrent.futures.ThreadPoolExecutor(default_jobs()) as workers:
+        with concurrent.futures.ThreadPoolExecutor(default_workers()) as workers:
             return list(workers.map(lambda key: jax.block_until_ready(single(key)), keys))
 
     sides = [
         timing.Side("one by one", lambda: [jax.block_until_ready(single(key)) for key in keys], one.compile_s),
-        timing.Side(f"{default_jobs()} threads", in_threads, one.compile_s),
+        timing.Side(f"{default_workers()} threads", in_threads, one.compile_s),
         timing.jax_side("lax.map", functools.partial(jax.lax.map, run), keys),
         timing.jax_side("vmap", jax.vmap(run_with("vmap")), keys),
     ]
@@ -60,7 +60,7 @@ def main() -> None:
         records = [result[1]] if isinstance(result, tuple) else [records for _, records in result]
         check(np.concatenate([np.ravel(each.status) for each in records]), side.name)
         side.outcome["valid_nll"] = float(np.nanmean([np.asarray(each.fit.valid_nll) for each in records]))
-    sizes = {"seeds": options.seeds, "d": int(pool.embeddings.shape[2]), "members": config.members}
+    sizes = {"seeds": options.seeds, "d": int(device_table.embeddings.shape[2]), "members": config.members}
     timing.compare("seeds", sides, sizes=sizes)
 
 

@@ -174,10 +174,21 @@ def sampled(
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = CompareConfig(rules=",".join(RULES), **given)
     loop, benchmark = config.loop(), load(**given)
-    pool, hparams, scale = prepare(loop, benchmark.train, config.hparams())
-    runner, head = Runner(Program(loop), pool, timed=False), loop.head.head()
+    device_table, hparams, scale = prepare(loop, benchmark.train, config.hparams())
+    runner, head = Runner(Program(loop), device_table, timed=False), loop.head.head()
     tables = [(table.embeddings(), table.gold) for table in (benchmark.train, benchmark.test)]
-    names = ("rounds", "batch", "initial", "pool", "steps", "members", "holdout", "folds", "prior", "prior_mix")
+    names = (
+        "rounds",
+        "batch",
+        "initial",
+        "candidates",
+        "steps",
+        "members",
+        "holdout",
+        "folds",
+        "prior_weight",
+        "prior_mix",
+    )
     names += ("learning_rate", "weight_decay")
     shared: dict[str, Any] = {name: getattr(config, name) for name in names}
     shared |= {"check_every": loop.fit.check_every, "patience": loop.fit.patience, "released": False}

@@ -42,12 +42,12 @@ def main() -> None:
     config = CompareConfig(rules=options.rules or RULES)
     loop, rules = config.loop(), config.rule_names()
     benchmark = load(options.data, embeddings=options.embeddings or None, target=options.target or None)
-    pool, hparams, scale = prepare(loop, benchmark.train, config.hparams())
+    device_table, hparams, scale = prepare(loop, benchmark.train, config.hparams())
     head, run = loop.head.head(), make_loop(loop).run
 
     product = timing.gemm_rate()
     begin, wall_begin = time.process_time(), time.perf_counter()
-    compiled = jax.jit(run).lower(jax.random.key(0), hparams, pool, np.int32(0)).compile()
+    compiled = jax.jit(run).lower(jax.random.key(0), hparams, device_table, np.int32(0)).compile()
     compile_s = time.process_time() - begin
     memory = compiled.memory_analysis()
 
@@ -59,7 +59,7 @@ def main() -> None:
         return float(6 * weights * (steps * rows[:, None]).sum())
 
     def jarm_run(rule: str, seed: int) -> Any:
-        _, records = compiled(jax.random.key(seed), hparams, pool, jax.numpy.int32(rules.index(rule)))
+        _, records = compiled(jax.random.key(seed), hparams, device_table, jax.numpy.int32(rules.index(rule)))
         check(records.status, rule)
         judge = {"noise": config.noise, "scale": scale, "best_of": config.sizes()}
         metrics = evaluate(head, records.params, benchmark.test, **judge)
@@ -75,7 +75,7 @@ def main() -> None:
         rounds=config.rounds,
         batch=config.batch,
         initial=config.initial,
-        pool=config.pool,
+        candidates=config.candidates,
         noise=config.noise,
         steps=config.steps,
         members=config.members,
@@ -85,7 +85,7 @@ def main() -> None:
         patience=loop.fit.patience,
         learning_rate=config.learning_rate,
         weight_decay=config.weight_decay,
-        prior=config.prior,
+        prior=config.prior_weight,
         prior_mix=config.prior_mix,
     )
     tables = [(table.embeddings(), table.gold) for table in (benchmark.train, benchmark.test)]
@@ -146,7 +146,7 @@ def main() -> None:
                     "cores": options.cores,
                     "sizes": {
                         "data": options.data.rpartition("/")[2],
-                        "d": pool.embeddings.shape[2],
+                        "d": device_table.embeddings.shape[2],
                         "members": 1 if "one head" in side else config.members,
                         "rounds": config.rounds,
                         "batch": config.batch,

@@ -1,4 +1,4 @@
-"""(c) Labels bought a round: 125, 250, 500 or 1,000, at equal totals.
+"""(c) Labels per round: 125, 250, 500 or 1,000, at equal totals.
 
 Claim     The lead of D-optimal selection does not hang on the batch size. (The paper varies it; what it found of it is
           not known here.) Smaller batches, with a fit after each, end better.
@@ -35,7 +35,7 @@ def records(config: Config) -> Records:
 
 
 def figure(records: Records, stem: pathlib.Path) -> None:
-    suite.effect(suite.finals(records, AXIS), stem, "labels bought a round", "final Spearman")
+    suite.effect(suite.finals(records, AXIS), stem, "labels per round", "final Spearman")
 
 
 def table(records: Records) -> suite.Rows:
@@ -57,7 +57,7 @@ def readings(records: Records) -> list[Reading]:
     return [*suite.leads(scores, "batch size", "final Spearman"), smaller]
 
 
-STUDY = Study("c", "batch_size", "Labels bought a round", __doc__, records, figure, table, readings)
+STUDY = Study("c", "batch_size", "Labels per round", __doc__, records, figure, table, readings)
 
 if __name__ == "__main__":
     suite.main(STUDY)

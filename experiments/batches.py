@@ -1,6 +1,6 @@
 """(g) How diverse and how informative the batches of each strategy are, and whether that says who wins.
 
-Claim     D-optimal selection buys batches that are both diverse and informative, where entropy only looks for
+Claim     D-optimal selection picks batches that are both diverse and informative, where entropy only looks for
           information and distance only for diversity (Shen, Sun, Ton, arXiv 2502.04354; its reviewers asked for
           measurements).
 Command   python experiments/batches.py --data alpaca_eval_200x20.parquet \\
@@ -96,7 +96,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
                 style = style_of(rules, rule) | {"linestyle": "", "label": rule, "markersize": 7}
                 top.errorbar(x.mean, y.mean, bars[1], bars[0], **style | {"linewidth": 1, "elinewidth": 1})
             top.set_xlabel("diversity of a batch: log det (nats)")
-            top.set_title(suite.heading(panel, "what each rule buys"), loc="left", fontsize=10)
+            top.set_title(suite.heading(panel, "what each rule selects"), loc="left", fontsize=10)
             top.grid(color="#dddddd", linewidth=0.6)
             found = [link(records, panel, name) for name in DESCRIPTIONS]
             for place, one in enumerate(found):

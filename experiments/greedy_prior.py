@@ -12,7 +12,7 @@ Expected  `experiments/README.md` has the table.
 
 A grid of priors on some seeds shows the landscape; finalists, named before their runs, and the rules they are held
 against get all seeds. All priors of a kind of pairs share one compiled program: c and rho are traced. `blind` is greedy
-selection that forgets the labels bought so far.
+selection that forgets the labels so far.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ import numpy as np
 import tyro
 from tqdm import tqdm
 
-from jarm import Benchmark, CompareConfig, JarmError, evaluate, load, prepare
+from jarm import CompareConfig, JarmError, TrainTest, evaluate, load, prepare
 from jarm.core.files import replace_text
 from jarm.report.statistics import paired_difference
-from jarm.runs.programs import Program, default_jobs
+from jarm.runs.programs import Program, default_workers
 from jarm.runs.records import provenance
 from jarm.runs.runner import Runner, side_by_side
 
@@ -75,17 +75,17 @@ def main(config: Config) -> None:
             print(f"{name:34s} {seeds:3d} seeds  {values.mean():.3f}  against dopt, random: {shown}", flush=True)
 
 
-def _curves(config: Config, benchmark: Benchmark, pairs: str) -> dict[str, np.ndarray]:
-    """Mean Spearman after the bought batches, by arm, one value a seed."""
+def _curves(config: Config, benchmark: TrainTest, pairs: str) -> dict[str, np.ndarray]:
+    """Mean Spearman after the labelled batches, by arm, one value a seed."""
     options = CompareConfig(rules="random,dopt,greedy_dopt,greedy_dopt_blind", pairs=pairs)
     loop = options.loop()
-    pool, hparams, scale = prepare(loop, benchmark.train)
-    runner, head = Runner(Program(loop), pool), loop.head.head()
+    device_table, hparams, scale = prepare(loop, benchmark.train)
+    runner, head = Runner(Program(loop), device_table), loop.head.head()
     judge = functools.partial(evaluate, head, noise=float(hparams.noise), scale=scale)
     arms = {"random": ("random", hparams, config.seeds), "dopt": ("dopt", hparams, config.seeds)}
     for rule, priors in (("greedy_dopt", GRID), ("greedy_dopt_blind", BLIND)):
         for c, rho in priors:
-            prior = dataclasses.replace(hparams, prior=jnp.float32(c), prior_mix=jnp.float32(rho))
+            prior = dataclasses.replace(hparams, prior_weight=jnp.float32(c), prior_mix=jnp.float32(rho))
             final = rule == "greedy_dopt" and (c, rho) in FINALISTS
             seeds = config.seeds if final else min(config.seeds, config.grid_seeds)
             arms[f"{rule} c={c:g} rho={rho:g}"] = (rule, prior, seeds)
@@ -107,7 +107,7 @@ def _curves(config: Config, benchmark: Benchmark, pairs: str) -> dict[str, np.nd
     most = max(config.seeds, config.grid_seeds)
     calls = [(arm, seed) for seed in range(most) for arm, (*_, seeds) in arms.items() if seed < seeds]
     calls = [(arm, seed) for arm, seed in calls if f"{arm}, seed {seed}" not in done]
-    for name, curve in tqdm(side_by_side(one, calls, default_jobs()), total=len(calls), desc=pairs, unit="run"):
+    for name, curve in tqdm(side_by_side(one, calls, default_workers()), total=len(calls), desc=pairs, unit="run"):
         done[name] = curve
         replace_text(path, json.dumps({"settings": settings | provenance(), "runs": done}) + "\n")
     return {

@@ -8,7 +8,7 @@ Hardware  2 CPU cores.
 Time      About 6 minutes a target, 10 seeds.
 Expected  `experiments/README.md` has the readings.
 
-10 to 200 random labels first, then as many bought whatever the start. A point of the figure is one run: within-prompt
+10 to 200 random labels first, then as many labelled whatever the start. A point of the figure is one run: within-prompt
 Spearman of the first head, and of the last.
 """
 

@@ -48,7 +48,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
                 axes.set_title(suite.heading(panel, rule), loc="left", fontsize=10)
                 axes.grid(axis="y", color="#dddddd", linewidth=0.6)
         for axes in grid[-1]:
-            axes.set_xlabel("labels bought")
+            axes.set_xlabel("labels")
         for axes in grid[:, 0]:
             axes.set_ylabel("within-prompt Spearman")
         lines = grid[0, 0].get_lines()

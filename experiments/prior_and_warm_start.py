@@ -31,7 +31,7 @@ STARTS = {False: "from scratch", True: "warm"}
 
 def records(config: Config) -> Records:
     folder = "prior_and_warm_start"
-    priors = suite.sweep_of(config, f"{folder}/prior", 12, {"prior": PRIORS}, rules="random,greedy_dopt")
+    priors = suite.sweep_of(config, f"{folder}/prior", 12, {"prior_weight": PRIORS}, rules="random,greedy_dopt")
     starts = suite.sweep_of(config, f"{folder}/warm_start", 12, {"warm_start": list(STARTS)}, rules=suite.TRIO)
     return [*suite.records_of(priors), *suite.records_of(starts)]
 
@@ -42,7 +42,7 @@ def _with(records: Records, axis: str) -> Records:
 
 def figure(records: Records, stem: pathlib.Path) -> None:
     """Above, greedy selection by its prior, against random; below, warm starts less fits from scratch, by rule."""
-    priors = suite.areas(_with(records, "prior"), "prior")
+    priors = suite.areas(_with(records, "prior_weight"), "prior_weight")
     starts = suite.areas(_with(records, "warm_start"), "warm_start")
     names, rules = list(dict.fromkeys(panel for panel, _, _ in priors)), suite.TRIO.split(",")
     with drawing(stem, (4.4 * len(names) + 1.4, 5.6)) as canvas:
@@ -73,7 +73,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
 
 
 def table(records: Records) -> suite.Rows:
-    head, *priors = suite.table(_with(records, "prior"), "prior", "setting")
+    head, *priors = suite.table(_with(records, "prior_weight"), "prior_weight", "setting")
     starts = suite.table(_with(records, "warm_start"), "warm_start", "setting")[1:]
     at = head.index("setting")
     words = [f"prior {row[at]}" for row in priors] + [STARTS[row[at] == "True"] for row in starts]
@@ -82,7 +82,7 @@ def table(records: Records) -> suite.Rows:
 
 
 def readings(records: Records) -> list[Reading]:
-    priors = suite.areas(_with(records, "prior"), "prior")
+    priors = suite.areas(_with(records, "prior_weight"), "prior_weight")
     starts = suite.areas(_with(records, "warm_start"), "warm_start")
     names = list(dict.fromkeys(panel for panel, _, _ in priors))
     others = {

@@ -41,7 +41,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "rounds": 2,
         "batch": 5,
         "initial": 10,
-        "pool": 200,
+        "candidates": 200,
         "steps": 20,
         "head": "mlp:8,8,8",
         "members": 2,
@@ -51,7 +51,7 @@ SIZES: dict[str, dict[str, Any]] = {
     # The paper's protocol, as far as it is known; rounds, initial labels and noise are settings, and may differ.
     "published": {
         "prompts": 500,
-        "pool": 20_000,
+        "candidates": 20_000,
         "batch": 500,
         "initial": 500,
         "rounds": 10,
@@ -86,7 +86,7 @@ class Config:
         "published" is the paper's protocol, for the authors' arrays.
       seeds: of each run; 0 takes the study's own number.
       out: folder; a folder inside for each study. The same command goes on where it was stopped.
-      jobs: runs at a time; 0 takes one a core.
+      workers: runs at a time; 0 takes one a core.
     """
 
     data: str = "synthetic"
@@ -98,7 +98,7 @@ class Config:
     size: Literal["small", "full", "published"] = "full"
     seeds: int = 0
     out: pathlib.Path = pathlib.Path("out/suite")
-    jobs: int = 0
+    workers: int = 0
 
     def seeds_of(self, own: int) -> int:
         """How many seeds a study runs that would by itself run so many."""
@@ -197,7 +197,7 @@ def sweep_of(
         option: [each.strip() for each in value.split(",")] for option, value in given.items() if value is not None
     }
     single = {option: values[0] for option, values in lists.items() if len(values) == 1}
-    base = {"data": config.data, "out": config.out / name, "jobs": config.jobs, "seeds": config.seeds_of(seeds)}
+    base = {"data": config.data, "out": config.out / name, "workers": config.workers, "seeds": config.seeds_of(seeds)}
     panels = {option: values for option, values in lists.items() if len(values) > 1}
     return SweepConfig(CompareConfig(**{**SIZES[config.size], **base, **single, **options}), {**panels, **(grid or {})})
 
@@ -516,7 +516,7 @@ def command(config: Config, name: str) -> str:
     words = [f"python experiments/{name}.py"]
     for field in dataclasses.fields(Config):
         value = getattr(config, field.name)
-        if field.name not in ("out", "jobs") and value != field.default:
+        if field.name not in ("out", "workers") and value != field.default:
             if field.name in ("data", "embeddings"):
                 value = ",".join(pathlib.Path(each).name for each in value.split(","))
             words.append(f"--{field.name} {value}")

@@ -68,7 +68,7 @@ def _picked(seeds: int, points: int, batch: int, initial: int) -> Records:
         rows=np.arange(points)[None],
         mask=np.ones((1, points), bool),
         gold=gold(places)[None].astype(np.float32),
-        rulers={},
+        attributes={},
         provenance={"source": "three wells"},
     )
     config = LoopConfig(
@@ -79,12 +79,12 @@ def _picked(seeds: int, points: int, batch: int, initial: int) -> Records:
         head=HeadConfig.parse("linear"),
         fit=FitConfig(members=4),
     )
-    pool, hparams, _ = prepare(config, table, HParams(noise=10.0))
+    device_table, hparams, _ = prepare(config, table, HParams(noise=10.0))
     run = jax.jit(make_loop(config).run)
     lines = []
     for seed in range(seeds):
         for index, rule in enumerate(rules):
-            _, found = run(jax.random.key(seed), hparams, pool, index)
+            _, found = run(jax.random.key(seed), hparams, device_table, index)
             check(found.status[-1], f"{rule}, seed {seed}")
             described = {f"batch_{name}": plain(values[0]) for name, values in found.batch.items()}
             pairs = np.asarray(found.selection.pairs[0]).tolist()

@@ -5,7 +5,6 @@ from importlib.metadata import version as _version
 from jarm.acquisition.registry import RULES, RuleEntry, get_rule
 from jarm.core.base import (
     Belief,
-    Benchmark,
     FitInfo,
     HParams,
     JarmError,
@@ -17,6 +16,7 @@ from jarm.core.base import (
     Rule,
     Selection,
     Status,
+    TrainTest,
     check,
 )
 from jarm.data.datasets import load, load_published, load_table, split_by
@@ -25,7 +25,7 @@ from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.data.writer import StoreWriter
 from jarm.design.bound import Design, design_bound, efficiency, rounded
-from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, v_optimal
+from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, v_optimal
 from jarm.design.exchange import ExchangeInfo, exchange
 from jarm.design.fisher import fisher_weight, pair_information, pair_variance, space_information
 from jarm.design.greedy import GreedyInfo, greedy, greedy_log_det
@@ -37,14 +37,14 @@ from jarm.evaluation.annotators import AnnotatorConfig, annotate, solve_noise
 from jarm.evaluation.metrics import evaluate, reference_lines
 from jarm.evaluation.ranking import best_of_n, spearman
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import Pool, prepare
+from jarm.loop.device_table import DeviceTable, prepare
 from jarm.loop.loop import Loop, LoopState, RunRecord, make_loop
 from jarm.reward.config import FitConfig, HeadConfig
 from jarm.reward.fit import make_fit
 from jarm.reward.heads import linear_head, mlp_head
 from jarm.runs.config import CompareConfig
 from jarm.runs.grid import SweepConfig, read_sweep
-from jarm.selection.result import Batch
+from jarm.selection.result import SelectedBatch
 from jarm.selection.select import select
 from jarm.studies.compare import compare
 from jarm.studies.plan import Plan, plan
@@ -57,11 +57,11 @@ __all__ = [
     "D_UNWEIGHTED",
     "RULES",
     "AnnotatorConfig",
-    "Batch",
     "Belief",
-    "Benchmark",
     "CompareConfig",
+    "Criterion",
     "Design",
+    "DeviceTable",
     "EmbedConfig",
     "EmbedSummary",
     "EmbeddingStore",
@@ -77,20 +77,20 @@ __all__ = [
     "Loop",
     "LoopConfig",
     "LoopState",
-    "Objective",
     "PairSpace",
     "Plan",
-    "Pool",
     "ResponseTable",
     "RewardHead",
     "Rule",
     "RuleEntry",
     "RunRecord",
+    "SelectedBatch",
     "Selection",
     "Status",
     "StoreWriter",
     "SweepConfig",
     "SyntheticConfig",
+    "TrainTest",
     "a_optimal",
     "annotate",
     "best_of_n",

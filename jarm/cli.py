@@ -86,8 +86,8 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
 def _sweep(
     config: Annotated[tuple[str, ...], tyro.conf.Positional],
     out: pathlib.Path | None = None,
-    jobs: int | None = None,
-    together: int | None = None,
+    workers: int | None = None,
+    vmap_runs: int | None = None,
     dry_run: bool = False,
     distributed: bool = False,
     coordinator: str | None = None,
@@ -106,8 +106,8 @@ def _sweep(
     Args:
       config: the file; or `status` and the folder of a sweep, or its file.
       out: folder, instead of the one that the file says.
-      jobs: runs at a time, instead of what the file says; 0 takes one a core on a CPU.
-      together: runs of a call, instead of what the file says; 0 takes 1 on a CPU, else as many as fit, up to 64.
+      workers: runs at a time, instead of what the file says; 0 takes one a core on a CPU.
+      vmap_runs: runs of a call, instead of what the file says; 0 takes 1 on a CPU, else as many as fit, up to 64.
       dry_run: plan only, as `jarm plan` does.
       distributed: join the processes that SLURM, Open MPI, Kubernetes or a TPU pod started.
       coordinator: HOST:PORT of process 0, to join processes that nobody else introduces.
@@ -123,7 +123,7 @@ def _sweep(
     join_if_asked(distributed, coordinator, processes, process_id, local_device)
     with in_step():
         read = read_sweep(pathlib.Path(config[0]))
-    given: dict[str, Any] = {"out": out, "jobs": jobs, "together": together}
+    given: dict[str, Any] = {"out": out, "workers": workers, "vmap_runs": vmap_runs}
     given = {name: value for name, value in given.items() if value is not None}
     read = dataclasses.replace(read, base=dataclasses.replace(read.base, **given))
     keep_compiled()

@@ -272,7 +272,7 @@ def test_torch_loop_buys_new_pairs_and_learns(torch_loop, rule, monkeypatch):
         return chosen
 
     monkeypatch.setattr(torch_loop, "choose", choose_and_tell)
-    protocol = torch_loop.Protocol(rounds=2, batch=20, initial=40, pool=200, steps=60, members=2)
+    protocol = torch_loop.Protocol(rounds=2, batch=20, initial=40, candidates=200, steps=60, members=2)
     result = torch_loop.run(rule, 0, train, test, protocol)
     assert len(result["spearman"]) == 3
     assert result["spearman"][-1] > 0.5

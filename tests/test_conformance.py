@@ -65,7 +65,9 @@ def scores64(name, case):
     if name in ("entropy", "max_diff"):
         return pairs, gap if name == "max_diff" else -gap
     given = None if name == "xtx" else rewards
-    metric = information64(phi, given, pairs) + (np.float64(case.belief.past) if name == "pa_dopt" else 0)
+    metric = information64(phi, given, pairs) + (
+        np.float64(case.belief.labelled_information) if name == "pa_dopt" else 0
+    )
     return pairs, leverages64(phi, given, pairs, metric)
 
 
@@ -90,11 +92,11 @@ def test_greedy_rules_start_from_their_prior(name, kind):
     phi, rewards = np.float64(case.belief.features), np.float64(case.belief.rewards)
     pairs = list_pairs(case.space)
     mean = information64(phi, rewards, pairs) / len(pairs)
-    c, rho, width = float(case.hparams.prior), float(case.hparams.prior_mix), phi.shape[1]
-    labels = int(case.belief.labels) + BATCH
+    c, rho, width = float(case.hparams.prior_weight), float(case.hparams.prior_mix), phi.shape[1]
+    labels = int(case.belief.num_labelled) + BATCH
     prior = c * labels * ((1 - rho) * np.trace(mean) / width * np.eye(width) + rho * mean)
     if name == "greedy_dopt":
-        prior += np.float64(case.belief.past)
+        prior += np.float64(case.belief.labelled_information)
     batch = call(name, case)
     short, gained = greedy_shortfall(phi, rewards, pairs, prior, np.asarray(batch.pairs))
     assert (short <= 1e-6 * gained).all()
@@ -106,14 +108,14 @@ def the_table_says_what_a_rule_looks_at(name, kind):
     for seed in range(4):
         case = make_case(kind, seed)
         belief, plain = case.belief, call(name, case)
-        known = belief.known.at[:, 0].add(jnp.arange(5.0) ** 2)
+        known = belief.labelled_features.at[:, 0].add(jnp.arange(5.0) ** 2)
         disagreement = (belief.member_rewards - belief.rewards[None])[:, ::-1]
         others = [
             ("key", 1, case),
-            ("past", 0, believing(case, past=100 * jnp.eye(5), known=known)),
+            ("labelled", 0, believing(case, labelled_information=100 * jnp.eye(5), labelled_features=known)),
             ("ensemble", 0, believing(case, member_rewards=belief.rewards[None] + 3 * disagreement)),
         ]
-        for number, value in (("prior", 7), ("beta", 0), ("beta", 3), ("temperature", 40), ("epsilon", 1)):
+        for number, value in (("prior_weight", 7), ("beta", 0), ("beta", 3), ("temperature", 40), ("epsilon", 1)):
             hparams = dataclasses.replace(case.hparams, **{number: jnp.float32(value)})
             others.append((number, 0, case._replace(hparams=hparams)))
         for need, key, other in others:
@@ -130,7 +132,10 @@ def collapsed_features_are_a_status(name, kind):
     case = make_case(kind)
     for row in (np.zeros(5), [0.1, 0.7, -3.3, 1e3, 1e-3]) if name not in NO_METRIC else ():
         flat = believing(
-            case, features=jnp.tile(jnp.float32(row), (24, 1)), past=jnp.zeros((5, 5)), known=jnp.zeros((5, 2, 5))
+            case,
+            features=jnp.tile(jnp.float32(row), (24, 1)),
+            labelled_information=jnp.zeros((5, 5)),
+            labelled_features=jnp.zeros((5, 2, 5)),
         )
         assert call(name, flat).status in (Status.SINGULAR, Status.UNINFORMATIVE)
 
@@ -141,11 +146,11 @@ def test_fewer_pairs_than_features(name):
     alive = np.isin(np.arange(24), [0, 1, 2, 3])
     case = make_case("within", eligible=alive)
     assert len(list_pairs(case.space)) == 5  # (0, 1) is labelled
-    case = believing(case, past=jnp.zeros((5, 5)))
+    case = believing(case, labelled_information=jnp.zeros((5, 5)))
     check_batch(call(name, case), case.space, BATCH)
     if name != "greedy_dopt":
         case = make_case("cross", eligible=np.isin(np.arange(24), [0, 4, 8]))  # three pairs, of rank two
-        leverage = call(name, believing(case, past=jnp.zeros((5, 5)))).gains
+        leverage = call(name, believing(case, labelled_information=jnp.zeros((5, 5)))).gains
         np.testing.assert_allclose(leverage.sum(), 2, atol=1e-3)
 
 
@@ -169,50 +174,50 @@ def test_a_copy_of_a_response_leaves_scores_alone_but_for_the_pool(name):
             np.testing.assert_allclose(found[i, 20], found[i, 21], rtol=1e-5)
 
 
-def furthest(key, belief, space, k, hparams):
+def furthest(key, hparams, belief, space, k):
     return top_pairs(lambda margin, _: jnp.abs(margin), belief.rewards, None, space, k)
 
 
-def mirrored(key, belief, space, k, hparams):
-    best = furthest(key, belief, space, k, hparams)
+def mirrored(key, hparams, belief, space, k):
+    best = furthest(key, hparams, belief, space, k)
     return dataclasses.replace(best, pairs=best.pairs[:, ::-1])
 
 
-def repeats(key, belief, space, k, hparams):
-    best = furthest(key, belief, space, k, hparams)
+def repeats(key, hparams, belief, space, k):
+    best = furthest(key, hparams, belief, space, k)
     return dataclasses.replace(best, pairs=best.pairs.at[1].set(best.pairs[0]))
 
 
-def buys_again(key, belief, space, k, hparams):
+def buys_again(key, hparams, belief, space, k):
     nothing = jnp.full_like(space.excluded, space.eligible.shape[0])
-    return furthest(key, belief, dataclasses.replace(space, excluded=nothing), k, hparams)
+    return furthest(key, hparams, belief, dataclasses.replace(space, excluded=nothing), k)
 
 
-def looks_at_order(key, belief, space, k, hparams):
+def looks_at_order(key, hparams, belief, space, k):
     places = jnp.arange(belief.rewards.shape[0], dtype=jnp.float32)
     return top_pairs(lambda margin, _: -jnp.abs(margin), places**1.5, None, space, k)
 
 
-def swallows_nan(key, belief, space, k, hparams):
+def swallows_nan(key, hparams, belief, space, k):
     rewards = jnp.nan_to_num(belief.rewards)
     return top_pairs(lambda margin, _: -jnp.abs(margin), rewards, None, space, k)
 
 
-def looks_at_the_level(key, belief, space, k, hparams):
+def looks_at_the_level(key, hparams, belief, space, k):
     return top_pairs(lambda margin, _: -jnp.abs(margin), belief.rewards**2, None, space, k)
 
 
-def half_precision(key, belief, space, k, hparams):
-    best = furthest(key, belief, space, k, hparams)
+def half_precision(key, hparams, belief, space, k):
+    best = furthest(key, hparams, belief, space, k)
     return dataclasses.replace(best, gains=best.gains.astype(jnp.float16))
 
 
-def worst_first(key, belief, space, k, hparams):
-    best = furthest(key, belief, space, k, hparams)
+def worst_first(key, hparams, belief, space, k):
+    best = furthest(key, hparams, belief, space, k)
     return Selection(best.pairs[::-1], best.gains[::-1], best.valid, best.status)
 
 
-def no_number(key, belief, space, k, hparams):
+def no_number(key, hparams, belief, space, k):
     return top_pairs(lambda margin, _: jnp.log(margin), belief.rewards, None, space, k)
 
 
@@ -254,7 +259,7 @@ def test_a_rule_of_a_file(tmp_path):
         "    scale: float = 1.0",
         "def mine(*args, **kw):",
         "    return entropy(*args, **kw)",
-        "def raises(key, belief, space, k, hparams):",
+        "def raises(key, hparams, belief, space, k):",
         "    return 1 if belief.rewards.mean() > 0 else 2",
         "def few(key, belief):",
         "    return None",

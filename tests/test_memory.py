@@ -12,7 +12,7 @@ from jarm.core.base import HParams, ResponseTable
 from jarm.evaluation import metrics
 from jarm.evaluation.annotators import AnnotatorConfig
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import Pool
+from jarm.loop.device_table import DeviceTable
 from jarm.loop.loop import make_loop
 from jarm.reward.heads import mlp_head
 
@@ -47,7 +47,7 @@ def test_a_compiled_chunk_of_an_evaluation_fits_its_budget():
     arrays = jnp.zeros((size, R, D)), jnp.zeros((size, R)), jnp.ones((size, R), bool)
     judge, noise = metrics._Judge(jnp.float32(1), jnp.float32(1), cdfs), jnp.ones(16)
     kernel = metrics._evaluate_chunk.lower(
-        params, noise, judge, *arrays, head=head, annotator=AnnotatorConfig(), together=False
+        params, noise, judge, *arrays, head=head, annotator=AnnotatorConfig(), batched_heads=False
     )
     memory = kernel.compile().memory_analysis()
     taken = memory.temp_size_in_bytes + memory.output_size_in_bytes + arrays[0].nbytes
@@ -70,15 +70,15 @@ def test_the_host_holds_few_chunks_of_a_stored_table(stored_table):
 
 def test_a_selection_does_not_copy_the_table():
     """A few candidates of a table of 10 MB: what is held beside it is of the size of the candidates."""
-    config = LoopConfig(rules=("random", "dopt"), rounds=1, batch=5, initial=5, pool=100)
+    config = LoopConfig(rules=("random", "dopt"), rounds=1, batch=5, initial=5, candidates=100)
     loop = make_loop(config)
-    pool = Pool(
+    device_table = DeviceTable(
         embeddings=jnp.zeros((1000, 10, D)),
         mask=jnp.ones((1000, 10), bool),
         gold=jnp.zeros((1000, 10)),
         lengths=jnp.zeros((1000, 10)),
         spread=jnp.float32(1),
     )
-    state, _ = jax.eval_shape(loop.init, jax.random.key(0), pool)
-    compiled = jax.jit(loop.select).lower(HParams(), state, pool, jnp.int32(1)).compile()
+    state, _ = jax.eval_shape(loop.init, jax.random.key(0), device_table)
+    compiled = jax.jit(loop.select).lower(HParams(), state, device_table, jnp.int32(1)).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 2 << 20

@@ -65,7 +65,7 @@ def test_trap_6_no_pair_twice_no_labelled_pair_no_mirror_no_self(name):
     space = listed_space(jnp.asarray(offered, jnp.int32), jnp.ones(24, bool))
     space = exclude(space, jnp.asarray([(1, 0), (7, 4), (22, 3)], jnp.int32))
     rule = quick_jit(get_rule(name), static_argnames="k")
-    batch = rule(jax.random.key(0), case.belief, space, k=12, hparams=case.hparams)
+    batch = rule(jax.random.key(0), case.hparams, case.belief, space, k=12)
     pairs = [tuple(pair) for pair in batch.pairs.tolist()]
     assert batch.status == Status.OK
     assert len(set(pairs)) == 12
@@ -78,7 +78,7 @@ def test_trap_7_the_chunked_path_runs_and_equals_the_whole(kind):
     """The released past-aware rule crashes with a batch size: here past-aware greedy runs in chunks of every size."""
     case = make_case(kind)
     belief, space = case.belief, case.space
-    prior = belief.past + jnp.eye(5)
+    prior = belief.labelled_information + jnp.eye(5)
     results = [
         quick_jit(greedy_log_det, static_argnames=("k", "tile", "shortlist"))(
             belief.features, belief.rewards, space, prior, k=6, tile=tile, shortlist=1

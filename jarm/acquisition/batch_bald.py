@@ -133,7 +133,7 @@ def _joint_bald(p: Float[Array, "C K"], bald: Float[Array, "C"], k: int) -> tupl
     return jax.lax.scan(step, start, None, length=k)[1]
 
 
-def batch_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def batch_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs whose labels tell most together about which member is right: the largest joint mutual information.
 
     Grown greedily: pair c adds E_y [H(sum_m w_m p_mc)] - mean_m H(p_mc), y the labels of the batch so far, w_m the
@@ -173,7 +173,7 @@ class _Prompts(NamedTuple):
     Attributes:
       points: `[P, F]`, any number where a prompt has no response.
       reach: `[P]` distance to the k-th nearest other prompt.
-      near: `[P]` how much has been bought nearer than that, in pairs.
+      near: `[P]` how much has been labelled nearer than that, in pairs.
     """
 
     points: Float[Array, "P F"]
@@ -195,9 +195,9 @@ def _prompts(belief: Belief, space: PairSpace) -> _Prompts:
     def nearest(end: Array) -> Array:
         return home[jnp.argmin(jnp.where(alive, _squares(features, end), jnp.inf))]
 
-    ends = (belief.known - middle[None, None, :]).reshape(-1, features.shape[1])
-    half = jnp.where(jnp.arange(len(ends)) < 2 * belief.labels, 0.5, 0.0)
-    bought = jnp.zeros(count).at[_mapped(nearest, ends)].add(half)
+    ends = (belief.labelled_features - middle[None, None, :]).reshape(-1, features.shape[1])
+    half = jnp.where(jnp.arange(len(ends)) < 2 * belief.num_labelled, 0.5, 0.0)
+    labelled = jnp.zeros(count).at[_mapped(nearest, ends)].add(half)
     others = jnp.minimum(NEIGHBOURS, (held > 0).sum() - 1)
 
     def around(prompt: Array) -> tuple[Array, Array]:
@@ -205,7 +205,7 @@ def _prompts(belief: Belief, space: PairSpace) -> _Prompts:
         apart = jnp.where((held > 0) & (jnp.arange(count) != prompt), squares, jnp.inf)
         rising = -jax.lax.top_k(-apart, min(NEIGHBOURS, count))[0]
         reach = jnp.where(others > 0, rising[jnp.maximum(others - 1, 0)], 0)
-        return reach, jnp.where(_nearer(squares, reach), bought, 0).sum()
+        return reach, jnp.where(_nearer(squares, reach), labelled, 0).sum()
 
     reach, near = _mapped(around, jnp.arange(count, dtype=jnp.int32))
     return _Prompts(points, reach, near)
@@ -231,7 +231,7 @@ def _nearer(squares: Array, reach: Array) -> Array:
 
 
 class _Grown(NamedTuple):
-    """Between two passes: the batch so far, and what has been bought near each prompt."""
+    """Between two passes: the batch so far, and what has been labelled near each prompt."""
 
     picked: Int[Array, ""]
     pairs: Int[Array, "k 2"]
@@ -240,11 +240,11 @@ class _Grown(NamedTuple):
     ended: Bool[Array, ""]
 
 
-def bal_pm(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
-    """BALD plus the entropy of the prompts asked about: pairs that are uncertain, on prompts unlike those bought.
+def bal_pm(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
+    """BALD plus the entropy of the prompts asked about: pairs that are uncertain, on prompts unlike those labelled.
 
     Score: BALD + 0.01 h(x), h(x) = log(2 D(x) + 1e-4) - digamma(n(x) + 1). D(x) is the distance of prompt x to its
-    13th nearest (or furthest, of fewer), n(x) how many pairs have been bought nearer than D(x), in the past and in the
+    13th nearest (or furthest, of fewer), n(x) how many pairs have been labelled nearer than D(x), before and in the
     batch: it grows as the batch does, so the choice is greedy, and exact over every pair. A prompt is the mean of the
     features of its eligible responses. A pair across prompts has the mean h of the two, and counts half at each. A
     labelled pair counts half at the prompt of each end: that of the response with nearest features, which is the

@@ -19,7 +19,7 @@ RADIUS = 3.0
 """Size of the ball of parameters, in units of 1 / the root mean square distance from the centres."""
 
 
-def coreset(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def coreset(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs drawn without replacement by their sensitivity: those that few others resemble are likelier.
 
     m_n = N / (1 + sum_i |G_i| exp(-R |x_n - mean of G_i|)), G_i the clusters of k-means (10 centres) on x = phi_i -
@@ -29,7 +29,7 @@ def coreset(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPa
     Candidates as `jarm.acquisition.diversity` says.
 
     Source: Huggins, Campbell, Broderick (arXiv 1605.06423), as called by the released rules of arXiv 2502.04354. Those
-    draw *with* replacement, so that a pair is bought twice, and drop the weights that make the draw a coreset. R is 3
+    draw *with* replacement, so that a pair is labelled twice, and drop the weights that make the draw a coreset. R is 3
     over the root mean square distance from the centres, an option of the published code, which else has R = 1 in
     whatever units features have. The weights are those of priority sampling (Duffield, Lund, Thorup, J. ACM 54, 2007)
     with exponential priorities.

@@ -202,10 +202,10 @@ def _rule(
     key_space, key_noise = jax.random.split(key)
     points = make_points(belief, candidates(key_space, space, k), scale)
     noise = noise_of(key_noise, k, len(points.pairs)) if chance else jnp.zeros((k, 0))
-    known = belief.known[:, 0] - belief.known[:, 1]
+    known = belief.labelled_features[:, 0] - belief.labelled_features[:, 1]
     if scale is not None:
-        known = scale(belief.known_rewards[:, 0] - belief.known_rewards[:, 1])[:, None] * known
-    return _spread(noise, points, known, belief.labels, choose)
+        known = scale(belief.labelled_rewards[:, 0] - belief.labelled_rewards[:, 1])[:, None] * known
+    return _spread(noise, points, known, belief.num_labelled, choose)
 
 
 def _farthest(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
@@ -238,7 +238,7 @@ def _drawn(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array
     return draw(noise, away, allowed)
 
 
-def k_centre(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def k_centre(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Farthest first: each pair is the one farthest from the nearest pair that is labelled or chosen.
 
     The greedy k-centre of Sener & Savarese (arXiv 1708.00489), also known as MaxDist (arXiv 2203.09410), on x = phi_i -
@@ -248,7 +248,7 @@ def k_centre(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HP
     return _rule(key, belief, space, k, _farthest)
 
 
-def kmeans_pp(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def kmeans_pp(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Seeds of k-means++: pairs drawn with probability as their squared distance from what is labelled or chosen.
 
     P(x) ~ d(x, nearest centre)^2, centres the labelled pairs and the batch so far, x = phi_i - phi_j up to its sign;
@@ -265,7 +265,7 @@ def _doubt(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
     return jax.nn.sigmoid(-jnp.abs(margin))
 
 
-def badge(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def badge(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """BADGE: k-means++ seeds among the gradients that the likelier labels would give, so unsure and diverse at once.
 
     g = (1 - p) x, p = sigmoid(|m|): the gradient of the last layer by the loss of the likelier label. P(g) ~ d(g,
@@ -278,7 +278,7 @@ def badge(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPara
     return _rule(key, belief, space, k, _drawn, chance=True, scale=_doubt)
 
 
-def lcmd(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def lcmd(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Largest cluster, maximum distance: each pair is the farthest from its centre in the cluster of largest size.
 
     Clusters are the pairs nearest to the same labelled or chosen pair, their size is the sum of d(x, centre)^2, x =
@@ -287,7 +287,7 @@ def lcmd(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
 
     Source: Holzmueller et al. (arXiv 2203.09410), LCMD-TP.
     """
-    clusters = belief.known.shape[0] + k
+    clusters = belief.labelled_features.shape[0] + k
 
     def choose(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
         sizes = jax.ops.segment_sum(jnp.where(allowed, away, 0), owner, clusters)

@@ -186,7 +186,7 @@ def _dissent(known: Beliefs, one: Int[Array, ""], able: Bool[Array, "n"]) -> Boo
     return jnp.where(able[:, None], known.members, -jnp.inf).max(axis=0) > known.members[one]
 
 
-def double_ts(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def double_ts(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Double Thompson sampling: the favourite of a random member against that of another draw.
 
     i = argmax R_m; j = argmax R_m' over i and its partners, m' drawn anew until j is not i. That is one draw among the
@@ -203,7 +203,7 @@ def double_ts(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: H
     return duels(key, *of_ensemble(belief), space, k, thompson, second)
 
 
-def eets(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def eets(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Thompson sampling by members without replacement: the favourites of the first two that differ.
 
     i = argmax R_m of the first member of a random order; j = argmax over i and its partners of the next members, the
@@ -221,7 +221,7 @@ def eets(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     return duels(key, *of_ensemble(belief), space, k, first, second)
 
 
-def baits(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def baits(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """The favourite of a random member against the response the members are least sure how to compare with it.
 
     i = argmax R_m; j = argmax Var_m(R_i - R_j). Gain: 0. Source: oat (arXiv 2411.01493).
@@ -233,7 +233,7 @@ def baits(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPara
     return duels(key, *of_ensemble(belief), space, k, thompson, second)
 
 
-def drts(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def drts(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Double reverse Thompson sampling: a likely best response against a likely worst.
 
     i = argmax R_m; j = argmin R_m' of a fresh member m'. Gain: 0. Source: ActiveUltraFeedback (arXiv 2603.09692).
@@ -263,7 +263,7 @@ def _tilted(
     return duels(key, *_of_mean(belief), space, k, first, second)
 
 
-def boltzmann(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def boltzmann(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Two responses drawn by how good they look: probability proportional to exp(mu / temperature), twice.
 
     The second is drawn among the partners of the first; temperature 0 takes the best. Gain: 0. Source: the baseline of
@@ -273,7 +273,7 @@ def boltzmann(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: H
     return _tilted(key, belief, space, k, (one, one), jnp.asarray(hparams.temperature, jnp.float32))
 
 
-def pilaf(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def pilaf(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """A response of a policy more optimistic than the optimal one against one of a more pessimistic policy.
 
     i ~ softmax((1/b + 1) mu), j ~ softmax((1/b - 1) mu) among its partners: the optimal policy exp(mu / b) under a KL
@@ -286,7 +286,7 @@ def pilaf(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPara
     return _tilted(key, belief, space, k, (1 + b, 1 - b), b)
 
 
-def best_of_four(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def best_of_four(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """UltraFeedback's heuristic: four random responses of a prompt, the best of them against another of them.
 
     i is the best by mu of four random responses of the prompt that have a partner left, j any other of the four; any

@@ -95,7 +95,7 @@ def _top_of_members(belief: Belief, space: PairSpace, k: int, scorer: Scorer) ->
     return top_scores(scorer, jnp.isfinite(belief.member_rewards).all(axis=0), space, k)
 
 
-def variance(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def variance(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs of whose margin the members are least sure: the largest Var_m(r_mi - r_mj).
 
     Gain: that variance (unbiased, K - 1). Known as EnnUncertainty and infomax: Dwaracherla et al. (2402.00396), Liu et
@@ -107,7 +107,7 @@ def variance(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HP
     return top_pairs(lambda _, distance: scale * distance, belief.rewards, apart, space, k)
 
 
-def variance_prob(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def variance_prob(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs of whose label the members are least sure: the largest Var_m sigmoid(r_mi - r_mj).
 
     Gain: that variance (unbiased, K - 1). The variant of `variance` for probabilities, as in Liu et al. (2411.01493):
@@ -124,7 +124,7 @@ def variance_prob(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparam
     return _top_of_members(belief, space, k, member_scorer(centred(belief.member_rewards.T, space), score))
 
 
-def bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs whose label tells most about which member is right: the largest H(mean_m p_m) - mean_m H(p_m).
 
     Gain: that mutual information in nats, p_m = sigmoid(r_mi - r_mj). Each pair is scored alone (see `batch_bald`).
@@ -134,10 +134,10 @@ def bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
 
 
 def top_of_laplace(
-    belief: Belief, space: PairSpace, k: int, hparams: HParams, scorer: Callable[[Numbers], Scorer]
+    hparams: HParams, belief: Belief, space: PairSpace, k: int, scorer: Callable[[Numbers], Scorer]
 ) -> Selection:
     """The k best pairs by rewards (their level taken out) and features whitened by the prior information."""
-    whiten, singular = inverse_factor(prior_information(belief, space, k, hparams))
+    whiten, singular = inverse_factor(prior_information(hparams, belief, space, k))
     y = matmul(centred(belief.features, space), whiten.T)
     finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
     numbers = Numbers(centred(belief.rewards[:, None], space)[:, 0], y, y[:, :0])
@@ -147,26 +147,26 @@ def top_of_laplace(
     return dataclasses.replace(best, status=jnp.where(singular == Status.OK, best.status, singular))
 
 
-def bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def bald_laplace(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """BALD under the Laplace posterior of the last layer: the largest mutual information of label and weights.
 
     Gain: H(E p) - E H(p) nats, p = sigmoid(N(m, q)), q = x^T A0^-1 x with A0 of `prior_information`. Each pair is
     scored alone. Houlsby et al. (1112.5745); not a probit approximation, but exact to 1e-6 (`jarm.design.criteria`).
     """
-    return top_of_laplace(belief, space, k, hparams, lambda numbers: BALD.scorer(numbers, jnp.zeros(0)))
+    return top_of_laplace(hparams, belief, space, k, lambda numbers: BALD.scorer(numbers, jnp.zeros(0)))
 
 
-def greedy_bald_laplace(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def greedy_bald_laplace(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """`bald_laplace` grown greedily: each pair tells most about the weights, given the pairs before it.
 
     Gain: H(E p) - E H(p) nats with q = x^T A^-1 x, A the information of past, prior and the batch so far. Exact over
     every pair of the space. Labels to come enter by their expected (Fisher) information, not one by one.
     """
-    prior = prior_information(belief, space, k, hparams)
+    prior = prior_information(hparams, belief, space, k)
     return greedy(BALD, belief.features, belief.rewards, space, prior, k)[0]
 
 
-def epig(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def epig(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs whose labels tell most about the labels of other pairs of the space: expected predictive information.
 
     Targets are 64 pairs of the space drawn with the key. Grown greedily under the Laplace posterior with A0 of
@@ -185,14 +185,14 @@ def epig(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
         offered = subset(key_offered, space, max(k, CANDIDATES))
     else:
         offered = space
-    prior = prior_information(belief, space, k, hparams)
-    objective = epig_objective(ends[:, 0] - ends[:, 1], rewards[:, 0] - rewards[:, 1])
-    best, _ = greedy(objective, belief.features, belief.rewards, offered, prior, k)
+    prior = prior_information(hparams, belief, space, k)
+    criterion = epig_objective(ends[:, 0] - ends[:, 1], rewards[:, 0] - rewards[:, 1])
+    best, _ = greedy(criterion, belief.features, belief.rewards, offered, prior, k)
     order = jnp.argsort(jnp.where(best.valid, -best.gains, jnp.inf))
     return Selection(best.pairs[order], best.gains[order], best.valid[order], best.status)
 
 
-def eubo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def eubo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs whose better response is expected to be best: the largest E max(r_i, r_j).
 
     Gain: E max(u_i, u_j) = (u_i + u_j) / 2 + E|d| / 2, d ~ N(m, q) the margin under the Laplace posterior with A0 of
@@ -214,4 +214,4 @@ def eubo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
         a, b = rows.reward[:, None], columns.reward[None, :]
         return score((a + b) / 2, a - b, distances(rows.y, columns.y))
 
-    return top_of_laplace(belief, space, k, hparams, lambda numbers: Scorer(numbers, pair, tile))
+    return top_of_laplace(hparams, belief, space, k, lambda numbers: Scorer(numbers, pair, tile))

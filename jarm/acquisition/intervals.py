@@ -59,7 +59,7 @@ Half = Callable[[Known, Known], Float[Array, "..."]]
 
 
 def _prepare(
-    belief: Belief, space: PairSpace, hparams: HParams, *, marginal: bool
+    hparams: HParams, belief: Belief, space: PairSpace, *, marginal: bool
 ) -> tuple[Known, Bool[Array, "N"], Half]:
     plain, finite = of_ensemble(belief)
     apart = centred(plain.members, space)
@@ -80,17 +80,17 @@ def _prepare(
 
 
 def _best_by(
+    hparams: HParams,
     score: Callable[[Array, Array, Array, Array], Array],
     value: Float[Array, "N"],
     belief: Belief,
     space: PairSpace,
     k: int,
-    hparams: HParams,
     *,
     marginal: bool,
 ) -> Selection:
     """The k pairs of largest `score(m, b, value_i, value_j)`."""
-    known, finite, _ = _prepare(belief, space, hparams, marginal=marginal)
+    known, finite, _ = _prepare(hparams, belief, space, marginal=marginal)
     beta, degrees = jnp.asarray(hparams.beta, jnp.float32), max(1, known.apart.shape[1] - 1)
 
     def pair(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
@@ -118,8 +118,8 @@ def probability_gap(margin: Float[Array, "*n"], half: Float[Array, "*n"]) -> Flo
 def as_published(rule: Rule) -> Rule:
     """The same rule with the intervals of published code."""
 
-    def published(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
-        return rule(key, belief, space, k, hparams, marginal=True)  # type: ignore[call-arg]
+    def published(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
+        return rule(key, hparams, belief, space, k, marginal=True)  # type: ignore[call-arg]
 
     name = rule.__name__  # type: ignore[attr-defined]
     published.__name__ = published.__qualname__ = f"{name}_marginal"
@@ -131,29 +131,29 @@ def as_published(rule: Rule) -> Rule:
 
 
 def infomax(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, marginal: bool = False
+    key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
     """Pairs whose outcome the members leave most open: the widest interval for the probability of a win.
 
     Gain: sigmoid(m + b) - sigmoid(m - b). Source: ActiveUltraFeedback (arXiv 2603.09692), with s_i + s_j.
     """
     return _best_by(
-        lambda m, b, *_: probability_gap(m, b), belief.rewards, belief, space, k, hparams, marginal=marginal
+        hparams, lambda m, b, *_: probability_gap(m, b), belief.rewards, belief, space, k, marginal=marginal
     )
 
 
 def delta_ucb(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, marginal: bool = False
+    key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
     """Pairs that may be furthest apart: the largest optimistic reward gap.
 
     Gain: |m| + b. Source: ActiveUltraFeedback (arXiv 2603.09692), there ub_i - lb_j = m + beta (s_i + s_j).
     """
-    return _best_by(lambda m, b, *_: jnp.abs(m) + b, belief.rewards, belief, space, k, hparams, marginal=marginal)
+    return _best_by(hparams, lambda m, b, *_: jnp.abs(m) + b, belief.rewards, belief, space, k, marginal=marginal)
 
 
 def delta_quantile(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, marginal: bool = False
+    key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
     """Pairs of a large but not extreme optimistic gap, those whose better response may be best.
 
@@ -169,7 +169,7 @@ def delta_quantile(
     both ways, so that its 5 % is about 10 % here; the window has width 0, in which there is one
     pair a prompt, and the value is ub_i = mu_i + beta s_i, which compares prompts by the level of the members.
     """
-    known, _, half = _prepare(belief, space, hparams, marginal=marginal)
+    known, _, half = _prepare(hparams, belief, space, marginal=marginal)
     beta, degrees = jnp.asarray(hparams.beta, jnp.float32), max(1, known.apart.shape[1] - 1)
     if marginal:
         value = known.mean + beta * known.spread
@@ -183,7 +183,7 @@ def delta_quantile(
         better = jnp.where(margin > 0, first, jnp.where(margin < 0, second, jnp.maximum(first, second)))
         return jnp.where(gap > top, top - gap, jnp.where(gap < bottom, gap - bottom, better + 1e-3 * gap))
 
-    return _best_by(score, value, belief, space, k, hparams, marginal=marginal)
+    return _best_by(hparams, score, value, belief, space, k, marginal=marginal)
 
 
 def _window(known: Known, half: Half, space: PairSpace, k: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
@@ -245,7 +245,7 @@ def _with_reach(known: Known, half: Half, space: PairSpace) -> Known:
 
 
 def max_min_lcb(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, marginal: bool = False
+    key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
     """The response that does best against its hardest opponent, and that opponent.
 
@@ -255,7 +255,7 @@ def max_min_lcb(
     `jarm.acquisition.duels` says. Gain: 0. Source: Pasztor et al. (arXiv 2406.01698), as run by ActiveUltraFeedback
     (arXiv 2603.09692), which returns (i, i) where one candidate is left.
     """
-    plain, finite, half = _prepare(belief, space, hparams, marginal=marginal)
+    plain, finite, half = _prepare(hparams, belief, space, marginal=marginal)
     known = _with_reach(plain, half, space)
 
     def lower(a: Known, b: Known) -> Array:
@@ -274,14 +274,14 @@ def max_min_lcb(
 
 
 def info_gain(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, marginal: bool = False
+    key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
     """The favourite of a random member against the response of the widest interval for the probability of a win.
 
     i = argmax R_m of the anchor; j = argmax sigmoid(m_ij + b_ij) - sigmoid(m_ij - b_ij) over its partners. Duels are
     drawn as `jarm.acquisition.duels` says. Gain: 0. Source: ActiveUltraFeedback (arXiv 2603.09692), after oat.
     """
-    known, finite, half = _prepare(belief, space, hparams, marginal=marginal)
+    known, finite, half = _prepare(hparams, belief, space, marginal=marginal)
 
     def second(key: PRNGKey, known: Known, one: Array, able: Array) -> Array:
         chosen = _one(known, one)
@@ -291,7 +291,7 @@ def info_gain(
 
 
 def rucb(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, marginal: bool = False
+    key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
     """A random response that may be the best, against the one most likely to beat it at best.
 
@@ -300,7 +300,7 @@ def rucb(
     Gain: 0. Source: Zoghi et al. (arXiv 1312.3393). ActiveUltraFeedback compares the bound on a raw reward with 1/2,
     takes its opponent by that bound alone, and may return (i, i).
     """
-    plain, finite, half = _prepare(belief, space, hparams, marginal=marginal)
+    plain, finite, half = _prepare(hparams, belief, space, marginal=marginal)
 
     def first(key: PRNGKey, known: Known, able: Array) -> tuple[Array, None]:
         return _prefer(able, known.reach >= 0, jax.random.uniform(key, able.shape)), None
@@ -313,7 +313,7 @@ def rucb(
 
 
 def ids(
-    key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, marginal: bool = False
+    key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
     """Information-directed sampling: the best response against the one whose duel costs least regret for what it tells.
 
@@ -325,7 +325,7 @@ def ids(
     label here. ActiveUltraFeedback adds where it should subtract the mean, multiplies by I where it should divide,
     compares a raw reward with 1/2, and may return (i, i).
     """
-    known, finite, half = _prepare(belief, space, dataclasses.replace(hparams, beta=1.0), marginal=marginal)
+    known, finite, half = _prepare(dataclasses.replace(hparams, beta=1.0), belief, space, marginal=marginal)
 
     def first(key: PRNGKey, known: Known, able: Array) -> tuple[Array, None]:
         return known.mean, None

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jarm.core.base import Belief, HParams, PairSpace, Selection, Status, worst
 from jarm.core.linalg import inverse_factor, jitter
 from jarm.core.types import Array, Float, PRNGKey
-from jarm.design.criteria import D_UNWEIGHTED, Objective, a_optimal, v_optimal
+from jarm.design.criteria import D_UNWEIGHTED, Criterion, a_optimal, v_optimal
 from jarm.design.fisher import fisher_weight, pair_information, space_information
 from jarm.design.greedy import greedy, greedy_log_det
 from jarm.design.top import best_first, top_pairs
@@ -33,7 +33,7 @@ def _one_shot(belief: Belief, space: PairSpace, k: int, metric: Float[Array, "F 
     return Selection(best.pairs, best.gains, best.valid, worst(best.status, singular))
 
 
-def xtx(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def xtx(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """D-optimal as if the labels were real numbers: the largest x^T (sum_pool x x^T)^-1 x.
 
     Gain: that leverage; over a pool of full rank they sum to F.
@@ -42,7 +42,7 @@ def xtx(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams
     return _one_shot(belief, space, k, metric, weighted=False)
 
 
-def dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """The released D-optimal rule: the largest v x^T M^-1 x, M = sum_pool v x x^T, v = p (1 - p).
 
     Gain: that leverage; over a pool of full rank they sum to F. Each pair is scored alone, so near-copies of one
@@ -52,26 +52,26 @@ def dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     return _one_shot(belief, space, k, metric, weighted=True)
 
 
-def pa_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def pa_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """The released past-aware D-optimal rule: `dopt` with the information of the labelled pairs added to M.
 
     Gain: v x^T (M + past)^-1 x; the past is recomputed with the current head.
     """
     metric, _ = space_information(belief.features, belief.rewards, space)
-    return _one_shot(belief, space, k, metric + belief.past, weighted=True)
+    return _one_shot(belief, space, k, metric + belief.labelled_information, weighted=True)
 
 
 def prior_information(
-    belief: Belief, space: PairSpace, k: int, hparams: HParams, *, past_aware: bool = True
+    hparams: HParams, belief: Belief, space: PairSpace, k: int, *, past_aware: bool = True
 ) -> Float[Array, "F F"]:
     """What a greedy batch starts from: A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar].
 
-    Ibar is the mean information of a pair of the space, n the labels after this batch, c = `hparams.prior` and
+    Ibar is the mean information of a pair of the space, n the labels after this batch, c = `hparams.prior_weight` and
     rho = `hparams.prior_mix`. Scaling by n and by the trace of Ibar makes c a pure number: the weight of the prior
     in units of the information that n average pairs carry. Jittered, so that a rank-deficient shape passes.
     """
-    prior = _shaped(_mean_information(belief, space), belief, k, hparams)
-    return jitter(prior + belief.past if past_aware else prior)
+    prior = _shaped(hparams, _mean_information(belief, space), belief, k)
+    return jitter(prior + belief.labelled_information if past_aware else prior)
 
 
 def _mean_information(belief: Belief, space: PairSpace, *, weighted: bool = True) -> Float[Array, "F F"]:
@@ -80,80 +80,82 @@ def _mean_information(belief: Belief, space: PairSpace, *, weighted: bool = True
     return pool / jnp.maximum(count, 1)
 
 
-def _shaped(mean: Float[Array, "F F"], belief: Belief, k: int, hparams: HParams) -> Float[Array, "F F"]:
+def _shaped(hparams: HParams, mean: Float[Array, "F F"], belief: Belief, k: int) -> Float[Array, "F F"]:
     """c n [(1 - rho) tr(mean)/F I + rho mean], n the labels after this batch."""
     width = mean.shape[0]
     ridge = jnp.trace(mean) / width * jnp.eye(width, dtype=mean.dtype)
-    labels = (belief.labels + k).astype(mean.dtype)
-    return hparams.prior * labels * ((1 - hparams.prior_mix) * ridge + hparams.prior_mix * mean)
+    labels = (belief.num_labelled + k).astype(mean.dtype)
+    return hparams.prior_weight * labels * ((1 - hparams.prior_mix) * ridge + hparams.prior_mix * mean)
 
 
-def _greedy(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, past_aware: bool) -> Selection:
-    prior = prior_information(belief, space, k, hparams, past_aware=past_aware)
+def _greedy(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, past_aware: bool) -> Selection:
+    prior = prior_information(hparams, belief, space, k, past_aware=past_aware)
     selection, _ = greedy_log_det(belief.features, belief.rewards, space, prior, k)
     return selection
 
 
-def greedy_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def greedy_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Exact greedy D-optimal batch: each pair adds most to log det of past + prior + batch so far.
 
     Gain: log(1 + v x^T A^-1 x) in nats, A the information up to the pair. See `prior_information` for the prior
     and `jarm.greedy` for why the choice is exact over every pair of the space.
     """
-    return _greedy(key, belief, space, k, hparams, past_aware=True)
+    return _greedy(key, hparams, belief, space, k, past_aware=True)
 
 
-def greedy_dopt_blind(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def greedy_dopt_blind(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """`greedy_dopt` that forgets the labelled pairs: the batch is spread out, but may repeat what is known.
 
     Gain: as `greedy_dopt`, with A0 the prior alone.
     """
-    return _greedy(key, belief, space, k, hparams, past_aware=False)
+    return _greedy(key, hparams, belief, space, k, past_aware=False)
 
 
 def _ridge(hparams: HParams) -> HParams:
     return dataclasses.replace(hparams, prior_mix=0.0)
 
 
-def _gram(belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Float[Array, "F F"]:
+def _gram(hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Float[Array, "F F"]:
     """V = sum x x^T over the labelled pairs + c n tr(Gbar)/F I, Gbar the mean of x x^T over the space."""
-    bought = (jnp.arange(belief.known.shape[0]) < belief.labels).astype(belief.known.dtype)
-    ends = jnp.where(bought[:, None, None] > 0, belief.known, 0)
-    ridge = _shaped(_mean_information(belief, space, weighted=False), belief, k, _ridge(hparams))
-    return jitter(pair_information(ends[:, 0], ends[:, 1], bought) + ridge)
+    labelled = (jnp.arange(belief.labelled_features.shape[0]) < belief.num_labelled).astype(
+        belief.labelled_features.dtype
+    )
+    ends = jnp.where(labelled[:, None, None] > 0, belief.labelled_features, 0)
+    ridge = _shaped(_ridge(hparams), _mean_information(belief, space, weighted=False), belief, k)
+    return jitter(pair_information(ends[:, 0], ends[:, 1], labelled) + ridge)
 
 
-def apo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def apo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Active Preference Optimization: the largest x^T V^-1 x, V what the labelled pairs span, without a batch update.
 
     V = sum_labelled x x^T + c n tr(Gbar)/F I, Gbar the mean of x x^T over the space, n the labels after this batch and
-    c = `hparams.prior`. No Fisher weight: labels count as real numbers, so rewards are not looked at.
+    c = `hparams.prior_weight`. No Fisher weight: labels count as real numbers, so rewards are not looked at.
     Gain: x^T V^-1 x.
 
     Source: Das et al. (arXiv 2402.10500). Their code adds 1e-5 I whatever the scale of the features; here the ridge
     scales with them, and with n as what is learnt does. They take the chosen for the rejected texts when they embed,
     which changes x to -x and so no score.
     """
-    whiten, singular = inverse_factor(_gram(belief, space, k, hparams))
+    whiten, singular = inverse_factor(_gram(hparams, belief, space, k))
     best = top_pairs(
         lambda _, distance: distance, jnp.zeros_like(belief.rewards), belief.features, space, k, whiten=whiten
     )
     idle = jnp.where((best.valid & (best.gains <= 0)).any(), Status.UNINFORMATIVE, Status.OK)
-    status = jnp.where(best.status == Status.NONFINITE, best.status, worst(best.status, idle, singular))
+    status = worst(best.status, idle, singular)
     return dataclasses.replace(best, status=status)
 
 
-def greedy_apo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def greedy_apo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """`apo` with V updated after every pair: exact greedy log det without Fisher weights, the same as MaxDet.
 
     Gain: log(1 + x^T V^-1 x) in nats, V with the batch so far. With the linear kernel of x and the ridge for its noise
     that is the determinantal rule MaxDet of Holzmueller et al. (arXiv 2203.09410): the largest posterior variance.
     """
-    prior = _gram(belief, space, k, hparams)
+    prior = _gram(hparams, belief, space, k)
     return greedy(D_UNWEIGHTED, belief.features, jnp.zeros_like(belief.rewards), space, prior, k)[0]
 
 
-def adpo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def adpo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Active DPO: greedy log det from a ridge and the information of the labelled pairs (`greedy_dopt`, rho = 0).
 
     Gain: log(1 + v x^T H^-1 x) in nats, H = gamma I + past + batch so far, gamma = c n tr(Ibar)/F (see
@@ -162,24 +164,24 @@ def adpo(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     Source: Kveton et al. (arXiv 2503.01076), with their beta 1 and reference log-ratios 0. They scan a random 256
     candidates a step; here every choice is exact over the space, so that chance plays no part.
     """
-    return greedy_dopt(key, belief, space, k, _ridge(hparams))
+    return greedy_dopt(key, _ridge(hparams), belief, space, k)
 
 
-def _least_trace(objective: Objective, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
-    prior = prior_information(belief, space, k, hparams)
-    return best_first(greedy(objective, belief.features, belief.rewards, space, prior, k)[0])
+def _least_trace(hparams: HParams, criterion: Criterion, belief: Belief, space: PairSpace, k: int) -> Selection:
+    prior = prior_information(hparams, belief, space, k)
+    return best_first(greedy(criterion, belief.features, belief.rewards, space, prior, k)[0])
 
 
-def a_opt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def a_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """A-optimal greedy batch: each pair lowers tr A^-1, the total variance of the head's weights, the most.
 
     Gain: that fall, v x^T A^-2 x / (1 + v x^T A^-1 x), A as in `greedy_dopt`. It may rise as the batch grows, so the
     batch is listed by gain. Unlike log det it depends on the coordinates of the features.
     """
-    return _least_trace(a_optimal(belief.features.shape[1]), belief, space, k, hparams)
+    return _least_trace(hparams, a_optimal(belief.features.shape[1]), belief, space, k)
 
 
-def bait(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """BAIT: each pair lowers tr(A^-1 Ibar), the variance of the margins of the pool weighted by v, the most.
 
     Gain: that fall, v x^T A^-1 Ibar A^-1 x / (1 + v x^T A^-1 x), Ibar the mean information of a pair of the space and A
@@ -192,4 +194,4 @@ def bait(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParam
     mean = _mean_information(belief, space)
     values, vectors = jnp.linalg.eigh(mean)
     targets = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    return _least_trace(v_optimal(targets, jnp.ones(len(targets))), belief, space, k, hparams)
+    return _least_trace(hparams, v_optimal(targets, jnp.ones(len(targets))), belief, space, k)

@@ -56,30 +56,30 @@ def perturbed(scorer: Scorer, key: PRNGKey, temperature: Array | float, *, log: 
     return Scorer((scorer.stats, jnp.arange(size, dtype=jnp.int32)), pair, tile)
 
 
-def _draw_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams, *, log: bool) -> Selection:
+def _draw_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, log: bool) -> Selection:
     scorer = perturbed(bald_scorer(belief, space), key, hparams.temperature, log=log)
     return top_scores(scorer, jnp.isfinite(belief.member_rewards).all(axis=0), space, k)
 
 
-def power_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def power_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs drawn with chances proportional to a power of their BALD score: score^(1 / temperature).
 
     Gain: log(score) + temperature g, g the Gumbel noise of the pair. Temperature 0 is `bald`, 1 as published.
     Kirsch et al. (2106.12059).
     """
-    return _draw_bald(key, belief, space, k, hparams, log=True)
+    return _draw_bald(key, hparams, belief, space, k, log=True)
 
 
-def softmax_bald(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def softmax_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs drawn with chances proportional to exp(BALD score / temperature).
 
     Gain: score + temperature g nats, g the Gumbel noise of the pair. Temperature 0 is `bald`; scores are at most
     log 2, so that 1 is close to `random`: try 0.01. Kirsch et al. (2106.12059).
     """
-    return _draw_bald(key, belief, space, k, hparams, log=False)
+    return _draw_bald(key, hparams, belief, space, k, log=False)
 
 
-def softmax_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def softmax_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs drawn with chances proportional to exp(log det gain / temperature): a diverse batch without a greedy one.
 
     Gain: log(1 + v x^T A0^-1 x) + temperature g nats, A0 of `prior_information`, g the Gumbel noise of the pair.
@@ -90,7 +90,7 @@ def softmax_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams
     def scorer(numbers: Numbers) -> Scorer:
         return perturbed(D_OPTIMAL.scorer(numbers, jnp.zeros(0), gains=True), key, hparams.temperature)
 
-    return top_of_laplace(belief, space, k, hparams, scorer)
+    return top_of_laplace(hparams, belief, space, k, scorer)
 
 
 def mixed(rule: Rule) -> Rule:
@@ -101,9 +101,9 @@ def mixed(rule: Rule) -> Rule:
     of the others, or 0 if that is less.
     """
 
-    def mixture(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    def mixture(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
         key_rule, key_pairs, key_share = jax.random.split(key, 3)
-        best, drawn = rule(key_rule, belief, space, k, hparams), random_pairs(key_pairs, space, k)
+        best, drawn = rule(key_rule, hparams, belief, space, k), random_pairs(key_pairs, space, k)
         place, size = jnp.arange(k, dtype=jnp.int32), space.eligible.shape[0]
         chosen = jnp.floor(k * (1 - jnp.asarray(hparams.epsilon, jnp.float32)) + jax.random.uniform(key_share))
         head = best.valid & (place < chosen)
@@ -125,9 +125,9 @@ def mixed(rule: Rule) -> Rule:
 _mixed_dopt = mixed(greedy_dopt)
 
 
-def epsilon_greedy_dopt(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def epsilon_greedy_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """`greedy_dopt` with a share epsilon of the batch drawn at random.
 
     Gain: as `greedy_dopt`; 0 for a random pair. See `mixed`, which does the same to any rule.
     """
-    return _mixed_dopt(key, belief, space, k, hparams)
+    return _mixed_dopt(key, hparams, belief, space, k)

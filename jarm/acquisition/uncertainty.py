@@ -9,7 +9,7 @@ from jarm.core.types import PRNGKey
 from jarm.design.top import random_pairs, top_pairs
 
 
-def random(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def random(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs drawn uniformly without replacement: what every rule has to beat.
 
     Gain: 0.
@@ -17,7 +17,7 @@ def random(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPar
     return random_pairs(key, space, k)
 
 
-def entropy(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def entropy(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs the head is least sure of: the smallest |m|, the same order as the entropy of sigmoid(m).
 
     Gain: -|m|. Known in the released rules as the level set.
@@ -25,7 +25,7 @@ def entropy(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HPa
     return top_pairs(lambda margin, _: -jnp.abs(margin), belief.rewards, None, space, k)
 
 
-def max_diff(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+def max_diff(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs the head is surest of: the largest |m|.
 
     Gain: |m|.

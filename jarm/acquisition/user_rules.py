@@ -22,9 +22,9 @@ def _of_file(path: pathlib.Path, function: str) -> Rule:
         own = {key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
         raise JarmError(f"{path} has no function {function!r}; it has {', '.join(sorted(own)) or 'none'}.")
 
-    def run(key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    def run(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
         try:
-            selection = rule(key, belief, space, k, hparams)
+            selection = rule(key, hparams, belief, space, k)
         except JarmError:
             raise
         except Exception as error:

@@ -35,19 +35,19 @@ def record(cls: C) -> C:
 
 
 class Status(enum.IntEnum):
-    """What went wrong, worst last, so that statuses combine by `max`. `message` names the cure."""
+    """What went wrong, from harmless to worst, so that statuses combine by `max`. `message` names the cure."""
 
     OK = 0
     EXHAUSTED = 1
-    SINGULAR = 2
-    DIVERGED = 3
-    NONFINITE = 4
-    FULL = 5
-    NO_RULE = 6
-    LIMITED = 7
-    UNINFORMATIVE = 8
-    BROKEN_RULE = 9
-    BROKEN_SCORES = 10
+    LIMITED = 2
+    UNINFORMATIVE = 3
+    FULL = 4
+    SINGULAR = 5
+    DIVERGED = 6
+    NONFINITE = 7
+    BROKEN_RULE = 8
+    BROKEN_SCORES = 9
+    NO_RULE = 10
 
     @property
     def message(self) -> str:
@@ -58,12 +58,13 @@ class Status(enum.IntEnum):
 _MESSAGES = {
     Status.OK: "All is well.",
     Status.EXHAUSTED: (
-        "The pair space holds fewer unlabelled pairs than the batch asks for: buy fewer pairs a round, "
+        "The pair space holds fewer unlabelled pairs than the batch asks for: label fewer pairs per round, "
         "run fewer rounds, or widen the space (`--pairs all`)."
     ),
     Status.SINGULAR: (
-        "An information matrix is not positive definite in float32: raise the prior of the rule (`--prior`, where it "
-        "has one) or the penalty of a linear head (`--ridge`), or check the features for an exploding direction."
+        "An information matrix is not positive definite in float32: raise the prior of the rule (`--prior-weight`, "
+        "where it has one) or the penalty of a linear head (`--ridge`), or check the features for an exploding "
+        "direction."
     ),
     Status.DIVERGED: "The fit of a reward head ended at a loss that is not finite: lower the learning rate.",
     Status.NONFINITE: (
@@ -73,11 +74,11 @@ _MESSAGES = {
     Status.NO_RULE: "The index of the rule is not one of `LoopConfig.rules`: count them from 0.",
     Status.LIMITED: (
         "The limits on picks a prompt, picks a response or near-copies leave fewer pairs than the batch asks for: "
-        "raise them, or buy fewer pairs."
+        "raise them, or label fewer pairs."
     ),
     Status.UNINFORMATIVE: (
         "Some pairs of the batch would teach nothing, because every pair that is left has equal features at both ends: "
-        "check the features for copies or a head that has collapsed, or buy fewer pairs."
+        "check the features for copies or a head that has collapsed, or label fewer pairs."
     ),
     Status.BROKEN_RULE: (
         "A rule returned a pair twice, one that is not in its space or has the larger index first, or fewer pairs than "
@@ -115,7 +116,7 @@ class ResponseTable:
       mask: `[P, R]` bool, true where a response exists.
       gold: `[P, R]` float32 gold rewards (arbitrary units, larger is better), or None; 0 where `mask` is false.
       mean, deviation: `[d]` float32, what embeddings are standardised by as they are read, or None.
-      rulers: name -> `[P, R]` float32 scores that use no reward model (length, position, ...).
+      attributes: name -> `[P, R]` float32 scores that use no reward model (length, position, ...).
       provenance: what made it: names, paths, settings.
     """
 
@@ -125,7 +126,7 @@ class ResponseTable:
     gold: np.ndarray | None = None
     mean: np.ndarray | None = None
     deviation: np.ndarray | None = None
-    rulers: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -150,12 +151,12 @@ class ResponseTable:
             rows=self.rows[prompts],
             mask=self.mask[prompts],
             gold=None if self.gold is None else self.gold[prompts],
-            rulers={name: ruler[prompts] for name, ruler in self.rulers.items()},
+            attributes={name: ruler[prompts] for name, ruler in self.attributes.items()},
         )
 
 
-class Benchmark(NamedTuple):
-    """A table to buy labels on, and a table of other prompts to be judged on; R may differ, d may not."""
+class TrainTest(NamedTuple):
+    """A table to label pairs of, and a table of other prompts to evaluate on; R may differ, d may not."""
 
     train: ResponseTable
     test: ResponseTable
@@ -169,7 +170,7 @@ class Labelled:
       first, second: `[L]` int32; where `mask` is false they are 0.
       label: `[L]` float32 in [0, 1], the (soft) probability that `first` is preferred.
       weight: `[L]` float32, weight of the pair in the loss.
-      mask: `[L]` bool, true for the labels bought so far.
+      mask: `[L]` bool, true for the labels so far.
     """
 
     first: Int[Array, "L"]
@@ -229,19 +230,19 @@ class Belief:
       features: `[N, F]` last hidden layer of the ensemble's first head, one row a response.
       rewards: `[N]` mean reward over the ensemble; the margin of a pair is their difference.
       member_rewards: `[K, N]` rewards of every member of the ensemble.
-      past: `[F, F]` Fisher information of the pairs labelled so far, under the current head.
-      labels: scalar int32, how many pairs are labelled so far.
-      known: `[L, 2, F]` features of the ends of the labelled pairs; the first `labels` rows count.
-      known_rewards: `[L, 2]` mean rewards of these ends.
+      labelled_information: `[F, F]` Fisher information of the pairs labelled so far, under the current head.
+      num_labelled: scalar int32, how many pairs are labelled so far.
+      labelled_features: `[L, 2, F]` features of the ends of the labelled pairs; the first `num_labelled` rows count.
+      labelled_rewards: `[L, 2]` mean rewards of these ends.
     """
 
     features: Float[Array, "N F"]
     rewards: Float[Array, "N"]
     member_rewards: Float[Array, "K N"]
-    past: Float[Array, "F F"]
-    labels: Int[Array, ""]
-    known: Float[Array, "L 2 F"]
-    known_rewards: Float[Array, "L 2"]
+    labelled_information: Float[Array, "F F"]
+    num_labelled: Int[Array, ""]
+    labelled_features: Float[Array, "L 2 F"]
+    labelled_rewards: Float[Array, "L 2"]
 
 
 @record
@@ -273,7 +274,7 @@ class HParams:
       ridge: L2 penalty of a linear head, in units of one label's negative log-likelihood per squared weight.
       label_smoothing: share by which labels are drawn towards 1/2 in training.
       noise: beta of the annotator: P(first preferred) = sigmoid(beta * gold difference / scale).
-      prior: c of the greedy prior (see `jarm.acquisition.optimal_design`).
+      prior_weight: c of the greedy prior (see `jarm.acquisition.optimal_design`).
       prior_mix: rho of the greedy prior: 0 a ridge, 1 the shape of the pool's information.
       beta: half-width of the intervals of interval rules, in standard deviations over the ensemble.
       temperature: of rules that draw their batch: 0 takes the best, larger is closer to random.
@@ -285,7 +286,7 @@ class HParams:
     ridge: Float[Array, ""] | float = 1.0
     label_smoothing: Float[Array, ""] | float = 0.0
     noise: Float[Array, ""] | float = 2.0
-    prior: Float[Array, ""] | float = 0.1
+    prior_weight: Float[Array, ""] | float = 0.1
     prior_mix: Float[Array, ""] | float = 1.0
     beta: Float[Array, ""] | float = 1.0
     temperature: Float[Array, ""] | float = 1.0
@@ -348,7 +349,7 @@ class Fit(Protocol):
 class Rule(Protocol):
     """An acquisition rule: pick k pairs of a space. Pure, jittable, fixed shapes; k is a Python int."""
 
-    def __call__(self, key: PRNGKey, belief: Belief, space: PairSpace, k: int, hparams: HParams) -> Selection:
+    def __call__(self, key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
         """The batch."""
         ...
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.base import Benchmark, JarmError, ResponseTable
+from jarm.core.base import JarmError, ResponseTable, TrainTest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import nearest
 from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
@@ -34,8 +34,8 @@ def load(
     seed: int = 0,
     standardise: bool = True,
     validate: bool = True,
-) -> Benchmark:
-    """The benchmark that `data` names: `synthetic`, `synthetic:VARIANT`, a folder, or a `.parquet` or `.jsonl` table.
+) -> TrainTest:
+    """The tables that `data` names: `synthetic`, `synthetic:VARIANT`, a folder, or a `.parquet` or `.jsonl` table.
 
     Args:
       data: a folder is read by `load_published`, a table by `load_table`.
@@ -49,8 +49,8 @@ def load(
     Raises:
       JarmError: if the data is not there, damaged, or not what the options fit.
     """
-    benchmark = _as_it_is(data, embeddings, target, gen, emb, task, seed, validate)
-    return standardised(benchmark) if standardise else benchmark
+    tables = _as_it_is(data, embeddings, target, gen, emb, task, seed, validate)
+    return standardised(tables) if standardise else tables
 
 
 def _as_it_is(
@@ -62,7 +62,7 @@ def _as_it_is(
     task: str | None,
     seed: int,
     validate: bool,
-) -> Benchmark:
+) -> TrainTest:
     name = str(data)
     table_options = {"embeddings": embeddings, "target": target}
     folder_options = {"gen": gen, "emb": emb, "task": task}
@@ -96,7 +96,7 @@ def load_published(
     task: str | None = None,
     *,
     validate: bool = True,
-) -> Benchmark:
+) -> TrainTest:
     """Read `embd_{gen}_{emb}_{task}_{split}.npy`, (P, R, d), and `reward_{...}.npy`, (P, R, 1), for train and test.
 
     The layout of Shen, Sun and Ton (arXiv 2502.04354). Embeddings are memory-mapped and never copied.
@@ -127,7 +127,7 @@ def load_published(
             f"{directory}, {setting}: train embeddings are {train.shape[2]} wide and test embeddings "
             f"{test.shape[2]}: embed both with one model."
         )
-    return check_sides(Benchmark(train, test), str(directory))
+    return check_sides(TrainTest(train, test), str(directory))
 
 
 def _published_split(directory: Path, setting: str, split: str, validate: bool) -> ResponseTable:
@@ -153,7 +153,7 @@ def _published_split(directory: Path, setting: str, split: str, validate: bool) 
         rows=np.arange(P * R).reshape(P, R),
         mask=np.ones((P, R), bool),
         gold=gold,
-        rulers={"position": np.tile(np.arange(R, dtype=np.float32), (P, 1))},
+        attributes={"position": np.tile(np.arange(R, dtype=np.float32), (P, 1))},
         provenance={
             "source": "published",
             "setting": setting,

@@ -6,13 +6,13 @@ import dataclasses
 
 import numpy as np
 
-from jarm.core.base import Benchmark, JarmError
+from jarm.core.base import JarmError, TrainTest
 
 _CHUNK = 1 << 24
 
 
-def standardised(benchmark: Benchmark) -> Benchmark:
-    """The benchmark with embeddings `(e - mean) / deviation` in each dimension, measured on its training responses.
+def standardised(tables: TrainTest) -> TrainTest:
+    """The tables with embeddings `(e - mean) / deviation` in each dimension, measured on its training responses.
 
     Language models put most of a hidden state into a few dimensions, and sentence embedders give vectors of norm 1: a
     head trained on either as it is starts far from where its optimiser works well (`experiments/README.md` has what
@@ -22,7 +22,7 @@ def standardised(benchmark: Benchmark) -> Benchmark:
     Raises:
       JarmError: an embedding of a training response is not finite.
     """
-    train = dataclasses.replace(benchmark.train, mean=None, deviation=None)
+    train = dataclasses.replace(tables.train, mean=None, deviation=None)
     prompts, responses, d = train.shape
     step = max(1, _CHUNK // (responses * d))
     count, total, squares = int(train.mask.sum()), np.zeros(d), np.zeros(d)
@@ -45,9 +45,9 @@ def standardised(benchmark: Benchmark) -> Benchmark:
         "mean": (mean + anchor).astype(np.float32),
         "deviation": np.where(deviation > 0, deviation, np.inf).astype(np.float32),
     }
-    return Benchmark(
+    return TrainTest(
         *(
             dataclasses.replace(side, **measured, provenance={**side.provenance, "standardised": True})
-            for side in benchmark
+            for side in tables
         )
     )

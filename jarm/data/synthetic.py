@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jarm.core.base import Benchmark, JarmError, ResponseTable
+from jarm.core.base import JarmError, ResponseTable, TrainTest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +22,7 @@ class SyntheticConfig:
     """Sizes and mechanisms of the synthetic benchmark.
 
     Attributes:
-      train, test: prompts to buy labels on, and prompts to be judged on.
+      train, test: prompts to label, and prompts to be judged on.
       responses, test_responses: responses a prompt in each.
       width: d of the embeddings.
       power: a of the spectrum; the k-th principal direction has a variance proportional to k ** -a.
@@ -73,7 +73,7 @@ VARIANTS: Mapping[str, SyntheticConfig] = MappingProxyType(
 `outliers`: the pairs that optimal designs pay most for teach nothing, so they are expected to lose to random."""
 
 
-def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> Benchmark:
+def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> TrainTest:
     """A benchmark of prompts in topics, responses around prompts, and a teacher that no head can equal.
 
     Embedding `e_pi = m_t(p) + c_p + s_p n_pi` in principal coordinates, then rotated; gold
@@ -99,7 +99,7 @@ def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> B
     scales = np.sqrt([1 - config.products, config.products]) / [_within(part) for part in train.parts]
     scales /= _within(train.gold(scales))
     seeded = {"source": "synthetic", "seed": seed, **dataclasses.asdict(config)}
-    return Benchmark(
+    return TrainTest(
         train=_table(rng, config, world, train, scales, {**seeded, "split": "train"}),
         test=_table(rng, config, world, test, scales, {**seeded, "split": "test"}),
     )
@@ -200,7 +200,7 @@ def _table(
         rows=np.arange(P * R).reshape(P, R),
         mask=np.ones((P, R), dtype=bool),
         gold=(value + offset).astype(np.float32),
-        rulers={
+        attributes={
             "length": np.rint(length).astype(np.float32),
             "position": np.tile(np.arange(R, dtype=np.float32), (P, 1)),
             "prompt_cosine": cosine.astype(np.float32),

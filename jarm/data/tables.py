@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jarm.core.base import Benchmark, JarmError, ResponseTable
+from jarm.core.base import JarmError, ResponseTable, TrainTest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import listed, nearest
 from jarm.data.journal import is_store
@@ -34,7 +34,7 @@ def load_table(
     *,
     split: str | None = None,
     validate: bool = True,
-) -> Benchmark:
+) -> TrainTest:
     """Read a Parquet or JSONL table of responses, and their embeddings from an `.npy` or a store.
 
     Rows of one `prompt_id` (of one `prompt`, without that column) are the responses of one prompt, wherever they
@@ -51,7 +51,7 @@ def load_table(
       validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store takes none.
 
     Returns:
-      Train and test tables over one store, with the rulers that the columns allow: `length` (characters of
+      Train and test tables over one store, with the attributes that the columns allow: `length` (characters of
       `response`), `position` (index in the prompt), `prompt_cosine` (of the word counts of `prompt` and `response`).
 
     Raises:
@@ -87,11 +87,11 @@ def load_table(
         places = np.arange(n)
     gold = None if target is None else _scores(name, columns, target, names, numeric, place)
     rows, mask = _grouped(np.asarray(prompt.indices)[row_of], len(prompt.dictionary))
-    rulers = {"position": np.tile(np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1))}
+    attributes = {"position": np.tile(np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1))}
     if _is_text(columns, "response"):
-        rulers["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
+        attributes["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
         if _is_text(columns, "prompt"):
-            rulers["prompt_cosine"] = bag_cosine(columns["prompt"], columns["response"])[rows]
+            attributes["prompt_cosine"] = bag_cosine(columns["prompt"], columns["response"])[rows]
     if validate and not isinstance(store, EmbeddingStore):
         refuse_nonfinite(store, str(embeddings))
     whole = ResponseTable(
@@ -99,7 +99,7 @@ def load_table(
         rows=places[rows],
         mask=mask,
         gold=None if gold is None else np.where(mask, gold[rows], np.float32(0)),
-        rulers={key: np.where(mask, value, np.float32(0)) for key, value in rulers.items()},
+        attributes={key: np.where(mask, value, np.float32(0)) for key, value in attributes.items()},
         provenance={
             "source": "table",
             **described(table=table),
@@ -112,7 +112,7 @@ def load_table(
     return check_sides(split_by(whole, is_test), name)
 
 
-def split_by(table: ResponseTable, is_test: np.ndarray) -> Benchmark:
+def split_by(table: ResponseTable, is_test: np.ndarray) -> TrainTest:
     """Split a table by prompt; the embeddings are shared.
 
     Args:
@@ -129,7 +129,7 @@ def split_by(table: ResponseTable, is_test: np.ndarray) -> Benchmark:
             f"{len(table.rows)} prompts, such as `np.isin(np.arange({len(table.rows)}), test_prompts)`."
         )
     sides = table.take(~is_test), table.take(is_test)
-    return Benchmark(*(stated(side, split) for side, split in zip(sides, ("train", "test"), strict=True)))
+    return TrainTest(*(stated(side, split) for side, split in zip(sides, ("train", "test"), strict=True)))
 
 
 def stated(table: ResponseTable, split: str) -> ResponseTable:
@@ -138,9 +138,9 @@ def stated(table: ResponseTable, split: str) -> ResponseTable:
     return dataclasses.replace(table, provenance={**table.provenance, **counts})
 
 
-def check_sides(benchmark: Benchmark, name: str) -> Benchmark:
-    """The benchmark, or `JarmError` where a side has no prompts or none with two responses."""
-    for split, table in zip(("train", "test"), benchmark, strict=True):
+def check_sides(tables: TrainTest, name: str) -> TrainTest:
+    """The tables, or `JarmError` where a side has no prompts or none with two responses."""
+    for split, table in zip(("train", "test"), tables, strict=True):
         if not len(table.rows):
             raise JarmError(f"{name} has no {split} prompts: give it more prompts, or a split column with both sides.")
         if (table.mask.sum(axis=1) < 2).all():
@@ -148,7 +148,7 @@ def check_sides(benchmark: Benchmark, name: str) -> Benchmark:
                 f"{name}: every {split} prompt has one response, so there is no pair to compare; give two responses "
                 f"or more to a prompt, and rows of one prompt the same prompt_id."
             )
-    return benchmark
+    return tables
 
 
 def _opened(embeddings: PathLike) -> Any:

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status, worst
 from jarm.core.linalg import cholesky, inverse_factor, matmul
 from jarm.core.types import Array, Bool, Float, Int
-from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Numbers, Objective
+from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Criterion, Numbers
 from jarm.design.fisher import centred
 from jarm.design.greedy import greedy
 from jarm.design.passes import best_pairs
@@ -77,14 +77,14 @@ def efficiency(log_det: Float[Array, "*b"], upper: Float[Array, "*b"], width: in
     return jnp.exp((log_det - upper) / width)
 
 
-def _require_d(objective: Objective, what: str) -> None:
+def _require_d(criterion: Criterion, what: str) -> None:
     """Refuse a criterion that is not a log determinant."""
-    if objective.worth not in (D_OPTIMAL.worth, D_UNWEIGHTED.worth):
+    if criterion.worth not in (D_OPTIMAL.worth, D_UNWEIGHTED.worth):
         raise JarmError(f"{what} knows the log determinant only: use D_OPTIMAL or D_UNWEIGHTED.")
 
 
 def design_bound(
-    objective: Objective,
+    criterion: Criterion,
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"],
     space: PairSpace,
@@ -103,7 +103,7 @@ def design_bound(
     Limits and costs only take batches away, so the bound holds with them, too.
 
     Args:
-      objective: `D_OPTIMAL` or `D_UNWEIGHTED`.
+      criterion: `D_OPTIMAL` or `D_UNWEIGHTED`.
       features: `[N, F]` last-layer features of the responses.
       rewards: `[N]` rewards.
       space: which pairs. What they cost does not enter.
@@ -126,20 +126,20 @@ def design_bound(
     Source: exchanges of weight as in Bohning (1986) and Harman, Filova, Richtarik (2020), between passes that generate
     columns; for k < F the relaxation of Nikolov (2015).
     """
-    _require_d(objective, "A design bound")
+    _require_d(criterion, "A design bound")
     features, rewards, prior = (jnp.asarray(each, jnp.float32) for each in (features, rewards, prior))
     space = dataclasses.replace(jax.tree.map(jnp.asarray, space), costs=None)
     size, width = features.shape
     finite = jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)
     if start is None:
-        start, _ = greedy(objective, features, rewards, space, prior, k, mesh=mesh, tile=tile)
+        start, _ = greedy(criterion, features, rewards, space, prior, k, mesh=mesh, tile=tile)
     features = centred(features, space)
     found, room = k + 4 * width, k + 16 * width
 
     def differences(pairs: Int[Array, "m 2"]) -> Float[Array, "m F"]:
         """sqrt(v) x."""
         first, second = jnp.minimum(pairs, size - 1).T
-        root = jnp.where(pairs[:, 0] < size, jnp.sqrt(objective.weight(rewards[first] - rewards[second])), 0)
+        root = jnp.where(pairs[:, 0] < size, jnp.sqrt(criterion.weight(rewards[first] - rewards[second])), 0)
         return jnp.where(root > 0, root, 0)[:, None] * (features[first] - features[second])
 
     def whitened(x: Float[Array, "m F"], weights: Float[Array, "m"]) -> tuple[Float[Array, "F F"], Int[Array, ""]]:
@@ -167,9 +167,9 @@ def design_bound(
 
         whiten, singular = whitened(x[kept], weights)
         y = matmul(features, whiten.T)
-        scorer = objective.scorer(Numbers(rewards, y, jnp.zeros((size, 0))), jnp.zeros(0))
+        scorer = criterion.scorer(Numbers(rewards, y, jnp.zeros((size, 0))), jnp.zeros(0))
         best = best_pairs(scorer, space, found, mesh=mesh, tile=tile)
-        upper, lower, rounding = _bounds(objective, features, rewards, y, prior, whiten, best, k)
+        upper, lower, rounding = _bounds(criterion, features, rewards, y, prior, whiten, best, k)
         overflow = jnp.where(jnp.isnan(whiten).any() | (best.scores < jnp.inf).all(), Status.OK, Status.NONFINITE)
         better = upper < state.upper
         return _State(
@@ -223,7 +223,7 @@ class _State(NamedTuple):
 
 
 def _bounds(
-    objective: Objective,
+    criterion: Criterion,
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"],
     y: Float[Array, "N F"],
@@ -245,9 +245,9 @@ def _bounds(
     first, second = jnp.minimum(best.pairs, size - 1).T
     margin = rewards[first] - rewards[second]
     u = jnp.maximum(best.scores, 0)
-    most = jnp.square(jnp.sqrt(u) + jnp.sqrt(objective.weight(margin)) * (off[first] + off[second]))
+    most = jnp.square(jnp.sqrt(u) + jnp.sqrt(criterion.weight(margin)) * (off[first] + off[second]))
     most = jnp.where(best.pairs[:, 0] < size, most * (1 + unit * (1 + jnp.abs(margin))), 0)
-    heaviest = objective.weight(jnp.zeros(()))
+    heaviest = criterion.weight(jnp.zeros(()))
     left_out = jnp.maximum(best.rest, 0) * (1 + 1e-5) + 4 * unit * heaviest * jnp.square(y).sum(axis=1).max()
     left_out = jnp.square(jnp.sqrt(left_out) + 2 * jnp.sqrt(heaviest) * off.max())
     most = jnp.maximum(jax.lax.top_k(most, k)[0], jnp.where(best.rest > -jnp.inf, left_out, 0))
@@ -333,7 +333,7 @@ def _exchanged(
 
 
 def rounded(
-    objective: Objective,
+    criterion: Criterion,
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"],
     space: PairSpace,
@@ -346,7 +346,7 @@ def rounded(
     """The greedy batch of the pairs that have weight in a design: for k > F better than greedy over the whole space.
 
     Args:
-      objective, features, rewards, space, prior, k: as `design_bound` had them.
+      criterion, features, rewards, space, prior, k: as `design_bound` had them.
       design: what it returned.
       limits: what else a batch has to keep to.
 
@@ -356,10 +356,10 @@ def rounded(
     Raises:
       JarmError: the criterion is not a log determinant.
     """
-    _require_d(objective, "Rounding a design")
+    _require_d(criterion, "Rounding a design")
     # Of a design every pair is one of the space; a listed space has its pairs in order, padding last.
     order = jax.lax.sort((design.pairs[:, 0], design.pairs[:, 1]), num_keys=2)
     listed = dataclasses.replace(
         space, kind="listed", pairs=jnp.stack(order, axis=1), excluded=jnp.zeros((0, 2), jnp.int32), costs=None
     )
-    return greedy(objective, features, rewards, listed, prior, k, limits=limits)[0]
+    return greedy(criterion, features, rewards, listed, prior, k, limits=limits)[0]

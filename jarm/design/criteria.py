@@ -37,7 +37,7 @@ class Numbers(NamedTuple):
 
 
 @record
-class Objective:
+class Criterion:
     """A criterion.
 
     Attributes:
@@ -102,10 +102,10 @@ def _leverage_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     return with_weights(lambda v: v * distances(rows.y, columns.y), rows.reward, columns.reward)
 
 
-D_OPTIMAL = Objective(_leverage, _leverage_tile, jnp.log1p, fisher_weight, _falls)
+D_OPTIMAL = Criterion(_leverage, _leverage_tile, jnp.log1p, fisher_weight, _falls)
 """Log determinant of the information: a pair gains log(1 + v q) nats, and never more than before (submodular)."""
 
-D_UNWEIGHTED = Objective(
+D_UNWEIGHTED = Criterion(
     lambda margin, q, c, h: q,
     lambda rows, columns, h: distances(rows.y, columns.y),
     jnp.log1p,
@@ -115,7 +115,7 @@ D_UNWEIGHTED = Objective(
 """The same as if labels were real numbers, v = 1: gain log(1 + q). APO (Das et al. 2402.10500), grown greedily."""
 
 
-def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = None) -> Objective:
+def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = None) -> Criterion:
     """Mean variance over targets: a pair gains the fall of sum_t weight_t t^T A^-1 t, v |c|^2 / (1 + v q).
 
     Also known as I-optimal, and with the pairs of the pool as targets as the criterion of BAIT (Ash et al. 2021). Gains
@@ -133,10 +133,10 @@ def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = 
         # Only the sum of outer products counts: F directions have the same.
         values, vectors = jnp.linalg.eigh(matmul(root.T, root))
         root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    return Objective(_fall_of_variance, _fall_of_variance_tile, _identity, fisher_weight, _v_ceiling, root)
+    return Criterion(_fall_of_variance, _fall_of_variance_tile, _identity, fisher_weight, _v_ceiling, root)
 
 
-def a_optimal(width: int) -> Objective:
+def a_optimal(width: int) -> Criterion:
     """Trace of the inverse information: a pair gains its fall, v x^T A^-2 x / (1 + v q). `v_optimal` of the axes."""
     return v_optimal(jnp.eye(width), jnp.ones(width))
 
@@ -170,7 +170,7 @@ def _v_ceiling(rest: Array, z: Array, gone: Array, far: Array, most: Array) -> A
     return jnp.where((status == Status.OK) & (most >= rest), most, jnp.inf)
 
 
-def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Objective:
+def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Criterion:
     """Expected information, in nats, of a pair's label about the label of a target pair, averaged over targets.
 
     Under the Laplace posterior in its Gaussian form, in which a label tells the margin with variance 1 / v, a pair
@@ -187,7 +187,7 @@ def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Obj
     known = jnp.sqrt(fisher_weight(jnp.asarray(target_margins, jnp.float32)))
     # Targets of this length carry their Fisher weights: v_t c_t^2 and v_t h_t are c^2 and h of them.
     scaled = known[:, None] * jnp.asarray(targets, jnp.float32)
-    return Objective(_information, _information_tile, _identity, fisher_weight, None, scaled)
+    return Criterion(_information, _information_tile, _identity, fisher_weight, None, scaled)
 
 
 _FACTORS = 4
@@ -252,7 +252,7 @@ def _mutual_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     return jnp.where(q <= _NEAR, near, far)
 
 
-BALD = Objective(_mutual, _mutual_tile, _identity, fisher_weight, _falls)
+BALD = Criterion(_mutual, _mutual_tile, _identity, fisher_weight, _falls)
 """Mutual information of a pair's label and the last layer under the Laplace posterior, nats: see `mutual_information`.
 
 It rises with q and q falls as a batch grows, so no pair gains more than before. Houlsby et al. 2011 (1112.5745).

@@ -20,7 +20,7 @@ import jax.numpy as jnp
 from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status, worst
 from jarm.core.linalg import cholesky, distances, grown_root, matmul
 from jarm.core.types import Array, Bool, Float, Int
-from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Objective
+from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Criterion
 from jarm.design.fisher import centred, fisher_weight, with_weights
 from jarm.design.greedy import greedy
 from jarm.design.passes import best_pairs
@@ -108,7 +108,7 @@ class _Inner(NamedTuple):
 
 
 def exchange(
-    objective: Objective,
+    criterion: Criterion,
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"],
     space: PairSpace,
@@ -126,7 +126,7 @@ def exchange(
     The batch can only become better: each swap is judged by log det computed afresh.
 
     Args:
-      objective: `D_OPTIMAL` or `D_UNWEIGHTED`.
+      criterion: `D_OPTIMAL` or `D_UNWEIGHTED`.
       features: `[N, F]` last-layer features of the responses.
       rewards: `[N]` rewards.
       space: which pairs; where they have costs, no pair is swapped for one that costs more.
@@ -147,7 +147,7 @@ def exchange(
 
     Source: Fedorov, Theory of Optimal Experiments (1972).
     """
-    if objective.worth not in (D_OPTIMAL.worth, D_UNWEIGHTED.worth):
+    if criterion.worth not in (D_OPTIMAL.worth, D_UNWEIGHTED.worth):
         raise JarmError("Exchange knows the log determinant only: use D_OPTIMAL or D_UNWEIGHTED.")
     features, rewards, prior = (jnp.asarray(each, jnp.float32) for each in (features, rewards, prior))
     space = jax.tree.map(jnp.asarray, space)
@@ -164,7 +164,7 @@ def exchange(
         """x and sqrt(v) x."""
         first, second = jnp.minimum(pairs, size - 1).T
         x = jnp.where(pairs[:, :1] < size, features[first] - features[second], 0)
-        return x, jnp.sqrt(objective.weight(rewards[first] - rewards[second]))[:, None] * x
+        return x, jnp.sqrt(criterion.weight(rewards[first] - rewards[second]))[:, None] * x
 
     def measured(pairs: Int[Array, "k 2"]) -> tuple[Float[Array, "F F"], Float[Array, ""], Int[Array, ""]]:
         """What whitens the information with a batch, and its log det."""
@@ -222,14 +222,14 @@ def exchange(
 
         def pair(a: tuple[_End, Array], b: tuple[_End, Array]) -> Array:
             x = a[1] - b[1]
-            v = objective.weight(a[0].reward - b[0].reward)
+            v = criterion.weight(a[0].reward - b[0].reward)
             along = matmul(members.z, x)
             each = jax.vmap(lambda member, s: change(member, s, v, v * jnp.square(x).sum(), a[0], b[0]))
             return each(members, along).max()
 
         def tile_of(rows: tuple[_End, Array], columns: tuple[_End, Array]) -> Array:
             (a, y_rows), (b, y_columns) = rows, columns
-            if objective.weight is fisher_weight:
+            if criterion.weight is fisher_weight:
                 v = with_weights(lambda v: v, a.reward, b.reward)
             else:
                 v = jnp.ones((a.reward.shape[0], b.reward.shape[0]))
@@ -299,7 +299,7 @@ def exchange(
         ended = (end.swaps == state.swaps) | (end.swaps >= most)
         optimal = (end.swaps == state.swaps) & (jnp.maximum(best.rest, end.best) <= _LEAST)
         # No leverage of the space exceeds this: where it drowns the least gain in rounding, nothing is claimed.
-        optimal &= noise * (1 + 4 * jnp.square(y).sum(axis=1).max() * objective.weight(jnp.zeros(()))) <= _LEAST
+        optimal &= noise * (1 + 4 * jnp.square(y).sum(axis=1).max() * criterion.weight(jnp.zeros(()))) <= _LEAST
         fine = jnp.isnan(whiten).any() | (best.scores < jnp.inf).all()
         overflow = jnp.where(fine, Status.OK, Status.NONFINITE)
         return _State(
@@ -316,7 +316,7 @@ def exchange(
     start = _State(pairs, before, jnp.int32(0), jnp.int32(0), false, false, status)
     end = jax.lax.while_loop(unfinished, full_pass, start)
     better = (end.status == Status.OK) & (end.swaps > 0)
-    ordered = _ordered(objective, features, rewards, free, prior, end.pairs)
+    ordered = _ordered(criterion, features, rewards, free, prior, end.pairs)
     ordered = Selection(ordered.pairs, ordered.gains, ordered.valid, selection.status)
     batch = jax.tree.map(lambda new, old: jnp.where(better, new, old), ordered, selection)
     info = ExchangeInfo(
@@ -326,7 +326,7 @@ def exchange(
 
 
 def _ordered(
-    objective: Objective,
+    criterion: Criterion,
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"],
     space: PairSpace,
@@ -336,4 +336,4 @@ def _ordered(
     """Pairs in greedy order."""
     listed = jnp.stack(jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2), axis=1)
     only = dataclasses.replace(space, kind="listed", pairs=listed, excluded=jnp.zeros((0, 2), jnp.int32))
-    return greedy(objective, features, rewards, only, prior, pairs.shape[0], shortlist=pairs.shape[0])[0]
+    return greedy(criterion, features, rewards, only, prior, pairs.shape[0], shortlist=pairs.shape[0])[0]

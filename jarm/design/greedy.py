@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jarm.core.base import Limits, PairSpace, Selection, Status, worst
 from jarm.core.linalg import cholesky, distances, grown_root, matmul, square_sum
 from jarm.core.types import Array, Bool, Float, Int
-from jarm.design.criteria import D_OPTIMAL, Numbers, Objective
+from jarm.design.criteria import D_OPTIMAL, Criterion, Numbers
 from jarm.design.fisher import centred
 from jarm.design.passes import best_pairs
 from jarm.design.scorer import Scorer
@@ -104,7 +104,7 @@ def greedy_log_det(
 
 
 def greedy(
-    objective: Objective,
+    criterion: Criterion,
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"],
     space: PairSpace,
@@ -122,7 +122,7 @@ def greedy(
     cost, and that quotient is reported as its gain.
 
     Args:
-      objective: what a pair is worth; see `jarm.design.criteria`.
+      criterion: what a pair is worth; see `jarm.design.criteria`.
       features: `[N, F]` last-layer features.
       rewards: `[N]` rewards.
       space: which pairs.
@@ -148,17 +148,17 @@ def greedy(
     finite = jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)
     features = centred(features, space)
     rewards = jnp.where(space.eligible, rewards, 0)  # what no pair reaches may be anything
-    targets = jnp.zeros((0, width)) if objective.targets is None else jnp.asarray(objective.targets, jnp.float32)
+    targets = jnp.zeros((0, width)) if criterion.targets is None else jnp.asarray(criterion.targets, jnp.float32)
     held = pair_count(space)
     # Bounds for targets look at whitened responses.
-    late = objective.targets is None and whitens_differences(space)
+    late = criterion.targets is None and whitens_differences(space)
     keep = (default_shortlist(space) if shortlist is None else shortlist) + k
 
     def full_pass(state: _State) -> _State:
         whiten = jax.scipy.linalg.solve_triangular(state.root.T, jnp.eye(width), lower=True)
         y, z = features if late else matmul(features, whiten.T), matmul(targets, whiten.T)
         numbers, h = Numbers(rewards, y, matmul(y, z.T)), jnp.square(z).sum(axis=1)
-        scorer = objective.scorer(numbers, h, gains=space.costs is not None, whiten=whiten if late else None)
+        scorer = criterion.scorer(numbers, h, gains=space.costs is not None, whiten=whiten if late else None)
         if limits.similarity is not None:
             scorer = _guarded(scorer, features, state, limits.similarity)
         allowed = dataclasses.replace(space, eligible=space.eligible & _allowed(state, limits, home))
@@ -167,21 +167,21 @@ def greedy(
         first, second = jnp.minimum(best.pairs, size - 1).T
         raw, margin = features[first] - features[second], rewards[first] - rewards[second]
         x = matmul(raw, whiten.T) if late else y[first] - y[second]
-        weight = objective.weight(margin)
-        far = 4 * jnp.square(y).sum(axis=1).max() * objective.weight(jnp.zeros(()))
+        weight = criterion.weight(margin)
+        far = 4 * jnp.square(y).sum(axis=1).max() * criterion.weight(jnp.zeros(()))
 
         def worth(x: Array, z: Array, c: Array, left: Array) -> Array:
             q, h = jnp.square(x).sum(axis=1), jnp.square(z).sum(axis=1)
-            own = jax.vmap(objective.worth, in_axes=(0, 0, 0, None))(margin, q, c, h)
-            own = own if best.costs is None else objective.gain(own) / best.costs
+            own = jax.vmap(criterion.worth, in_axes=(0, 0, 0, None))(margin, q, c, h)
+            own = own if best.costs is None else criterion.gain(own) / best.costs
             return jnp.where(left, own, -jnp.inf)
 
         def ceiling(turn: Array, most: Array) -> Array:
-            if objective.ceiling is None or (best.costs is not None and objective.targets is not None):
+            if criterion.ceiling is None or (best.costs is not None and criterion.targets is not None):
                 bound = jnp.float32(jnp.inf)
             else:
                 gone = jnp.eye(width) - matmul(turn.T, turn)
-                bound = objective.ceiling(best.rest, z, gone, far, most / (1 + _SLACK))
+                bound = criterion.ceiling(best.rest, z, gone, far, most / (1 + _SLACK))
             # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
             return jnp.where(best.rest > -jnp.inf, bound * (1 + _SLACK), -jnp.inf)
 
@@ -199,7 +199,7 @@ def greedy(
             state = state._replace(
                 picked=state.picked + 1,
                 pairs=state.pairs.at[state.picked].set(best.pairs[place]),
-                gains=state.gains.at[state.picked].set(most if best.costs is not None else objective.gain(most)),
+                gains=state.gains.at[state.picked].set(most if best.costs is not None else criterion.gain(most)),
                 ceilings=state.ceilings.at[state.picked].set(inner.ceiling),
                 fresh=state.fresh.at[state.picked].set(state.picked == start.picked),
                 uses=state.uses.at[ends].add(1),
@@ -227,7 +227,7 @@ def greedy(
         left = (best.scores > -jnp.inf) & ~(best.pairs[:, None] == state.pairs[None]).all(axis=2).any(axis=1)
         c, turn = numbers.c[first] - numbers.c[second], jnp.eye(width)
         before = worth(x, z, c, left)
-        freshest, least = before.max(), 2.0**-8 if objective.targets is None else 2.0**-4
+        freshest, least = before.max(), 2.0**-8 if criterion.targets is None else 2.0**-4
         inner = _Inner(state, x, z, c, turn, left, before, ceiling(turn, freshest), jnp.zeros(k, jnp.int32))
         inner = jax.lax.while_loop(certified, pick, inner)
         state = inner.state
@@ -268,9 +268,9 @@ def greedy(
     valid = jnp.arange(k, dtype=jnp.int32) < end.picked
     short = jnp.where(held < k, Status.EXHAUSTED, jnp.where(end.picked < k, Status.LIMITED, Status.OK))
     idle = jnp.where((valid & (end.gains <= 0)).any(), Status.UNINFORMATIVE, Status.OK)
-    status = jnp.where(end.status != Status.OK, end.status, worst(short, idle))
+    status = worst(end.status, short, idle)
     pairs = jnp.where(valid[:, None], end.pairs, 0)
-    info = GreedyInfo(end.passes, _in_gains(objective, space, end), end.fresh)
+    info = GreedyInfo(end.passes, _in_gains(criterion, space, end), end.fresh)
     return Selection(pairs, end.gains, valid, status), info
 
 
@@ -280,11 +280,11 @@ def default_shortlist(space: PairSpace) -> int:
     return 1024 if space.pairs is not None or space.kind == "within" or size <= 16_384 else 8192
 
 
-def _in_gains(objective: Objective, space: PairSpace, end: _State) -> Float[Array, "k"]:
+def _in_gains(criterion: Criterion, space: PairSpace, end: _State) -> Float[Array, "k"]:
     """Ceilings in the units of the gains."""
     if space.costs is not None:
         return end.ceilings
-    return jnp.where(end.ceilings > 0, objective.gain(jnp.maximum(end.ceilings, 0)), end.ceilings)
+    return jnp.where(end.ceilings > 0, criterion.gain(jnp.maximum(end.ceilings, 0)), end.ceilings)
 
 
 def _allowed(state: _State, limits: Limits, home: Int[Array, "N"]) -> Bool[Array, "N"]:

@@ -22,7 +22,7 @@ Encoded = tuple[int, np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
-class Batch:
+class TokenBatch:
     """Padded texts: the first `len(rows)` are those of `rows`, the others fill the shape.
 
     Attributes:
@@ -42,8 +42,8 @@ class Batch:
 class Work:
     """Batches, after prefixes that they continue, if any; prefixes come as batches whose `rows` are their numbers."""
 
-    batches: list[Batch]
-    prefixes: list[Batch]
+    batches: list[TokenBatch]
+    prefixes: list[TokenBatch]
 
     @property
     def tokens(self) -> tuple[int, int]:
@@ -214,7 +214,7 @@ def _common(texts: list[np.ndarray]) -> int:
 
 def _cut_batches(
     texts: list[Encoded], shapes: Shapes, *, last: bool, prefix: int = 0
-) -> tuple[list[Batch], list[Encoded]]:
+) -> tuple[list[TokenBatch], list[Encoded]]:
     """Whole batches, the longest texts first, and what is left; if these are the `last`, it fills a smaller one."""
     texts = sorted(texts, key=lambda text: (-len(text[1]), text[0]))
     batches, at = [], 0
@@ -230,12 +230,12 @@ def _cut_batches(
     return batches, texts[at:]
 
 
-def _pad(texts: list[Encoded], count: int, length: int) -> Batch:
+def _pad(texts: list[Encoded], count: int, length: int) -> TokenBatch:
     tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
     for at, (_, ids) in enumerate(texts):
         tokens[at, : len(ids)] = ids
         lengths[at] = len(ids)
-    return Batch(np.array([row for row, _ in texts], np.int64), tokens, lengths)
+    return TokenBatch(np.array([row for row, _ in texts], np.int64), tokens, lengths)
 
 
 def _fill(values: list[int], count: int) -> np.ndarray:

@@ -23,9 +23,9 @@ from jarm.embedding.batches import (
     PREFIX_SHAPES,
     SHAPES,
     SHARED_SHAPES,
-    Batch,
     Encoded,
     Shapes,
+    TokenBatch,
     Work,
     choose_lengths,
     make_chunks,
@@ -180,7 +180,7 @@ def extract(
     if works is None:
         works = _plain(model, corpus, rows, budget)
     several = jax.process_count() > 1
-    waiting: collections.deque[tuple[Batch, Work, tuple[jax.Array, ...], Any]] = collections.deque()
+    waiting: collections.deque[tuple[TokenBatch, Work, tuple[jax.Array, ...], Any]] = collections.deque()
     stopped: Any = False
     for work in ahead(works):
         batches = [batch for batch in work.batches if not done[batch.rows].all()]
@@ -211,13 +211,13 @@ def extract(
         yield _collected(*waiting.popleft())[0]
 
 
-def _collected(batch: Batch, counted: Work, values: tuple[jax.Array, ...], flag: Any) -> tuple[Embedded, bool]:
+def _collected(batch: TokenBatch, counted: Work, values: tuple[jax.Array, ...], flag: Any) -> tuple[Embedded, bool]:
     """Wait for a batch, and for whether to stop after it."""
     rows = [np.asarray(value)[: len(batch.rows)] for value in values]
     return Embedded(batch.rows, rows, *counted.tokens), bool(flag)
 
 
-def _prefix(model: Model, batches: list[Batch], poolings: tuple[Pooling, ...]) -> Any:
+def _prefix(model: Model, batches: list[TokenBatch], poolings: tuple[Pooling, ...]) -> Any:
     """Prompts computed, as one."""
     parts = [
         prefill(

@@ -1,4 +1,4 @@
-"""What a bought batch is like: how diverse, and how informative."""
+"""What a labelled batch is like: how diverse, and how informative."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ def batch_report(
     width: int,
     scale: Float[Array, ""] | float,
 ) -> dict[str, Array]:
-    """Diversity and informativeness of a bought batch, in an embedding space that no head changes.
+    """Diversity and informativeness of a labelled batch, in an embedding space that no head changes.
 
     With z the embedding differences of its pairs and s the mean squared difference of two random responses:
     `diversity_log_det = log det(I + Z Z^T / s)`, in nats; `diversity_distance`: mean over two pairs of
@@ -31,7 +31,7 @@ def batch_report(
     Args:
       first, second: `[B, d]` embeddings of the pairs' responses.
       pairs: `[B, 2]` int32 indices of the responses; n belongs to prompt n // width.
-      valid: `[B]`, false where nothing was bought.
+      valid: `[B]`, false where nothing was selected.
       fisher_weight: `[B]` under the ensemble that chose the pair.
       variance: `[B]` of the pair's reward difference over the members of that ensemble.
       gold_gap: `[B]` gold difference, any sign, in the caller's unit.
@@ -42,7 +42,7 @@ def batch_report(
       Name -> scalar; counts are int32.
     """
     B = pairs.shape[0]
-    bought = jnp.maximum(valid.sum(), 1)
+    picked = jnp.maximum(valid.sum(), 1)
     z = jnp.where(valid[:, None], first - second, 0) / jnp.sqrt(jnp.asarray(scale, jnp.float32))
     gram = matmul(z, z.T)
     norms = jnp.diagonal(gram)
@@ -55,7 +55,7 @@ def batch_report(
         return (new & (ordered >= 0)).sum(dtype=jnp.int32)
 
     def mean(values: Float[Array, "B"]) -> Float[Array, ""]:
-        return jnp.where(valid, values, 0).sum() / bought
+        return jnp.where(valid, values, 0).sum() / picked
 
     ends, real = pairs.reshape(-1), jnp.repeat(valid, 2)
     return {

@@ -111,7 +111,7 @@ def _sums(annotator: AnnotatorConfig, judge: _Judge, pred: Array, truth: _Truth)
     return sums | {name: values.sum(0) for name, values in each.items()}
 
 
-@functools.partial(jax.jit, static_argnames=("head", "annotator", "together"))
+@functools.partial(jax.jit, static_argnames=("head", "annotator", "batched_heads"))
 def _evaluate_chunk(
     params: Params,
     noise: Float[Array, "H"],
@@ -122,7 +122,7 @@ def _evaluate_chunk(
     *,
     head: RewardHead,
     annotator: AnnotatorConfig,
-    together: bool,
+    batched_heads: bool,
 ) -> dict[str, Array]:
     flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(gold, mask)
 
@@ -132,7 +132,7 @@ def _evaluate_chunk(
         def rewards(member: Params) -> Array:
             return head.rewards(member, flat)
 
-        each = jax.vmap(rewards)(members) if together else jax.lax.map(rewards, members)
+        each = jax.vmap(rewards)(members) if batched_heads else jax.lax.map(rewards, members)
         return _sums(annotator, judge._replace(noise=own), each.mean(0).reshape(mask.shape), truth)
 
     # Heads one after the other, so that memory does not grow with their number.
@@ -257,7 +257,7 @@ def evaluate(
     scale: float | None = None,
     best_of: tuple[int, ...] | None = None,
     chunk_bytes: int = 256 << 20,
-    together: bool | None = None,
+    batched_heads: bool | None = None,
 ) -> dict[str, np.ndarray]:
     """Metrics of H reward models, each the mean of K heads, on a test table that is read once, in chunks.
 
@@ -285,7 +285,8 @@ def evaluate(
       best_of: the n of best-of-n; by default `best_of_sizes(table)`.
       chunk_bytes: about how much memory to take beyond the parameters; pages of a memory-mapped file that the system
         keeps in its cache are not counted.
-      together: whether the K heads of a model are one batched product; by default not on a CPU, where that is slower.
+      batched_heads: whether the K heads of a model are one batched product; by default not on a CPU, where that is
+        slower.
 
     Returns:
       Name -> `[H]`; counts are integers.
@@ -294,9 +295,9 @@ def evaluate(
       JarmError: the table has no gold rewards or no responses, or an n of `best_of` is below 1.
     """
     gold, best_of, judge = _prepare(table, None, scale, best_of)
-    together = jax.default_backend() != "cpu" if together is None else together
+    batched_heads = jax.default_backend() != "cpu" if batched_heads is None else batched_heads
     leaves = jax.tree.leaves(params)
-    widest = max(leaf.shape[-1] for leaf in leaves) * (leaves[0].shape[1] if together else 1)
+    widest = max(leaf.shape[-1] for leaf in leaves) * (leaves[0].shape[1] if batched_heads else 1)
     size = chunk_size(table.shape, widest, chunk_bytes)
 
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
@@ -304,7 +305,9 @@ def evaluate(
 
     unbiased = dataclasses.replace(annotator, length_bias=0.0)
     noises = jnp.broadcast_to(jnp.asarray(0 if noise is None else noise, jnp.float32), leaves[0].shape[:1])
-    kernel = functools.partial(_evaluate_chunk, params, noises, judge, head=head, annotator=unbiased, together=together)
+    kernel = functools.partial(
+        _evaluate_chunk, params, noises, judge, head=head, annotator=unbiased, batched_heads=batched_heads
+    )
     sums = _in_chunks(kernel, read, len(gold), size)
     return _means(sums, len(gold), best_of, _has_odds(annotator, noise, scale))
 
@@ -381,5 +384,5 @@ def reference_lines(
     return {
         "oracle": oracle,
         "mean response": measure(np.zeros_like(gold)),
-        **{name: ordinal(ruler) for name, ruler in table.rulers.items()},
+        **{name: ordinal(ruler) for name, ruler in table.attributes.items()},
     }

@@ -37,7 +37,7 @@ class Pooling:
 
 
 def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"]) -> Float[Array, "B d"]:
-    """Pool the hidden states of right-padded texts, in float32.
+    """DeviceTable the hidden states of right-padded texts, in float32.
 
     Args:
       kind: `last`, `mean` or `cls`.
@@ -64,7 +64,7 @@ def follow(
     rest: Float[Array, "B d"],
     lengths: Int[Array, "B"],
 ) -> Float[Array, "B d"]:
-    """Pool texts whose two parts are pooled already.
+    """DeviceTable texts whose two parts are pooled already.
 
     Args:
       kind: `last`, `mean` or `cls`.

@@ -18,11 +18,11 @@ class LoopConfig:
       rules: acquisition rules that may run, by name or as functions; which of them does is a traced index, so that
         all are compiled together and the rest of the loop once.
       pairs: kind of the pair space: `within`, `cross` or `all`.
-      rounds: T, batches bought after the initial one.
-      batch: B, pairs bought a round.
+      rounds: T, batches labelled after the initial one.
+      batch: B, pairs labelled per round.
       initial: random pairs labelled before the first round.
       prompts: prompts drawn afresh each round to form the space, or None for all of them.
-      pool: pairs drawn from the space each round as candidates, or None for every pair of it.
+      candidates: pairs drawn from the space each round as candidates, or None for every pair of it.
       head: the reward head.
       fit: how it is fitted.
       annotator: who answers.
@@ -35,7 +35,7 @@ class LoopConfig:
     batch: int = 50
     initial: int = 50
     prompts: int | None = None
-    pool: int | None = None
+    candidates: int | None = None
     head: HeadConfig = HeadConfig()
     fit: FitConfig = FitConfig()
     annotator: AnnotatorConfig = AnnotatorConfig()
@@ -44,16 +44,17 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.pairs not in KINDS:
             raise JarmError(f"There is no pair space {self.pairs!r}: choose from {', '.join(KINDS)}.")
-        for name, least in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("pool", 1)):
+        for name, least in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("candidates", 1)):
             value = getattr(self, name)
             if value is not None and value < least:
                 raise JarmError(f"`{name}` is {value}, and must be at least {least}.")
-        if self.pool is not None and self.pool < self.batch:
+        if self.candidates is not None and self.candidates < self.batch:
             raise JarmError(
-                f"A pool of {self.pool} pairs cannot fill a batch of {self.batch}: draw a larger pool or buy fewer."
+                f"{self.candidates} candidate pairs cannot fill a batch of {self.batch}: draw more candidates or label "
+                "fewer pairs."
             )
 
     @property
     def budget(self) -> int:
-        """Labels bought in all, the initial ones included."""
+        """Labels in all, the initial ones included."""
         return self.initial + self.rounds * self.batch

@@ -15,7 +15,7 @@ from jarm.loop.config import LoopConfig
 
 
 @record
-class Pool:
+class DeviceTable:
     """A training table on the device, as `run` reads it.
 
     Attributes:
@@ -33,19 +33,19 @@ class Pool:
     spread: Float[Array, ""]
 
 
-def check_pool(table: ResponseTable, annotator: AnnotatorConfig) -> None:
-    """Refuse a table that `make_pool` cannot put on the device.
+def check_table(table: ResponseTable, annotator: AnnotatorConfig) -> None:
+    """Refuse a table that `make_device_table` cannot put on the device.
 
     Raises:
       JarmError: gold rewards are not finite; or the annotator's length bias needs lengths that the table lacks.
     """
     if table.gold is not None and not np.isfinite(table.gold[table.mask]).all():
         raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
-    if annotator.length_bias and "length" not in table.rulers:
+    if annotator.length_bias and "length" not in table.attributes:
         raise JarmError("The table knows no response lengths, so there can be no length bias: leave it at 0.")
 
 
-def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, float]:
+def make_device_table(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[DeviceTable, float]:
     """Put a training table on the device.
 
     Args:
@@ -53,12 +53,12 @@ def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, f
       annotator: whose scale gold rewards are divided by.
 
     Returns:
-      The pool, and the scale.
+      The device table, and the scale.
 
     Raises:
-      JarmError: as `check_pool`.
+      JarmError: as `check_table`.
     """
-    check_pool(table, annotator)
+    check_table(table, annotator)
     embeddings = table.embeddings()
     gold = np.full(table.mask.shape, np.nan, np.float32)
     scale = 1.0
@@ -66,22 +66,22 @@ def make_pool(table: ResponseTable, annotator: AnnotatorConfig) -> tuple[Pool, f
         scale = reward_scale(annotator, table.gold, table.mask)
         gold = np.where(table.mask, table.gold / scale, 0).astype(np.float32)
     lengths = np.zeros(table.mask.shape, np.float32)
-    if "length" in table.rulers:
-        length = np.asarray(table.rulers["length"], np.float64)
+    if "length" in table.attributes:
+        length = np.asarray(table.attributes["length"], np.float64)
         deviation = np.std(length[table.mask])
         lengths = np.where(table.mask, (length - length[table.mask].mean()) / (deviation or 1), 0).astype(np.float32)
     # E |a - b|^2 of two random responses is twice the total variance. A prompt at a time: float64 copies are large.
     prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
     mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
     spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
-    pool = Pool(
+    device_table = DeviceTable(
         embeddings=jnp.asarray(embeddings),
         mask=jnp.asarray(table.mask),
         gold=jnp.asarray(gold),
         lengths=jnp.asarray(lengths),
         spread=jnp.float32(spread or 1),
     )
-    return pool, scale
+    return device_table, scale
 
 
 # What each hyperparameter may be; the noise may also be negative, for none.
@@ -111,7 +111,9 @@ def make_hparams(config: LoopConfig, table: ResponseTable, scale: float, hparams
     return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
 
 
-def prepare(config: LoopConfig, table: ResponseTable, hparams: HParams = HParams()) -> tuple[Pool, HParams, float]:
+def prepare(
+    config: LoopConfig, table: ResponseTable, hparams: HParams = HParams()
+) -> tuple[DeviceTable, HParams, float]:
     """What `run` reads, made for one configuration.
 
     Args:
@@ -120,14 +122,14 @@ def prepare(config: LoopConfig, table: ResponseTable, hparams: HParams = HParams
       hparams: numbers to start from.
 
     Returns:
-      The pool, the hyperparameters as arrays, and the scale that gold rewards were divided by.
+      The device table, the hyperparameters as arrays, and the scale that gold rewards were divided by.
 
     Raises:
       JarmError: the table cannot meet the budget, lacks lengths for a length bias, or a number is out of its range.
     """
     check_budget(config, table)
-    pool, scale = make_pool(table, config.annotator)
-    return pool, make_hparams(config, table, scale, hparams), scale
+    device_table, scale = make_device_table(table, config.annotator)
+    return device_table, make_hparams(config, table, scale, hparams), scale
 
 
 def check_budget(config: LoopConfig, table: ResponseTable) -> None:
@@ -150,12 +152,12 @@ def check_budget(config: LoopConfig, table: ResponseTable) -> None:
     if held < config.budget:
         raise JarmError(
             f"The table holds {held} pairs {_WHERE[config.pairs]}, fewer than the {config.budget} labels of "
-            f"{config.initial} + {config.rounds} x {config.batch}: buy fewer, or widen the space (`--pairs all`)."
+            f"{config.initial} + {config.rounds} x {config.batch}: label fewer, or widen the space (`--pairs all`)."
         )
     if config.prompts is not None and pairs_in(np.sort(real)[: config.prompts]) < config.batch:
         raise JarmError(
             f"{config.prompts} prompts a round may hold fewer pairs {_WHERE[config.pairs]} than a batch of "
-            f"{config.batch}: draw more prompts, or buy fewer."
+            f"{config.batch}: draw more prompts, or label fewer."
         )
 
 

@@ -34,7 +34,7 @@ from jarm.design.spaces import compact, pair_space, sample_pairs, subset
 from jarm.evaluation.annotators import annotate
 from jarm.evaluation.batch import batch_report
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import Pool
+from jarm.loop.device_table import DeviceTable
 from jarm.reward.fit import make_fit
 
 
@@ -61,11 +61,11 @@ class RunRecord(NamedTuple):
     """One run, a leading axis T + 1 over rounds: after the initial labels, and after each batch.
 
     Attributes:
-      labels: labels bought so far.
+      labels: labels so far.
       wrong: how many of them are wrong.
       params: the heads fitted to them, `[T + 1, K, ...]`.
       fit: what the fit reported.
-      selection: the batch bought next; in the last round nothing is bought and it is all invalid.
+      selection: the next batch; in the last round nothing is selected and all of it is invalid.
       batch: diversity and informativeness of that batch.
       status: worst `Status` up to then.
     """
@@ -83,18 +83,18 @@ class Loop(NamedTuple):
     """The functions of one configuration. All are pure and may be jitted, vmapped and sharded.
 
     Attributes:
-      init: `(key, pool) -> (state, selection)`: an empty state, and the random pairs to label first.
-      fit: `(hparams, state, pool) -> (state, info)`: fit the heads to what is labelled.
-      select: `(hparams, state, pool, rule=0) -> selection`: pick the next batch with the heads of the state.
-      ask: `(hparams, state, pool, rule=0) -> (state, selection)`: `fit`, then `select`.
+      init: `(key, table) -> (state, selection)`: an empty state, and the random pairs to label first.
+      fit: `(hparams, state, table) -> (state, info)`: fit the heads to what is labelled.
+      select: `(hparams, state, table, rule=0) -> selection`: pick the next batch with the heads of the state.
+      ask: `(hparams, state, table, rule=0) -> (state, selection)`: `fit`, then `select`.
       tell: `(state, selection, labels) -> state`: add what was answered.
-      run: `(key, hparams, pool, rule=0) -> (state, records)`: everything, against the simulated annotator.
+      run: `(key, hparams, table, rule=0) -> (state, records)`: everything, against the simulated annotator.
 
     `rule` is an index into the `rules` of the configuration, and may be traced.
     """
 
-    init: Callable[[PRNGKey, Pool], tuple[LoopState, Selection]]
-    fit: Callable[[HParams, LoopState, Pool], tuple[LoopState, FitInfo]]
+    init: Callable[[PRNGKey, DeviceTable], tuple[LoopState, Selection]]
+    fit: Callable[[HParams, LoopState, DeviceTable], tuple[LoopState, FitInfo]]
     select: Callable[..., Selection]
     ask: Callable[..., tuple[LoopState, Selection]]
     tell: Callable[[LoopState, Selection, Array], LoopState]
@@ -123,9 +123,9 @@ def make_loop(config: LoopConfig) -> Loop:
     fit = make_fit(head, config.fit)
     capacity = config.budget
 
-    def init(key: PRNGKey, pool: Pool) -> tuple[LoopState, Selection]:
+    def init(key: PRNGKey, table: DeviceTable) -> tuple[LoopState, Selection]:
         key, key_first, key_params = jax.random.split(key, 3)
-        heads = jax.vmap(lambda each: head.init(each, pool.embeddings.shape[2]))
+        heads = jax.vmap(lambda each: head.init(each, table.embeddings.shape[2]))
         nothing = jnp.zeros(capacity, jnp.float32)
         nowhere = jnp.zeros(capacity, jnp.int32)
         state = LoopState(
@@ -135,21 +135,21 @@ def make_loop(config: LoopConfig) -> Loop:
             params=heads(jax.random.split(key_params, config.fit.members)),
             status=jnp.int32(Status.OK),
         )
-        space = pair_space(config.pairs, pool.mask.shape[1], pool.mask.reshape(-1))
+        space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1))
         pairs, valid = sample_pairs(key_first, space, config.initial)
         short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
         return state, Selection(pairs, jnp.zeros(config.initial, jnp.float32), valid, short)
 
-    def refit(hparams: HParams, state: LoopState, pool: Pool) -> tuple[LoopState, FitInfo]:
-        flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
+    def refit(hparams: HParams, state: LoopState, table: DeviceTable) -> tuple[LoopState, FitInfo]:
+        flat = table.embeddings.reshape(-1, table.embeddings.shape[2])
         key_fit = jax.random.fold_in(state.key, 2 * state.round)
         params, info = fit(key_fit, hparams, flat, state.labelled, state.params if config.warm_start else None)
         return dataclasses.replace(state, params=params, status=worst(state.status, info.status)), info
 
-    def candidates(key: PRNGKey, state: LoopState, pool: Pool) -> tuple[Int[Array, "n"] | None, PairSpace]:
+    def offered(key: PRNGKey, state: LoopState, table: DeviceTable) -> tuple[Int[Array, "n"] | None, PairSpace]:
         """The responses of this round, None for all, and the space of their unlabelled pairs in local indices."""
-        count, width = pool.mask.shape
-        key_prompts, key_pool = jax.random.split(key)
+        count, width = table.mask.shape
+        key_prompts, key_candidates = jax.random.split(key)
         if config.prompts is None:
             prompts = jnp.arange(count, dtype=jnp.int32)
         else:
@@ -160,21 +160,21 @@ def make_loop(config: LoopConfig) -> Loop:
         )
         ends = jnp.stack([state.labelled.first, state.labelled.second], axis=1)
         local = jnp.where(state.labelled.mask[:, None], home[ends // width] * width + ends % width, size)
-        space = pair_space(config.pairs, width, pool.mask[prompts].reshape(-1), local)
+        space = pair_space(config.pairs, width, table.mask[prompts].reshape(-1), local)
         responses = None
         if config.prompts is not None:
             responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)
-        if config.pool is None:
+        if config.candidates is None:
             return responses, space
-        space = subset(key_pool, space, config.pool)
-        if 2 * config.pool >= size:
+        space = subset(key_candidates, space, config.candidates)
+        if 2 * config.candidates >= size:
             return responses, space
         # Few pairs of many responses: only those at their ends are looked at.
         used, space = compact(space)
         return (used if responses is None else responses[used]), space
 
-    def believe(state: LoopState, pool: Pool, responses: Int[Array, "n"] | None) -> Belief:
-        flat, labelled = pool.embeddings.reshape(-1, pool.embeddings.shape[2]), state.labelled
+    def believe(state: LoopState, table: DeviceTable, responses: Int[Array, "n"] | None) -> Belief:
+        flat, labelled = table.embeddings.reshape(-1, table.embeddings.shape[2]), state.labelled
         # The layer that is learnt about is the first member's: features of different heads have no common mean. How
         # sure a pair is, its margin, is the ensemble's to say.
         first_member = jax.tree.map(lambda leaf: leaf[0], state.params)
@@ -201,18 +201,20 @@ def make_loop(config: LoopConfig) -> Loop:
             features=features,
             rewards=rewards,
             member_rewards=member_rewards,
-            past=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask),
-            labels=labelled.mask.sum(dtype=jnp.int32),
-            known=jnp.where(here[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
-            known_rewards=jnp.where(here, jnp.stack([r_first, r_second], axis=1), 0),
+            labelled_information=pair_information(
+                phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask
+            ),
+            num_labelled=labelled.mask.sum(dtype=jnp.int32),
+            labelled_features=jnp.where(here[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
+            labelled_rewards=jnp.where(here, jnp.stack([r_first, r_second], axis=1), 0),
         )
 
-    def pick(rule: int | Array, key: PRNGKey, belief: Belief, space: PairSpace, hparams: HParams) -> Selection:
+    def pick(rule: int | Array, key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace) -> Selection:
         def branch(one: Rule, given: str | Rule) -> Callable[..., Selection]:
             name = given if isinstance(given, str) else getattr(given, "__name__", repr(given))
 
             def checked(key: PRNGKey, belief: Belief, space: PairSpace) -> Selection:
-                found = check_selection(one(key, belief, space, config.batch, hparams), space, config.batch, name)
+                found = check_selection(one(key, hparams, belief, space, config.batch), space, config.batch, name)
                 if given in RULES:
                     return found
                 # A rule of the user's that was given numbers and made something else of them.
@@ -229,27 +231,29 @@ def make_loop(config: LoopConfig) -> Loop:
         return dataclasses.replace(chosen, status=status)
 
     def choose(
-        hparams: HParams, state: LoopState, pool: Pool, rule: int | Array
+        hparams: HParams, state: LoopState, table: DeviceTable, rule: int | Array
     ) -> tuple[Selection, Float[Array, "B"], Float[Array, "B"]]:
         """The next batch in global indices; of its pairs, the Fisher weights and the variances over the ensemble."""
         key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
-        responses, space = candidates(key_space, state, pool)
+        responses, space = offered(key_space, state, table)
         # On some accelerators a plain product has a third of the digits of its type, too few for differences.
         with jax.default_matmul_precision("highest"):
-            belief = believe(state, pool, responses)
-        chosen = pick(rule, key_rule, belief, space, hparams)
+            belief = believe(state, table, responses)
+        chosen = pick(rule, key_rule, hparams, belief, space)
         weight = fisher_weight(belief.rewards[chosen.pairs[:, 0]] - belief.rewards[chosen.pairs[:, 1]])
         variance = pair_variance(belief.member_rewards, chosen.pairs)
         pairs = chosen.pairs if responses is None else jnp.sort(responses[chosen.pairs], axis=1)
         pairs = jnp.where(chosen.valid[:, None], pairs, 0)
         return dataclasses.replace(chosen, pairs=pairs), weight, variance
 
-    def select(hparams: HParams, state: LoopState, pool: Pool, rule: int | Array = 0) -> Selection:
-        return choose(hparams, state, pool, rule)[0]
+    def select(hparams: HParams, state: LoopState, table: DeviceTable, rule: int | Array = 0) -> Selection:
+        return choose(hparams, state, table, rule)[0]
 
-    def ask(hparams: HParams, state: LoopState, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, Selection]:
-        state, _ = refit(hparams, state, pool)
-        selection = select(hparams, state, pool, rule)
+    def ask(
+        hparams: HParams, state: LoopState, table: DeviceTable, rule: int | Array = 0
+    ) -> tuple[LoopState, Selection]:
+        state, _ = refit(hparams, state, table)
+        selection = select(hparams, state, table, rule)
         return dataclasses.replace(state, status=worst(state.status, selection.status)), selection
 
     def tell(state: LoopState, selection: Selection, labels: Float[Array, "B"]) -> LoopState:
@@ -277,10 +281,14 @@ def make_loop(config: LoopConfig) -> Loop:
         )
         return dataclasses.replace(state, labelled=labelled, round=state.round + 1, status=status)
 
-    def run(key: PRNGKey, hparams: HParams, pool: Pool, rule: int | Array = 0) -> tuple[LoopState, RunRecord]:
+    def run(key: PRNGKey, hparams: HParams, table: DeviceTable, rule: int | Array = 0) -> tuple[LoopState, RunRecord]:
         key_loop, key_annotator = jax.random.split(key)
-        gold, lengths, noise = pool.gold.reshape(-1), pool.lengths.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
-        flat = pool.embeddings.reshape(-1, pool.embeddings.shape[2])
+        gold, lengths, noise = (
+            table.gold.reshape(-1),
+            table.lengths.reshape(-1),
+            jnp.asarray(hparams.noise, jnp.float32),
+        )
+        flat = table.embeddings.reshape(-1, table.embeddings.shape[2])
 
         def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
             labels, wrong = annotate(key_annotator, config.annotator, noise, selection.pairs, gold, lengths)
@@ -298,15 +306,15 @@ def make_loop(config: LoopConfig) -> Loop:
                 weight,
                 variance,
                 jnp.abs(gold[first] - gold[second]),
-                width=pool.mask.shape[1],
-                scale=pool.spread,
+                width=table.mask.shape[1],
+                scale=table.spread,
             )
 
         def step(
             carry: tuple[LoopState, Int[Array, ""]], last: Bool[Array, ""]
         ) -> tuple[tuple[LoopState, Array], RunRecord]:
             state, wrong = carry
-            state, info = refit(hparams, state, pool)
+            state, info = refit(hparams, state, table)
             nothing = Selection(
                 pairs=jnp.zeros((config.batch, 2), jnp.int32),
                 gains=jnp.zeros(config.batch, jnp.float32),
@@ -318,7 +326,7 @@ def make_loop(config: LoopConfig) -> Loop:
             selection, weight, variance = nothing, none, none
             if config.rounds:  # else nothing would be chosen, and need not be compiled
                 selection, weight, variance = jax.lax.cond(
-                    last, lambda: (nothing, none, none), lambda: choose(hparams, state, pool, rule)
+                    last, lambda: (nothing, none, none), lambda: choose(hparams, state, table, rule)
                 )
             record = RunRecord(
                 labels=state.labelled.mask.sum(dtype=jnp.int32),
@@ -332,7 +340,7 @@ def make_loop(config: LoopConfig) -> Loop:
             state, more = answer(state, selection)
             return (state, wrong + more), record
 
-        state, first = init(key_loop, pool)
+        state, first = init(key_loop, table)
         state, wrong = answer(state, first)
         last = jnp.arange(config.rounds + 1) == config.rounds
         (state, _), records = jax.lax.scan(step, (state, wrong), last)

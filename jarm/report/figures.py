@@ -167,7 +167,7 @@ def _panel(axes: Axes, runs: dict[str, Any], references: dict[str, dict[str, Any
         axes.fill_between(labels, band[:, 1], band[:, 2], color=style["color"], alpha=0.15, linewidth=0)
         if np.isfinite(band).any():
             low, high = min(low, np.nanmin(band)), max(high, np.nanmax(band))
-    axes.set_xlabel("labels bought")
+    axes.set_xlabel("labels")
     axes.set_title(title(metric), loc="left", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     if low <= high:

@@ -67,7 +67,7 @@ def comparison_text(summary: dict[str, Any]) -> str:
         "not a number), it counts as 0.",
         *_left_out(summary["best_of_left_out"], best_name),
         "",
-        "## What each rule buys",
+        "## What each rule selects",
         "",
     ]
     text += table(
@@ -79,7 +79,7 @@ def comparison_text(summary: dict[str, Any]) -> str:
         "Means over rounds and seeds. log det and mean distance: diversity of a batch in embedding space; responses "
         "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; "
         "variance: of a pair's reward difference over the members of the ensemble; gold gap: between the two "
-        "responses, in units of the annotator's scale; wrong labels: share of all labels bought "
+        "responses, in units of the annotator's scale; wrong labels: share of all labels "
         "that go against the gold order.",
         "",
         "## Without a reward model",

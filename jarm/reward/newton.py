@@ -33,8 +33,8 @@ class _State(NamedTuple):
 
 
 _HALVINGS = (*range(0, 4), *range(4, 32, 3))  # halvings: where pairs are saturated, a whole step leads far off
-_SMALL = 1e-5  # decrement, relative to the objective, of a minimum in float32
-_LEAST = 1e-7  # where the objective no longer moves in float32
+_SMALL = 1e-5  # decrement, relative to the criterion, of a minimum in float32
+_LEAST = 1e-7  # where the criterion no longer moves in float32
 
 
 def newton(
@@ -49,8 +49,8 @@ def newton(
     """Minimise `sum_l weight_l bradley_terry(x_l . w, label_l) + ridge / 2 |w|^2` by damped Newton steps.
 
     A step solves with the Hessian exactly, by Cholesky of the smaller of its d x d form and its L x L dual, and is
-    halved until the objective falls enough. At a minimum the Newton decrement `g^T H^-1 g` is small relative to the
-    objective. Where the start is worse than zero, or the steps from it get stuck before a minimum, they start anew from
+    halved until the criterion falls enough. At a minimum the Newton decrement `g^T H^-1 g` is small relative to the
+    criterion. Where the start is worse than zero, or the steps from it get stuck before a minimum, they start anew from
     zero. The margin with a pair left out is one Newton step away: `m + h g / (1 - h v)`, with g and v the derivatives
     of the pair's loss and h = x^T H^-1 x.
 
@@ -64,7 +64,7 @@ def newton(
 
     Returns:
       The fit; `SINGULAR` if the steps did not lead to a minimum: for separable pairs without a ridge, or where a
-      Hessian was not positive definite in float32; `DIVERGED` if the objective at the start was NaN.
+      Hessian was not positive definite in float32; `DIVERGED` if the criterion at the start was NaN.
 
     Source: Rad and Maleki, "A scalable estimate of the out-of-sample prediction error via approximate leave-one-out
     cross-validation", JRSS-B 2020, for the margins left out.
@@ -77,7 +77,7 @@ def newton(
         return weight * ((1.0 - label) * p - label * q), weight * p * q
 
     def along(weights: Float[Array, "d"], direction: Float[Array, "d"]) -> Float[Array, "_"]:
-        """The objective at all lengths, of which the last is 0."""
+        """The criterion at all lengths, of which the last is 0."""
         margin, change = x @ weights, x @ direction
 
         def at(length: Float[Array, ""]) -> Float[Array, ""]:
@@ -95,11 +95,11 @@ def newton(
         # The decrement twice, equal but for rounding: where they differ, the step is not Newton's.
         decrease = -jnp.vdot(slope, change) - ridge * jnp.vdot(state.weights, direction)
         squared = jnp.vdot(curvature, change**2) + ridge * jnp.vdot(direction, direction)
-        objectives = along(state.weights, jnp.where(jnp.isfinite(decrease), direction, 0.0))
-        decrement = jnp.maximum(jnp.abs(decrease), squared) / jnp.maximum(objectives[-1], 1e-30)
-        enough = objectives < objectives[-1] - 1e-4 * lengths * decrease
+        criteria = along(state.weights, jnp.where(jnp.isfinite(decrease), direction, 0.0))
+        decrement = jnp.maximum(jnp.abs(decrease), squared) / jnp.maximum(criteria[-1], 1e-30)
+        enough = criteria < criteria[-1] - 1e-4 * lengths * decrease
         length = jnp.where(enough.any(), lengths[jnp.argmax(enough)], 0.0)
-        again = (length == 0.0) & ~(decrement <= _SMALL) & ~state.restarted & jnp.isfinite(objectives[-1])
+        again = (length == 0.0) & ~(decrement <= _SMALL) & ~state.restarted & jnp.isfinite(criteria[-1])
         moved = jnp.where(length > 0.0, state.weights + length * direction, state.weights)
         return _State(
             weights=jnp.where(again, 0.0, moved),

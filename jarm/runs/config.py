@@ -32,11 +32,11 @@ class CompareConfig:
       rules: acquisition rules, separated by commas; `jarm rules` lists them, "all" takes every one, FILE.py:FUNCTION is
         one of yours. "random" is always run.
       pairs: which pairs may be asked about: "within" prompts, "cross" (across prompts) or "all".
-      rounds: batches bought after the first random labels.
-      batch: pairs bought a round.
+      rounds: batches labelled after the first random labels.
+      batch: pairs labelled per round.
       initial: random pairs labelled before the first round.
       seeds: how many seeds; each fixes the first labels, the candidates and the annotator.
-      pool: candidate pairs drawn at random each round; 0 considers every pair.
+      candidates: candidate pairs drawn at random each round; 0 considers every pair.
       prompts: prompts drawn at random each round; 0 considers every prompt.
       noise: beta of the annotator, P(first preferred) = sigmoid(beta * gold difference / standard deviation);
         negative for no noise.
@@ -59,14 +59,14 @@ class CompareConfig:
       weight_decay: of Adam, decoupled.
       ridge: L2 penalty of a linear head.
       label_smoothing: share by which labels are drawn towards 1/2 in training.
-      prior: c, weight of the prior of greedy_dopt, in units of what as many average pairs would tell.
+      prior_weight: c, weight of the prior of greedy_dopt, in units of what as many average pairs would tell.
       prior_mix: rho, shape of that prior: 0 a ridge, 1 the information of the pool.
       beta: half-width of the intervals of interval rules, in standard deviations over the ensemble.
       temperature: of rules that draw their batch; 0 takes the best.
       epsilon: share of a mixed batch that is drawn at random.
       best_of: sizes N of best-of-N, separated by commas; "auto": 5, 10, 30, ... up to what 90 % of test prompts have.
-      jobs: runs at a time; 0 takes one a core on a CPU, else 1.
-      together: seeds run as one batch by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
+      workers: runs at a time; 0 takes one a core on a CPU, else 1.
+      vmap_runs: runs that a call maps over by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
     """
 
     data: str = "synthetic"
@@ -83,7 +83,7 @@ class CompareConfig:
     batch: int = 50
     initial: int = 50
     seeds: int = 10
-    pool: int = 5000
+    candidates: int = 5000
     prompts: int = 0
     noise: float = 2.0
     flip_rate: float | None = None
@@ -103,14 +103,14 @@ class CompareConfig:
     weight_decay: float = float(HParams().weight_decay)
     ridge: float = float(HParams().ridge)
     label_smoothing: float = float(HParams().label_smoothing)
-    prior: float = float(HParams().prior)
+    prior_weight: float = float(HParams().prior_weight)
     prior_mix: float = float(HParams().prior_mix)
     beta: float = float(HParams().beta)
     temperature: float = float(HParams().temperature)
     epsilon: float = float(HParams().epsilon)
     best_of: str = "auto"
-    jobs: int = 0
-    together: int = 0
+    workers: int = 0
+    vmap_runs: int = 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "out", pathlib.Path(self.out))  # in Python, where a text will do
@@ -148,7 +148,7 @@ class CompareConfig:
             batch=self.batch,
             initial=self.initial,
             prompts=self.prompts or None,
-            pool=self.pool or None,
+            candidates=self.candidates or None,
             head=HeadConfig.parse(self.head),
             fit=FitConfig(
                 loss=self.loss,
@@ -172,5 +172,5 @@ SOURCE = ("embeddings", "target", "gen", "emb", "task", "standardise")
 """Options that say which data, beside `data`."""
 
 
-FREE = ("rules", "seeds", "out", "jobs", "together")
+FREE = ("rules", "seeds", "out", "workers", "vmap_runs")
 """Options that may differ between two commands that fill the same folder."""

@@ -28,7 +28,7 @@ from jarm.runs.config import SOURCE, CompareConfig
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 NUMBERS = tuple(field.name for field in dataclasses.fields(HParams))
-WHOLE = ("out", "rules", "seeds", "jobs", "together")
+WHOLE = ("out", "rules", "seeds", "workers", "vmap_runs")
 """Options of the sweep as a whole: no axis can have them."""
 OUT = pathlib.Path("out/sweep")
 TAKEN = re.compile(

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from jarm.core.base import Benchmark, HParams, JarmError
+from jarm.core.base import HParams, JarmError, TrainTest
 from jarm.data.datasets import load
 from jarm.evaluation.annotators import reward_scale
-from jarm.loop.device_table import Pool, check_budget, check_pool, make_hparams, make_pool
+from jarm.loop.device_table import DeviceTable, check_budget, check_table, make_device_table, make_hparams
 from jarm.runs.grid import Group, Setting, SweepConfig, expand, groups
-from jarm.runs.programs import Program, default_jobs, out_of_memory
+from jarm.runs.programs import Program, default_workers, out_of_memory
 from jarm.runs.runner import Runner, judge
 
 T = TypeVar("T")
@@ -28,20 +28,20 @@ class Job:
 
     Attributes:
       group: its settings, program and data.
-      benchmark: the data.
+      data: the data.
       scale: what gold rewards are divided by.
       hparams: of each setting, as float32.
     """
 
     group: Group
-    benchmark: Benchmark
+    data: TrainTest
     scale: float
     hparams: list[HParams]
 
     @property
     def program(self) -> tuple[Any, ...]:
         """Jobs that have this in common are run by one program."""
-        return self.group.loop, self.benchmark.train.shape
+        return self.group.loop, self.data.train.shape
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -63,20 +63,20 @@ def read_jobs(config: SweepConfig) -> list[Job]:
     Raises:
       JarmError: an option, a value, the data or a setting is at fault; which, and what to do.
     """
-    for name, least in (("seeds", 1), ("jobs", 0), ("together", 0)):
+    for name, least in (("seeds", 1), ("workers", 0), ("vmap_runs", 0)):
         if getattr(config.base, name) < least:
             raise JarmError(f"`{name}` is {getattr(config.base, name)}, which makes no run: give at least {least}.")
-    jobs, loaded, solved = [], dict[tuple[Any, ...], Benchmark](), dict[tuple[Any, ...], HParams]()
+    jobs, loaded, solved = [], dict[tuple[Any, ...], TrainTest](), dict[tuple[Any, ...], HParams]()
     for group in groups(expand(config)):
         key = tuple(group.source.values())
         try:
-            benchmark = loaded[key] if key in loaded else load(**group.source)
-            loaded[key] = benchmark
-            if benchmark.train.gold is None or benchmark.test.gold is None:
+            data = loaded[key] if key in loaded else load(**group.source)
+            loaded[key] = data
+            if data.train.gold is None or data.test.gold is None:
                 raise JarmError("The data has no gold rewards, so there is nothing to judge by: give a `target`.")
-            check_budget(group.loop, benchmark.train)
-            check_pool(benchmark.train, group.loop.annotator)
-            scale = reward_scale(group.loop.annotator, benchmark.train.gold, benchmark.train.mask)
+            check_budget(group.loop, data.train)
+            check_table(data.train, group.loop.annotator)
+            scale = reward_scale(group.loop.annotator, data.train.gold, data.train.mask)
         except JarmError as error:
             raise JarmError(f"In the setting {group.settings[0]}: {error}") from error
         hparams = []
@@ -87,12 +87,12 @@ def read_jobs(config: SweepConfig) -> list[Job]:
                 numbers = setting.config.hparams()
                 if setting.config.flip_rate is not None and which in solved:
                     loop, numbers = group.loop, dataclasses.replace(numbers, noise=solved[which].noise)
-                numbers = make_hparams(loop, benchmark.train, scale, numbers)
+                numbers = make_hparams(loop, data.train, scale, numbers)
                 solved[which] = numbers
             except JarmError as error:
                 raise JarmError(f"In the setting {setting}: {error}") from error
             hparams.append(jax.tree.map(float, numbers))
-        jobs.append(Job(group, benchmark, scale, hparams))
+        jobs.append(Job(group, data, scale, hparams))
     return jobs
 
 
@@ -100,22 +100,22 @@ class Programs:
     """The runner of each job, made when it is first asked for; jobs with equal programs and shapes share one.
 
     Args:
-      together: runs that a device takes together, at most.
+      vmap_runs: runs that a device takes together, at most.
       devices: of this process, over which the runs of a call are split.
       workers: calls at work at a time: where calls are split over devices, one.
     """
 
-    def __init__(self, together: int, devices: int, workers: int = 1):
-        self.together, self.devices, self.workers = together, devices, workers
+    def __init__(self, vmap_runs: int, devices: int, workers: int = 1):
+        self.vmap_runs, self.devices, self.workers = vmap_runs, devices, workers
         self._programs: dict[Any, Program] = {}
         self._runners: dict[int, Runner] = {}
-        self._pool: tuple[Any, Pool] | None = None
+        self._table: tuple[Any, DeviceTable] | None = None
         self._lock = threading.Lock()
 
     @property
     def capacity(self) -> int:
         """Most runs of a call."""
-        return self.together * self.devices
+        return self.vmap_runs * self.devices
 
     def __call__(self, job: Job) -> Runner:
         """The runner of a job."""
@@ -125,16 +125,16 @@ class Programs:
             return self._runners[id(job)]
 
     def _make(self, job: Job) -> Runner:
-        table, annotator = job.benchmark.train, job.group.loop.annotator
+        table, annotator = job.data.train, job.group.loop.annotator
         which = id(table), annotator.scale, annotator.length_bias
         program = self._programs.setdefault(
-            job.program, Program(job.group.loop, self.together, self.devices, self.workers)
+            job.program, Program(job.group.loop, self.vmap_runs, self.devices, self.workers)
         )
         try:
-            if self._pool is None or self._pool[0] != which:
-                self._pool = None  # the last one makes room
-                self._pool = which, make_pool(table, annotator)[0]
-            return Runner(program, self._pool[1], timed=False)
+            if self._table is None or self._table[0] != which:
+                self._table = None  # the last one makes room
+                self._table = which, make_device_table(table, annotator)[0]
+            return Runner(program, self._table[1], timed=False)
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise
@@ -144,7 +144,7 @@ class Programs:
             ) from error
 
     def forget(self, job: Job) -> None:
-        """Let go of a job's pool, unless it is the last, which the next job may share; its program stays, too."""
+        """Let go of a job's table, unless it is the last, which the next job may share; its program stays, too."""
         with self._lock:
             self._runners.pop(id(job), None)
 
@@ -157,10 +157,10 @@ class Programs:
 def make_programs(config: SweepConfig, jobs: list[Job]) -> Programs:
     """The programs of a sweep on all devices of this process, for no more runs together than a job has."""
     cells, devices = max(len(job.group.settings) for job in jobs) * config.base.seeds, jax.local_device_count()
-    together = config.base.together or (1 if jax.default_backend() == "cpu" else TOGETHER)
+    together = config.base.vmap_runs or (1 if jax.default_backend() == "cpu" else TOGETHER)
     share = -(-cells // devices)
     calls = -(-share // together)  # of equal size, so that none is filled up with copies
-    workers = 1 if devices > 1 else config.base.jobs or default_jobs()
+    workers = 1 if devices > 1 else config.base.workers or default_workers()
     return Programs(-(-share // calls), devices, workers)
 
 
@@ -198,7 +198,7 @@ def run_call(programs: Programs, call: Call) -> list[list[dict[str, Any]]]:
         size = runner.program.capacity
         some = results[len(found) : len(found) + size]
         try:
-            found += judge(head, some, job.benchmark.test, pad=size, **job.judged)
+            found += judge(head, some, job.data.test, pad=size, **job.judged)
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):
                 raise

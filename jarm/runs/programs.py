@@ -20,18 +20,18 @@ from jarm.core.base import HParams, JarmError
 from jarm.core.messages import readable
 from jarm.core.types import Array
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import Pool
+from jarm.loop.device_table import DeviceTable
 from jarm.loop.loop import LoopState, RunRecord, make_loop
 
 
-def default_jobs() -> int:
+def default_workers() -> int:
     """Runs at a time: on a CPU one a core, since XLA finds little to share out in arrays this small; else 1."""
     if jax.default_backend() != "cpu":
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_together() -> int:
+def default_vmap_runs() -> int:
     """Seeds of a run under `vmap`: on a CPU 1, where batched runs take longer (`benchmarks/README.md`); else 16."""
     return 1 if jax.default_backend() == "cpu" else 16
 
@@ -41,14 +41,14 @@ class Program:
 
     Args:
       config: what is compiled.
-      together: points that a device runs at a time, under `vmap` if more than one; halved where XLA says that the
+      vmap_runs: points that a device runs at a time, under `vmap` if more than one; halved where XLA says that the
         program does not fit, and where memory runs out.
       devices: how many of this process's devices the points of a call are split over.
       workers: calls that will be at work at a time, whose memory adds up.
     """
 
-    def __init__(self, config: LoopConfig, together: int = 1, devices: int = 1, workers: int = 1):
-        self.config, self.together, self.devices, self.workers = config, together, devices, workers
+    def __init__(self, config: LoopConfig, vmap_runs: int = 1, devices: int = 1, workers: int = 1):
+        self.config, self.vmap_runs, self.devices, self.workers = config, together, devices, workers
         self.mesh = jax.make_mesh((devices,), ("cells",), devices=jax.local_devices()[:devices])
         self.seconds_to_compile = math.nan
         self._compiled: Compiled | None = None
@@ -57,15 +57,15 @@ class Program:
     @property
     def capacity(self) -> int:
         """Points of a call that costs no more than one of fewer."""
-        return self.together * self.devices
+        return self.vmap_runs * self.devices
 
     @property
     def is_compiled(self) -> bool:
         """Whether it has been asked for."""
         return self._compiled is not None
 
-    def compiled(self, pool: Pool) -> tuple[Compiled, int]:
-        """What takes `(keys, hparams, pool, rule)`, the first two with an axis of so many points.
+    def compiled(self, table: DeviceTable) -> tuple[Compiled, int]:
+        """What takes `(keys, hparams, table, rule)`, the first two with an axis of so many points.
 
         Raises:
           JarmError: not even one point at a time fits into the memory of the device.
@@ -74,7 +74,7 @@ class Program:
             while self._compiled is None:
                 start = time.perf_counter()
                 try:
-                    compiled = self._function().lower(*self._arguments(pool)).compile()
+                    compiled = self._function().lower(*self._arguments(table)).compile()
                 except jax.errors.JaxRuntimeError as error:
                     if not out_of_memory(error):
                         raise
@@ -96,26 +96,26 @@ class Program:
                 self._fewer(why)
 
     def _fewer(self, why: str) -> None:
-        if self.together == 1:
+        if self.vmap_runs == 1:
             raise JarmError(
                 f"Not even one run at a time fits into memory ({why}): take fewer prompts (`--prompts`), a smaller "
-                "pool (`--pool`), a narrower head or fewer members."
+                "number of candidates (`--candidates`), a narrower head or fewer members."
             )
-        self.together //= 2
-        print(f"jarm: {why}: {self.together} runs at a time instead of {2 * self.together}.", file=sys.stderr)
+        self.vmap_runs //= 2
+        print(f"jarm: {why}: {self.vmap_runs} runs at a time instead of {2 * self.vmap_runs}.", file=sys.stderr)
 
     def _function(self) -> Any:
         config = self.config
-        if self.together > 1 and config.fit.batching == "auto":
+        if self.vmap_runs > 1 and config.fit.batching == "auto":
             # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
             config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
-        run, alone = make_loop(config).run, self.together == 1
+        run, alone = make_loop(config).run, self.vmap_runs == 1
 
-        def together(keys: Array, hparams: HParams, pool: Pool, rule: Array) -> tuple[LoopState, RunRecord]:
+        def together(keys: Array, hparams: HParams, table: DeviceTable, rule: Array) -> tuple[LoopState, RunRecord]:
             if alone:  # without vmap, which would turn every branch into both
                 key, hparams = jax.tree.map(lambda leaf: leaf[0], (keys, hparams))
-                return jax.tree.map(lambda leaf: leaf[None], run(key, hparams, pool, rule))
-            return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, pool, rule)
+                return jax.tree.map(lambda leaf: leaf[None], run(key, hparams, table, rule))
+            return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, table, rule)
 
         if self.devices == 1:
             return jax.jit(together)
@@ -123,12 +123,12 @@ class Program:
         places = split, split, whole, whole
         return jax.jit(jax.shard_map(together, mesh=self.mesh, in_specs=places, out_specs=split, check_vma=False))
 
-    def _arguments(self, pool: Pool) -> tuple[Any, ...]:
+    def _arguments(self, table: DeviceTable) -> tuple[Any, ...]:
         split = NamedSharding(self.mesh, PartitionSpec("cells")) if self.devices > 1 else None
         number = jax.ShapeDtypeStruct((self.capacity,), jnp.float32, sharding=split)
         keys = jax.ShapeDtypeStruct((self.capacity,), jax.random.key(0).dtype, sharding=split)
         hparams = jax.tree.map(lambda _: number, HParams())
-        return keys, hparams, pool, jax.ShapeDtypeStruct((), jnp.int32)
+        return keys, hparams, table, jax.ShapeDtypeStruct((), jnp.int32)
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:

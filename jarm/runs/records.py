@@ -61,6 +61,8 @@ def _commit() -> str | None:
 
 WRITTEN = ("records.jsonl", "summary.json", "summary.md", "curves.png", "curves.svg")
 """What a comparison or a sweep writes into its folder, beside `config.json` and `.lock`."""
+RENAMED = {"pool": "candidates", "prior": "prior_weight"}
+"""Settings that older folders have under another name."""
 
 
 @dataclasses.dataclass
@@ -265,7 +267,7 @@ def _read_settings(config: pathlib.Path) -> dict[str, Any]:
         settings = None
     if not isinstance(settings, dict):
         raise JarmError(f"{config} does not hold the settings of runs: put it right, or give another --out.")
-    return settings
+    return {RENAMED.get(str(name), str(name)): value for name, value in settings.items()}
 
 
 GROWING = ("named", "tables")

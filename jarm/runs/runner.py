@@ -21,7 +21,7 @@ from jarm.core.base import HParams, JarmError, ResponseTable, RewardHead, check
 from jarm.core.files import plain
 from jarm.core.types import Array, Params
 from jarm.evaluation.metrics import evaluate
-from jarm.loop.device_table import Pool
+from jarm.loop.device_table import DeviceTable
 from jarm.loop.loop import LoopState, RunRecord, make_loop
 from jarm.runs.programs import Program, out_of_memory
 
@@ -34,17 +34,17 @@ def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], j
     None waits for a slower one before it, so that an interrupt loses only what is in flight.
     """
     waiting = iter(calls)
-    with concurrent.futures.ThreadPoolExecutor(jobs) as pool:
+    with concurrent.futures.ThreadPoolExecutor(jobs) as executor:
         try:
             # Few at a time, so that results are let go of as they are taken.
-            pending = {pool.submit(function, *call) for call in itertools.islice(waiting, 2 * jobs)}
+            pending = {executor.submit(function, *call) for call in itertools.islice(waiting, 2 * jobs)}
             while pending:
                 done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
                 for future in done:
-                    pending |= {pool.submit(function, *call) for call in itertools.islice(waiting, 1)}
+                    pending |= {executor.submit(function, *call) for call in itertools.islice(waiting, 1)}
                     yield future.result()
         finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+            executor.shutdown(wait=True, cancel_futures=True)
 
 
 Point: TypeAlias = tuple[int, HParams]
@@ -78,7 +78,7 @@ class Result:
     seconds_to_compile: float
 
     def lines(self, metrics: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
-        """Flat records, one a round; batch_* describe the batch that was bought just before. One line if it failed.
+        """Flat records, one a round; batch_* describe the batch labelled just before. One line if it failed.
 
         Args:
           metrics: name -> `[T + 1]`.
@@ -109,18 +109,18 @@ class Result:
 
 
 class Runner:
-    """Runs of one configuration on one pool.
+    """Runs of one configuration on one table.
 
     Args:
       program: what runs them.
-      pool: the training table.
+      table: the training table, on the device.
       timed: whether a rule's first call also times a fit and a selection, two small programs more.
     """
 
-    def __init__(self, program: Program, pool: Pool, *, timed: bool = True):
+    def __init__(self, program: Program, table: DeviceTable, *, timed: bool = True):
         self.program, self.rules = program, program.config.rules
         split = program.devices > 1
-        self.pool = jax.device_put(pool, NamedSharding(program.mesh, PartitionSpec())) if split else pool
+        self.table = jax.device_put(table, NamedSharding(program.mesh, PartitionSpec())) if split else table
         loop = make_loop(program.config)
         self._fit, self._select = jax.jit(loop.fit), jax.jit(loop.select)
         self._timed, self._took = timed, dict[str, tuple[float, float]]()
@@ -134,7 +134,7 @@ class Runner:
         """
         start, results = 0, list[Result]()
         while start < len(points):
-            compiled, capacity = self.program.compiled(self.pool)
+            compiled, capacity = self.program.compiled(self.table)
             some = points[start : start + capacity]
             try:
                 results += self._run(compiled, capacity, rule, some)
@@ -154,7 +154,7 @@ class Runner:
             keys, hparams = jax.device_put((keys, hparams), split)
         index = jnp.int32(self.rules.index(rule))
         start = time.perf_counter()
-        state, records = jax.block_until_ready(compiled(keys, hparams, self.pool, index))
+        state, records = jax.block_until_ready(compiled(keys, hparams, self.table, index))
         seconds = (time.perf_counter() - start) / len(points)
         with self._lock:
             if self._timed and rule not in self._took:
@@ -181,8 +181,8 @@ class Runner:
 
     def _time(self, hparams: HParams, state: LoopState, index: Array) -> tuple[float, float]:
         return (
-            _seconds(lambda: self._fit(hparams, state, self.pool)),
-            _seconds(lambda: self._select(hparams, state, self.pool, index)),
+            _seconds(lambda: self._fit(hparams, state, self.table)),
+            _seconds(lambda: self._select(hparams, state, self.table, index)),
         )
 
 

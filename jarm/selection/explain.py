@@ -21,7 +21,7 @@ def reasons(
     names: Sequence[Sequence[Hashable]],
     margin: np.ndarray,
     x: np.ndarray,
-    past: np.ndarray,
+    labelled: np.ndarray,
     differences: Callable[[np.ndarray], np.ndarray],
     start: np.ndarray,
 ) -> tuple[Reason, ...]:
@@ -31,14 +31,14 @@ def reasons(
       pairs, gains, cost: `[k, 2]`, `[k]`, `[k]` or None.
       names: the prompts of each pair.
       margin, x: `[k]`, `[k, F]`.
-      past: `[L, 2]` labelled pairs.
+      labelled: `[L, 2]` labelled pairs.
       differences: pairs `[n, 2]` -> their feature differences `[n, F]`.
       start: `[F, F]` information that the batch starts from.
     """
     whiten = whitener(start)
     y = x @ whiten.T
     sd = np.sqrt(np.square(y).sum(axis=1))
-    nearest, cosine = _nearest(_unit(y), past, lambda some: _unit(differences(some) @ whiten.T))
+    nearest, cosine = _nearest(_unit(y), labelled, lambda some: _unit(differences(some) @ whiten.T))
     p, p_sd = sigmoid(margin), sigmoid(margin) * sigmoid(-margin) * sd
     low, high = sigmoid(margin - _NORMAL_95 * sd), sigmoid(margin + _NORMAL_95 * sd)
     return tuple(
@@ -54,8 +54,8 @@ def reasons(
             p_sd=float(p_sd[at]),
             p_low=float(low[at]),
             p_high=float(high[at]),
-            nearest=int(nearest[at]) if len(past) else None,
-            cosine=float(cosine[at]) if len(past) else None,
+            nearest=int(nearest[at]) if len(labelled) else None,
+            cosine=float(cosine[at]) if len(labelled) else None,
         )
         for at, (first, second) in enumerate(pairs.tolist())
     )
@@ -67,12 +67,12 @@ def _unit(y: np.ndarray) -> np.ndarray:
 
 
 def _nearest(
-    y: np.ndarray, past: np.ndarray, directions: Callable[[np.ndarray], np.ndarray]
+    y: np.ndarray, labelled: np.ndarray, directions: Callable[[np.ndarray], np.ndarray]
 ) -> tuple[np.ndarray, np.ndarray]:
     """Of each row the labelled pair of largest cosine, in size, and that cosine."""
     nearest, best = np.zeros(len(y), np.int64), np.full(len(y), -1.0)
-    for at in range(0, len(past), _CHUNK):
-        cosine = np.abs(y @ directions(past[at : at + _CHUNK]).T)
+    for at in range(0, len(labelled), _CHUNK):
+        cosine = np.abs(y @ directions(labelled[at : at + _CHUNK]).T)
         most = cosine.argmax(axis=1)
         value = cosine[np.arange(len(y)), most]
         nearest, best = np.where(value > best, at + most, nearest), np.maximum(best, value)

@@ -9,14 +9,14 @@ import jax
 import numpy as np
 
 from jarm.core.types import Array
-from jarm.design.criteria import Objective
+from jarm.design.criteria import Criterion
 
 _CHUNK = 1 << 14
 """Labelled pairs looked at together."""
 
 
 def replay(
-    objective: Objective,
+    criterion: Criterion,
     start: np.ndarray,
     x: np.ndarray,
     margin: np.ndarray,
@@ -25,7 +25,7 @@ def replay(
     """Choose the pairs of a batch again, in float64.
 
     Args:
-      objective: the criterion.
+      criterion: the criterion.
       start: `[F, F]` information that the batch starts from.
       x: `[k, F]` feature differences in the order of choice.
       margin: `[k]`.
@@ -35,16 +35,16 @@ def replay(
       `[k]` the gain of each pair when it was chosen, and `[k]` the largest gain for its cost that a pair chosen later
       would have had then, -inf for the last.
     """
-    targets = np.zeros((0, len(start))) if objective.targets is None else np.asarray(objective.targets, np.float64)
+    targets = np.zeros((0, len(start))) if criterion.targets is None else np.asarray(criterion.targets, np.float64)
     whiten = whitener(start)
     y, z = x @ whiten.T, targets @ whiten.T
     q, c, h = np.square(y).sum(axis=1), y @ z.T, np.square(z).sum(axis=1)
-    inverse, weight = np.eye(len(start)), weights_of(objective, margin)
+    inverse, weight = np.eye(len(start)), weights_of(criterion, margin)
     price = np.ones(len(x)) if cost is None else cost
     gains, later = np.empty(len(x)), np.full(len(x), -np.inf)
     with jax.enable_x64(True):
         for at in range(len(x)):
-            worth = np.asarray(_gains(objective, margin, q, c, h))
+            worth = np.asarray(_gains(criterion, margin, q, c, h))
             gains[at] = worth[at]
             later[at] = np.max((worth / price)[at + 1 :], initial=-np.inf)
             step = inverse @ y[at] * np.sqrt(weight[at] / (1 + weight[at] * q[at]))
@@ -55,16 +55,16 @@ def replay(
 
 
 @jax.jit
-def _gains(objective: Objective, margin: Array, q: Array, c: Array, h: Array) -> Array:
-    return objective.gain(jax.vmap(objective.worth, in_axes=(0, 0, 0, None))(margin, q, c, h))
+def _gains(criterion: Criterion, margin: Array, q: Array, c: Array, h: Array) -> Array:
+    return criterion.gain(jax.vmap(criterion.worth, in_axes=(0, 0, 0, None))(margin, q, c, h))
 
 
-def weights_of(objective: Objective, margin: np.ndarray) -> np.ndarray:
+def weights_of(criterion: Criterion, margin: np.ndarray) -> np.ndarray:
     """The weights v of the criterion, in float64; padded, so that rounds of a campaign share a program."""
     padded = np.zeros(1 << max(6, (len(margin) - 1).bit_length()))
     padded[: len(margin)] = margin
     with jax.enable_x64(True):
-        return np.asarray(_weights(objective.weight, padded))[: len(margin)]
+        return np.asarray(_weights(criterion.weight, padded))[: len(margin)]
 
 
 @functools.partial(jax.jit, static_argnums=0)

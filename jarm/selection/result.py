@@ -16,7 +16,7 @@ class Reason:
     """Why a pair was chosen. A0 is the information that the batch starts from: prior and labelled pairs.
 
     Attributes:
-      first, second: the pair, as in `Batch.pairs`.
+      first, second: the pair, as in `SelectedBatch.pairs`.
       prompts: its prompt, or both; empty where no prompts were given.
       gain: what it added when it was chosen, in the units of the criterion, not divided by its cost.
       cost: what it costs, or None.
@@ -25,7 +25,7 @@ class Reason:
       p: sigmoid(m), the probability that the first is preferred.
       p_sd: p (1 - p) margin_sd, the delta method.
       p_low, p_high: sigmoid(m -+ 1.96 margin_sd).
-      nearest: which of `past` asks most nearly the same (its row), or None without labelled pairs.
+      nearest: which of `labelled` asks most nearly the same (its row), or None without labelled pairs.
       cosine: |x^T A0^-1 x'| / (margin_sd margin_sd') with that pair: how far an error of one margin is an error of the
         other; 1 for the same question.
     """
@@ -113,7 +113,7 @@ class Report:
 
 
 @dataclasses.dataclass(frozen=True, repr=False)
-class Batch:
+class SelectedBatch:
     """Pairs to label, in the order of choice; `print` shows them.
 
     Attributes:
@@ -144,7 +144,7 @@ def _plain(name: Any) -> Any:
     return name.item() if isinstance(name, np.generic) else name
 
 
-def _table(batch: Batch) -> str:
+def _table(batch: SelectedBatch) -> str:
     """The first rows, then a summary; within 100 columns but for the names of prompts."""
     report = batch.report
     head = ["", "first", "second", "gain", "p", "95 %"]
@@ -182,7 +182,7 @@ def _pairs(count: int) -> str:
     return f"{count:,} pair{'s' if count > 1 else ''}"
 
 
-def _summary(batch: Batch) -> list[str]:
+def _summary(batch: SelectedBatch) -> list[str]:
     report, certificate = batch.report, batch.report.certificate
     grown = report.log_det_after - report.log_det_before
     lines = [

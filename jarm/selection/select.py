@@ -12,7 +12,7 @@ import numpy as np
 
 from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status
 from jarm.design.bound import design_bound
-from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, epig, v_optimal
+from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
 from jarm.design.exchange import ExchangeInfo, exchange
 from jarm.design.fisher import fisher_weight, space_information
 from jarm.design.greedy import GreedyInfo, greedy
@@ -30,7 +30,7 @@ from jarm.selection.arguments import (
 from jarm.selection.candidates import Candidates, codes_of, find_candidates, is_among
 from jarm.selection.explain import counted, reasons
 from jarm.selection.replay import replay, weights_of, whitener
-from jarm.selection.result import Batch, Certificate, Report, Swaps
+from jarm.selection.result import Certificate, Report, SelectedBatch, Swaps
 
 PRIOR = 0.1
 """c of the prior that stands in where none is given."""
@@ -46,7 +46,7 @@ _NOTHING = (
     "answer is certain; check the features for copies, and the scale of the rewards."
 )
 
-CRITERIA: dict[str, Callable[[int, np.ndarray, np.ndarray], Objective]] = {
+CRITERIA: dict[str, Callable[[int, np.ndarray, np.ndarray], Criterion]] = {
     "d": lambda width, targets, margins: D_OPTIMAL,
     "d-unweighted": lambda width, targets, margins: D_UNWEIGHTED,
     "a": lambda width, targets, margins: a_optimal(width),
@@ -71,9 +71,9 @@ def select(
     k: int,
     prompts: Sequence[Any] | np.ndarray | None = None,
     prior_precision: Any = None,
-    past: Any = None,
+    labelled: Any = None,
     exclude: Any = None,
-    criterion: str | Objective = "d",
+    criterion: str | Criterion = "d",
     targets: Any = None,
     costs: Any = None,
     per_prompt: int | None = None,
@@ -82,7 +82,7 @@ def select(
     swaps: int = 0,
     bound: bool | str = "auto",
     allow_fewer: bool = False,
-) -> Batch:
+) -> SelectedBatch:
     """The k pairs of responses to label next: an exact greedy batch over every pair of a space.
 
     A batch is grown one pair at a time, each the best of all pairs of the space given those before it, by default for
@@ -98,11 +98,11 @@ def select(
       prompts: `[N]` ids of any kind that can be a dictionary's key; any number of responses each, in any order.
       prior_precision: a number lambda > 0 for lambda I, or `[F, F]`. None for .1 (L + k) Ibar, Ibar the mean of v x x^T
         over the space and L the number of labelled pairs: the prior weighs a tenth of what as many average pairs tell.
-      past: `[L, 2]` labelled pairs. Their information with the current features and rewards is added to the prior, and
-        they are not offered again.
+      labelled: `[L, 2]` labelled pairs. Their information with the current features and rewards is added to the prior,
+        and they are not offered again.
       exclude: `[E, 2]` further pairs not to offer.
       criterion: "d" (log det), "d-unweighted" (v = 1), "a" (trace of the inverse), "v" (mean variance of targets),
-        "epig" (expected information about targets), "bald" (about the head), or a `jarm.Objective`.
+        "epig" (expected information about targets), "bald" (about the head), or a `jarm.Criterion`.
       targets: of "v" and "epig": `[T, 2]` integers, pairs of responses, or `[T, F]` floats, directions (of margin 0).
       costs: `[N]` of each response, of which a pair costs the sum, or `[M]` of each listed pair. The best pair is then
         the one of largest gain for its cost.
@@ -129,7 +129,7 @@ def select(
     if space is None:
         raise JarmError("There is no space: give 'within', 'cross', 'all', or [M, 2] pairs of responses.")
     offered = space if isinstance(space, str) else index_pairs("space", space, size)
-    labelled, banned = index_pairs("past", past, size), index_pairs("exclude", exclude, size)
+    labelled, banned = index_pairs("labelled", labelled, size), index_pairs("exclude", exclude, size)
     codes, names = (None, []) if prompts is None else codes_of(prompts, size)
     price = read_costs(costs, size, None if isinstance(offered, str) else len(offered))
     limits = read_limits(per_prompt, per_response, similarity, prompts=prompts is not None)
@@ -149,7 +149,7 @@ def select(
     def margins(pairs: np.ndarray) -> np.ndarray:
         return r[pairs[:, 0]] - r[pairs[:, 1]]
 
-    def information(objective: Objective, pairs: np.ndarray) -> np.ndarray:
+    def information(objective: Criterion, pairs: np.ndarray) -> np.ndarray:
         total = np.zeros((width, width))
         for at in range(0, len(pairs), _CHUNK):
             some = pairs[at : at + _CHUNK]
@@ -230,7 +230,9 @@ def select(
         cost=None if cost is None else float(cost.sum()),
         status=status,
     )
-    return Batch(pairs, gains, reasons(pairs, gains, cost, named, margin, x, labelled, differences, start), report)
+    return SelectedBatch(
+        pairs, gains, reasons(pairs, gains, cost, named, margin, x, labelled, differences, start), report
+    )
 
 
 class _Run(NamedTuple):
@@ -243,20 +245,20 @@ class _Run(NamedTuple):
 
 
 def _objective(
-    criterion: str | Objective,
+    criterion: str | Criterion,
     targets: Any,
     phi: np.ndarray,
     differences: Callable[[np.ndarray], np.ndarray],
     margins: Callable[[np.ndarray], np.ndarray],
-) -> Objective:
+) -> Criterion:
     """The criterion of that name, about those targets."""
     size, width = phi.shape
-    if not isinstance(criterion, str | Objective):
+    if not isinstance(criterion, str | Criterion):
         raise JarmError(
-            f"A criterion is a name or a jarm.Objective, not {type(criterion).__name__}: choose from "
+            f"A criterion is a name or a jarm.Criterion, not {type(criterion).__name__}: choose from "
             f"{', '.join(CRITERIA)}, or give what jarm.a_optimal or the like returns."
         )
-    if isinstance(criterion, Objective):
+    if isinstance(criterion, Criterion):
         named = False
     elif criterion in CRITERIA:
         named = criterion in WITH_TARGETS
@@ -289,7 +291,7 @@ def _objective(
 
 
 def _mean_information(
-    objective: Objective, features: np.ndarray, rewards: np.ndarray, candidates: Candidates
+    objective: Criterion, features: np.ndarray, rewards: np.ndarray, candidates: Candidates
 ) -> np.ndarray:
     """Ibar `[F, F]`, the mean information of a pair of the space, what is excluded included."""
     if objective.weight not in (fisher_weight, D_UNWEIGHTED.weight):

@@ -136,10 +136,10 @@ def make_problem(config: BenchConfig, count: int) -> Problem:
         features=jnp.asarray(features),
         rewards=jnp.asarray(rewards),
         member_rewards=jnp.asarray(members.T),
-        past=past,
-        labels=jnp.int32(config.labelled),
-        known=jnp.asarray(known),
-        known_rewards=jnp.asarray(known_rewards),
+        labelled_information=past,
+        num_labelled=jnp.int32(config.labelled),
+        labelled_features=jnp.asarray(known),
+        labelled_rewards=jnp.asarray(known_rewards),
     )
     alive, labelled = jnp.ones(size, bool), jnp.asarray(ends, jnp.int32)
     if config.pairs == "listed":
@@ -147,7 +147,7 @@ def make_problem(config: BenchConfig, count: int) -> Problem:
     else:
         space = pair_space(config.pairs, WIDTH, alive, labelled)
     hparams = jax.tree.map(jnp.float32, HParams())
-    prior = jax.jit(prior_information, static_argnums=2)(belief, space, config.batch, hparams)
+    prior = jax.jit(prior_information, static_argnums=3)(hparams, belief, space, config.batch)
     return Problem(belief, space, hparams, np.asarray(prior, np.float64))
 
 
@@ -166,7 +166,7 @@ def _side_of(name: str, problem: Problem, k: int) -> _Side:
     rule = get_rule(name)
     given = (jax.random.key(0), problem.belief, problem.space, problem.hparams)
     begin = time.perf_counter()
-    compiled = jax.jit(lambda key, belief, space, hparams: rule(key, belief, space, k, hparams)).lower(*given).compile()
+    compiled = jax.jit(lambda key, belief, space, hparams: rule(key, hparams, belief, space, k)).lower(*given).compile()
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     size = None if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes

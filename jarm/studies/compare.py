@@ -15,7 +15,7 @@ from typing import Any
 from tqdm import tqdm
 
 from jarm.acquisition.registry import source_of
-from jarm.core.base import Benchmark, JarmError
+from jarm.core.base import JarmError, TrainTest
 from jarm.data.datasets import load
 from jarm.evaluation.metrics import reference_lines
 from jarm.loop.device_table import prepare
@@ -23,7 +23,7 @@ from jarm.report.curves import by_rule
 from jarm.report.figures import learning_curves, require_matplotlib
 from jarm.report.summary import write_summary
 from jarm.runs.config import FREE, SOURCE, CompareConfig
-from jarm.runs.programs import Program, default_jobs, default_together
+from jarm.runs.programs import Program, default_vmap_runs, default_workers
 from jarm.runs.records import RecordFolder, fingerprint, provenance
 from jarm.runs.runner import Runner, judge, side_by_side
 
@@ -40,21 +40,21 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     Raises:
       JarmError: the settings, the data or the folder are at fault; the message says which and what to do.
     """
-    for name, least in (("seeds", 1), ("jobs", 0), ("together", 0)):
+    for name, least in (("seeds", 1), ("workers", 0), ("vmap_runs", 0)):
         if getattr(config, name) < least:
             raise JarmError(f"`--{name} {getattr(config, name)}` makes no run: give at least {least}.")
     require_matplotlib()  # before the runs, not after them
     rules, sizes, loop_config = config.rule_names(), config.sizes(), config.loop()
-    benchmark = load(config.data, **{name: getattr(config, name) for name in SOURCE})
-    if benchmark.train.gold is None or benchmark.test.gold is None:
+    data = load(config.data, **{name: getattr(config, name) for name in SOURCE})
+    if data.train.gold is None or data.test.gold is None:
         raise JarmError("The data has no gold rewards, so there is nothing to judge by: give `--target COLUMN`.")
-    pool, hparams, scale = prepare(loop_config, benchmark.train, config.hparams())
+    table, hparams, scale = prepare(loop_config, data.train, config.hparams())
     judged: dict[str, Any] = {"annotator": loop_config.annotator, "scale": scale, "best_of": sizes}
     head = loop_config.head.head()
-    together = min(config.together or default_together(), config.seeds)
-    runner = Runner(Program(loop_config, together), pool)
+    together = min(config.vmap_runs or default_vmap_runs(), config.seeds)
+    runner = Runner(Program(loop_config, together), table)
 
-    with RecordFolder(config.out, _settings(config, benchmark), config.rounds) as folder:
+    with RecordFolder(config.out, _settings(config, data), config.rounds) as folder:
         if folder.others:
             print(
                 f"jarm: {config.out} holds runs by {'; '.join(folder.others)}, which are kept; to have them made anew, "
@@ -65,7 +65,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         sources = {rule: digits for rule in rules if (digits := source_of(rule))}
         folder.refuse_changed(sources)
         known = {line["rule"] for line in folder.read() if line["kind"] == "reference"}
-        references = reference_lines(benchmark.test, noise=float(hparams.noise), **judged)
+        references = reference_lines(data.test, noise=float(hparams.noise), **judged)
         lacking = {name: values for name, values in references.items() if name not in known}
         if lacking:
             folder.append([{"kind": "reference", "rule": name, **values, **common} for name, values in lacking.items()])
@@ -73,7 +73,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         def one(rule: str, *seeds: int) -> list[list[dict[str, Any]]]:
             own = common | ({"source": sources[rule]} if rule in sources else {})
             results = runner(rule, [(seed, hparams) for seed in seeds])
-            metrics = judge(head, results, benchmark.test, pad=together, **judged)
+            metrics = judge(head, results, data.test, pad=together, **judged)
             return [
                 [{**line, **own} for line in result.lines(found)]
                 for result, found in zip(results, metrics, strict=True)
@@ -83,7 +83,9 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         # The first call of each rule goes alone, so that what is timed on it has the machine to itself.
         alone = [call for call in calls if call is next(each for each in calls if each[0] == call[0])]
         rest = [call for call in calls if call not in alone]
-        runs = itertools.chain(side_by_side(one, alone, 1), side_by_side(one, rest, config.jobs or default_jobs()))
+        runs = itertools.chain(
+            side_by_side(one, alone, 1), side_by_side(one, rest, config.workers or default_workers())
+        )
         left, tries = sum(len(call) - 1 for call in calls), sum(len(call) - 1 for call in alone)
         held_back: list[list[dict[str, Any]]] = []
         worked, total = bool(folder.done), len(rules) * config.seeds
@@ -120,10 +122,10 @@ def _calls(rules: list[str], seeds: int, done: set[tuple[str, int]], together: i
     return calls
 
 
-def _settings(config: CompareConfig, benchmark: Benchmark) -> dict[str, Any]:
+def _settings(config: CompareConfig, data: TrainTest) -> dict[str, Any]:
     """What a record depends on: the options that may not change in a folder, and the data."""
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
     options = {name: value for name, value in options.items() if name not in FREE}
     # By name: what the files hold is in their fingerprints, and they may move.
     options |= {name: pathlib.Path(options[name]).name for name in ("data", "embeddings") if options[name]}
-    return options | {"train": dict(benchmark.train.provenance), "test": dict(benchmark.test.provenance)}
+    return options | {"train": dict(data.train.provenance), "test": dict(data.test.provenance)}

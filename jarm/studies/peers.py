@@ -53,7 +53,7 @@ def differences(belief: Belief, space: PairSpace) -> tuple[np.ndarray, np.ndarra
     """The listed pairs `[M, 2]`, x = phi_i - phi_j of each `[M, F]`, and x of the labelled pairs `[labels, F]`."""
     assert space.pairs is not None
     pairs, phi = np.asarray(space.pairs), np.asarray(belief.features)
-    known = np.asarray(belief.known)[: int(belief.labels)]
+    known = np.asarray(belief.labelled_features)[: int(belief.num_labelled)]
     return pairs, phi[pairs[:, 0]] - phi[pairs[:, 1]], known[:, 0] - known[:, 1]
 
 
@@ -89,7 +89,7 @@ def bmdal(method: str, *, informed: bool = False) -> Callable[[Belief, PairSpace
 
         pairs, pool, known = differences(belief, space)
         if informed:
-            prior = jax.jit(prior_information, static_argnums=2)(belief, space, k, HParams())
+            prior = jax.jit(prior_information, static_argnums=3)(HParams(), belief, space, k)
             factor = np.linalg.cholesky(np.asarray(prior, np.float64))
             pool = np.linalg.solve(factor, scaled_differences(belief, space)[1].T).T
             known = np.zeros_like(pool[:1])
@@ -201,9 +201,9 @@ def eubo(belief: Belief, space: PairSpace, k: int) -> Run:
     from botorch.acquisition.preference import AnalyticExpectedUtilityOfBestOption
     from botorch.models.pairwise_gp import PairwiseGP
 
-    labels, phi = int(belief.labels), np.asarray(belief.features, np.float64)
-    ends = np.asarray(belief.known, np.float64)[:labels].reshape(2 * labels, -1)
-    order = np.argsort(-np.asarray(belief.known_rewards)[:labels], axis=1) + 2 * np.arange(labels)[:, None]
+    labels, phi = int(belief.num_labelled), np.asarray(belief.features, np.float64)
+    ends = np.asarray(belief.labelled_features, np.float64)[:labels].reshape(2 * labels, -1)
+    order = np.argsort(-np.asarray(belief.labelled_rewards)[:labels], axis=1) + 2 * np.arange(labels)[:, None]
     model = PairwiseGP(torch.from_numpy(ends), torch.from_numpy(order))
     utility = AnalyticExpectedUtilityOfBestOption(model)
     pairs = np.asarray(space.pairs)

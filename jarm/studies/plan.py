@@ -32,7 +32,7 @@ class ProgramPlan:
     Attributes:
       settings: the settings that it runs, in words.
       runs: how many, of all rules and seeds.
-      together: runs of a call.
+      vmap_runs: runs of a call.
       pool_bytes: the training table on the device.
       program_bytes: what a call takes beside it, by XLA's account; None where nothing was compiled.
       compile_seconds: wall time.
@@ -41,7 +41,7 @@ class ProgramPlan:
 
     settings: str
     runs: int
-    together: int
+    vmap_runs: int
     pool_bytes: int
     program_bytes: int | None = None
     compile_seconds: float | None = None
@@ -108,15 +108,15 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
     workers = programs.workers
     rows, most, seen = [], 0, set[Any]()
     for job in jobs:
-        table = job.benchmark.train
-        pool = 4 * int(table.mask.size) * (table.shape[2] + 3)
-        if room is not None and pool > room:
+        table = job.data.train
+        needed = 4 * int(table.mask.size) * (table.shape[2] + 3)
+        if room is not None and needed > room:
             raise JarmError(
-                f"In the setting {job.group.settings[0]}: the training table takes {readable(pool)} on the device, and "
-                f"{readable(room)} are free: take fewer prompts, or narrower embeddings."
+                f"In the setting {job.group.settings[0]}: the training table takes {readable(needed)} on the device, "
+                f"and {readable(room)} are free: take fewer prompts, or narrower embeddings."
             )
         runs = len(job.group.settings) * len(rules) * config.base.seeds
-        row = ProgramPlan(_words(job), runs, programs.capacity, pool)
+        row = ProgramPlan(_words(job), runs, programs.capacity, needed)
         if measure:
             row = _measured(row, job, rules, config.base.seeds, programs, workers)
             if job.program in seen:
@@ -133,7 +133,7 @@ def plan(config: SweepConfig, *, measure: bool = True) -> Plan:
         if room is not None and workers * most > room:
             raise JarmError(
                 f"{workers} runs at a time take {readable(workers * most)}, and {readable(room)} are free: give fewer "
-                "`jobs`, or a smaller `pool`."
+                "`workers`, or fewer `candidates`."
             )
     settings = [setting for job in jobs for setting in job.group.settings]
     axes = tuple(axis for axis, values in config.grid.items() if len(values) > 1)
@@ -161,7 +161,7 @@ def plan_text(plan: Plan) -> str:
         f"axes that compile: {', '.join(plan.static) or 'none'}",
     ]
     for program in plan.programs:
-        text.append(f"\n{program.settings}: {program.runs:,} runs, {program.together} a call")
+        text.append(f"\n{program.settings}: {program.runs:,} runs, {program.vmap_runs} a call")
         text.append(f"  table {readable(program.pool_bytes)} on the device")
         if program.program_bytes is not None and program.compile_seconds is not None:
             text[-1] += f", a call {readable(program.program_bytes)}; compiled in {program.compile_seconds:.1f} s"
@@ -197,7 +197,7 @@ def _measured(
     row: ProgramPlan, job: Job, rules: list[str], seeds: int, programs: Programs, workers: int
 ) -> ProgramPlan:
     runner = programs(job)
-    _, size = runner.program.compiled(runner.pool)
+    _, size = runner.program.compiled(runner.table)
     cells = [
         (setting, hparams, seed)
         for seed in range(seeds)
@@ -214,10 +214,10 @@ def _measured(
         start = time.perf_counter()
         list(side_by_side(lambda call: run_call(programs, call), [(call,) for call in calls], workers))
         seconds[rule] = (time.perf_counter() - start) / drawn.size
-    compiled, size = runner.program.compiled(runner.pool)  # smaller by now, if memory ran out
+    compiled, size = runner.program.compiled(runner.table)  # smaller by now, if memory ran out
     return dataclasses.replace(
         row,
-        together=size,
+        vmap_runs=size,
         program_bytes=program_bytes(compiled),
         compile_seconds=runner.program.seconds_to_compile,
         seconds=seconds,

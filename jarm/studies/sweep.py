@@ -146,7 +146,7 @@ def _settings(config: SweepConfig, jobs: list[Job]) -> dict[str, Any]:
     }
     tables = {}
     for job in jobs:
-        train, test = job.benchmark.train, job.benchmark.test
+        train, test = job.data.train, job.data.test
         for setting in job.group.settings:
             place = ", ".join(f"{axis}={setting.axes[axis]}" for axis in _source_axes(config)) or "all"
             tables[place] = {"train": dict(train.provenance), "test": dict(test.provenance)}
@@ -186,6 +186,6 @@ def _append_references(folder: RecordFolder, config: SweepConfig, jobs: list[Job
             continue
         lines = [
             {"kind": "reference", "rule": name, **dict(place), **values, **common}
-            for name, values in reference_lines(job.benchmark.test, **job.judged).items()
+            for name, values in reference_lines(job.data.test, **job.judged).items()
         ]
         folder.append([line for line in lines if folder.run_of(line) not in known])

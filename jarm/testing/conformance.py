@@ -45,11 +45,11 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
         features=jnp.asarray(features),
         rewards=jnp.asarray(rewards, jnp.float32),
         member_rewards=jnp.asarray(members.T, jnp.float32),
-        past=jnp.asarray(information64(features, rewards, labelled), jnp.float32),
-        labels=jnp.int32(len(labelled)),
+        labelled_information=jnp.asarray(information64(features, rewards, labelled), jnp.float32),
+        num_labelled=jnp.int32(len(labelled)),
         # As the loop has it: room for labels to come.
-        known=jnp.zeros((5, 2, FEATURES)).at[: len(labelled)].set(features[labelled]),
-        known_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(rewards[labelled]),
+        labelled_features=jnp.zeros((5, 2, FEATURES)).at[: len(labelled)].set(features[labelled]),
+        labelled_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(rewards[labelled]),
     )
     alive = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
     if kind == "listed":
@@ -67,7 +67,7 @@ _jitted: Callable[..., Callable[..., Selection]] = functools.cache(lambda rule: 
 def call_rule(rule: Rule, case: Case, key: PRNGKey | None = None) -> Selection:
     """The batch of a rule, compiled once a rule and kind of space."""
     key = jax.random.key(0) if key is None else key
-    return _jitted(rule)(key, case.belief, case.space, k=BATCH, hparams=case.hparams)
+    return _jitted(rule)(key, case.hparams, case.belief, case.space, k=BATCH)
 
 
 def _set(pairs: Any) -> set[tuple[int, int]]:
@@ -114,7 +114,7 @@ def _check_same_key(rule: Rule, kind: str) -> None:
     once = call_rule(rule, case)
     other = make_case(kind, seed=1)
     with count_compilations() as compiled:
-        jax.block_until_ready(_jitted(rule)(jax.random.key(1), *other[:2], k=BATCH, hparams=other.hparams))
+        jax.block_until_ready(_jitted(rule)(jax.random.key(1), other.hparams, *other[:2], k=BATCH))
     assert not compiled, f"a second call compiled {compiled}"
     again = call_rule(rule, case)
     assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again)), "two calls differ"
@@ -127,7 +127,7 @@ def _check_vmap(rule: Rule, kind: str) -> None:
         cases[1] = cases[1]._replace(space=cases[0].space)
     beliefs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[case.belief for case in cases])
     space, hparams = cases[0].space, cases[0].hparams
-    both = quick_jit(jax.vmap(lambda key, belief: rule(key, belief, space, BATCH, hparams)))(
+    both = quick_jit(jax.vmap(lambda key, belief: rule(key, hparams, belief, space, BATCH)))(
         jax.random.split(jax.random.key(0)), beliefs
     )
     for place, case in enumerate(cases):
@@ -148,8 +148,8 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         rewards=belief.rewards + 3,
         member_rewards=belief.member_rewards + 3,
         features=belief.features - 2,
-        known=belief.known - 2,
-        known_rewards=belief.known_rewards + 3,
+        labelled_features=belief.labelled_features - 2,
+        labelled_rewards=belief.labelled_rewards + 3,
     )
     assert _set(call_rule(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), (
         "a common shift changes picks"
@@ -223,8 +223,8 @@ def _check_line(rule: Rule, kind: str) -> None:
     belief = dataclasses.replace(
         case.belief,
         features=case.belief.features[:, :1] * slopes[None, :],
-        known=case.belief.known[:, :, :1] * slopes[None, None, :],
-        past=jnp.zeros((FEATURES, FEATURES)),
+        labelled_features=case.belief.labelled_features[:, :, :1] * slopes[None, None, :],
+        labelled_information=jnp.zeros((FEATURES, FEATURES)),
     )
     check_batch(call_rule(rule, case._replace(belief=belief)), case.space, BATCH)
 
@@ -258,7 +258,7 @@ def check_rule(rule: Rule, *, spaces: tuple[str, ...] = SPACES, checks: tuple[st
     """Run the conformance checks of acquisition rules on a rule of your own.
 
     Args:
-      rule: `(key, belief, space, k, hparams) -> Selection`.
+      rule: `(key, hparams, belief, space, k) -> Selection`.
       spaces: kinds of pair space to run it on.
       checks: names of `CHECKS`.
 

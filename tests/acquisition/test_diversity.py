@@ -20,7 +20,7 @@ jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 
 
 def call(rule, case, seed=0, k=BATCH):
-    return jitted(rule)(jax.random.key(seed), case.belief, case.space, k=k, hparams=case.hparams)
+    return jitted(rule)(jax.random.key(seed), case.hparams, case.belief, case.space, k=k)
 
 
 def believing(case, **changes):
@@ -28,7 +28,7 @@ def believing(case, **changes):
 
 
 def known64(case):
-    known = np.float64(case.belief.known)[: int(case.belief.labels)]
+    known = np.float64(case.belief.labelled_features)[: int(case.belief.num_labelled)]
     return known[:, 0] - known[:, 1]
 
 
@@ -63,7 +63,7 @@ def farthest64(x, centres, k, *, clusters):
 def test_farthest_first(rule, kind):
     for seed in range(4):
         for labels in (3, 0):
-            case = believing(make_case(kind, seed), labels=jnp.int32(labels))
+            case = believing(make_case(kind, seed), num_labelled=jnp.int32(labels))
             pairs = list_pairs(case.space)
             x = differences64(np.float64(case.belief.features), pairs)
             picks, gains = farthest64(x, known64(case), BATCH, clusters=rule is diversity.lcmd)
@@ -79,7 +79,7 @@ def test_seeds_are_drawn_by_squared_distance(rule):
     pairs, draws = list_pairs(case.space), 6000
     x, centres = differences64(np.float64(case.belief.features), pairs), known64(case)
     if rule is diversity.badge:
-        rewards, known = np.float64(case.belief.rewards), np.float64(case.belief.known_rewards)[:3]
+        rewards, known = np.float64(case.belief.rewards), np.float64(case.belief.labelled_rewards)[:3]
         x *= 1 / (1 + np.exp(np.abs(rewards[pairs[:, 0]] - rewards[pairs[:, 1]])))[:, None]
         centres = centres / (1 + np.exp(np.abs(known[:, 0] - known[:, 1])))[:, None]
     near, between = apart64(x, centres).min(1), apart64(x, x)
@@ -90,7 +90,7 @@ def test_seeds_are_drawn_by_squared_distance(rule):
     included = first + first @ second
 
     keys = jax.random.split(jax.random.key(7), draws)
-    batches = quick_jit(jax.vmap(lambda key: rule(key, case.belief, case.space, 2, case.hparams)))(keys)
+    batches = quick_jit(jax.vmap(lambda key: rule(key, case.hparams, case.belief, case.space, 2)))(keys)
     place = {tuple(pair): index for index, pair in enumerate(pairs.tolist())}
     picks = np.array([[place[tuple(pair)] for pair in both] for both in np.asarray(batches.pairs).tolist()])
     counts = np.bincount(picks.ravel(), minlength=len(pairs))
@@ -154,9 +154,9 @@ def gram64(x):
 
 def prior64(case, mean, past, *, mix):
     width = len(mean)
-    labels = int(case.belief.labels) + BATCH
+    labels = int(case.belief.num_labelled) + BATCH
     shape = (1 - mix) * np.trace(mean) / width * np.eye(width) + mix * mean
-    return past + float(case.hparams.prior) * labels * shape
+    return past + float(case.hparams.prior_weight) * labels * shape
 
 
 def greedy64(x, v, prior, worth):
@@ -181,7 +181,7 @@ def test_optimal_designs(name):
         case = make_case("cross", seed)
         pairs, rho = list_pairs(case.space), float(case.hparams.prior_mix)
         phi, rewards = np.float64(case.belief.features), np.float64(case.belief.rewards)
-        x, v, past = differences64(phi, pairs), weights64(rewards, pairs), np.float64(case.belief.past)
+        x, v, past = differences64(phi, pairs), weights64(rewards, pairs), np.float64(case.belief.labelled_information)
         mean, plain = information64(phi, rewards, pairs) / len(pairs), gram64(x) / len(pairs)
         of_labels = prior64(case, plain, gram64(known64(case)), mix=0)
         if name == "apo":
@@ -207,7 +207,12 @@ def test_optimal_designs(name):
 def test_units_of_features_do_not_matter(rule):
     case = make_case("cross", 4)
     belief = case.belief
-    scaled = believing(case, features=1024 * belief.features, known=1024 * belief.known, past=1024**2 * belief.past)
+    scaled = believing(
+        case,
+        features=1024 * belief.features,
+        labelled_features=1024 * belief.labelled_features,
+        labelled_information=1024**2 * belief.labelled_information,
+    )
     assert (call(rule, case).pairs == call(rule, scaled).pairs).all()
 
 
@@ -251,7 +256,7 @@ def test_a_coreset_is_drawn_by_sensitivity():
     def one(key):
         _, key_seeds, _ = jax.random.split(jax.random.clone(key), 3)
         m = jnp.where(points.alive, coreset._sensitivities(points, *coreset._clusters(key_seeds, points)), 0)
-        return m / m.sum(), coreset.coreset(key, case.belief, case.space, 1, case.hparams).pairs[0]
+        return m / m.sum(), coreset.coreset(key, case.hparams, case.belief, case.space, 1).pairs[0]
 
     shares, picks = quick_jit(jax.vmap(one))(jax.random.split(jax.random.key(3), draws))
     shares = np.float64(shares)
@@ -272,7 +277,7 @@ def test_a_coreset_stands_for_the_whole_space():
     sums = (weights * value[order[:, :k]]).sum(axis=1)
     assert abs(sums.mean() - value.sum()) < 4 * sums.std() / np.sqrt(draws)
     case = make_case("listed", 5)
-    drawn = quick_jit(coreset.coreset, static_argnums=3)(jax.random.key(0), case.belief, case.space, k, case.hparams)
+    drawn = quick_jit(coreset.coreset, static_argnums=4)(jax.random.key(0), case.hparams, case.belief, case.space, k)
     np.testing.assert_allclose(drawn.weights.mean(), 1, rtol=1e-6)
     assert (np.diff(drawn.gains) <= 0).all()
     assert (np.diff(drawn.weights) >= 0).all()

@@ -23,7 +23,7 @@ jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 
 def call(rule, case, k=MANY, seed=0, **numbers):
     hparams = dataclasses.replace(case.hparams, **{name: jnp.float32(value) for name, value in numbers.items()})
-    return jitted(rule)(jax.random.key(seed), case.belief, case.space, k=k, hparams=hparams)
+    return jitted(rule)(jax.random.key(seed), hparams, case.belief, case.space, k=k)
 
 
 class Reference:
@@ -227,15 +227,15 @@ def test_responses_are_drawn_in_proportion(name):
         features=jnp.zeros((4, 1)),
         rewards=jnp.float32(mean),
         member_rewards=jnp.float32(mean)[None],
-        past=jnp.zeros((1, 1)),
-        labels=jnp.int32(0),
-        known=jnp.zeros((0, 2, 1)),
-        known_rewards=jnp.zeros((0, 2)),
+        labelled_information=jnp.zeros((1, 1)),
+        num_labelled=jnp.int32(0),
+        labelled_features=jnp.zeros((0, 2, 1)),
+        labelled_rewards=jnp.zeros((0, 2)),
     )
     space, hparams = pair_space("within", 4, jnp.ones(4, bool)), HParams(temperature=jnp.float32(b))
     rule, draws = getattr(duels, name), 20_000
     keys = jax.random.split(jax.random.key(0), draws)
-    pairs = np.asarray(jax.jit(jax.vmap(lambda key: rule(key, belief, space, 1, hparams).pairs[0]))(keys))
+    pairs = np.asarray(jax.jit(jax.vmap(lambda key: rule(key, hparams, belief, space, 1).pairs[0]))(keys))
     up, down = (1 / b, 1 / b) if name == "boltzmann" else (1 / b + 1, 1 / b - 1)
     first, second = np.exp(up * mean), np.exp(down * mean)
     chance = np.zeros((4, 4))
@@ -272,7 +272,7 @@ def one_prompt():
 @pytest.mark.parametrize("name", ["double_ts", "eets"])
 def test_every_member_is_drawn_as_often(name):
     case = one_prompt()
-    draw = quick_jit(jax.vmap(lambda key: get_rule(name)(key, case.belief, case.space, 1, case.hparams).pairs[0]))
+    draw = quick_jit(jax.vmap(lambda key: get_rule(name)(key, case.hparams, case.belief, case.space, 1).pairs[0]))
     pairs = np.asarray(draw(jax.random.split(jax.random.key(1), 600)))
     counts = np.array([(pairs == pair).all(axis=1).sum() for pair in itertools.combinations(range(4), 2)])
     assert counts.sum() == 600

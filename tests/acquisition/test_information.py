@@ -28,7 +28,7 @@ jitted = functools.cache(functools.partial(quick_jit, static_argnames="k"))
 def call(rule, case, k=BATCH, seed=0, **numbers):
     rule = get_rule(rule) if isinstance(rule, str) else rule
     hparams = dataclasses.replace(case.hparams, **{name: jnp.float32(value) for name, value in numbers.items()})
-    return jitted(rule)(jax.random.key(seed), case.belief, case.space, k=k, hparams=hparams)
+    return jitted(rule)(jax.random.key(seed), hparams, case.belief, case.space, k=k)
 
 
 def margins64(case, pairs):
@@ -49,9 +49,9 @@ def prior64(case, k=BATCH):
     """past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar], n the labels after the batch."""
     phi, rewards, pairs = np.float64(case.belief.features), np.float64(case.belief.rewards), list_pairs(case.space)
     mean = information64(phi, rewards, pairs) / len(pairs)
-    c, rho = float(case.hparams.prior), float(case.hparams.prior_mix)
+    c, rho = float(case.hparams.prior_weight), float(case.hparams.prior_mix)
     shape = (1 - rho) * np.trace(mean) / len(mean) * np.eye(len(mean)) + rho * mean
-    return np.float64(case.belief.past) + c * (int(case.belief.labels) + k) * shape
+    return np.float64(case.belief.labelled_information) + c * (int(case.belief.num_labelled) + k) * shape
 
 
 def seen64(case, pairs):
@@ -187,7 +187,7 @@ def test_epig_is_greedy_for_its_targets_among_its_candidates(monkeypatch):
         chosen.append(int(worth.argmax()))
         gains.append(worth.max())
         information = information + v[chosen[-1]] * np.outer(x[chosen[-1]], x[chosen[-1]])
-    run = quick_jit(lambda key, belief: get_rule("epig")(key, belief, case.space, BATCH, case.hparams))
+    run = quick_jit(lambda key, belief: get_rule("epig")(key, case.hparams, belief, case.space, BATCH))
     batch = run(jax.random.key(0), case.belief)
     check_batch(batch, case.space, BATCH)
     np.testing.assert_allclose(batch.gains, np.sort(gains)[::-1], rtol=1e-3)
@@ -270,7 +270,7 @@ def test_a_saturated_batch_is_filled_up_by_bald():
 
 @pytest.mark.parametrize("kind", ["within", "listed"])
 def test_bal_pm_adds_the_entropy_of_prompts(kind):
-    """With bought pairs that are still in the pool, and 3 neighbours of 5 in place of 13."""
+    """With labelled pairs that are still in the pool, and 3 neighbours of 5 in place of 13."""
     case = make_case(kind, 4)
     pairs, phi = list_pairs(case.space), np.float64(case.belief.features)
     alive = np.asarray(case.space.eligible)
@@ -303,7 +303,7 @@ def test_bal_pm_makes_passes_as_it_needs(monkeypatch):
 
     def run(shortlist):
         monkeypatch.setattr(batches, "default_shortlist", lambda space: shortlist)
-        rule = lambda key, belief: batches.bal_pm(key, belief, case.space, BATCH, case.hparams)  # noqa: E731
+        rule = lambda key, belief: batches.bal_pm(key, case.hparams, belief, case.space, BATCH)  # noqa: E731
         return quick_jit(rule)(jax.random.key(0), case.belief)
 
     assert (run(1).pairs == run(200).pairs).all()
@@ -339,7 +339,7 @@ def test_pairs_are_drawn_with_the_chances_of_their_scores():
         ("power_bald", 0.5, score**2),
     ):
         hparams = dataclasses.replace(case.hparams, temperature=jnp.float32(temperature))
-        draw = quick_jit(jax.vmap(lambda key, name=name, h=hparams: get_rule(name)(key, case.belief, few, 1, h)))
+        draw = quick_jit(jax.vmap(lambda key, name=name, h=hparams: get_rule(name)(key, h, case.belief, few, 1)))
         drawn = np.asarray(draw(jax.random.split(jax.random.key(5), 4000)).pairs)[:, 0]
         counts = (drawn[:, None] == pairs[None]).all(axis=2).sum(axis=0)
         assert scipy.stats.chisquare(counts, weight / weight.sum() * len(drawn)).pvalue > 1e-3
@@ -365,7 +365,7 @@ def test_a_mixture_of_any_rule():
     few = case._replace(space=listed_space(case.space.pairs[:8], case.space.eligible, 4))
     hparams = dataclasses.replace(case.hparams, epsilon=jnp.float32(0.3))
     count = len(list_pairs(few.space))
-    many = quick_jit(jax.vmap(lambda key: rule(key, few.belief, few.space, count, hparams)))
+    many = quick_jit(jax.vmap(lambda key: rule(key, hparams, few.belief, few.space, count)))
     batches_drawn = many(jax.random.split(jax.random.key(0), 500))
     assert (batches_drawn.status == Status.OK).all()
     assert np.isclose((batches_drawn.gains == 0).sum(axis=1).mean(), 0.3 * count, atol=0.1)

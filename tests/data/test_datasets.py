@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from jarm.core import files as core_files
-from jarm.core.base import Benchmark, JarmError, ResponseTable
+from jarm.core.base import JarmError, ResponseTable, TrainTest
 from jarm.data import readers, standardise, tables
 from jarm.data.datasets import load, load_published, load_table, split_by
 from jarm.data.standardise import standardised
@@ -240,11 +240,11 @@ def test_table_is_grouped_by_prompt_padded_and_masked(tmp_path, kind):
     np.testing.assert_array_equal(train.mask, [[True, True, True], [True, False, False]])
     np.testing.assert_array_equal(train.gold, np.float32([[0.5, -1.0, 3.0], [0, 0, 0]]))
     np.testing.assert_array_equal(test.rows[test.mask], [1, 3])
-    np.testing.assert_array_equal(test.rulers["length"], [[9, 8, 0]])
-    np.testing.assert_array_equal(test.rulers["position"], [[0, 1, 0]])
+    np.testing.assert_array_equal(test.attributes["length"], [[9, 8, 0]])
+    np.testing.assert_array_equal(test.attributes["position"], [[0, 1, 0]])
     # "Say a!" against "Hello you" (nothing) and "say A, a" (say 1, a 2)
-    np.testing.assert_allclose(test.rulers["prompt_cosine"], [[0, 3 / np.sqrt(2 * 5), 0]], rtol=1e-6)
-    assert all(ruler.dtype == np.float32 for ruler in train.rulers.values())
+    np.testing.assert_allclose(test.attributes["prompt_cosine"], [[0, 3 / np.sqrt(2 * 5), 0]], rtol=1e-6)
+    assert all(ruler.dtype == np.float32 for ruler in train.attributes.values())
     assert train.store.base is test.store.base or np.shares_memory(train.store, test.store)
     assert shares_file(train.store)
     np.testing.assert_array_equal(train.embeddings()[0, 1], np.arange(10, 15))
@@ -262,8 +262,8 @@ def test_parquet_and_jsonl_agree(tmp_path):
     for a, b in zip(one, two, strict=True):
         np.testing.assert_array_equal(a.rows, b.rows)
         np.testing.assert_array_equal(a.gold, b.gold)
-        for name in a.rulers:
-            np.testing.assert_array_equal(a.rulers[name], b.rulers[name])
+        for name in a.attributes:
+            np.testing.assert_array_equal(a.attributes[name], b.attributes[name])
 
 
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
@@ -285,7 +285,7 @@ def test_standardised_embeddings_have_no_mean_and_unit_variance(tmp_path, dtype,
         assert not table.embeddings()[~table.mask].any()
         assert shares_file(table.store)
         assert table.provenance["standardised"]
-    again = standardised(Benchmark(train, test)).train
+    again = standardised(TrainTest(train, test)).train
     np.testing.assert_array_equal(again.embeddings(), train.embeddings())
 
 
@@ -320,7 +320,7 @@ def test_without_scores_there_is_no_gold(tmp_path):
 def test_only_the_rulers_that_the_columns_allow(tmp_path):
     rows = [{"prompt_id": i // 2, "score": 1, "side": "train" if i < 4 else "test"} for i in range(8)]
     train, _ = load_table(*write(tmp_path, rows), "score", split="side")
-    assert set(train.rulers) == {"position"}
+    assert set(train.attributes) == {"position"}
     rows = [{"prompt": row["prompt"], "score": row["score"], "split": row["split"]} for row in ROWS]
     assert load_table(*write(tmp_path, rows), "score").train.mask.sum() == 4
 
@@ -494,5 +494,5 @@ def test_real_embeddings(target, length):
     assert train.mask.all()
     assert train.store.dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(test.embeddings(), axis=-1), 1, atol=2e-3)
-    ruler = np.mean([spearmanr(*pair).statistic for pair in zip(test.gold, test.rulers["length"], strict=True)])
+    ruler = np.mean([spearmanr(*pair).statistic for pair in zip(test.gold, test.attributes["length"], strict=True)])
     assert ruler == pytest.approx(length, abs=0.01)

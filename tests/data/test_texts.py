@@ -479,9 +479,9 @@ def test_every_layout_with_scores_is_found_in_the_store(table, tmp_path, prompt)
             np.testing.assert_array_equal(one.gold, other.gold)
             np.testing.assert_array_equal(one.mask, other.mask)
             assert one.shape == other.shape
-            for name in one.rulers.keys() & other.rulers.keys():
-                np.testing.assert_array_equal(one.rulers[name], other.rulers[name])
-    assert sides[0].train.rulers.keys() == sides[1].train.rulers.keys()
+            for name in one.attributes.keys() & other.attributes.keys():
+                np.testing.assert_array_equal(one.attributes[name], other.attributes[name])
+    assert sides[0].train.attributes.keys() == sides[1].train.attributes.keys()
 
 
 def test_lists_of_responses_beside_an_array(table, tmp_path):
@@ -494,7 +494,7 @@ def test_lists_of_responses_beside_an_array(table, tmp_path):
     train, test = read(rows)
     np.testing.assert_array_equal(train.embeddings()[0], [[0, 1], [2, 3]])
     np.testing.assert_array_equal(test.gold, [[1, 2]])
-    np.testing.assert_array_equal(test.rulers["length"], [[1, 2]])
+    np.testing.assert_array_equal(test.attributes["length"], [[1, 2]])
 
     for change, words in [
         ({"score": [1.0]}, ": responses has 2 elements and score 1; give"),

@@ -30,19 +30,19 @@ def criteria(targets, margins):
 NAMES = ("d", "unweighted", "a", "v few", "v many", "epig", "bald")
 
 
-def whitened(objective, features, rewards, information):
+def whitened(criterion, features, rewards, information):
     """What a pass knows of responses, by NumPy in float64, then rounded."""
     inverse = np.linalg.inv(np.linalg.cholesky(information))
-    targets = np.zeros((0, F)) if objective.targets is None else np.float64(objective.targets)
+    targets = np.zeros((0, F)) if criterion.targets is None else np.float64(criterion.targets)
     y, z = features @ inverse.T, targets @ inverse.T
     rounded = (jnp.asarray(each, jnp.float32) for each in (rewards, y, y @ z.T))
     return Numbers(*rounded), jnp.asarray((z**2).sum(axis=1), jnp.float32)
 
 
 @quick_jit
-def matrix_of_pairs(scorer_stats, h, objective):
+def matrix_of_pairs(scorer_stats, h, criterion):
     """The gain of each response with each, by `pair`, and what `tile` makes of them."""
-    scorer = objective.scorer(scorer_stats, h, gains=True)
+    scorer = criterion.scorer(scorer_stats, h, gains=True)
     pairs = jax.vmap(jax.vmap(scorer.pair, in_axes=(None, 0)), in_axes=(0, None))(scorer.stats, scorer.stats)
     return pairs, scorer.tile(scorer.stats, scorer.stats)
 
@@ -58,8 +58,8 @@ def test_gains_are_their_definitions_and_tiles_are_their_pairs(name):
         targets, margins = rng.normal(size=(G, F)).astype(np.float32), rng.normal(size=G).astype(np.float32)
         root = rng.normal(size=(F, F))
         information = 10 ** rng.uniform(-3, 3) * (root @ root.T + 0.3 * np.eye(F))
-        objective, reference = criteria(targets, margins)[name]
-        pairs, tile = matrix_of_pairs(*whitened(objective, features, rewards, information), objective)
+        criterion, reference = criteria(targets, margins)[name]
+        pairs, tile = matrix_of_pairs(*whitened(criterion, features, rewards, information), criterion)
         expected = reference.gains(information, features[first] - features[second], rewards[first] - rewards[second])
         floor = 2e-7 if name in ("bald", "epig") else 1e-6 * expected.max()
         np.testing.assert_allclose(np.asarray(pairs)[first, second], expected, rtol=2e-5, atol=floor)
@@ -75,8 +75,8 @@ def test_small_information_about_targets_keeps_its_digits():
     first, second = np.triu_indices(N, 1)
     features[1] = features[0] + targets[0]
     for prior, rtol in ((1e7, 1e-5), (1e-4, 1e-4)):
-        objective, reference = criteria(targets, margins)["epig"]
-        pairs, _ = matrix_of_pairs(*whitened(objective, features, rewards, prior * np.eye(F)), objective)
+        criterion, reference = criteria(targets, margins)["epig"]
+        pairs, _ = matrix_of_pairs(*whitened(criterion, features, rewards, prior * np.eye(F)), criterion)
         expected = reference.gains(prior * np.eye(F), features[first] - features[second], np.zeros(len(first)))
         np.testing.assert_allclose(np.asarray(pairs)[first, second], expected, rtol=rtol)
 

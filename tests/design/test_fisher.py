@@ -57,7 +57,7 @@ def test_information_of_features_with_a_large_common_part(kind):
 
 @pytest.mark.parametrize("kind", SPACES)
 def test_equal_features_have_no_information_at_all(kind):
-    """Exactly none: rounding noise would pass for information and a batch of noise be bought."""
+    """Exactly none: rounding noise would pass for information and a batch of noise be selected."""
     for seed in range(10):
         _, rewards, space = problem(seed, kind)
         rng = np.random.default_rng(seed)

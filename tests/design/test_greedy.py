@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jarm.core.base import Limits, Status
-from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Objective, a_optimal, epig, v_optimal
+from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
 from jarm.design.greedy import greedy
 from jarm.design.spaces import exclude, listed_space, pair_space
 from jarm.testing.conformance import SPACES
@@ -25,7 +25,7 @@ FLOOR = {"bald": 3e-7, "epig": 3e-7}
 """Gains in nats that float32 cannot tell apart: entropies of order 1 are subtracted, or a logarithm is near 0."""
 
 
-def objectives(targets, margins):
+def criteria(targets, margins):
     """What is judged; A and V look at as many directions as there are features, or at fewer."""
     few, many = targets[:FEW], targets
     return {
@@ -75,7 +75,7 @@ def one_of(index, choices):
     def ceiling(each, count, rest, z, gone, far, most):
         return jnp.float32(jnp.inf) if each.ceiling is None else each.ceiling(rest, z[:count], gone, far, most)
 
-    return Objective(
+    return Criterion(
         of(worth),
         of(tile),
         of(lambda each, _, worth: each.gain(worth)),
@@ -87,7 +87,7 @@ def one_of(index, choices):
 
 @functools.partial(quick_jit, static_argnames=("k", "shortlist"))
 def batch_of(index, targets, margins, features, rewards, space, prior, limits, *, k=K, shortlist=2):
-    own = objectives(targets, margins)
+    own = criteria(targets, margins)
     return greedy(
         one_of(index, list(own.values())), features, rewards, space, prior, k, limits=limits, shortlist=shortlist
     )
@@ -276,7 +276,7 @@ def batches_of(index, targets, margins, features, rewards, space, prior, limits)
 @functools.partial(quick_jit, static_argnames="k")
 def plain_or_shipped(index, targets, margins, features, rewards, space, prior, *, k=K):
     """A, V and EPIG with their own ceilings, and with the one of gains that never rise."""
-    own = objectives(targets, margins)
+    own = criteria(targets, margins)
     shipped = [own["a"], own["v few"], own["epig"]]
     plain = [dataclasses.replace(each, ceiling=D_OPTIMAL.ceiling) for each in shipped]
     return greedy(one_of(index, shipped + plain), features, rewards, space, prior, k, shortlist=1)

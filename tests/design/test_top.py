@@ -204,7 +204,7 @@ def test_a_prior_that_is_not_positive_definite_is_singular():
 
 
 def test_the_same_pair_twice_is_worth_less_the_second_time():
-    """What one-shot scores cannot see: of two directions, greedy buys the second before a copy of the first."""
+    """What one-shot scores cannot see: of two directions, greedy picks the second before a copy of the first."""
     features = np.zeros((SIZE, F), np.float32)
     features[[0, 2, 4]] = [3, 0, 0]  # pairs (0, 1), (2, 3), (4, 5): copies of one strong direction
     features[6] = [0, 1, 0]  # (6, 7): a weak one, at right angles

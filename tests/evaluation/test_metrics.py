@@ -38,7 +38,7 @@ def make_table(P, R, d, seed=0, ragged=True, ties=True):
         rows=np.arange(P * R).reshape(P, R),
         mask=mask,
         gold=np.where(mask, gold, 0),
-        rulers={"length": rng.integers(1, 9, (P, R)).astype(np.float32)},
+        attributes={"length": rng.integers(1, 9, (P, R)).astype(np.float32)},
     )
 
 
@@ -190,14 +190,14 @@ def test_nothing_overflows_for_a_confident_head():
     np.testing.assert_allclose(ours["nll"], np.where(gaps > 0, 200 * gaps, np.log(2)).mean(), rtol=1e-5)
 
 
-@pytest.mark.parametrize(("together", "prompts"), [(False, 3), (True, 7)])
-def test_chunks_of_many_heads_equal_each_head_on_the_whole(key, together, prompts):
+@pytest.mark.parametrize(("batched_heads", "prompts"), [(False, 3), (True, 7)])
+def test_chunks_of_many_heads_equal_each_head_on_the_whole(key, batched_heads, prompts):
     H, K, table = 3, 2, make_table(7, 6, 5)
     head = mlp_head((8,))
     params = jax.jit(jax.vmap(jax.vmap(lambda each: head.init(each, 5))))(jax.random.split(key, (H, K)))
     rewards = jax.vmap(jax.vmap(head.rewards, (0, None)), (0, None))(params, jnp.array(table.embeddings())).mean(1)
-    chunk_bytes = prompts * 6 * 4 * (4 * 5 + 4 * 8 * (K if together else 1) + 30)
-    ours = metrics.evaluate(head, params, table, **CONSTANTS, chunk_bytes=chunk_bytes, together=together)
+    chunk_bytes = prompts * 6 * 4 * (4 * 5 + 4 * 8 * (K if batched_heads else 1) + 30)
+    ours = metrics.evaluate(head, params, table, **CONSTANTS, chunk_bytes=chunk_bytes, batched_heads=batched_heads)
     for h in range(H):
         single = metrics.evaluate_scores(np.asarray(rewards[h]), table, **CONSTANTS)
         assert single.keys() == ours.keys()

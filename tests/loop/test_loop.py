@@ -11,7 +11,7 @@ from jarm.design.spaces import pair_space, subset
 from jarm.design.top import top_pairs
 from jarm.evaluation.annotators import AnnotatorConfig, annotate
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import check_budget, make_hparams, make_pool, prepare
+from jarm.loop.device_table import check_budget, make_device_table, make_hparams, prepare
 from jarm.loop.loop import make_loop
 from jarm.reward.config import FitConfig, HeadConfig
 from jarm.testing.tracing import count_compilations, count_traces
@@ -36,16 +36,16 @@ def make_table(seed=0, ragged=True):
         rows=np.arange(PROMPTS * WIDTH).reshape(PROMPTS, WIDTH),
         mask=mask,
         gold=np.where(mask, gold, 0).astype(np.float32),
-        rulers={"length": rng.integers(5, 50, (PROMPTS, WIDTH)).astype(np.float32)},
+        attributes={"length": rng.integers(5, 50, (PROMPTS, WIDTH)).astype(np.float32)},
     )
 
 
 TABLE = make_table()
-NO_LENGTHS = dataclasses.replace(TABLE, rulers={})
-POOL, SCALE = make_pool(TABLE, AnnotatorConfig())
+NO_LENGTHS = dataclasses.replace(TABLE, attributes={})
+POOL, SCALE = make_device_table(TABLE, AnnotatorConfig())
 
 
-def in_order(key, belief, space, k, hparams):
+def in_order(key, hparams, belief, space, k):
     """A rule of one's own: the first pairs of the space."""
     return top_pairs(lambda margin, _: jnp.zeros_like(margin), belief.rewards, None, space, k)
 
@@ -57,26 +57,26 @@ CONFIGS = {
     "within prompts": LoopConfig(
         rules=("entropy", in_order), rounds=4, batch=6, initial=6, prompts=7, head=LINEAR, fit=ONE
     ),
-    "cross prompts pool": LoopConfig(
+    "cross prompts drawn": LoopConfig(
         rules=("greedy_dopt",),
         pairs="cross",
         rounds=3,
         batch=4,
         initial=5,
         prompts=5,
-        pool=40,
+        candidates=40,
         head=MLP,
         fit=FitConfig(members=2, steps=15),
         warm_start=True,
     ),
-    "all prompts pool": LoopConfig(
+    "all prompts drawn": LoopConfig(
         rules=("dopt",),
         pairs="all",
         rounds=3,
         batch=7,
         initial=7,
         prompts=7,
-        pool=30,
+        candidates=30,
         head=LINEAR,
         fit=FitConfig(members=2),
         warm_start=True,
@@ -123,7 +123,7 @@ def test_a_run_buys_what_it_should_and_nothing_twice(name, rule):
     assert TABLE.mask.reshape(-1)[pairs].all()
     same = pairs[:, 0] // WIDTH == pairs[:, 1] // WIDTH
     assert {"within": same.all(), "cross": not same.any(), "all": True}[config.pairs]
-    # The records tell the same story: batch after batch, the last round buys nothing.
+    # The records tell the same story: batch after batch, the last round selects nothing.
     bought = records.selection.pairs[:-1].reshape(-1, 2)
     np.testing.assert_array_equal(pairs[config.initial :], bought)
     assert records.selection.valid[:-1].all()
@@ -138,7 +138,7 @@ def test_a_run_buys_what_it_should_and_nothing_twice(name, rule):
 
 
 def test_all_pairs_uses_both_kinds_of_pair():
-    pairs, _ = told(run_of("all prompts pool", 0)[0])
+    pairs, _ = told(run_of("all prompts drawn", 0)[0])
     same = pairs[:, 0] // WIDTH == pairs[:, 1] // WIDTH
     assert 0 < same.sum() < len(pairs)
 
@@ -149,8 +149,10 @@ def test_one_trace_for_every_seed_rule_and_number(name):
     run_of(name, 0)
     loop, traces = loop_of(name)
     assert len(traces) == 1
-    hparams = hparams_of(name, noise=5.0, prior=3.0, prior_mix=0.5, learning_rate=0.1, weight_decay=0.0, ridge=2.0)
-    other, _ = make_pool(make_table(seed=1, ragged=False), AnnotatorConfig())
+    hparams = hparams_of(
+        name, noise=5.0, prior_weight=3.0, prior_mix=0.5, learning_rate=0.1, weight_decay=0.0, ridge=2.0
+    )
+    other, _ = make_device_table(make_table(seed=1, ragged=False), AnnotatorConfig())
     key, rule = jax.random.key(7), jnp.int32(len(CONFIGS[name].rules) - 1)
     with count_compilations() as compiled:
         jax.block_until_ready(loop.run(key, hparams, other, rule))
@@ -158,7 +160,7 @@ def test_one_trace_for_every_seed_rule_and_number(name):
     assert len(traces) == 1
 
 
-@pytest.mark.parametrize("name", ["within", "cross prompts pool"])
+@pytest.mark.parametrize("name", ["within", "cross prompts drawn"])
 def test_the_same_key_gives_the_same_run_and_another_another(name):
     loop, _ = loop_of(name)
     for rule in range(len(CONFIGS[name].rules)):
@@ -192,7 +194,7 @@ def test_rules_of_one_seed_share_their_start_and_their_annotator():
 
 def test_ask_and_tell_by_hand_are_run():
     """What a campaign with people calls, answered by the annotator of the run, is the run."""
-    name, rule = "all prompts pool", jnp.int32(0)
+    name, rule = "all prompts drawn", jnp.int32(0)
     config, (loop, _), hparams = CONFIGS[name], loop_of(name), hparams_of(name)
     expected, records = run_of(name, 0)
     key_loop, key_annotator = jax.random.split(jax.random.key(0))
@@ -218,10 +220,10 @@ def test_ask_and_tell_by_hand_are_run():
 
 
 def test_seeds_and_numbers_under_vmap_are_the_runs_one_by_one():
-    loop, _ = loop_of("all prompts pool")
-    hparams = [hparams_of("all prompts pool", noise=noise, ridge=ridge) for noise, ridge in ((2.0, 1.0), (0.5, 3.0))]
+    loop, _ = loop_of("all prompts drawn")
+    hparams = [hparams_of("all prompts drawn", noise=noise, ridge=ridge) for noise, ridge in ((2.0, 1.0), (0.5, 3.0))]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *hparams)
-    run = jit(jax.vmap(make_loop(CONFIGS["all prompts pool"]).run, in_axes=(0, 0, None, None)))
+    run = jit(jax.vmap(make_loop(CONFIGS["all prompts drawn"]).run, in_axes=(0, 0, None, None)))
     _, together = run(jax.random.split(jax.random.key(3)), stacked, POOL, jnp.int32(0))
     for place in range(2):
         _, alone = loop.run(jax.random.split(jax.random.key(3))[place], hparams[place], POOL, jnp.int32(0))
@@ -237,10 +239,10 @@ def test_a_run_that_runs_out_of_pairs_says_so_and_stays_distinct():
     mask = np.zeros((PROMPTS, WIDTH), bool)
     mask[:3, :3] = True
     table = dataclasses.replace(TABLE, mask=mask)
-    pool, _ = make_pool(table, AnnotatorConfig())
+    device_table, _ = make_device_table(table, AnnotatorConfig())
     loop, _ = loop_of("within")
     for rule in (0, 2):
-        state, records = loop.run(jax.random.key(0), hparams_of("within"), pool, jnp.int32(rule))
+        state, records = loop.run(jax.random.key(0), hparams_of("within"), device_table, jnp.int32(rule))
         pairs, _ = told(state)
         assert len({tuple(pair) for pair in pairs.tolist()}) == len(pairs) == 9
         np.testing.assert_array_equal(records.status, [1, 1, 1, 1])
@@ -258,7 +260,7 @@ def test_a_batch_of_nans_reaches_the_edge_as_a_status():
 
 def test_a_warm_start_continues_from_the_last_heads():
     """Rounds differ by a few steps of Adam, each `rate * (1 + decay * weight)` or so; fresh heads by far more."""
-    name = "cross prompts pool"
+    name = "cross prompts drawn"
     assert CONFIGS[name].warm_start
     records, hparams = run_of(name, 0)[1], hparams_of(name)
     kernels = records.params["hidden"][0]["kernel"]
@@ -304,7 +306,7 @@ def test_a_rule_of_your_own_takes_the_place_of_a_name():
         assert len(np.unique(batch // WIDTH)) <= 4
 
 
-def no_number(key, belief, space, k, hparams):
+def no_number(key, hparams, belief, space, k):
     """A rule of one's own that takes a logarithm of what may be negative."""
     return top_pairs(lambda margin, _: jnp.log(margin), belief.rewards, None, space, k)
 
@@ -312,17 +314,17 @@ def no_number(key, belief, space, k, hparams):
 def test_a_score_that_is_not_a_number_is_blamed_on_whose_it_is():
     config = dataclasses.replace(CONFIGS["within"], rules=(no_number, "random"))
     loop = make_loop(config)
-    pool, hparams, _ = prepare(config, TABLE)
-    state, first = jit(loop.init)(jax.random.key(0), pool)
+    device_table, hparams, _ = prepare(config, TABLE)
+    state, first = jit(loop.init)(jax.random.key(0), device_table)
     ask = jit(loop.ask)
     for wrong, status in ((0.0, Status.BROKEN_SCORES), (np.nan, Status.NONFINITE)):
-        spoilt = dataclasses.replace(pool, embeddings=pool.embeddings + np.float32(wrong))
+        spoilt = dataclasses.replace(device_table, embeddings=device_table.embeddings + np.float32(wrong))
         told = loop.tell(state, first, jnp.ones(6))
         assert ask(hparams, told, spoilt, jnp.int32(0))[1].status == status
 
 
 def test_a_rule_that_is_not_there_is_a_status():
-    for name, count in (("within", 3), ("all prompts pool", 1)):
+    for name, count in (("within", 3), ("all prompts drawn", 1)):
         loop, _ = loop_of(name)
         for rule in (-1, count):
             _, records = loop.run(jax.random.key(0), hparams_of(name), POOL, jnp.int32(rule))
@@ -331,9 +333,9 @@ def test_a_rule_that_is_not_there_is_a_status():
 
 def test_what_is_prepared_is_for_the_annotator_of_the_configuration():
     config = dataclasses.replace(CONFIGS["within"], annotator=AnnotatorConfig(scale=0.5, flip_rate=0.4))
-    pool, hparams, scale = prepare(config, TABLE)
+    device_table, hparams, scale = prepare(config, TABLE)
     assert scale == 0.5
-    np.testing.assert_allclose(np.asarray(pool.gold) * 0.5, TABLE.gold, rtol=1e-6)
+    np.testing.assert_allclose(np.asarray(device_table.gold) * 0.5, TABLE.gold, rtol=1e-6)
     assert 0 < hparams.noise < 1
     with pytest.raises(JarmError, match="no response lengths"):
         prepare(dataclasses.replace(config, annotator=AnnotatorConfig("perfect", length_bias=1.0)), NO_LENGTHS)
@@ -343,7 +345,9 @@ def test_what_is_prepared_is_for_the_annotator_of_the_configuration():
 
 def test_few_candidates_of_many_responses_are_chosen_as_among_all():
     """Only the responses at the ends of the candidates are scored; the batch is that of a belief about all."""
-    config = LoopConfig(rules=("entropy",), pairs="cross", rounds=3, batch=4, initial=5, pool=8, head=LINEAR, fit=ONE)
+    config = LoopConfig(
+        rules=("entropy",), pairs="cross", rounds=3, batch=4, initial=5, candidates=8, head=LINEAR, fit=ONE
+    )
     loop = make_loop(config)
     state, first = jit(loop.init)(jax.random.key(0), POOL)
     weights = jax.random.normal(jax.random.key(1), (1, D, 1))
@@ -352,9 +356,9 @@ def test_few_candidates_of_many_responses_are_chosen_as_among_all():
     )
     selection = jit(loop.select)(HParams(), state, POOL)
     key_space, _ = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
-    _, key_pool = jax.random.split(key_space)
+    _, key_candidates = jax.random.split(key_space)
     past = jnp.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
-    space = subset(key_pool, pair_space("cross", WIDTH, POOL.mask.reshape(-1), past), 8)
+    space = subset(key_candidates, pair_space("cross", WIDTH, POOL.mask.reshape(-1), past), 8)
     ends = np.asarray(space.pairs)
     rewards = np.asarray(POOL.embeddings.reshape(-1, D) @ weights[0, :, 0], np.float64)
     margins = np.abs(rewards[ends[:, 0]] - rewards[ends[:, 1]])
@@ -362,18 +366,18 @@ def test_few_candidates_of_many_responses_are_chosen_as_among_all():
     np.testing.assert_allclose(selection.gains, -np.sort(margins)[:4], rtol=1e-4)
 
 
-@pytest.mark.parametrize("pool", [None, 8])
+@pytest.mark.parametrize("candidates", [None, 8])
 @pytest.mark.parametrize(("head", "members"), [(LINEAR, 1), (MLP, 3)])
-def test_a_belief_is_what_the_heads_say(head, members, pool):
+def test_a_belief_is_what_the_heads_say(head, members, candidates):
     """Of every response, or of the ends of a few candidates; and of the ends of what is labelled."""
     seen = []
 
-    def listening(key, belief, space, k, hparams):
+    def listening(key, hparams, belief, space, k):
         jax.debug.callback(lambda *each: seen.append(each), belief, space.pairs)
-        return in_order(key, belief, space, k, hparams)
+        return in_order(key, hparams, belief, space, k)
 
     fit = FitConfig(members=members, steps=5)
-    loop = make_loop(LoopConfig(rules=(listening,), batch=4, initial=5, pool=pool, head=head, fit=fit))
+    loop = make_loop(LoopConfig(rules=(listening,), batch=4, initial=5, candidates=candidates, head=head, fit=fit))
     state, first = jit(loop.init)(jax.random.key(0), POOL)
     state = jit(loop.tell)(state, first, jnp.ones(5))
     jit(loop.select)(HParams(), state, POOL)
@@ -383,11 +387,11 @@ def test_a_belief_is_what_the_heads_say(head, members, pool):
     rewards = jax.vmap(model.rewards, (0, None))(state.params, flat)
     features = model.features(jax.tree.map(lambda leaf: leaf[0], state.params), flat)
     ends = np.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
-    np.testing.assert_allclose(belief.known[:5], features[ends], atol=1e-5)
-    np.testing.assert_allclose(belief.known_rewards[:5], rewards.mean(axis=0)[ends], atol=1e-5)
-    assert not np.any(belief.known[5:])
-    assert (pairs is None) == (pool is None)
-    if pool is None:
+    np.testing.assert_allclose(belief.labelled_features[:5], features[ends], atol=1e-5)
+    np.testing.assert_allclose(belief.labelled_rewards[:5], rewards.mean(axis=0)[ends], atol=1e-5)
+    assert not np.any(belief.labelled_features[5:])
+    assert (pairs is None) == (candidates is None)
+    if candidates is None:
         np.testing.assert_allclose(belief.features, features, atol=1e-5)
         np.testing.assert_allclose(belief.member_rewards, rewards, atol=1e-5)
     np.testing.assert_allclose(belief.rewards, np.mean(belief.member_rewards, axis=0), atol=1e-5)
@@ -407,8 +411,8 @@ OTHERS = {
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_annotators_and_fits_run(name):
     config = dataclasses.replace(CONFIGS["within"], rules=("random",), rounds=2, **OTHERS[name])
-    pool, hparams, _ = prepare(config, TABLE, HParams(label_smoothing=0.1))
-    state, records = jit(make_loop(config).run)(jax.random.key(0), hparams, pool)
+    device_table, hparams, _ = prepare(config, TABLE, HParams(label_smoothing=0.1))
+    state, records = jit(make_loop(config).run)(jax.random.key(0), hparams, device_table)
     assert (records.status == Status.OK).all()
     assert state.labelled.mask.sum() == 16
 
@@ -442,19 +446,19 @@ def test_bad_settings_are_named():
         LoopConfig(pairs="listed")
     with pytest.raises(JarmError, match="`batch` is 0"):
         LoopConfig(batch=0)
-    with pytest.raises(JarmError, match="A pool of 10 pairs cannot fill a batch of 50"):
-        LoopConfig(pool=10)
+    with pytest.raises(JarmError, match="10 candidate pairs cannot fill a batch of 50"):
+        LoopConfig(candidates=10)
     with pytest.raises(JarmError, match="no rule 'dpot': did you mean"):
         make_loop(LoopConfig(rules=("dpot",)))
     with pytest.raises(JarmError, match="no response lengths"):
-        make_pool(NO_LENGTHS, AnnotatorConfig(length_bias=1.0))
+        make_device_table(NO_LENGTHS, AnnotatorConfig(length_bias=1.0))
     for name, value in (
         ("noise", float("nan")),
         ("label_smoothing", 3.0),
         ("learning_rate", -1e-3),
         ("weight_decay", -1.0),
         ("ridge", -1.0),
-        ("prior", float("nan")),
+        ("prior_weight", float("nan")),
         ("prior_mix", 2.0),
         ("beta", -1.0),
         ("temperature", float("inf")),
@@ -486,9 +490,9 @@ def test_too_few_prompts_are_named():
 
 
 def test_without_gold_rewards_nobody_answers():
-    pool, hparams, _ = prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=None))
+    device_table, hparams, _ = prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=None))
     loop, _ = loop_of("within")
-    _, records = loop.run(jax.random.key(0), hparams, pool, jnp.int32(0))
+    _, records = loop.run(jax.random.key(0), hparams, device_table, jnp.int32(0))
     assert (records.status == Status.NONFINITE).all()
     broken = TABLE.gold.copy()
     broken[0, 0] = np.nan

@@ -18,7 +18,7 @@ def test_curves_are_drawn_twice_the_same(tmp_path):
     assert png.read_bytes() == again[0].read_bytes()
     assert svg.read_bytes() == again[1].read_bytes()
     text = svg.read_text()
-    for word in (*RULES, "length", "oracle", "mean of 6 seeds", "bands: 95 % bootstrap", "labels bought"):
+    for word in (*RULES, "length", "oracle", "mean of 6 seeds", "bands: 95 % bootstrap", "labels"):
         assert word in text
 
 

@@ -271,12 +271,12 @@ def test_linear_classification_is_logistic_regression_of_responses(key):
     x = np.float64(e)[np.concatenate([pairs.first, pairs.second])]
     y, real = np.concatenate([pairs.label, 1 - pairs.label]), np.tile(pairs.mask, 2)
 
-    def objective(w):
+    def criterion(w):
         return np.logaddexp(0, np.where(y > 0, -1, 1) * (x @ w))[real].sum() + 0.25 * w @ w  # ridge / 2 = 0.25
 
-    best = scipy.optimize.minimize(objective, np.zeros(6), tol=1e-10).x
+    best = scipy.optimize.minimize(criterion, np.zeros(6), tol=1e-10).x
     np.testing.assert_allclose(params["out"]["kernel"][0, :, 0], best, rtol=1e-3, atol=1e-4)
-    loss = (objective(best) - 0.25 * best @ best) / np.sum(pairs.mask)
+    loss = (criterion(best) - 0.25 * best @ best) / np.sum(pairs.mask)
     np.testing.assert_allclose(info.train_nll[0], loss, rtol=1e-4)
 
 

@@ -20,7 +20,7 @@ def problem(d, n=25, capacity=32, seed=0):
     return x.astype(np.float32), label.astype(np.float32), weight.astype(np.float32)
 
 
-def objective(w, x, label, weight, ridge):
+def criterion(w, x, label, weight, ridge):
     m = np.float64(x) @ w
     nll = label * np.logaddexp(0, -m) + (1 - label) * np.logaddexp(0, m)
     return nll @ np.float64(weight) + ridge / 2 * w @ w
@@ -36,9 +36,9 @@ def solve(x, label, weight, ridge, start=None, steps=30):
 def test_finds_the_minimum_that_scipy_finds(d, ridge):
     x, label, weight = problem(d)
     found = solve(x, label, weight, ridge)
-    best = minimize(objective, np.zeros(d), (x, label, weight, ridge), method="BFGS", options={"gtol": 1e-8})
+    best = minimize(criterion, np.zeros(d), (x, label, weight, ridge), method="BFGS", options={"gtol": 1e-8})
     np.testing.assert_allclose(found.weights, best.x, rtol=2e-3, atol=2e-3 * np.abs(best.x).max())
-    value = objective(np.float64(found.weights), x, label, weight, ridge)
+    value = criterion(np.float64(found.weights), x, label, weight, ridge)
     np.testing.assert_allclose(value, best.fun, rtol=1e-5)
     np.testing.assert_allclose(found.margin, x @ found.weights, rtol=1e-4, atol=1e-5)
     assert found.status == Status.OK
@@ -55,17 +55,17 @@ def test_a_far_start_is_reached_from_by_halving(d, key):
 
 
 def least(x, label, weight, ridge):
-    """The least objective, by damped Newton steps from zero in float64."""
+    """The least criterion, by damped Newton steps from zero in float64."""
     x, w = np.float64(x), np.zeros(x.shape[1])
     for _ in range(500):
         p, q = scipy.special.expit(x @ w), scipy.special.expit(-x @ w)
         gradient = x.T @ (weight * ((1 - label) * p - label * q)) + ridge * w
         direction = -np.linalg.solve((x.T * (weight * p * q)) @ x + ridge * np.eye(len(w)), gradient)
-        now, decrease = objective(w, x, label, weight, ridge), -gradient @ direction
+        now, decrease = criterion(w, x, label, weight, ridge), -gradient @ direction
         if decrease <= 1e-12 * now:
             return now
         t = 1.0
-        while objective(w + t * direction, x, label, weight, ridge) > now - 1e-4 * t * decrease:
+        while criterion(w + t * direction, x, label, weight, ridge) > now - 1e-4 * t * decrease:
             t /= 2
         w = w + t * direction
     raise AssertionError("no minimum")
@@ -88,7 +88,7 @@ def test_ok_is_a_minimum_from_any_start(d, scale, ridge):
     starts |= {f"margins of {margin}": margin * wrong for margin in (5, 20, 100)}
     for name, start in starts.items():
         found = solve(x, label, weight, ridge, jnp.asarray(start, jnp.float32), steps=60)
-        value = objective(np.float64(found.weights), x, label, weight, ridge)
+        value = criterion(np.float64(found.weights), x, label, weight, ridge)
         assert found.status == Status.OK, name
         np.testing.assert_allclose(value, best, rtol=1e-5, err_msg=name)
         assert found.steps < 60

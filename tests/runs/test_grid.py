@@ -9,7 +9,7 @@ import pytest
 from jarm import CompareConfig, JarmError, SweepConfig, read_sweep
 from jarm.runs.grid import OPTIONS, expand, groups
 
-BASE = CompareConfig(rounds=2, batch=5, initial=10, seeds=2, pool=200, steps=20, head="mlp:8", members=1)
+BASE = CompareConfig(rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1)
 
 
 def grid(**axes):
@@ -111,7 +111,7 @@ def test_a_sweep_in_python_does_not_write_where_a_comparison_does():
     ("axes", "programs"),
     [
         ({"noise": [0.5, 1.0, 2.0]}, 1),
-        ({"noise": [0.5, 1.0], "prior": [0.1, 1.0], "learning_rate": [1e-3, 1e-2]}, 1),
+        ({"noise": [0.5, 1.0], "prior_weight": [0.1, 1.0], "learning_rate": [1e-3, 1e-2]}, 1),
         ({"flip_rate": [0.0, 0.25, None]}, 1),
         ({"flip_rate": [0.1, 0.25], "annotator": ["flip"]}, 2),
         ({"head": ["linear", "mlp:8"]}, 2),
@@ -121,8 +121,8 @@ def test_a_sweep_in_python_does_not_write_where_a_comparison_does():
         ({"data": ["synthetic", "synthetic:outliers"]}, 2),
         ({"standardise": [True, False]}, 2),
         ({"best_of": ["2", "2,5"]}, 2),
-        ({"both": [{"name": "a", "prior": 1.0}, {"name": "b", "prior": 2.0, "noise": 1}]}, 1),
-        ({"both": [{"name": "a", "prior": 1.0}, {"name": "b", "prior": 2.0, "steps": 5}]}, 2),
+        ({"both": [{"name": "a", "prior_weight": 1.0}, {"name": "b", "prior_weight": 2.0, "noise": 1}]}, 1),
+        ({"both": [{"name": "a", "prior_weight": 1.0}, {"name": "b", "prior_weight": 2.0, "steps": 5}]}, 2),
     ],
 )
 def test_what_is_traced_shares_a_group(axes, programs):
@@ -226,7 +226,7 @@ def test_every_option_but_those_of_the_sweep_can_be_an_axis():
     default = CompareConfig(out=pathlib.Path("mine"))
     for option in OPTIONS:
         value = getattr(default, option)
-        if option in ("out", "rules", "seeds", "jobs", "together"):
+        if option in ("out", "rules", "seeds", "workers", "vmap_runs"):
             with pytest.raises(JarmError, match="belongs to the sweep"):
                 expand(SweepConfig(default, {option: [value]}))
         else:

@@ -167,7 +167,7 @@ def test_each_choice_is_the_best_of_every_pair(space, sizes, limited, monkeypatc
             k=K,
             prompts=prompts,
             prior_precision=0.7,
-            past=past[:, ::-1],
+            labelled=past[:, ::-1],
             exclude=exclude,
             costs=costs,
             **options,
@@ -212,7 +212,7 @@ def test_each_criterion_is_what_it_says(criterion):
         v = np.ones(2) if criterion == "d-unweighted" else fisher(rewards[past[:, 0]] - rewards[past[:, 1]])
         start = 2 * np.eye(F) + (v[:, None] * x).T @ x
         given = {"targets": of_pairs} if criterion in ("v", "epig") else {}
-        options = {"space": "within", "prompts": prompts, "k": K, "prior_precision": 2, "past": past}
+        options = {"space": "within", "prompts": prompts, "k": K, "prior_precision": 2, "labelled": past}
         batch = jarm.select(features, rewards, **options, criterion=criterion, **given)
         pairs = pairs_of("within", prompts)
         check(
@@ -238,10 +238,12 @@ def test_the_default_prior_is_the_mean_of_the_pool(space, criterion):
         return ((fisher(margin) if criterion == "d" else np.ones(len(x)))[:, None] * x).T @ x
 
     start = information(past) + 0.1 * (2 + K) * information(pairs) / len(pairs)
-    batch = jarm.select(features, rewards, space=offered, k=K, prompts=prompts, past=past, criterion=criterion)
+    batch = jarm.select(features, rewards, space=offered, k=K, prompts=prompts, labelled=past, criterion=criterion)
     np.testing.assert_allclose(batch.report.log_det_before, np.linalg.slogdet(start)[1], rtol=1e-5)
     # It has no scale: features in other units, the same batch.
-    scaled = jarm.select(1e4 * features, rewards, space=offered, k=K, prompts=prompts, past=past, criterion=criterion)
+    scaled = jarm.select(
+        1e4 * features, rewards, space=offered, k=K, prompts=prompts, labelled=past, criterion=criterion
+    )
     np.testing.assert_array_equal(scaled.pairs, batch.pairs)
     np.testing.assert_allclose(scaled.gains, batch.gains, rtol=1e-4)
 
@@ -253,21 +255,21 @@ def test_names_and_order_of_responses_do_not_matter(space):
     new = np.argsort(old)
     offered = LISTED if space == "listed" else space
     past = np.array([[0, 5], [9, 2]])
-    batch = jarm.select(features, rewards, space=offered, k=K, prompts=prompts, past=past)
+    batch = jarm.select(features, rewards, space=offered, k=K, prompts=prompts, labelled=past)
     renamed = jarm.select(
         features[old],
         rewards[old],
         space=space if isinstance(offered, str) else new[LISTED],
         k=K,
         prompts=[f"prompt {p}" for p in prompts[old]],
-        past=new[past],
+        labelled=new[past],
     )
     np.testing.assert_array_equal(np.sort(new[batch.pairs], axis=1), renamed.pairs)
     np.testing.assert_allclose(batch.gains, renamed.gains, rtol=1e-5)
     assert [reason.prompts for reason in renamed.why] == [
         tuple(dict.fromkeys(f"prompt {prompts[old[n]]}" for n in pair)) for pair in renamed.pairs
     ]
-    tuples = jarm.select(features, rewards, space=offered, k=K, prompts=[("set", p) for p in prompts], past=past)
+    tuples = jarm.select(features, rewards, space=offered, k=K, prompts=[("set", p) for p in prompts], labelled=past)
     np.testing.assert_array_equal(tuples.pairs, batch.pairs)
 
 
@@ -278,7 +280,9 @@ def test_reasons_are_their_formulas():
     features[20] = features[6] + 0.5
     features[21] = features[11] + 0.5
     rewards[20] = rewards[21]
-    batch = jarm.select(features, rewards, space=[[20, 21], [7, 9]], k=2, prompts=prompts, past=past, prior_precision=1)
+    batch = jarm.select(
+        features, rewards, space=[[20, 21], [7, 9]], k=2, prompts=prompts, labelled=past, prior_precision=1
+    )
     x = features[past[:, 0]] - features[past[:, 1]]
     start = np.eye(F) + (fisher(rewards[past[:, 0]] - rewards[past[:, 1]])[:, None] * x).T @ x
     covariance = np.linalg.inv(start)
@@ -355,7 +359,7 @@ def test_whatever_numpy_can_read_is_taken_and_not_changed(tmp_path):
     mapped = np.lib.format.open_memmap(tmp_path / "features.npy", "w+", np.float16, (N, F))
     mapped[:] = features
     mapped.flush()
-    batch = jarm.select(features, rewards, space="within", k=K, prompts=prompts, past=past)
+    batch = jarm.select(features, rewards, space="within", k=K, prompts=prompts, labelled=past)
     kinds = [
         np.float32(features),
         np.float16(features),
@@ -375,7 +379,7 @@ def test_whatever_numpy_can_read_is_taken_and_not_changed(tmp_path):
             np.array(each) for each in (kind.values if isinstance(kind, Tensor) else kind, rewards, prompts, past)
         ]
         same = jarm.select(
-            kind, jnp.float32(rewards), space="within", k=K, prompts=prompts.tolist(), past=past.tolist()
+            kind, jnp.float32(rewards), space="within", k=K, prompts=prompts.tolist(), labelled=past.tolist()
         )
         np.testing.assert_array_equal(same.pairs, batch.pairs)
         np.testing.assert_allclose(same.gains, batch.gains, rtol=1e-6)
@@ -399,7 +403,7 @@ def test_rounds_of_a_campaign_share_their_programs():
                 space="within",
                 k=4,
                 prompts=prompts,
-                past=past,
+                labelled=past,
                 exclude=rng.permutation(pairs_of("all", prompts))[:number],
             )
         assert not compiled or number == 0, (number, compiled)
@@ -417,7 +421,7 @@ def test_fewer_pairs_only_where_that_is_asked_for():
     assert batch.report.status == "The space holds no more than 2 of 6 pairs."
     assert batch.report.status in str(batch)
     with pytest.raises(JarmError, match="holds 0 pairs"):
-        jarm.select(features, rewards, space=few, k=K, past=few, allow_fewer=True)
+        jarm.select(features, rewards, space=few, k=K, labelled=few, allow_fewer=True)
     with pytest.raises(JarmError, match="per_prompt=1 leaves no more than 5 of 6 pairs"):
         jarm.select(features, rewards, space="within", k=K, prompts=prompts, per_prompt=1)
     batch = jarm.select(features, rewards, space="within", k=K, prompts=prompts, per_prompt=1, allow_fewer=True)
@@ -460,8 +464,8 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"space": []}, "holds 0 pairs"),
         ({"space": None}, "There is no space"),
         ({"space": "within", "prompts": np.arange(N)}, "holds 0 pairs"),
-        ({"past": [[-1, 2]]}, "Row 0 of past"),
-        ({"past": [0, 1]}, "past has shape"),
+        ({"labelled": [[-1, 2]]}, "Row 0 of labelled"),
+        ({"labelled": [0, 1]}, "labelled has shape"),
         ({"exclude": [[1, 1]]}, "Row 0 of exclude"),
         ({"k": 277}, "holds 276 pairs"),
         ({"space": "within"}, "Pairs 'within' prompts need to know them: give prompts="),
@@ -504,7 +508,7 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"swaps": 3, "criterion": "bald"}, "Swaps and bounds are known for log det only"),
         ({"bound": True, "criterion": "a"}, "Swaps and bounds are known for log det only"),
         ({"prior_precision": 0}, "With prior_precision=0 the 0 labelled pairs tell of 0 of 3 directions only"),
-        ({"prior_precision": 0, "past": [[0, 1], [2, 3]]}, "the 2 labelled pairs tell of 2 of 3 directions only"),
+        ({"prior_precision": 0, "labelled": [[0, 1], [2, 3]]}, "the 2 labelled pairs tell of 2 of 3 directions only"),
         (
             {"criterion": dataclasses.replace(jarm.D_OPTIMAL, weight=jnp.cos)},
             "weights of your own: give prior_precision",
@@ -579,7 +583,7 @@ def test_a_batch_prints_and_goes_into_json(monkeypatch):
     features, rewards, prompts, rng = problem(12)
     named = [f"a rather long name of a prompt\n, number {p}" for p in prompts]
     options = {"costs": rng.uniform(1, 2, len(LISTED)), "per_prompt": 3, "per_response": 2, "similarity": 0.97}
-    batch = jarm.select(features, rewards, space=LISTED, k=K, prompts=named, past=[[0, 1]], **options)
+    batch = jarm.select(features, rewards, space=LISTED, k=K, prompts=named, labelled=[[0, 1]], **options)
     lines = str(batch).splitlines()
     assert " ".join(lines[0].split()) == "first second gain p 95 % cost nearest label prompt"
     assert lines[5] == "... and 2 more"

@@ -19,10 +19,10 @@ from jarm.runs import runner
 from jarm.studies.compare import _settings
 
 SMALL = CompareConfig(
-    rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, pool=200, steps=20, head="mlp:8", members=1
+    rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1
 )
 ARGS = ["compare", *"--rules greedy_dopt --rounds 2 --batch 5 --initial 10 --seeds 2".split()]  # noqa: SIM905
-ARGS += "--pool 200 --steps 20 --head mlp:8 --members 1".split()  # noqa: SIM905
+ARGS += "--candidates 200 --steps 20 --head mlp:8 --members 1".split()  # noqa: SIM905
 pytestmark = pytest.mark.usefixtures("keep_compiled")
 TIMES = ("seconds", "seconds_to_fit", "seconds_to_select", "seconds_to_compile")
 
@@ -102,10 +102,10 @@ def test_finished_folder_is_not_run_again(finished, capsys):
     [
         ({"rules": "gredy_dopt"}, "did you mean 'greedy_dopt'"),
         ({"pairs": "sideways"}, "choose from within, cross, all"),
-        ({"batch": 10_000, "pool": 0}, "buy fewer"),
-        ({"batch": 300}, "draw a larger pool or buy fewer"),
+        ({"batch": 10_000, "candidates": 0}, "label fewer"),
+        ({"batch": 300}, "draw more candidates or label fewer pairs"),
         ({"seeds": 0}, "give at least 1"),
-        ({"together": -1}, "--together -1"),
+        ({"vmap_runs": -1}, "--vmap-runs -1"),
         ({"loss": "hinge"}, "choose one of bradley_terry"),
         ({"best_of": "two"}, "list of numbers"),
         ({"head": "transformer"}, "head"),
@@ -170,7 +170,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
 @pytest.mark.slow
 def test_seeds_by_vmap_are_seeds_one_by_one(finished, tmp_path):
     out, _ = finished
-    compare(dataclasses.replace(SMALL, out=tmp_path, together=3))
+    compare(dataclasses.replace(SMALL, out=tmp_path, vmap_runs=3))
     pairs = list(zip(in_order(out), in_order(tmp_path), strict=True))
     assert len(pairs) > 10
     for one, other in pairs:

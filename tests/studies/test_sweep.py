@@ -20,7 +20,7 @@ from test_compare import SMALL, in_order, lines
 from jarm import JarmError, SweepConfig, compare, plan, sweep
 from jarm.cli import main
 from jarm.core.files import claim
-from jarm.loop.device_table import make_pool
+from jarm.loop.device_table import make_device_table
 from jarm.report.figures import axis_curves
 from jarm.report.summary import write_sweep_summary
 from jarm.runs import jobs as jobs_module
@@ -41,7 +41,7 @@ rounds = 2
 batch = 5
 initial = 10
 seeds = 2
-pool = 200
+candidates = 200
 steps = 20
 head = "mlp:8"
 members = 1
@@ -86,7 +86,7 @@ def finished(tmp_path_factory):
 def together(tmp_path_factory):
     """Two runs at a time, one of which fails: a learning rate of 1e30."""
     out = tmp_path_factory.mktemp("sweep") / "failing"
-    sweep(small(out, {"learning_rate": [1e-3, 1e30]}, together=2))
+    sweep(small(out, {"learning_rate": [1e-3, 1e30]}, vmap_runs=2))
     return out
 
 
@@ -149,7 +149,7 @@ def command(out, *more):
 @pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
 def test_a_stopped_sweep_goes_on_to_the_same_records(stop, finished, tmp_path):
     out = tmp_path / "killed"
-    process = command(out, "--jobs", "1")
+    process = command(out, "--workers", "1")
     records, seen = out / "records.jsonl", []
     while process.poll() is None and not (records.exists() and b'"run"' in records.read_bytes()):
         time.sleep(0.005)
@@ -234,8 +234,8 @@ def test_an_extended_sweep_runs_what_is_missing(noise, changes, new, finished, t
     ("grid", "changes", "words"),
     [
         ({"noise": NOISE}, {"batch": 6}, "batch 5 there, 6 here"),
-        ({"prior": [1.0]}, {}, r"axes \['noise'\] there, \['prior'\] here, noise None there, 2.0 here"),
-        ({"noise": NOISE, "prior": [0.1]}, {}, r"axes \['noise'\] there, \['noise', 'prior'\] here"),
+        ({"prior_weight": [1.0]}, {}, r"axes \['noise'\] there, \['prior'\] here, noise None there, 2.0 here"),
+        ({"noise": NOISE, "prior_weight": [0.1]}, {}, r"axes \['noise'\] there, \['noise', 'prior'\] here"),
         ({}, {}, r"axes \['noise'\] there, \[\] here"),
         ({"noise": NOISE}, {"data": "synthetic:outliers"}, "data 'synthetic' there, 'synthetic:outliers' here"),
     ],
@@ -373,7 +373,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(finished, tmp_path, c
 
 @pytest.mark.slow
 def test_a_run_that_fails_leaves_its_neighbours_under_vmap_as_they_are(together, tmp_path):
-    sweep(small(tmp_path, {"learning_rate": [1e-3, 2e-3]}, together=2))
+    sweep(small(tmp_path, {"learning_rate": [1e-3, 2e-3]}, vmap_runs=2))
     healthy, found = runs(tmp_path, "learning_rate"), runs(together, "learning_rate")
     assert {len(found[rule, seed, 1e30]) for rule, seed, _ in found} == {1}
     fine = [run for run in found if run[2] == 1e-3]
@@ -438,7 +438,7 @@ def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
     """Also where some had not begun; a program that is asked for is one that fits."""
     monkeypatch.setattr(programs.Program, "_function", lambda self: jax.jit(lambda *arguments: arguments[0]))
     program, (job,) = programs.Program(SMALL.loop(), 8), read_jobs(small(pathlib.Path("out"), {}))
-    pool, _ = make_pool(job.benchmark.train, job.group.loop.annotator)
+    pool, _ = make_device_table(job.data.train, job.group.loop.annotator)
     barrier = threading.Barrier(6, timeout=60)
 
     def one():
@@ -465,7 +465,7 @@ def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
 ):
     """Said once, however many calls were under way, and nothing is lost."""
     limited(monkeypatch, runs // 2)
-    sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, together=runs, jobs=jobs))
+    sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, vmap_runs=runs, workers=jobs))
     said = f"jarm: memory ran out: {runs // 2} runs at a time instead of {runs}."
     assert capsys.readouterr().err.count(said) == 1
     close(tmp_path, together, "learning_rate")
@@ -481,7 +481,7 @@ def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finishe
 
     monkeypatch.setattr(programs, "program_bytes", program_bytes)
     monkeypatch.setattr(programs, "free_bytes", lambda: max(size.values()) - 1)
-    sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, together=2))
+    sweep(small(tmp_path, {"learning_rate": [1e-3, 1e30]}, vmap_runs=2))
     assert len(size) == 2
     assert size[1] < size[0]
     said = capsys.readouterr().err
@@ -500,13 +500,13 @@ def test_memory_may_run_out_while_compiling_or_for_the_table(tmp_path, monkeypat
     def full(*_):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory.")
 
-    config = small(tmp_path, {"noise": NOISE}, together=4)
+    config = small(tmp_path, {"noise": NOISE}, vmap_runs=4)
     with monkeypatch.context() as patch:
         patch.setattr(programs.Program, "_function", full)
         with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory .*while it was compiled"):
             sweep(config)
     assert "2 runs at a time instead of 4" in capsys.readouterr().err
-    monkeypatch.setattr(jobs_module, "make_pool", full)
+    monkeypatch.setattr(jobs_module, "make_device_table", full)
     with pytest.raises(JarmError, match=r"In the setting noise=0.5: the training table does not fit into memory"):
         sweep(config)
 
@@ -522,7 +522,7 @@ def test_other_errors_of_a_device_are_not_taken_for_memory(finished, tmp_path, m
 
 def test_a_program_is_no_larger_than_what_shares_it(tmp_path):
     """Four values of a static axis with two seeds: two runs of a program, and not eight."""
-    config = small(tmp_path, {"batch": [2, 3, 4, 5]}, together=8)
+    config = small(tmp_path, {"batch": [2, 3, 4, 5]}, vmap_runs=8)
     assert make_programs(config, read_jobs(config)).capacity == 2
 
 
@@ -539,11 +539,15 @@ def test_every_process_gets_about_as_many_calls_of_each_rule(rules, processes):
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
     for grid, changes, words in [
         ({"length_bias": [0.0, 0.5]}, table(tmp_path), r"In the setting length_bias=0\.5: .*no length bias"),
-        ({"noise": NOISE, "batch": [5, 10_000]}, {"pool": 0}, "In the setting noise=0.5, batch=10000: .*buy fewer"),
+        (
+            {"noise": NOISE, "batch": [5, 10_000]},
+            {"candidates": 0},
+            "In the setting noise=0.5, batch=10000: .*label fewer",
+        ),
         ({"beta": [1.0, -1.0]}, {}, "In the setting beta=-1.0: The hyperparameter `beta`"),
         ({"data": ["nowhere.parquet"]}, {}, "In the setting data=nowhere.parquet: "),
         ({}, {"seeds": 0}, "`seeds` is 0"),
-        ({}, {"together": -1}, "`together` is -1"),
+        ({}, {"vmap_runs": -1}, "`vmap_runs` is -1"),
         ({}, {"rules": "gredy"}, "no rule 'gredy'"),
     ]:  # fmt: skip
         with pytest.raises(JarmError, match=words) as error:
@@ -615,7 +619,7 @@ def test_plan_counts_and_writes_nothing(tmp_path, capsys):
 def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
     file = tmp_path / "noise.toml"
     file.write_text(TOML)
-    assert main(["sweep", str(file), "--dry-run", "--jobs", "1", "--out", str(tmp_path / "out")]) == 0
+    assert main(["sweep", str(file), "--dry-run", "--workers", "1", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "2 settings x 2 rules x 2 seeds = 8 runs, one program" in said
     assert re.search(r"compiled in \d+\.\d s\n  random +\d+\.\d{3} s a run\n  greedy_dopt +\d+\.\d{3} s a run\n", said)
@@ -632,8 +636,8 @@ def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
 
 def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "program_bytes", lambda _: 1 << 40)
-    with pytest.raises(JarmError, match=r"1 runs at a time take 1024\.0 GiB, and .* are free: give fewer `jobs`"):
-        plan(small(tmp_path, {"noise": NOISE}, jobs=1, seeds=1))
+    with pytest.raises(JarmError, match=r"1 runs at a time take 1024\.0 GiB, and .* are free: give fewer `workers`"):
+        plan(small(tmp_path, {"noise": NOISE}, workers=1, seeds=1))
 
 
 @pytest.mark.parametrize(
@@ -643,7 +647,7 @@ def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkey
         (["a.toml", "b.toml"], "give one file"),
         (["nowhere.toml"], "There is no file nowhere.toml"),
         (["status"], "`jarm sweep status`: give one file, or `status` and a folder"),
-        (["FILE", "--jobs", "-1"], "`jobs` is -1"),
+        (["FILE", "--workers", "-1"], "`workers` is -1"),
         (["FILE", "--process-id", "1"], "goes with `--coordinator HOST:PORT`"),
         (["FILE", "--coordinator", "nobody"], "'nobody' is no address of process 0"),
         (["FILE", "--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "2"], "no process 2 of 2"),

@@ -52,7 +52,7 @@ def pair(job, out, files=("noise.toml", "noise.toml"), devices=1):
 
 @pytest.fixture(scope="module")
 def reference(job):
-    finish(start(job, job / "one", "--jobs", "1"))
+    finish(start(job, job / "one", "--workers", "1"))
     return in_order(job / "one")
 
 
@@ -79,7 +79,7 @@ def check(out, reference):
 def test_eight_devices(together, job, reference):
     """Four cells on eight devices: one each, of which four are copies; or two each."""
     out = job / f"eight-{together}"
-    finish(start(job, out, "--together", together, devices=8))
+    finish(start(job, out, "--vmap-runs", together, devices=8))
     check(out, reference)
 
 
@@ -139,7 +139,7 @@ def test_processes_killed_in_the_middle_leave_what_others_go_on_with(processes, 
     assert (out / "process-1").exists()
     status = sweep_status(out)
     assert 0 < status["done"] < status["runs"] == 8
-    finish(*(pair(job, out) if processes == 2 else [start(job, out, "--jobs", "1")]))
+    finish(*(pair(job, out) if processes == 2 else [start(job, out, "--workers", "1")]))
     check(out, reference)
 
 
