@@ -42,7 +42,7 @@ def main() -> None:
     import jax
     import numpy as np
 
-    from jarm.core.base import ResponseTable
+    from jarm.core.tables import ResponseTable
     from jarm.evaluation.metrics import evaluate
     from jarm.reward.heads import mlp_head
 

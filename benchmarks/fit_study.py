@@ -48,7 +48,8 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jarm.core.base import HParams, Labelled, check
+    from jarm.core.base import HParams, Labelled
+    from jarm.core.status import check
     from jarm.data.datasets import load
     from jarm.design.spaces import pair_space, sample_pairs
     from jarm.evaluation.annotators import AnnotatorConfig, annotate

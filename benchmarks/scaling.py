@@ -87,7 +87,7 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
     import jax
     import numpy as np
 
-    from jarm.core.base import ResponseTable
+    from jarm.core.tables import ResponseTable
     from jarm.loop.device_table import prepare
     from jarm.runs.config import CompareConfig
     from jarm.runs.programs import Program

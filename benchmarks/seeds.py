@@ -22,7 +22,7 @@ def main() -> None:
     import jax.numpy as jnp
     import numpy as np
 
-    from jarm.core.base import check
+    from jarm.core.status import check
     from jarm.data.datasets import load
     from jarm.loop.device_table import prepare
     from jarm.loop.loop import make_loop

@@ -31,7 +31,7 @@ def main() -> None:
     import torch
 
     from benchmarks import torch_loop
-    from jarm.core.base import check
+    from jarm.core.status import check
     from jarm.data.datasets import load
     from jarm.evaluation.metrics import evaluate
     from jarm.loop.device_table import prepare

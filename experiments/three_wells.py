@@ -23,8 +23,8 @@ import suite
 from suite import Config, Reading, Records, Study
 
 from jarm import FitConfig, HeadConfig, HParams, LoopConfig, ResponseTable, make_loop, prepare
-from jarm.core.base import check
 from jarm.core.files import plain
+from jarm.core.status import check
 from jarm.report.figures import PALETTE, drawing
 from jarm.report.statistics import number
 from jarm.runs.records import provenance

@@ -3,22 +3,9 @@
 from importlib.metadata import version as _version
 
 from jarm.acquisition.registry import RULES, RuleEntry, get_rule
-from jarm.core.base import (
-    Belief,
-    FitInfo,
-    HParams,
-    JarmError,
-    Labelled,
-    Limits,
-    PairSpace,
-    ResponseTable,
-    RewardHead,
-    Rule,
-    Selection,
-    Status,
-    TrainTest,
-    check,
-)
+from jarm.core.base import Belief, FitInfo, HParams, Labelled, Limits, PairSpace, RewardHead, Rule, Selection
+from jarm.core.status import JarmError, Status, check
+from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.datasets import load, load_published, load_table, split_by
 from jarm.data.standardise import standardised
 from jarm.data.store import EmbeddingStore, key_of

@@ -14,9 +14,9 @@ import numpy as np
 import tyro
 
 from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
-from jarm.core.base import JarmError
 from jarm.core.distributed import in_step, join_if_asked
 from jarm.core.messages import listed
+from jarm.core.status import JarmError
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.embedding.config import EmbedConfig

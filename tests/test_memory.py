@@ -8,7 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jarm.core.base import HParams, ResponseTable
+from jarm.core.base import HParams
+from jarm.core.tables import ResponseTable
 from jarm.evaluation import metrics
 from jarm.evaluation.annotators import AnnotatorConfig
 from jarm.loop.config import LoopConfig

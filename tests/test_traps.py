@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 
 from jarm.acquisition.registry import get_rule
-from jarm.core.base import Status
 from jarm.core.linalg import cholesky, jitter, log_det
+from jarm.core.status import Status
 from jarm.design.fisher import fisher_weight, space_information
 from jarm.design.greedy import greedy_log_det
 from jarm.design.spaces import exclude, listed_space, pair_space, subset

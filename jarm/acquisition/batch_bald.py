@@ -16,8 +16,9 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.information import bald_scorer, chance, divergence
-from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import distances, matmul
+from jarm.core.status import Status
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.greedy import default_shortlist
 from jarm.design.passes import best_pairs

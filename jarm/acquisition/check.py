@@ -8,7 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import JarmError, PairSpace, Selection, Status, worst
+from jarm.core.base import PairSpace, Selection
+from jarm.core.status import JarmError, Status, worst
 from jarm.design.spaces import is_in, pair_count
 
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.diversity import Points, candidates, draw, make_points, noise_of
-from jarm.core.base import Belief, HParams, PairSpace, Selection, Status, worst
+from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import matmul, square_sum
+from jarm.core.status import Status, worst
 from jarm.core.types import Array, Float, Int, PRNGKey
 from jarm.design.top import best_first
 

@@ -18,8 +18,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import Belief, HParams, PairSpace, Selection, Status, worst
+from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import matmul, square_sum
+from jarm.core.status import Status, worst
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.fisher import centred, chunked
 from jarm.design.spaces import TILE, compact, is_in, most_pairs, subset

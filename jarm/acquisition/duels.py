@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import Belief, HParams, PairSpace, Selection, Status, worst
+from jarm.core.base import Belief, HParams, PairSpace, Selection
+from jarm.core.status import Status, worst
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.spaces import alive_pairs, prompts_of
 

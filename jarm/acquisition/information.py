@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.optimal_design import prior_information
-from jarm.core.base import Belief, HParams, PairSpace, Selection, Status
+from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import distances, inverse_factor, matmul, square_sum
+from jarm.core.status import Status
 from jarm.core.types import Array, Float, PRNGKey
 from jarm.design.criteria import BALD, Numbers
 from jarm.design.criteria import epig as epig_objective

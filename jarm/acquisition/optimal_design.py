@@ -13,8 +13,9 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jarm.core.base import Belief, HParams, PairSpace, Selection, Status, worst
+from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import inverse_factor, jitter
+from jarm.core.status import Status, worst
 from jarm.core.types import Array, Float, PRNGKey
 from jarm.design.criteria import D_UNWEIGHTED, Criterion, a_optimal, v_optimal
 from jarm.design.fisher import fisher_weight, pair_information, space_information

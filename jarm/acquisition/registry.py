@@ -19,7 +19,8 @@ from jarm.acquisition import (
     uncertainty,
 )
 from jarm.acquisition.user_rules import _of_file
-from jarm.core.base import JarmError, Rule
+from jarm.core.base import Rule
+from jarm.core.status import JarmError
 
 NEEDS = {
     "ensemble": "members that disagree",

@@ -14,7 +14,8 @@ import jax.numpy as jnp
 
 from jarm.acquisition.information import bald_scorer, top_of_laplace
 from jarm.acquisition.optimal_design import greedy_dopt
-from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection, worst
+from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.status import worst
 from jarm.core.types import Array, Float, Int, PRNGKey, Shaped
 from jarm.design.criteria import D_OPTIMAL, Numbers
 from jarm.design.scorer import Scorer

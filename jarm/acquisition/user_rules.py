@@ -9,7 +9,8 @@ import pathlib
 import sys
 import types
 
-from jarm.core.base import Belief, HParams, JarmError, PairSpace, Rule, Selection
+from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.status import JarmError
 from jarm.core.types import PRNGKey
 
 

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 
 SHUTDOWN_SECONDS = 60
 """How long a process that ends waits for the others: so long they hang where one has failed."""

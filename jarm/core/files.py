@@ -11,7 +11,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 
 try:
     import fcntl

@@ -10,7 +10,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import Status
+from jarm.core.status import Status
 from jarm.core.types import Array, Float, Int
 
 HIGHEST = jax.lax.Precision.HIGHEST

@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.base import JarmError, ResponseTable, TrainTest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import nearest
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
 from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic

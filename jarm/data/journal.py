@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jarm.core.base import JarmError
 from jarm.core.files import replace_text
+from jarm.core.status import JarmError
 
 FORMAT, VERSION = "jarm-embeddings", 1
 META, JOURNAL = "meta.json", "journal.jsonl"

@@ -14,9 +14,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jarm.core.base import JarmError
 from jarm.core.files import PathLike, _existing
 from jarm.core.messages import brief, listed
+from jarm.core.status import JarmError
 
 Pick = Callable[[list[str]], Sequence[str]]
 

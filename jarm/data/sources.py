@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jarm.core.base import JarmError
 from jarm.core.files import PathLike
 from jarm.core.messages import brief
+from jarm.core.status import JarmError
 from jarm.data.readers import Columns, Pick, is_list, is_messages, read_columns
 
 RESPONSES = ("response", "responses", "completion")

@@ -6,7 +6,8 @@ import dataclasses
 
 import numpy as np
 
-from jarm.core.base import JarmError, TrainTest
+from jarm.core.status import JarmError
+from jarm.core.tables import TrainTest
 
 _CHUNK = 1 << 24
 

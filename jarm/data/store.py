@@ -16,8 +16,8 @@ from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from jarm.core.base import JarmError
 from jarm.core.files import PathLike
+from jarm.core.status import JarmError
 from jarm.data.journal import DTYPES, Commit, read_journal, read_meta, shard_name
 
 _FIELD = re.compile(r"\{(\w+)\}")

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jarm.core.base import JarmError, ResponseTable, TrainTest
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable, TrainTest
 
 
 @dataclasses.dataclass(frozen=True)

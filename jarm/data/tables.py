@@ -12,9 +12,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from jarm.core.base import JarmError, ResponseTable, TrainTest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import listed, nearest
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.journal import is_store
 from jarm.data.readers import is_messages, is_number, is_text, open_npy, read_columns, refuse_nonfinite
 from jarm.data.sources import RESPONSES, Source, one_row_a_response

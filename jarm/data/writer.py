@@ -13,9 +13,9 @@ from typing import IO, Any
 
 import numpy as np
 
-from jarm.core.base import JarmError
 from jarm.core.files import PathLike, claim
 from jarm.core.messages import listed, nearest
+from jarm.core.status import JarmError
 from jarm.data.journal import (
     DTYPES,
     JOURNAL,

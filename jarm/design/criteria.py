@@ -14,8 +14,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import Status, record, static
 from jarm.core.linalg import cholesky, distances, matmul, square_sum
+from jarm.core.pytree import record, static
+from jarm.core.status import Status
 from jarm.core.types import Array, Float
 from jarm.design.fisher import fisher_weight, with_weights
 from jarm.design.mutual_information import _NEAR, _far, _near, mutual_information

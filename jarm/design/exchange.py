@@ -17,8 +17,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status, worst
+from jarm.core.base import Limits, PairSpace, Selection
 from jarm.core.linalg import cholesky, distances, grown_root, matmul
+from jarm.core.status import JarmError, Status, worst
 from jarm.core.types import Array, Bool, Float, Int
 from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Criterion
 from jarm.design.fisher import centred, fisher_weight, with_weights

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import Limits, PairSpace, Selection, Status, worst
+from jarm.core.base import Limits, PairSpace, Selection
 from jarm.core.linalg import cholesky, distances, grown_root, matmul, square_sum
+from jarm.core.status import Status, worst
 from jarm.core.types import Array, Bool, Float, Int
 from jarm.design.criteria import D_OPTIMAL, Criterion, Numbers
 from jarm.design.fisher import centred

@@ -12,7 +12,8 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import JarmError, PairSpace
+from jarm.core.base import PairSpace
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 
 KINDS = ("within", "cross", "all")

@@ -12,8 +12,9 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import PairSpace, Selection, Status, worst
+from jarm.core.base import PairSpace, Selection
 from jarm.core.linalg import distances, matmul, square_sum
+from jarm.core.status import Status, worst
 from jarm.core.types import Array, Bool, Float, PRNGKey
 from jarm.design.fisher import centred
 from jarm.design.passes import best_pairs

@@ -7,7 +7,7 @@ import pathlib
 
 import jax
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 
 SHARE = {"auto": None, "always": True, "never": False}
 

@@ -17,8 +17,8 @@ import jax
 import numpy as np
 from tqdm import tqdm
 
-from jarm.core.base import JarmError
 from jarm.core.distributed import join_if_asked
+from jarm.core.status import JarmError
 from jarm.data.texts import TEMPLATE, extra_fields, read_texts
 from jarm.embedding.config import SHARE, EmbedConfig, EmbedSummary, _budget, _dtype
 from jarm.embedding.extract import Corpus, Embedded, Model, extract

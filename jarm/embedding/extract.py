@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.core.types import Params
 from jarm.data.store import fill
 from jarm.data.texts import Texts

@@ -14,8 +14,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jarm.core.base import JarmError
 from jarm.core.files import fingerprint, replace_text
+from jarm.core.status import JarmError
 from jarm.data.writer import StoreWriter, explained
 from jarm.embedding.config import EmbedConfig, _dtype
 from jarm.embedding.sentence import trained_pooling

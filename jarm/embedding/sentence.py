@@ -6,7 +6,7 @@ import json
 import pathlib
 from typing import Any
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 
 KINDS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean", "pooling_mode_lasttoken": "last"}
 MODULES = ("Transformer", "Pooling", "Normalize")

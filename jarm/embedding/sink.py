@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.data.writer import StoreWriter
 from jarm.embedding.extract import Corpus, Embedded
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.data.store import fields, fill
 from jarm.data.texts import TEMPLATE
 

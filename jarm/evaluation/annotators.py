@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 
 KINDS = ("bradley_terry", "perfect", "flip")

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.base import JarmError, ResponseTable, RewardHead
+from jarm.core.base import RewardHead
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable
 from jarm.core.types import Array, Bool, Float, Params
 from jarm.evaluation.annotators import AnnotatorConfig, preference
 from jarm.evaluation.ranking import centred_ranks, correlation, expected_best, ranking, subset_cdf

@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.llm.rope import Rope, make_rope
 
 _LLAMA_NAMES = {

@@ -12,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jarm.core.base import JarmError, record, static
+from jarm.core.pytree import record, static
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Int, Params
 from jarm.llm.config import ModelConfig
 from jarm.llm.decoder import Decoder

@@ -6,7 +6,7 @@ import dataclasses
 
 import jax.numpy as jnp
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Int
 
 KINDS = ("last", "mean", "cls")

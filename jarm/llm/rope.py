@@ -10,7 +10,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Int
 
 

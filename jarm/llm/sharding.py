@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Params
 from jarm.llm.config import ModelConfig
 from jarm.llm.model import Prefix

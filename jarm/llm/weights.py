@@ -12,7 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.core.types import Params
 from jarm.llm.config import FAMILIES, ModelConfig, read_config
 from jarm.llm.layers import scan_plan

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jarm.core.base import JarmError, Rule
+from jarm.core.base import Rule
+from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
 from jarm.evaluation.annotators import AnnotatorConfig
 from jarm.reward.config import FitConfig, HeadConfig

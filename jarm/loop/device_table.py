@@ -8,7 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.base import HParams, JarmError, ResponseTable, record
+from jarm.core.base import HParams
+from jarm.core.pytree import record
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable
 from jarm.core.types import Array, Bool, Float
 from jarm.evaluation.annotators import AnnotatorConfig, reward_scale, solve_noise
 from jarm.loop.config import LoopConfig

@@ -15,19 +15,9 @@ import jax.numpy as jnp
 
 from jarm.acquisition.check import check_selection
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
-from jarm.core.base import (
-    Belief,
-    FitInfo,
-    HParams,
-    JarmError,
-    Labelled,
-    PairSpace,
-    Rule,
-    Selection,
-    Status,
-    record,
-    worst,
-)
+from jarm.core.base import Belief, FitInfo, HParams, Labelled, PairSpace, Rule, Selection
+from jarm.core.pytree import record
+from jarm.core.status import JarmError, Status, worst
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 from jarm.design.fisher import fisher_weight, pair_information, pair_variance
 from jarm.design.spaces import compact, pair_space, sample_pairs, subset

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.report.curves import METRIC, area, best_of_names, curves, references_of, runs_of, valued
 from jarm.report.statistics import bootstrap_ci
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-from jarm.core.base import JarmError, RewardHead
+from jarm.core.base import RewardHead
+from jarm.core.status import JarmError
 from jarm.reward.heads import linear_head, mlp_head
 
 

@@ -9,7 +9,8 @@ import jax.flatten_util
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
-from jarm.core.base import FitInfo, HParams, RewardHead, Status
+from jarm.core.base import FitInfo, HParams, RewardHead
+from jarm.core.status import Status
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 from jarm.reward.config import FitConfig
 from jarm.reward.training import Pairs, Task, _over, pair_loss, smallest, weighted_mean

@@ -9,7 +9,8 @@ import jax
 import jax.flatten_util
 import jax.numpy as jnp
 
-from jarm.core.base import Fit, FitInfo, HParams, JarmError, Labelled, RewardHead
+from jarm.core.base import Fit, FitInfo, HParams, Labelled, RewardHead
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Params, PRNGKey
 from jarm.reward.config import FitConfig
 from jarm.reward.early_stopping import _early_stopped

@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from jarm.core.base import JarmError, RewardHead
+from jarm.core.base import RewardHead
+from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Params, PRNGKey
 
 

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import jax.scipy.linalg
 
-from jarm.core.base import Status
+from jarm.core.status import Status
 from jarm.core.types import Array, Bool, Float, Int
 from jarm.reward.losses import bradley_terry
 

@@ -7,7 +7,8 @@ import pathlib
 
 from jarm.acquisition.registry import RULES as ALL_RULES
 from jarm.acquisition.registry import get_rule
-from jarm.core.base import HParams, JarmError
+from jarm.core.base import HParams
+from jarm.core.status import JarmError
 from jarm.evaluation.annotators import AnnotatorConfig
 from jarm.loop.config import LoopConfig
 from jarm.reward.config import FitConfig, HeadConfig

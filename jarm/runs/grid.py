@@ -21,8 +21,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jarm.core.base import HParams, JarmError
+from jarm.core.base import HParams
 from jarm.core.messages import brief, nearest
+from jarm.core.status import JarmError
 from jarm.loop.config import LoopConfig
 from jarm.runs.config import SOURCE, CompareConfig
 

@@ -9,7 +9,9 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 import numpy as np
 
-from jarm.core.base import HParams, JarmError, TrainTest
+from jarm.core.base import HParams
+from jarm.core.status import JarmError
+from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
 from jarm.evaluation.annotators import reward_scale
 from jarm.loop.device_table import DeviceTable, check_budget, check_table, make_device_table, make_hparams

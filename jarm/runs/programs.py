@@ -16,8 +16,9 @@ import jax.numpy as jnp
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
-from jarm.core.base import HParams, JarmError
+from jarm.core.base import HParams
 from jarm.core.messages import readable
+from jarm.core.status import JarmError
 from jarm.core.types import Array
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable

@@ -23,9 +23,9 @@ from typing import IO, Any
 
 import jax
 
-from jarm.core.base import JarmError
 from jarm.core.distributed import in_step, long_step
 from jarm.core.files import claim, plain, replace_text
+from jarm.core.status import JarmError
 
 
 def fingerprint(settings: dict[str, Any]) -> str:

@@ -17,8 +17,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
-from jarm.core.base import HParams, JarmError, ResponseTable, RewardHead, check
+from jarm.core.base import HParams, RewardHead
 from jarm.core.files import plain
+from jarm.core.status import JarmError, check
+from jarm.core.tables import ResponseTable
 from jarm.core.types import Array, Params
 from jarm.evaluation.metrics import evaluate
 from jarm.loop.device_table import DeviceTable

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.base import JarmError, Limits
+from jarm.core.base import Limits
+from jarm.core.status import JarmError
 
 
 def as_array(name: str, value: Any) -> np.ndarray:

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.base import JarmError, PairSpace
+from jarm.core.base import PairSpace
+from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
 
 PADDING = 4

@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.base import JarmError, Limits, PairSpace, Selection, Status
+from jarm.core.base import Limits, PairSpace, Selection
+from jarm.core.status import JarmError, Status
 from jarm.design.bound import design_bound
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
 from jarm.design.exchange import ExchangeInfo, exchange

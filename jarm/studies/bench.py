@@ -18,8 +18,9 @@ import numpy as np
 
 from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
-from jarm.core.base import Belief, HParams, JarmError, PairSpace, Status
+from jarm.core.base import Belief, HParams, PairSpace
 from jarm.core.files import plain, replace_text
+from jarm.core.status import JarmError, Status
 from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import KINDS, pair_space, subset
 from jarm.runs.records import provenance

@@ -15,7 +15,8 @@ from typing import Any
 from tqdm import tqdm
 
 from jarm.acquisition.registry import source_of
-from jarm.core.base import JarmError, TrainTest
+from jarm.core.status import JarmError
+from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
 from jarm.evaluation.metrics import reference_lines
 from jarm.loop.device_table import prepare

@@ -11,8 +11,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jarm.core.base import JarmError
 from jarm.core.messages import clock, readable
+from jarm.core.status import JarmError
 from jarm.runs.grid import SweepConfig
 from jarm.runs.jobs import Call, Job, Programs, make_programs, read_jobs, run_call
 from jarm.runs.programs import free_bytes, program_bytes

@@ -17,8 +17,8 @@ import jax
 from tqdm import tqdm
 
 from jarm.acquisition.registry import source_of
-from jarm.core.base import JarmError
 from jarm.core.distributed import agreed, in_step
+from jarm.core.status import JarmError
 from jarm.evaluation.metrics import reference_lines
 from jarm.report.curves import by_rule
 from jarm.report.figures import axis_curves, require_matplotlib

@@ -15,7 +15,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection, Status
+from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.status import Status
 from jarm.core.types import PRNGKey
 from jarm.design.spaces import listed_space, pair_space
 from jarm.testing.references import information64, list_pairs

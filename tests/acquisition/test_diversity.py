@@ -10,7 +10,7 @@ import pytest
 
 from jarm.acquisition import coreset, diversity, optimal_design
 from jarm.acquisition.diversity import candidates, make_points
-from jarm.core.base import Status
+from jarm.core.status import Status
 from jarm.design.spaces import listed_space
 from jarm.testing.conformance import BATCH, SPACES, check_batch, make_case
 from jarm.testing.references import differences64, information64, list_pairs, weights64

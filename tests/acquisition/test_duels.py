@@ -11,7 +11,8 @@ import pytest
 
 from jarm.acquisition import duels, intervals
 from jarm.acquisition.registry import get_rule
-from jarm.core.base import Belief, HParams, Status
+from jarm.core.base import Belief, HParams
+from jarm.core.status import Status
 from jarm.design.spaces import pair_space
 from jarm.testing.conformance import call_rule, check_batch, make_case
 from jarm.testing.references import list_pairs

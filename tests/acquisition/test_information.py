@@ -16,7 +16,7 @@ from jarm.acquisition.information import TARGETS, divergence
 from jarm.acquisition.registry import get_rule
 from jarm.acquisition.stochastic import mixed, pair_noise
 from jarm.acquisition.uncertainty import max_diff
-from jarm.core.base import Status
+from jarm.core.status import Status
 from jarm.design.spaces import listed_space, sample_pairs, subset
 from jarm.testing.conformance import BATCH, check_batch, make_case
 from jarm.testing.references import information64, list_pairs, weights64

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jarm.core.base import Status, worst
 from jarm.core.linalg import cholesky, inverse_factor, jitter, log_det, matmul
+from jarm.core.status import Status, worst
 
 
 def positive(rng, size, spread=1.0):

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
 from jarm.core import files as core_files
-from jarm.core.base import JarmError, ResponseTable, TrainTest
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data import readers, standardise, tables
 from jarm.data.datasets import load, load_published, load_table, split_by
 from jarm.data.standardise import standardised

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.data.synthetic import VARIANTS, SyntheticConfig, synthetic
 
 SMALL = SyntheticConfig(train=30, test=20, responses=6, test_responses=8, width=12)

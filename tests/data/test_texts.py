@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.data.datasets import load
 from jarm.data.store import canonical, fill, key_of
 from jarm.data.texts import JOINED, TEMPLATE, read_texts

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jarm.core.base import JarmError, Limits, Selection, Status
+from jarm.core.base import Limits, Selection
+from jarm.core.status import JarmError, Status
 from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, a_optimal
 from jarm.design.exchange import exchange
 from jarm.design.spaces import listed_space, pair_space

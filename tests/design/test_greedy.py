@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jarm.core.base import Limits, Status
+from jarm.core.base import Limits
+from jarm.core.status import Status
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
 from jarm.design.greedy import greedy
 from jarm.design.spaces import exclude, listed_space, pair_space

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import chisquare
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.design.spaces import (
     compact,
     contains,

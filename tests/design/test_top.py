@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jarm.acquisition.check import check_selection
-from jarm.core.base import JarmError, Status
 from jarm.core.linalg import inverse_factor
+from jarm.core.status import JarmError, Status
 from jarm.design.fisher import fisher_weight
 from jarm.design.greedy import greedy_log_det
 from jarm.design.spaces import is_in, listed_space, pair_space

@@ -17,7 +17,7 @@ from fixtures.tiny import CHAT, write_checkpoint
 from safetensors.numpy import load_file
 
 from jarm.cli import main
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.data.datasets import load
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.writer import StoreWriter

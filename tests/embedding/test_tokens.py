@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from fixtures.tiny import CHAT, LETTERS, write_checkpoint
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.data.store import fill
 from jarm.embedding.tokens import CHAT_KEY, Tokenizer
 

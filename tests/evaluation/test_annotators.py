@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.evaluation.annotators import AnnotatorConfig, annotate, preference, reward_scale, solve_noise
 
 N = 400

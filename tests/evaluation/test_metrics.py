@@ -9,7 +9,8 @@ import scipy.stats
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jarm.core.base import JarmError, ResponseTable
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable
 from jarm.evaluation import batch as bought
 from jarm.evaluation import metrics
 from jarm.evaluation import ranking as order

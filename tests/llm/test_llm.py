@@ -12,7 +12,7 @@ from fixtures import make_llm
 from flax import nnx
 from scipy.special import erf
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.llm import layers, rope
 from jarm.llm.config import FAMILIES
 from jarm.llm.layers import attend, flash_applies, scan_plan

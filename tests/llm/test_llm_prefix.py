@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from fixtures import make_llm
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.llm import layers
 from jarm.llm.layers import attend, visible
 from jarm.llm.model import cache_bytes, can_share, concatenate, embed_tokens, prefill

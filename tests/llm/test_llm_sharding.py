@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 from fixtures import make_llm
 
-from jarm.core.base import JarmError
 from jarm.core.distributed import start_processes
+from jarm.core.status import JarmError
 from jarm.llm.config import read_config
 from jarm.llm.model import embed_tokens
 from jarm.llm.pooling import Pooling

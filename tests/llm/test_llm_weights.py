@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.llm import weights
 from jarm.llm.config import FAMILIES, convert_config, read_config
 from jarm.llm.model import abstract_params

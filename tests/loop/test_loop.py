@@ -6,7 +6,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jarm.core.base import HParams, JarmError, ResponseTable, Status
+from jarm.core.base import HParams
+from jarm.core.status import JarmError, Status
+from jarm.core.tables import ResponseTable
 from jarm.design.spaces import pair_space, subset
 from jarm.design.top import top_pairs
 from jarm.evaluation.annotators import AnnotatorConfig, annotate

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from test_summary import make_records
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.report.figures import learning_curves
 
 RULES = ("random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt")

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
-from jarm.core.base import HParams, JarmError, Labelled, Status
+from jarm.core.base import HParams, Labelled
+from jarm.core.status import JarmError, Status
 from jarm.reward import training
 from jarm.reward.config import FitConfig
 from jarm.reward.fit import make_fit

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from scipy.special import erf
 
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.reward.config import HeadConfig
 from jarm.reward.heads import ACTIVATIONS, linear_head, mlp_head
 

@@ -5,7 +5,7 @@ import pytest
 import scipy.special
 from scipy.optimize import minimize
 
-from jarm.core.base import Status
+from jarm.core.status import Status
 from jarm.reward.newton import newton
 
 fit = jax.jit(newton, static_argnames="steps")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jarm
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.design.bound import design_bound
 from jarm.design.exchange import exchange
 from jarm.design.fisher import space_information

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from jarm.cli import main
-from jarm.core.base import JarmError
+from jarm.core.status import JarmError
 from jarm.studies import bench as module
 from jarm.studies.bench import BenchConfig, bench, make_problem, quality
 from jarm.studies.peers import PEERS, installed

@@ -1,0 +1,68 @@
+"""Tables of responses: prompts, their responses as rows of one embedding array, and named columns."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class ResponseTable:
+    """P prompts with R responses each, as rows of one embedding array that may lie on disk.
+
+    Responses are indices into `store`, so that a ragged table, a split of a table, or a store in which equal texts
+    share a row all cost no copy. A table lives on the host; `embeddings` gathers what is asked for.
+
+    Attributes:
+      store: `[n, d]` embeddings, any float type, possibly memory-mapped.
+      rows: `[P, R]` int, the row of `store` of each response; any valid row where `mask` is false.
+      mask: `[P, R]` bool, true where a response exists.
+      gold: `[P, R]` float32 gold rewards (arbitrary units, larger is better), or None; 0 where `mask` is false.
+      mean, deviation: `[d]` float32, what embeddings are standardised by as they are read, or None.
+      attributes: name -> `[P, R]` float32 scores that use no reward model (length, position, ...).
+      provenance: what made it: names, paths, settings.
+    """
+
+    store: np.ndarray
+    rows: np.ndarray
+    mask: np.ndarray
+    gold: np.ndarray | None = None
+    mean: np.ndarray | None = None
+    deviation: np.ndarray | None = None
+    attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
+    provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """`(P, R, d)`."""
+        return (*self.rows.shape, self.store.shape[1])
+
+    def embeddings(self, prompts: slice | np.ndarray = slice(None)) -> np.ndarray:
+        """Embeddings of some prompts, `[p, R, d]` float32, zero where `mask` is false."""
+        rows, mask = self.rows[prompts], self.mask[prompts]
+        gathered = np.asarray(self.store[rows.reshape(-1)], dtype=np.float32).reshape(*rows.shape, -1)
+        if self.mean is not None:
+            gathered -= self.mean
+        if self.deviation is not None:
+            gathered /= self.deviation
+        return gathered if mask.all() else np.where(mask[..., None], gathered, np.float32(0))
+
+    def take(self, prompts: np.ndarray) -> ResponseTable:
+        """The table of some prompts (indices or a boolean mask `[P]`); embeddings are shared, not copied."""
+        return dataclasses.replace(
+            self,
+            rows=self.rows[prompts],
+            mask=self.mask[prompts],
+            gold=None if self.gold is None else self.gold[prompts],
+            attributes={name: ruler[prompts] for name, ruler in self.attributes.items()},
+        )
+
+
+class TrainTest(NamedTuple):
+    """A table to label pairs of, and a table of other prompts to evaluate on; R may differ, d may not."""
+
+    train: ResponseTable
+    test: ResponseTable
