@@ -49,7 +49,7 @@ class Program:
     """
 
     def __init__(self, config: LoopConfig, vmap_runs: int = 1, devices: int = 1, workers: int = 1):
-        self.config, self.vmap_runs, self.devices, self.workers = config, together, devices, workers
+        self.config, self.vmap_runs, self.devices, self.workers = config, vmap_runs, devices, workers
         self.mesh = jax.make_mesh((devices,), ("cells",), devices=jax.local_devices()[:devices])
         self.seconds_to_compile = math.nan
         self._compiled: Compiled | None = None
