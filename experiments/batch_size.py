@@ -39,7 +39,7 @@ def figure(records: Records, stem: pathlib.Path) -> None:
 
 
 def table(records: Records) -> suite.Rows:
-    return suite.table(records, AXIS, "labels a round")
+    return suite.table(records, AXIS, "labels per round")
 
 
 def readings(records: Records) -> list[Reading]:

@@ -64,9 +64,9 @@ class Config:
 
 def main(config: Config) -> None:
     config.out.mkdir(parents=True, exist_ok=True)
-    benchmark = load(config.data, embeddings=config.embeddings, target=config.target)
+    tables = load(config.data, embeddings=config.embeddings, target=config.target)
     for pairs in ("within", "cross"):
-        curves = _curves(config, benchmark, pairs)
+        curves = _curves(config, tables, pairs)
         print(f"\n{pairs}: mean Spearman over rounds; differences over paired seeds, with 95 % intervals")
         for name, values in curves.items():
             seeds = len(values)
@@ -75,11 +75,11 @@ def main(config: Config) -> None:
             print(f"{name:34s} {seeds:3d} seeds  {values.mean():.3f}  against dopt, random: {shown}", flush=True)
 
 
-def _curves(config: Config, benchmark: TrainTest, pairs: str) -> dict[str, np.ndarray]:
+def _curves(config: Config, tables: TrainTest, pairs: str) -> dict[str, np.ndarray]:
     """Mean Spearman after the labelled batches, by arm, one value a seed."""
     options = CompareConfig(rules="random,dopt,greedy_dopt,greedy_dopt_blind", pairs=pairs)
     loop = options.loop()
-    device_table, hparams, scale = prepare(loop, benchmark.train)
+    device_table, hparams, scale = prepare(loop, tables.train)
     runner, head = Runner(Program(loop), device_table), loop.head.head()
     judge = functools.partial(evaluate, head, noise=float(hparams.noise), scale=scale)
     arms = {"random": ("random", hparams, config.seeds), "dopt": ("dopt", hparams, config.seeds)}
@@ -102,10 +102,10 @@ def _curves(config: Config, benchmark: TrainTest, pairs: str) -> dict[str, np.nd
         (result,) = runner(rule, [(seed, hparams)])
         if result.failure:
             raise JarmError(f"{arm}, seed {seed}: {result.failure}")
-        return f"{arm}, seed {seed}", judge(result.params, benchmark.test)["spearman"].tolist()
+        return f"{arm}, seed {seed}", judge(result.params, tables.test)["spearman"].tolist()
 
-    most = max(config.seeds, config.grid_seeds)
-    calls = [(arm, seed) for seed in range(most) for arm, (*_, seeds) in arms.items() if seed < seeds]
+    seeds = max(config.seeds, config.grid_seeds)
+    calls = [(arm, seed) for seed in range(seeds) for arm, (*_, own) in arms.items() if seed < own]
     calls = [(arm, seed) for arm, seed in calls if f"{arm}, seed {seed}" not in done]
     for name, curve in tqdm(side_by_side(one, calls, default_workers()), total=len(calls), desc=pairs, unit="run"):
         done[name] = curve

@@ -86,7 +86,7 @@ def league(records: list[dict[str, Any]], first: int) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"rule": rule, "area": float(np.mean(common)), "seeds": len(own)}
         if rule != "random":
             gains = np.array(list(paired.values()))
-            row["alone"], row["together"] = bootstrap_ci(gains), simultaneous_ci(gains, 2 * (len(areas) - 1))
+            row["alone"], row["simultaneous"] = bootstrap_ci(gains), simultaneous_ci(gains, 2 * (len(areas) - 1))
             row["fresh"] = bootstrap_ci(np.array([gain for seed, gain in paired.items() if seed >= first]))
         for name in DESCRIPTIONS:
             known = [line[f"batch_{name}"] for run in runs[rule].values() for line in run[1:]]
@@ -110,10 +110,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     for row in rows:
         cells = ["", "", ""]
         if "alone" in row:
-            alone, together, fresh = row["alone"], row["together"], row["fresh"]
+            alone, simultaneous, fresh = row["alone"], row["simultaneous"], row["fresh"]
             cells = [f"{alone.mean:+.3f} ({alone.low:.3f} to {alone.high:.3f})"]
-            cells.append(f"{together.low:.3f} to {together.high:.3f}")
-            if together.low > 0 or together.high < 0:
+            cells.append(f"{simultaneous.low:.3f} to {simultaneous.high:.3f}")
+            if simultaneous.low > 0 or simultaneous.high < 0:
                 cells = [f"**{cell}**" for cell in cells]
             cells.append(f"{fresh.mean:+.3f} ({fresh.low:.3f} to {fresh.high:.3f})" if fresh.seeds > 1 else "")
         lines.append(f"| {row['rule']} | {row['seeds']} | {row['area']:.3f} | {' | '.join(cells)} |")

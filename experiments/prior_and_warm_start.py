@@ -98,9 +98,9 @@ def readings(records: Records) -> list[Reading]:
     }
     no_worse = "The default prior c = .1 is no more than .01 below any other"
     return [
-        suite.decide(no_worse, suite.differences(priors, others), least=-0.01),
+        suite.decide(no_worse, suite.differences(priors, others), bound=-0.01),
         suite.decide(
-            "Fits from scratch are no more than .01 below warm starts", suite.differences(starts, scratch), least=-0.01
+            "Fits from scratch are no more than .01 below warm starts", suite.differences(starts, scratch), bound=-0.01
         ),
     ]
 

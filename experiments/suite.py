@@ -316,30 +316,30 @@ def heading(panel: str, *words: object) -> str:
     return "\n".join(filter(None, (panel, " ".join(map(str, words)))))
 
 
-def decide(claim: str, values: Mapping[str, np.ndarray], least: float = 0.0) -> Reading:
-    """Whether all of some paired differences are above `least`.
+def decide(claim: str, values: Mapping[str, np.ndarray], bound: float = 0.0) -> Reading:
+    """Whether all of some paired differences are above `bound`.
 
-    It holds where each 95 % interval lies above: a claim about all of them needs no correction for their number. It
-    does not hold where one lies below, in an interval that all have together (Bonferroni). Else nothing is said.
+    The claim holds where every 95 % interval lies above the bound: a claim about all differences needs no correction
+    for their number. It does not hold where a simultaneous interval (Bonferroni) lies below. Otherwise it is open.
 
     Args:
       claim: in words.
       values: name -> differences, one a seed.
-      least: what they are held against.
+      bound: the value that the differences have to exceed.
     """
     few = min((len(each) for each in values.values()), default=0)
     if few < SEEDS:
         return Reading(claim, OPEN, f"{few} seeds are too few: run at least {SEEDS}.")
     alone = {name: bootstrap_ci(each) for name, each in values.items()}
-    together = {name: simultaneous_ci(each, len(values)) for name, each in values.items()}
-    above = [name for name, found in alone.items() if found.low > least]
-    below = [name for name, found in together.items() if found.high < least]
+    simultaneous = {name: simultaneous_ci(each, len(values)) for name, each in values.items()}
+    above = [name for name, found in alone.items() if found.low > bound]
+    below = [name for name, found in simultaneous.items() if found.high < bound]
     order = sorted(alone, key=lambda name: (name not in below, alone[name].mean))  # what decides is shown
     shown = order if len(order) <= 4 else [*order[:2], order[-1]]
     words = [f"{name} {signed(alone[name].mean)} {interval(alone[name].low, alone[name].high)}" for name in shown]
     if len(shown) < len(order):
         words[-1] = f"... {words[-1]}"
-    bar = f"above {number(least, 2)}" if least else "above 0"
+    bar = f"above {number(bar, 2)}" if least else "above 0"
     count = f"; {len(above)} of {len(order)} are shown to be {bar}, {len(below)} below" if len(order) > 1 else ""
     verdict = HOLDS if len(above) == len(order) else FAILS if below else OPEN
     return Reading(claim, verdict, f"{', '.join(words)}{count}.")
@@ -375,8 +375,8 @@ def leads(scores: Scores, words: str, metric: str = "mean Spearman") -> list[Rea
 def steady(claim: str, scores: Scores, words: str) -> Reading:
     """Whether the lead of the released rule over random is, to within `SAME`, the same at every value of an axis.
 
-    It holds where the 95 % interval of the change between any two values lies within; it does not hold where one lies
-    outside, in an interval that all changes have together.
+    The claim holds where the 95 % interval of the change between any two values lies within `SAME`; it does not hold
+    where a simultaneous interval (Bonferroni) lies outside.
     """
     leads = {
         place: {seed: own[seed] - other[seed] for seed in own if seed in other}
@@ -393,11 +393,11 @@ def steady(claim: str, scores: Scores, words: str) -> Reading:
     if few < SEEDS:
         return Reading(claim, OPEN, f"{few} seeds are too few: run at least {SEEDS}.")
     alone = {name: bootstrap_ci(each) for name, each in changes.items()}
-    together = {name: simultaneous_ci(each, len(changes)) for name, each in changes.items()}
+    simultaneous = {name: simultaneous_ci(each, len(changes)) for name, each in changes.items()}
     within = all(each.low > -SAME and each.high < SAME for each in alone.values())
-    outside = any(each.low > SAME or each.high < -SAME for each in together.values())
-    most = max(alone, key=lambda name: abs(alone[name].mean))
-    why = f"it changes most from {most}: {signed(alone[most].mean)} {interval(alone[most].low, alone[most].high)}"
+    outside = any(each.low > SAME or each.high < -SAME for each in simultaneous.values())
+    largest = max(alone, key=lambda name: abs(alone[name].mean))
+    why = f"it changes most from {largest}: {signed(alone[largest].mean)} {interval(*alone[largest][1:3])}"
     return Reading(claim, HOLDS if within else FAILS if outside else OPEN, f"{why}; the bar is {number(SAME, 2)}.")
 
 

@@ -30,7 +30,7 @@ def test_gains_are_paired_and_what_predicts_them_is_found():
     rows = league.league(list(records(rules, 6)), 4)
     assert [row["rule"] for row in rows] == ["better", "good", "random", "bad", "worse", "bad_marginal"]
     np.testing.assert_allclose(rows[0]["alone"].mean, 0.08, atol=1e-3)
-    assert rows[0]["together"].low < rows[0]["alone"].low
+    assert rows[0]["simultaneous"].low < rows[0]["alone"].low
     assert rows[0]["fresh"].seeds == 2
     text = league.markdown(rows)
     assert "| mean_gold_gap | +1.00 |" in text
