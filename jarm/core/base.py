@@ -1,8 +1,20 @@
 """The contract on one page: the records that flow through jarm, and the protocols of its parts.
 
-Text is embedded once; a `ResponseTable` holds what came of it. A round fits heads to the `Labelled` pairs, forms a
-`Belief`, and a `Rule` picks the next batch from a `PairSpace`, which describes candidate pairs without building them.
-Failure is data: a `Status` travels with the result and is raised only at the edge, by `check`.
+    ResponseTable   prompts, responses and embeddings, on the host (`jarm.core.tables`)
+        |
+        |   Labelled   labelled pairs so far  <------------------------------------+
+        v      v                                                                   |
+    Fit             parameters of K members of a RewardHead, and FitInfo           |
+        v                                                                   annotator: simulated,
+    Belief          features, rewards, information of the labelled pairs    or people with a file
+        v                                                                          |
+    Rule            reads the Belief and a PairSpace, the candidate pairs          |
+        v                                                                          |
+    Selection       k pairs, their gains and a Status  ----------------------------+
+
+Each arrow is a pure function of arrays of fixed shapes, and `HParams` are its numbers that a sweep varies. No arrow
+builds the candidate pairs: a PairSpace describes them. Failure is data: a `Status` travels with each result, and
+`jarm.core.status.check` raises it at the edge. `jarm.core.types` explains the axes N, R, F, K, L, M.
 """
 
 from __future__ import annotations
@@ -11,13 +23,15 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax.numpy as jnp
+
 from jarm.core.pytree import record, static
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 
 
 @record
 class Labelled:
-    """Labelled pairs at fixed capacity L: indices into the N responses, and what the annotator said.
+    """Labelled pairs at fixed capacity L: indices into the N responses, and the answers of the annotator.
 
     Attributes:
       first, second: `[L]` int32; where `mask` is false they are 0.
@@ -31,119 +45,6 @@ class Labelled:
     label: Float[Array, "L"]
     weight: Float[Array, "L"]
     mask: Bool[Array, "L"]
-
-
-@record
-class PairSpace:
-    """Candidate pairs as a description. Response n belongs to prompt n // width, or to `prompt[n]`.
-
-    Attributes:
-      kind: `within` (pairs of one prompt), `cross` (prompts differ), `all` (either), `listed` (`pairs`).
-      width: R, responses a prompt, padding included.
-      eligible: `[N]` bool, responses that may be in a pair.
-      excluded: `[L, 2]` int32 pairs never to be offered, each with its smaller index first and in lexicographic
-        order; unused places hold N. Made by `jarm.design.spaces.exclude`.
-      pairs: `[M, 2]` int32, smaller index first, for `listed`; else None. A pair with an index of N or more is padding.
-      costs: `[M]` of each listed pair, otherwise `[N]` of each response, of which a pair costs the sum; positive, any
-        unit (seconds, tokens, money). None where all pairs cost the same. Only greedy selection looks at them.
-      prompt: `[N]` int32 in 0 .. N - 1, for prompts of unequal size without padding; not for `within`, which walks a
-        grid. None where response n belongs to prompt n // width.
-    """
-
-    kind: str = static()
-    width: int = static()
-    eligible: Bool[Array, "N"]
-    excluded: Int[Array, "L 2"]
-    pairs: Int[Array, "M 2"] | None = None
-    costs: Float[Array, "c"] | None = None
-    prompt: Int[Array, "N"] | None = None
-
-
-@record
-class Limits:
-    """What a batch may hold, beside being pairs of its space; None where there is no such limit.
-
-    Attributes:
-      per_prompt: most pairs with a response of any one prompt.
-      per_response: most pairs with any one response.
-      similarity: a pair is left out where the cosine between its feature difference and that of a pair of the batch is
-        at least this, in either direction: a near-copy.
-    """
-
-    per_prompt: Int[Array, ""] | int | None = None
-    per_response: Int[Array, ""] | int | None = None
-    similarity: Float[Array, ""] | float | None = None
-
-
-@record
-class Belief:
-    """What a rule may look at.
-
-    Attributes:
-      features: `[N, F]` last hidden layer of the ensemble's first head, one row a response.
-      rewards: `[N]` mean reward over the ensemble; the margin of a pair is their difference.
-      member_rewards: `[K, N]` rewards of every member of the ensemble.
-      labelled_information: `[F, F]` Fisher information of the pairs labelled so far, under the current head.
-      num_labelled: scalar int32, how many pairs are labelled so far.
-      labelled_features: `[L, 2, F]` features of the ends of the labelled pairs; the first `num_labelled` rows count.
-      labelled_rewards: `[L, 2]` mean rewards of these ends.
-    """
-
-    features: Float[Array, "N F"]
-    rewards: Float[Array, "N"]
-    member_rewards: Float[Array, "K N"]
-    labelled_information: Float[Array, "F F"]
-    num_labelled: Int[Array, ""]
-    labelled_features: Float[Array, "L 2 F"]
-    labelled_rewards: Float[Array, "L 2"]
-
-
-@record
-class Selection:
-    """A batch of pairs, best first.
-
-    Attributes:
-      pairs: `[k, 2]` int32, smaller index first.
-      gains: `[k]` float32, what the rule gave each pair when it chose it; units are the rule's.
-      valid: `[k]` bool; false where the space ran out of pairs, and then the pair is (0, 0).
-      status: scalar int32 `Status`.
-      weights: `[k]` float32, positive, what each label is to weigh in the loss; None for 1.
-    """
-
-    pairs: Int[Array, "k 2"]
-    gains: Float[Array, "k"]
-    valid: Bool[Array, "k"]
-    status: Int[Array, ""]
-    weights: Float[Array, "k"] | None = None
-
-
-@record
-class HParams:
-    """Numbers of an experiment that are traced, so that a sweep over them compiles once.
-
-    Attributes:
-      learning_rate: step size of Adam.
-      weight_decay: decoupled weight decay of Adam: a step shrinks the weights by learning_rate * weight_decay.
-      ridge: L2 penalty of a linear head, in units of one label's negative log-likelihood per squared weight.
-      label_smoothing: share by which labels are drawn towards 1/2 in training.
-      noise: beta of the annotator: P(first preferred) = sigmoid(beta * gold difference / scale).
-      prior_weight: c of the greedy prior (see `jarm.acquisition.optimal_design`).
-      prior_mix: rho of the greedy prior: 0 a ridge, 1 the shape of the pool's information.
-      beta: half-width of the intervals of interval rules, in standard deviations over the ensemble.
-      temperature: of rules that draw their batch: 0 takes the best, larger is closer to random.
-      epsilon: share of a mixed batch that is drawn at random.
-    """
-
-    learning_rate: Float[Array, ""] | float = 1e-3
-    weight_decay: Float[Array, ""] | float = 10.0
-    ridge: Float[Array, ""] | float = 1.0
-    label_smoothing: Float[Array, ""] | float = 0.0
-    noise: Float[Array, ""] | float = 2.0
-    prior_weight: Float[Array, ""] | float = 0.1
-    prior_mix: Float[Array, ""] | float = 1.0
-    beta: Float[Array, ""] | float = 1.0
-    temperature: Float[Array, ""] | float = 1.0
-    epsilon: Float[Array, ""] | float = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,10 +69,10 @@ class RewardHead:
 
 
 class FitInfo(NamedTuple):
-    """What a fit reports of each member.
+    """Report of a fit on each member.
 
     Attributes:
-      train_nll, valid_nll: `[K]` mean loss, in nats, of the labels trained on and of those held out.
+      train_nll, valid_nll: `[K]` mean loss, in nats, of the training and of the held-out labels.
       steps: `[K]` int32 optimiser steps of the parameters that are kept.
       status: scalar int32 `Status`.
     """
@@ -184,7 +85,7 @@ class FitInfo(NamedTuple):
 
 @runtime_checkable
 class Fit(Protocol):
-    """Fit K heads to labelled pairs; `warm` are the parameters to start from, or None for fresh ones."""
+    """Fit K heads to labelled pairs, from the parameters `warm` or, where it is None, from fresh ones."""
 
     def __call__(
         self,
@@ -194,8 +95,114 @@ class Fit(Protocol):
         labelled: Labelled,
         warm: Params | None = None,
     ) -> tuple[Params, FitInfo]:
-        """Parameters with a leading axis K, and what became of each member."""
+        """Parameters with a leading axis K, and a report on each member."""
         ...
+
+
+@record
+class Belief:
+    """Everything a rule may look at, beside the pair space.
+
+    Attributes:
+      features: `[N, F]` last hidden layer of the first head of the ensemble, one row per response.
+      rewards: `[N]` mean reward over the ensemble; the margin of a pair is their difference.
+      member_rewards: `[K, N]` rewards of each member of the ensemble.
+      labelled_information: `[F, F]` Fisher information of the labelled pairs under the current head.
+      num_labelled: scalar int32, number of labelled pairs.
+      labelled_features: `[L, 2, F]` features of both ends of the labelled pairs, in the first `num_labelled` rows.
+      labelled_rewards: `[L, 2]` mean rewards of these ends.
+    """
+
+    features: Float[Array, "N F"]
+    rewards: Float[Array, "N"]
+    member_rewards: Float[Array, "K N"]
+    labelled_information: Float[Array, "F F"]
+    num_labelled: Int[Array, ""]
+    labelled_features: Float[Array, "L 2 F"]
+    labelled_rewards: Float[Array, "L 2"]
+
+
+@record
+class PairSpace:
+    """Candidate pairs as a description; `jarm.design.spaces` makes, counts, samples and walks them.
+
+    Attributes:
+      kind: `within` (pairs of one prompt), `cross` (pairs across prompts), `all` (both), or `listed` (`pairs`).
+      width: R, responses per prompt, padding included.
+      eligible: `[N]` bool, responses that may be in a pair.
+      excluded: `[L, 2]` int32 pairs never to be offered, each with its smaller index first and in lexicographic
+        order; unused places hold N. Made by `jarm.design.spaces.exclude`.
+      pairs: `[M, 2]` int32, smaller index first, for `listed`; else None. A pair with an index of N or more is padding.
+      costs: `[M]` of each listed pair, otherwise `[N]` of each response, and a pair costs the sum of its two; positive,
+        any unit (seconds, tokens, money). None where all pairs cost the same. Only greedy selection looks at them.
+      prompt: `[N]` int32 in 0 .. N - 1, for prompts of unequal size without padding; not for `within`, which walks a
+        grid. None where response n belongs to prompt n // R. Read `prompt_of`, which covers both.
+    """
+
+    kind: str = static()
+    width: int = static()
+    eligible: Bool[Array, "N"]
+    excluded: Int[Array, "L 2"]
+    pairs: Int[Array, "M 2"] | None = None
+    costs: Float[Array, "c"] | None = None
+    prompt: Int[Array, "N"] | None = None
+
+    @property
+    def size(self) -> int:
+        """N, padding included."""
+        return self.eligible.shape[0]
+
+    @property
+    def prompt_of(self) -> Int[Array, "N"]:
+        """`[N]` int32, the prompt of each response."""
+        return jnp.arange(self.size, dtype=jnp.int32) // self.width if self.prompt is None else self.prompt
+
+    @property
+    def num_prompts(self) -> int:
+        """Static upper bound on the numbers of prompts: ceil(N / R), or N where `prompt` numbers them."""
+        return -(-self.size // self.width) if self.prompt is None else self.size
+
+
+@record
+class Limits:
+    """Limits on a batch beyond its pair space, for greedy selection; None is no limit.
+
+    Limits are traced: another number compiles nothing, another choice of limits does.
+
+    Attributes:
+      per_prompt: largest number of pairs with a response of any one prompt.
+      per_response: largest number of pairs with any one response.
+      similarity: smallest cosine, in either direction, between feature differences of two pairs that makes them
+        near-copies; a batch has only one of these.
+
+    Example:
+      >>> from jarm import Limits
+      >>> Limits(per_prompt=2, similarity=0.95)
+      Limits(per_prompt=2, per_response=None, similarity=0.95)
+    """
+
+    per_prompt: Int[Array, ""] | int | None = None
+    per_response: Int[Array, ""] | int | None = None
+    similarity: Float[Array, ""] | float | None = None
+
+
+@record
+class Selection:
+    """A batch of pairs, best first.
+
+    Attributes:
+      pairs: `[k, 2]` int32, smaller index first.
+      gains: `[k]` float32, gain of each pair when the rule chose it, in units of the rule.
+      valid: `[k]` bool; false where the space ran out of pairs, and then the pair is (0, 0).
+      status: scalar int32 `Status`.
+      weights: `[k]` float32, positive, weight of each label in the loss; None for 1.
+    """
+
+    pairs: Int[Array, "k 2"]
+    gains: Float[Array, "k"]
+    valid: Bool[Array, "k"]
+    status: Int[Array, ""]
+    weights: Float[Array, "k"] | None = None
 
 
 @runtime_checkable
@@ -205,3 +212,42 @@ class Rule(Protocol):
     def __call__(self, key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
         """The batch."""
         ...
+
+
+@record
+class HParams:
+    """Traced numbers of an experiment, so that a sweep over them compiles once. Flat: each part reads its own.
+
+    Attributes:
+      learning_rate: fit of an MLP: step size of Adam.
+      weight_decay: fit of an MLP: decoupled weight decay of Adam; a step shrinks the weights by learning_rate *
+        weight_decay.
+      ridge: fit of a linear head: L2 penalty, in units of one label's negative log-likelihood per squared weight.
+      label_smoothing: every fit: share by which labels are drawn towards 1/2 in training.
+      noise: annotator: beta in P(first preferred) = sigmoid(beta * gold difference / scale).
+      prior_weight: rules with a prior: its weight c (see `jarm.acquisition.optimal_design`).
+      prior_mix: rules with a prior: its shape rho, from 0, a ridge, to 1, the mean information of the candidates.
+      beta: interval rules: half-width of the intervals, in standard deviations over the ensemble.
+      temperature: rules that draw their batch: 0 takes the best pairs, larger is closer to random.
+      epsilon: mixed rules: share of the batch that is drawn at random.
+
+    Example:
+      Two settings as one record, for one compiled function.
+
+      >>> import jax
+      >>> from jarm import HParams
+      >>> settings = jax.tree.map(lambda *values: jnp.array(values), HParams(noise=1.0), HParams(noise=4.0))
+      >>> jax.vmap(lambda hparams: hparams.noise * hparams.ridge)(settings).tolist()
+      [1.0, 4.0]
+    """
+
+    learning_rate: Float[Array, ""] | float = 1e-3
+    weight_decay: Float[Array, ""] | float = 10.0
+    ridge: Float[Array, ""] | float = 1.0
+    label_smoothing: Float[Array, ""] | float = 0.0
+    noise: Float[Array, ""] | float = 2.0
+    prior_weight: Float[Array, ""] | float = 0.1
+    prior_mix: Float[Array, ""] | float = 1.0
+    beta: Float[Array, ""] | float = 1.0
+    temperature: Float[Array, ""] | float = 1.0
+    epsilon: Float[Array, ""] | float = 0.1
