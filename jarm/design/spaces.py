@@ -1,4 +1,4 @@
-"""Pair spaces: which pairs of responses may be asked about, without ever listing them.
+"""Pair spaces: descriptions of the pairs of responses that may be labelled, which no function here ever lists.
 
 `within`, `cross` and `all` spaces are walked in tiles: a tile is `g` groups of `r` rows by `c` columns of responses,
 and memory for anything computed over a space is that of one tile. A `listed` space is a plain array of pairs.
@@ -6,6 +6,7 @@ and memory for anything computed over a space is that of one tile. A `listed` sp
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import PairSpace
+from jarm.core.messages import choose
 from jarm.core.status import JarmError
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 
@@ -41,8 +43,8 @@ def pair_space(
     """A space of `within`, `cross` or `all` pairs of the eligible responses.
 
     Args:
-      kind: `within` one prompt, `cross` prompts, or `all`.
-      width: R, responses a prompt, padding included; response n belongs to prompt n // R.
+      kind: `within` (pairs of one prompt), `cross` (pairs across prompts), or `all`.
+      width: R, responses per prompt, padding included; response n belongs to prompt n // R.
       eligible: `[N]` responses that may be in a pair.
       excluded: `[L, 2]` pairs never to be offered, in any order; rows with an index of N or more are padding.
 
@@ -51,9 +53,19 @@ def pair_space(
 
     Raises:
       JarmError: unknown kind, or N is not a multiple of R.
+
+    Example:
+      Two prompts of three responses, and one pair that is labelled already: 3 + 3 - 1 pairs are left.
+
+      >>> import jax.numpy as jnp
+      >>> from jarm import pair_space
+      >>> space = pair_space("within", 3, jnp.ones(6, bool), jnp.array([[0, 1]]))
+      >>> float(pair_count(space)), space.prompt_of.tolist()
+      (5.0, [0, 0, 0, 1, 1, 1])
+      >>> is_in(space, jnp.array([[0, 1], [0, 2], [2, 3]])).tolist()
+      [False, True, False]
     """
-    if kind not in KINDS:
-        raise JarmError(f"There is no pair space {kind!r}: choose from {', '.join(KINDS)}.")
+    choose("pair space", kind, KINDS)
     eligible = jnp.asarray(eligible, bool)
     size = eligible.shape[0]
     if width < 1 or size % width:
@@ -73,58 +85,57 @@ def listed_space(
     Args:
       pairs: `[M, 2]` response indices in any order; a row with an index outside the N is padding.
       eligible: `[N]` responses that may be in a pair.
-      width: R, responses a prompt; with 1 every response is a prompt by itself, to rules that look at prompts.
-      costs: `[M]` what each pair costs, or None; of a pair that is repeated the least counts.
+      width: R, responses per prompt; with 1 every response is a prompt by itself, to rules that look at prompts.
+      costs: `[M]` cost of each pair, or None; a repeated pair has its smallest cost.
 
     Returns:
       The space, its pairs in lexicographic order with padding last.
     """
     size = eligible.shape[0]
     ends = jnp.clip(pairs, 0, size - 1)
-    good = eligible[ends].all(axis=1) & (pairs[:, 0] != pairs[:, 1])
-    good &= ((pairs >= 0) & (pairs < size)).all(axis=1)
+    valid = eligible[ends].all(axis=1) & (pairs[:, 0] != pairs[:, 1])
+    valid &= ((pairs >= 0) & (pairs < size)).all(axis=1)
     costs = None if costs is None else jnp.asarray(costs, jnp.float32)
-    pairs, costs = _distinct(jnp.where(good[:, None], pairs, size), size, costs)
-    return PairSpace(
-        kind="listed",
-        width=width,
-        eligible=eligible,
-        excluded=jnp.zeros((0, 2), jnp.int32),
-        pairs=pairs,
-        costs=costs,
-    )
+    pairs, costs = _distinct(jnp.where(valid[:, None], pairs, size), size, costs)
+    return PairSpace("listed", width, eligible, excluded=jnp.zeros((0, 2), jnp.int32), pairs=pairs, costs=costs)
+
+
+def as_list(space: PairSpace, pairs: Int[Array, "M 2"]) -> PairSpace:
+    """The listed space of some pairs of a space, without costs.
+
+    Args:
+      space: responses and prompts.
+      pairs: `[M, 2]` pairs of the space, smaller index first, distinct; an index of N or more is padding.
+    """
+    nothing = jnp.zeros((0, 2), jnp.int32)
+    return dataclasses.replace(space, kind="listed", pairs=pairs, excluded=nothing, costs=None)
 
 
 def exclude(space: PairSpace, pairs: Int[Array, "L 2"]) -> PairSpace:
     """The space without some pairs (`[L, 2]`, any order; an index of N or more is padding)."""
-    size = space.eligible.shape[0]
     if space.pairs is not None:
-        gone = contains(_distinct(pairs, size)[0], space.pairs)
-        return _replace(space, pairs=jnp.where(gone[:, None], size, space.pairs))
-    return _replace(space, excluded=_distinct(jnp.concatenate([space.excluded, pairs]), size)[0])
-
-
-def _replace(space: PairSpace, **changes: object) -> PairSpace:
-    return PairSpace(**(vars(space) | changes))
+        excluded = contains(_distinct(pairs, space.size)[0], space.pairs)
+        return dataclasses.replace(space, pairs=jnp.where(excluded[:, None], space.size, space.pairs))
+    return dataclasses.replace(space, excluded=_distinct(jnp.concatenate([space.excluded, pairs]), space.size)[0])
 
 
 def _distinct(
     pairs: Int[Array, "L 2"], size: int, costs: Float[Array, "L"] | None = None
 ) -> tuple[Int[Array, "L 2"], Float[Array, "L"] | None]:
-    """Each pair once, smaller index first, in lexicographic order; the rest is padding `(size, size)`, last."""
+    """Each pair once, smaller index first, in lexicographic order, then padding `(size, size)`; and smallest costs."""
     low, high = pairs.min(axis=1), pairs.max(axis=1)
-    hole = (high >= size) | (low == high)
-    paid = [] if costs is None else [costs]
-    low, high, *paid = jax.lax.sort(
-        (jnp.where(hole, size, low), jnp.where(hole, size, high), *paid), num_keys=2 + len(paid)
+    padding = (high >= size) | (low == high)
+    price = [] if costs is None else [costs]
+    low, high, *price = jax.lax.sort(
+        (jnp.where(padding, size, low), jnp.where(padding, size, high), *price), num_keys=2 + len(price)
     )
     repeated = (low[1:] == low[:-1]) & (high[1:] == high[:-1])
     repeated = jnp.concatenate([jnp.zeros(1, bool), repeated])[: low.shape[0]]
-    # A second sort moves the holes that repeats leave to the end.
-    low, high, *paid = jax.lax.sort(
-        (jnp.where(repeated, size, low), jnp.where(repeated, size, high), *paid), num_keys=2
+    # A second sort moves the padding that replaces repeats to the end.
+    low, high, *price = jax.lax.sort(
+        (jnp.where(repeated, size, low), jnp.where(repeated, size, high), *price), num_keys=2
     )
-    return jnp.stack([low, high], axis=1), paid[0] if paid else None
+    return jnp.stack([low, high], axis=1), price[0] if price else None
 
 
 def contains(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> Bool[Array, "M"]:
@@ -133,7 +144,10 @@ def contains(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> Bool[
 
 
 def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int[Array, "M"], Bool[Array, "M"]]:
-    """Where each of `pairs` (smaller index first) is in `sorted_pairs` (lexicographic), and whether: binary search."""
+    """Place of each of `pairs` (smaller index first) in `sorted_pairs` (lexicographic), and whether it is there.
+
+    By binary search; the place of a pair that is not there means nothing.
+    """
     count = sorted_pairs.shape[0]
     if count == 0:
         return jnp.zeros(pairs.shape[0], jnp.int32), jnp.zeros(pairs.shape[0], bool)
@@ -148,65 +162,62 @@ def find(sorted_pairs: Int[Array, "L 2"], pairs: Int[Array, "M 2"]) -> tuple[Int
     return position, (found[:, 0] == first) & (found[:, 1] == second)
 
 
-def most_pairs(space: PairSpace) -> int:
-    """A number of pairs that the space cannot exceed, known before it runs."""
+def max_pairs(space: PairSpace) -> int:
+    """Static upper bound on the number of pairs."""
     if space.pairs is not None:
         return int(space.pairs.shape[0])
-    size, width = space.eligible.shape[0], space.width
-    return size * (width - 1) // 2 if space.kind == "within" else size * (size - 1) // 2
+    partners = space.width if space.kind == "within" else space.size
+    return space.size * (partners - 1) // 2
 
 
 def whitens_differences(space: PairSpace) -> bool:
     """Whether a linear map costs less for the differences of pairs than for responses: a list of fewer pairs."""
-    return space.pairs is not None and space.pairs.shape[0] < space.eligible.shape[0]
+    return space.pairs is not None and space.pairs.shape[0] < space.size
+
+
+def may_pair(space: PairSpace, pairs: Int[Array, "m 2"]) -> Bool[Array, "m"]:
+    """Which pairs (smaller index first) are of the kind of a space, of two eligible responses, excluded or not."""
+    ends = jnp.clip(pairs, 0, space.size - 1)
+    good = ((pairs >= 0) & (pairs < space.size)).all(axis=1) & (pairs[:, 0] < pairs[:, 1])
+    good &= space.eligible[ends].all(axis=1)
+    if space.kind in ("within", "cross"):
+        first, second = space.prompt_of[ends].T
+        good &= (first == second) if space.kind == "within" else (first != second)
+    return good
 
 
 def is_in(space: PairSpace, pairs: Int[Array, "m 2"]) -> Bool[Array, "m"]:
     """Which pairs (smaller index first) the space holds."""
-    size = space.eligible.shape[0]
-    ends = jnp.clip(pairs, 0, size - 1)
-    good = ((pairs >= 0) & (pairs < size)).all(axis=1) & (pairs[:, 0] < pairs[:, 1]) & space.eligible[ends].all(axis=1)
-    if space.pairs is not None:
-        # Lists need not be in order, so it is the pairs asked about that are sorted, and those of the list looked up.
-        asked, _ = _distinct(pairs, size)
-        place, found = find(asked, space.pairs)
-        listed = jnp.zeros(len(asked), bool).at[jnp.where(found, place, len(asked))].set(True, mode="drop")
-        return good & listed[find(asked, pairs)[0]]
-    home = prompts_of(space)[ends]
-    same = home[:, 0] == home[:, 1]
-    inside = {"within": same, "cross": ~same, "all": jnp.ones_like(same)}[space.kind]
-    return good & inside & ~contains(space.excluded, pairs)
+    good = may_pair(space, pairs)
+    if space.pairs is None:
+        return good & ~contains(space.excluded, pairs)
+    # A list need not be in order, so the pairs asked about are sorted, and those of the list looked up in them.
+    asked, _ = _distinct(pairs, space.size)
+    place, found = find(asked, space.pairs)
+    listed = jnp.zeros(len(asked), bool).at[jnp.where(found, place, len(asked))].set(True, mode="drop")
+    return good & listed[find(asked, pairs)[0]]
 
 
-def alive_pairs(space: PairSpace) -> Bool[Array, "M"]:
+def valid_pairs(space: PairSpace) -> Bool[Array, "M"]:
     """Which rows of a list are pairs of the space."""
     assert space.pairs is not None
-    size = space.eligible.shape[0]
+    size = space.size
     return (space.pairs < size).all(axis=1) & space.eligible[jnp.minimum(space.pairs, size - 1)].all(axis=1)
 
 
-def prompts_of(space: PairSpace) -> Int[Array, "N"]:
-    """The prompt of each response."""
-    if space.prompt is not None:
-        return space.prompt
-    return jnp.arange(space.eligible.shape[0], dtype=jnp.int32) // space.width
+def _parts(space: PairSpace, tile: int) -> tuple[int, int]:
+    """Prompts (within) or responses (otherwise) on each side of a tile, and parts of that size in the space."""
+    within = space.kind == "within"
+    units = space.size // space.width if within else space.size
+    most = tile // (space.width * space.width) if within else math.isqrt(tile)
+    side = -(-units // -(-units // max(1, most)))  # evenly over the tiles
+    return side, -(-units // side)
 
 
 def tile_count(space: PairSpace, tile: int = TILE) -> int:
-    """How many tiles `get_tile` divides the space into (a Python int)."""
-    side = _side(space, tile)
-    if space.kind == "within":
-        return -(-(space.eligible.shape[0] // space.width) // side)
-    blocks = -(-space.eligible.shape[0] // side)
-    return blocks * (blocks + 1) // 2
-
-
-def _side(space: PairSpace, tile: int) -> int:
-    """Prompts (within) or responses on each side (otherwise) of a tile, spread evenly over the tiles."""
-    size, width = space.eligible.shape[0], space.width
-    units, most = (size // width, tile // (width * width)) if space.kind == "within" else (size, math.isqrt(tile))
-    count = -(-units // max(1, most))
-    return -(-units // count)
+    """Number of tiles into which `get_tile` divides the space (a Python int)."""
+    parts = _parts(space, tile)[1]
+    return parts if space.kind == "within" else parts * (parts + 1) // 2
 
 
 def two_blocks(index: Int[Array, "*t"], blocks: int) -> tuple[Int[Array, "*t"], Int[Array, "*t"]]:
@@ -218,7 +229,7 @@ def two_blocks(index: Int[Array, "*t"], blocks: int) -> tuple[Int[Array, "*t"], 
     whole = 2 * blocks + 1
     root = jnp.sqrt((whole * whole - 8.0 * index.astype(jnp.float32)).clip(0))
     diagonal = ((whole - root) / 2).astype(jnp.int32)
-    # The root is rounded: one step to either side mends it.
+    # The root is rounded: one step to either side corrects it.
     diagonal -= start(diagonal) > index
     diagonal += start(diagonal + 1) <= index
     low = jnp.clip(index - start(diagonal), 0, blocks - 1)
@@ -227,66 +238,57 @@ def two_blocks(index: Int[Array, "*t"], blocks: int) -> tuple[Int[Array, "*t"], 
 
 def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) -> Tile:
     """Tile number `index` of a `within`, `cross` or `all` space; shapes do not depend on `index`."""
-    size, width = space.eligible.shape[0], space.width
-    side = _side(space, tile)
+    size, width = space.size, space.width
+    side, parts = _parts(space, tile)
     index = jnp.asarray(index, jnp.int32)
     low, high = space.excluded[:, 0], space.excluded[:, 1]
     if space.kind == "within":
         start = index * side
         prompts = start + jnp.arange(side, dtype=jnp.int32)
         rows = columns = prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]
-        struck = (
-            low // width - start,
-            low % width,
-            jnp.where(low // width == high // width, high % width, width),
-        )
+        same = low // width == high // width
+        excluded = (low // width - start, low % width, jnp.where(same, high % width, width))
     else:
-        start_row, start_column = (block * side for block in two_blocks(index, -(-size // side)))
+        start_row, start_column = (block * side for block in two_blocks(index, parts))
         rows, columns = (start + jnp.arange(side, dtype=jnp.int32)[None, :] for start in (start_row, start_column))
-        struck = (jnp.zeros_like(low), low - start_row, high - start_column)
-    alive_rows = (rows < size) & space.eligible[jnp.minimum(rows, size - 1)]
-    alive_columns = (columns < size) & space.eligible[jnp.minimum(columns, size - 1)]
-    mask = alive_rows[:, :, None] & alive_columns[:, None, :] & (rows[:, :, None] < columns[:, None, :])
+        excluded = (jnp.zeros_like(low), low - start_row, high - start_column)
+    valid_rows = (rows < size) & space.eligible[jnp.minimum(rows, size - 1)]
+    valid_columns = (columns < size) & space.eligible[jnp.minimum(columns, size - 1)]
+    mask = valid_rows[:, :, None] & valid_columns[:, None, :] & (rows[:, :, None] < columns[:, None, :])
+    rows, columns = jnp.minimum(rows, size - 1), jnp.minimum(columns, size - 1)
     if space.kind == "cross":
-        home = prompts_of(space)
-        mask &= home[jnp.minimum(rows, size - 1)][:, :, None] != home[columns][:, None, :]
-    # Negative indices would count from the end: send them out of bounds, where the scatter drops them.
+        mask &= space.prompt_of[rows][:, :, None] != space.prompt_of[columns][:, None, :]
+    # Negative indices would count from the end: sent out of bounds, the scatter drops them.
     outside = jnp.iinfo(jnp.int32).max
-    mask = mask.at[tuple(jnp.where(axis < 0, outside, axis) for axis in struck)].set(False, mode="drop")
-    return Tile(jnp.minimum(rows, size - 1), jnp.minimum(columns, size - 1), mask)
+    mask = mask.at[tuple(jnp.where(axis < 0, outside, axis) for axis in excluded)].set(False, mode="drop")
+    return Tile(rows, columns, mask)
 
 
 def pair_count(space: PairSpace) -> Float[Array, ""]:
-    """How many pairs the space holds, as float32: exact below 2^24, rounded above."""
+    """Number of pairs of the space, as float32: exact below 2^24, rounded above."""
     if space.pairs is not None:
-        return alive_pairs(space).sum(dtype=jnp.float32)
-    size, width = space.eligible.shape[0], space.width
+        return valid_pairs(space).sum(dtype=jnp.float32)
     if space.prompt is None:
-        by_prompt = space.eligible.reshape(-1, width).sum(axis=1, dtype=jnp.float32)
+        by_prompt = space.eligible.reshape(-1, space.width).sum(axis=1, dtype=jnp.float32)
     else:
-        by_prompt = jax.ops.segment_sum(space.eligible.astype(jnp.float32), space.prompt, size)
+        by_prompt = jax.ops.segment_sum(space.eligible.astype(jnp.float32), space.prompt, space.size)
     within = (by_prompt * (by_prompt - 1) / 2).sum()
-    # A sum, not a difference of rounded totals: `sample_pairs` would look for ever for a pair that is not there.
+    # A sum, not a difference of rounded totals, for which `sample_pairs` would search a missing pair for ever.
     cross = (by_prompt * (jnp.cumsum(by_prompt) - by_prompt)).sum()
-    held = {"within": within, "cross": cross, "all": within + cross}[space.kind]
-    ends = jnp.minimum(space.excluded, size - 1)
-    inside = (space.excluded[:, 0] < size) & space.eligible[ends].all(axis=1)
-    home = prompts_of(space)[ends]
-    same = home[:, 0] == home[:, 1]
-    inside &= {"within": same, "cross": ~same, "all": jnp.ones_like(same)}[space.kind]
-    return held - inside.sum(dtype=jnp.float32)
+    total = {"within": within, "cross": cross, "all": within + cross}[space.kind]
+    return total - may_pair(space, space.excluded).sum(dtype=jnp.float32)
 
 
 def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 2"], Bool[Array, "k"]]:
     """k distinct pairs of the space, uniformly without replacement, without listing it.
 
-    A listed space is shuffled. Otherwise pairs of responses are drawn and those outside the space, or drawn before,
-    are thrown away until k are found or the space is empty: O(k) memory whatever the size of the space.
+    A listed space is shuffled. Otherwise pairs of responses are drawn, and those outside the space or drawn before
+    rejected, until k are found or the space is empty: O(k) memory whatever the size of the space.
 
     Returns:
-      Pairs `[k, 2]`, smaller index first, and `[k]` whether each exists: false where the space held fewer than k.
+      Pairs `[k, 2]`, smaller index first, and `[k]` whether each exists: false where the space holds fewer than k.
     """
-    size = space.eligible.shape[0]
+    size = space.size
     if space.pairs is not None:
         ticket = jax.random.uniform(key, space.pairs.shape[:1])
         ticket = jnp.where(space.pairs[:, 0] < size, ticket, -1.0)
@@ -296,27 +298,22 @@ def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 
         return jnp.pad(pairs, ((0, lacking), (0, 0))), jnp.pad(best >= 0, (0, lacking))
 
     order = jnp.argsort(~space.eligible, stable=True).astype(jnp.int32)
-    alive = jnp.maximum(space.eligible.sum(dtype=jnp.int32), 1)
+    eligible = jnp.maximum(space.eligible.sum(dtype=jnp.int32), 1)
     wanted = jnp.minimum(pair_count(space), k).astype(jnp.int32)
     draws = 2 * k + 64
 
     def draw(carry: tuple[PRNGKey, Array, Array]) -> tuple[PRNGKey, Array, Array]:
         key, found, _ = carry
-        key, key_first, key_second, key_some = jax.random.split(key, 4)
-        first = order[jax.random.randint(key_first, (draws,), 0, alive)]
+        key, key_first, key_second, key_distinct = jax.random.split(key, 4)
+        first = order[jax.random.randint(key_first, (draws,), 0, eligible)]
         if space.kind == "within":
             second = first // space.width * space.width
             second += jax.random.randint(key_second, (draws,), 0, space.width)
         else:
-            second = order[jax.random.randint(key_second, (draws,), 0, alive)]
-        low, high = jnp.minimum(first, second), jnp.maximum(first, second)
-        good = (low != high) & space.eligible[low] & space.eligible[high]
-        if space.kind == "cross":
-            home = prompts_of(space)
-            good &= home[low] != home[high]
-        good &= ~contains(space.excluded, jnp.stack([low, high], axis=1))
-        drawn = jnp.where(good[:, None], jnp.stack([low, high], axis=1), size)
-        found = _some_distinct(key_some, jnp.concatenate([found, drawn]), size, k)
+            second = order[jax.random.randint(key_second, (draws,), 0, eligible)]
+        drawn = jnp.stack([jnp.minimum(first, second), jnp.maximum(first, second)], axis=1)
+        drawn = jnp.where(is_in(space, drawn)[:, None], drawn, size)
+        found = _some_distinct(key_distinct, jnp.concatenate([found, drawn]), size, k)
         return key, found, (found[:, 0] < size).sum(dtype=jnp.int32)
 
     empty = jnp.full((k, 2), size, jnp.int32)
@@ -341,41 +338,40 @@ def _some_distinct(key: PRNGKey, pairs: Int[Array, "n 2"], size: int, k: int) ->
 
 def subset(key: PRNGKey, space: PairSpace, count: int) -> PairSpace:
     """A listed space of `count` pairs drawn uniformly without replacement (fewer where the space holds fewer)."""
-    size = space.eligible.shape[0]
     pairs, valid = sample_pairs(key, space, count)
-    return PairSpace(
-        kind="listed",
-        width=space.width,
-        eligible=space.eligible,
-        excluded=jnp.zeros((0, 2), jnp.int32),
-        pairs=jnp.where(valid[:, None], pairs, size),
-        prompt=space.prompt,
-    )
+    return as_list(space, jnp.where(valid[:, None], pairs, space.size))
 
 
 def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
-    """A listed space of M pairs on the responses that are in one, at most 2 M.
+    """A listed space of M pairs on the at most 2 M responses that are in one of them, without costs.
 
     Returns:
-      `[2 M]` the responses, in rising order and then padded with 0; and the space in their indices, which knows their
-      prompts (numbered anew) and whose padding is not eligible.
+      `[2 M]` the responses, rising, then padded with 0; and the space in their indices, with their prompts numbered
+      anew and padding not eligible.
     """
     assert space.pairs is not None
-    size, room = space.eligible.shape[0], 2 * space.pairs.shape[0]
+    size, room = space.size, 2 * space.pairs.shape[0]
     present = jnp.zeros(size, bool).at[space.pairs].set(True, mode="drop")
     place = jnp.cumsum(present, dtype=jnp.int32) - 1
-    index = jnp.arange(size, dtype=jnp.int32)
-    responses = jnp.zeros(room, jnp.int32).at[jnp.where(present, place, room)].set(index, mode="drop")
-    home = prompts_of(space)
-    # Prompts of fewer responses than there were: as numbers below `room`.
-    used = jnp.zeros(size, bool).at[jnp.where(present, home, size)].set(True, mode="drop")
-    prompt = (jnp.cumsum(used, dtype=jnp.int32) - 1)[home]
+    slot = jnp.where(present, place, room)
+    responses = jnp.zeros(room, jnp.int32).at[slot].set(jnp.arange(size, dtype=jnp.int32), mode="drop")
+    # Prompts as numbers below `room`.
+    used = jnp.zeros(size, bool).at[jnp.where(present, space.prompt_of, size)].set(True, mode="drop")
+    prompt = (jnp.cumsum(used, dtype=jnp.int32) - 1)[space.prompt_of]
     local = PairSpace(
         kind="listed",
         width=1,
         eligible=jnp.arange(room, dtype=jnp.int32) < present.sum(),
         excluded=jnp.zeros((0, 2), jnp.int32),
         pairs=jnp.where(space.pairs < size, place[jnp.minimum(space.pairs, size - 1)], room),
-        prompt=jnp.zeros(room, jnp.int32).at[jnp.where(present, place, room)].set(prompt, mode="drop"),
+        prompt=jnp.zeros(room, jnp.int32).at[slot].set(prompt, mode="drop"),
     )
     return responses, local
+
+
+most_pairs, alive_pairs = max_pairs, valid_pairs
+
+
+def prompts_of(space: PairSpace) -> Int[Array, "N"]:
+    """The prompt of each response."""
+    return space.prompt_of

@@ -11,11 +11,14 @@ from scipy.stats import chisquare
 
 from jarm.core.status import JarmError
 from jarm.design.spaces import (
+    as_list,
     compact,
     contains,
     exclude,
     get_tile,
+    is_in,
     listed_space,
+    may_pair,
     pair_count,
     pair_space,
     sample_pairs,
@@ -75,6 +78,43 @@ def test_pair_count(kind):
         assert pair_count(space) == len(list_pairs(space))
 
 
+@pytest.mark.parametrize("kind", [*KINDS, "listed"])
+def test_membership(kind):
+    """Of every pair of indices, padding and mirrors among them; pairs that are excluded may pair all the same."""
+    asked = np.stack(np.meshgrid(np.arange(22), np.arange(22)), axis=-1).reshape(-1, 2)
+    for seed in range(4):
+        space = random_space(kind, 5, 4, seed)
+        held = {tuple(pair) for pair in list_pairs(space).tolist()}
+        found = is_in(space, jnp.asarray(asked, jnp.int32))
+        np.testing.assert_array_equal(found, [tuple(pair) in held for pair in asked.tolist()])
+        if kind != "listed":
+            every = {tuple(pair) for pair in list_pairs(pair_space(kind, 4, space.eligible)).tolist()}
+            found = may_pair(space, jnp.asarray(asked, jnp.int32))
+            np.testing.assert_array_equal(found, [tuple(pair) in every for pair in asked.tolist()])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_some_pairs_of_a_space_as_a_list(kind):
+    space = random_space(kind, 5, 4, 1)
+    space = dataclasses.replace(space, costs=jnp.ones(20))
+    some = list_pairs(space)[::3]
+    part = as_list(space, jnp.asarray([*some, (20, 20)], jnp.int32))
+    np.testing.assert_array_equal(list_pairs(part), some)
+    assert part.costs is None
+    np.testing.assert_array_equal(part.prompt_of, space.prompt_of)
+    assert pair_count(part) == len(some)
+
+
+def test_prompts_are_numbered_by_width_or_by_name():
+    space = pair_space("cross", 4, jnp.ones(20, bool))
+    np.testing.assert_array_equal(space.prompt_of, np.arange(20) // 4)
+    assert (space.size, space.num_prompts) == (20, 5)
+    named = dataclasses.replace(space, width=1, prompt=jnp.arange(20, dtype=jnp.int32) % 3)
+    np.testing.assert_array_equal(named.prompt_of, np.arange(20) % 3)
+    assert named.num_prompts == 20
+    assert listed_space(jnp.zeros((0, 2), jnp.int32), jnp.ones(7, bool), width=3).num_prompts == 3
+
+
 @pytest.mark.parametrize("kind", ["cross", "all"])
 def test_prompts_of_unequal_size_need_no_padding(kind):
     for seed in range(4):
@@ -104,8 +144,8 @@ def test_pair_count_is_exact_where_the_pairs_that_are_not_there_outnumber_a_floa
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=12, max_size=12), st.integers(0, 12))
 def test_contains_is_set_membership(some, keep):
     base = pair_space("all", 1, jnp.ones(10, bool))
-    held = np.array([pair if place < keep else (10, 10) for place, pair in enumerate(some)])
-    sorted_pairs = exclude(base, jnp.asarray(held, jnp.int32)).excluded
+    kept = np.array([pair if place < keep else (10, 10) for place, pair in enumerate(some)])
+    sorted_pairs = exclude(base, jnp.asarray(kept, jnp.int32)).excluded
     members = {tuple(sorted(pair)) for pair in some[:keep] if pair[0] != pair[1]}
     asked = np.stack(np.triu_indices(10, 1), axis=1)
     found = contains(sorted_pairs, jnp.asarray(asked, jnp.int32))
@@ -174,9 +214,9 @@ def test_all_pairs_are_drawn_on_both_sides_of_what_fits_a_number(size):
     eligible = jnp.zeros(size, bool).at[:4].set(True).at[-4:].set(True)
     space = pair_space("all", 1, eligible)
     drawn, valid = draw(jax.random.key(3), space, k=30)
-    alive = np.flatnonzero(eligible)
+    ends = np.flatnonzero(eligible)
     assert valid.sum() == 28
-    assert set(map(tuple, drawn[valid].tolist())) == {(i, j) for i in alive for j in alive if i < j}
+    assert set(map(tuple, drawn[valid].tolist())) == {(i, j) for i in ends for j in ends if i < j}
 
 
 def test_an_empty_space_has_no_pair_and_does_not_hang():
