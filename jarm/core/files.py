@@ -1,4 +1,4 @@
-"""Files written whole or not at all, claimed folders, and fingerprints."""
+"""Files: written whole or not at all, fingerprinted, in claimed folders."""
 
 from __future__ import annotations
 
@@ -20,21 +20,22 @@ except ImportError:  # not on Windows, where folders are not locked
 
 PathLike = str | os.PathLike[str]
 
-
 WHOLE = 1 << 26
-"""Files up to so many bytes (64 MiB) are fingerprinted whole."""
-
+"""Largest file, in bytes (64 MiB), that is fingerprinted whole."""
 
 _SAMPLES, _BLOCK = 256, 1 << 16
 
 
 def fingerprint(path: PathLike) -> str:
-    """A cheap SHA-256 of what a file holds, hexadecimal.
+    """A cheap SHA-256 of a file, 64 hexadecimal digits.
 
-    Over the size in bytes, then the whole content up to 64 MiB, else 256 evenly spaced blocks of 64 KiB, the first
-    and the last among them. A change between the sampled blocks goes unseen.
+    It covers the size in bytes, then the whole content of a file of up to 64 MiB, or 256 evenly spaced blocks of
+    64 KiB, the first and the last included. A change between the sampled blocks goes unseen.
+
+    Raises:
+      JarmError: there is no such file.
     """
-    path = _existing(path)
+    path = existing_file(path)
     size = path.stat().st_size
     digest = hashlib.sha256(f"{size}\n".encode())
     with path.open("rb") as file:
@@ -49,7 +50,19 @@ def fingerprint(path: PathLike) -> str:
 
 
 def described(**paths: PathLike) -> dict[str, Any]:
-    """Provenance of files: the last part of the path, `name_bytes` and `name_fingerprint` of each."""
+    """Provenance of files, as `name`, `name_bytes` and `name_fingerprint` of each.
+
+    Args:
+      **paths: name -> path; `name` in the result is the last part of the path.
+
+    Example:
+      >>> import tempfile
+      >>> path = Path(tempfile.mkdtemp()) / "answers.jsonl"
+      >>> replace_text(path, "{}")
+      >>> provenance = described(answers=path)
+      >>> provenance["answers"], provenance["answers_bytes"], provenance["answers_fingerprint"][:8]
+      ('answers.jsonl', 2, '0e406cbe')
+    """
     return {
         key: value
         for name, path in paths.items()
@@ -62,7 +75,9 @@ def described(**paths: PathLike) -> dict[str, Any]:
 
 
 def claim(folder: Path) -> IO[str]:
-    """Hold a folder for writing until what is returned is closed or the process ends, however it ends.
+    """Hold a folder for writing until the returned file is closed or the process ends, for any reason.
+
+    A file system without locks grants every claim.
 
     Raises:
       JarmError: another process holds it.
@@ -82,7 +97,7 @@ def claim(folder: Path) -> IO[str]:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+    """Write a file whole or not at all: a reader, or a crash, sees the old text or the new, never a part."""
     draft = path.with_name(path.name + ".tmp")
     with draft.open("w") as file:
         file.write(text)
@@ -91,7 +106,12 @@ def replace_text(path: Path, text: str) -> None:
     draft.replace(path)
 
 
-def _existing(path: PathLike) -> Path:
+def existing_file(path: PathLike) -> Path:
+    """The path, if a file is there.
+
+    Raises:
+      JarmError: a folder is there, or nothing.
+    """
     path = Path(path)
     if path.is_dir():
         raise JarmError(f"{path} is a folder where a file is wanted: name the file in it.")
@@ -101,7 +121,12 @@ def _existing(path: PathLike) -> Path:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: NumPy and JAX scalars as Python numbers, what is not finite as None."""
+    """A value as JSON has it: NumPy and JAX scalars become Python numbers, NaN and infinities None.
+
+    Example:
+      >>> [plain(value) for value in (np.float32(0.5), np.int64(3), float("nan"), "greedy_dopt")]
+      [0.5, 3, None, 'greedy_dopt']
+    """
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         value = np.asarray(value).item()
     return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from jarm.core.files import PathLike, _existing
+from jarm.core.files import PathLike, existing_file
 from jarm.core.messages import brief, listed
 from jarm.core.status import JarmError
 
@@ -43,7 +43,7 @@ def open_npy(path: PathLike) -> np.ndarray:
     Raises:
       JarmError: if the file is missing, truncated, empty, no `.npy`, in Fortran order, or not of a float type.
     """
-    path = _existing(path)
+    path = existing_file(path)
     try:
         with path.open("rb") as file:
             version = np.lib.format.read_magic(file)
@@ -103,7 +103,7 @@ def read_columns(path: PathLike, wanted: Iterable[str], pick: Pick | None = None
     Raises:
       JarmError: if the file is missing, truncated (with the line number for JSONL), empty, or of another kind.
     """
-    path = _existing(path)
+    path = existing_file(path)
     if path.suffix == ".parquet":
         columns = _read_parquet(path, list(dict.fromkeys(wanted)), pick)
     elif path.suffix == ".jsonl":

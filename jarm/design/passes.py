@@ -1,9 +1,9 @@
 """One pass over every pair of a space, for the k best: tile by tile, in memory that does not grow with the pairs.
 
-A pass sees a pair through numbers of its two responses, a `Scorer`. Spaces of all pairs are cut into square blocks of
-responses; of each block only the maxima of small chunks of pairs are looked at, the chunks with the largest maxima are
-kept, and their pairs are scored again one by one. That loses nothing: the k best pairs lie in the k chunks with the
-largest maxima, and of as many more chunks as there are excluded pairs, enough are left when those are struck out.
+A pass sees a pair through numbers of its two responses, a `Scorer`. A space of all pairs is cut into square tiles of
+blocks of responses. The pass keeps the maximum of each small chunk of pairs, then the chunks with the largest maxima,
+and scores their pairs again one by one. No pair is lost: the k best lie in the k chunks with the largest maxima, and
+one chunk more for each excluded pair leaves enough when the excluded pairs are removed.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from jarm.core.base import PairSpace
 from jarm.core.types import Array, Float, Int
-from jarm.design.blocks import _best_blocks
+from jarm.design.blocks import best_pairs_in_blocks
 from jarm.design.fisher import chunked
-from jarm.design.scorer import Best, Scorer, _best, _take, _top
+from jarm.design.scorer import Best, Scorer, gather, top_k, top_k_and_rest
 from jarm.design.spaces import TILE, get_tile, tile_count
 
 
@@ -28,19 +28,30 @@ def best_pairs(
     mesh: jax.sharding.Mesh | None = None,
     tile: int = TILE,
 ) -> Best:
-    """The k pairs of a space with the largest scores, or with the largest scores for what they cost.
+    """The k pairs of a space with the largest scores, or the largest scores per cost where the space has costs.
 
     Args:
-      scorer: what a pair scores. NaN scores are never found, unless it is `loud`.
-      space: which pairs; where they have costs, a score is divided by the cost.
+      scorer: the score of a pair. NaN scores are ignored, unless it is `nan_first`.
+      space: the pairs.
       k: how many, a Python int.
-      floor: pairs that score less may be left out, though there is room for them.
-      mesh: devices that share the blocks of a space of `cross` or `all` pairs; None for one.
+      floor: pairs of lower score may be left out, even if there is room for them.
+      mesh: devices that share the tiles of a space of `cross` or `all` pairs; None for one device.
       tile: pairs of a `within` or `listed` space scored together, which bounds memory.
 
     Returns:
-      The pairs, best first, equal scores in the order of the space. Which of pairs that all score the same as the last
-      are among them is decided by the shapes alone.
+      The pairs, best first, equal scores in the order of the space. Shapes alone decide which of the pairs that tie
+      with the last are among them.
+
+    Example:
+      The two largest distances among 5 responses on a line.
+
+      >>> import jax.numpy as jnp
+      >>> from jarm.design.spaces import pair_space
+      >>> y = jnp.array([0.0, 1.0, 2.0, 4.0, 9.0])
+      >>> scorer = Scorer(y, lambda a, b: abs(a - b), lambda rows, columns: abs(rows[:, None] - columns[None, :]))
+      >>> best = best_pairs(scorer, pair_space("all", 1, jnp.ones(5, bool)), 2)
+      >>> best.pairs.tolist(), best.scores.tolist(), float(best.rest)
+      ([[0, 4], [1, 4]], [9.0, 8.0], 7.0)
     """
     if space.pairs is not None:
         return _best_listed(scorer, space, k, tile)
@@ -50,71 +61,75 @@ def best_pairs(
     best = (
         _best_within(scorer, space, k, tile)
         if space.kind == "within"
-        else _best_blocks(scorer, space, k, jnp.float32(floor), mesh)
+        else best_pairs_in_blocks(scorer, space, k, jnp.float32(floor), mesh)
     )
     if costs is None:
         return best
-    return best._replace(costs=costs[jnp.minimum(best.pairs, space.eligible.shape[0] - 1)].sum(axis=1))
+    return best._replace(costs=costs[jnp.minimum(best.pairs, space.size - 1)].sum(axis=1))
 
 
 def _per_cost(scorer: Scorer, costs: Float[Array, "N"]) -> Scorer:
-    """The same scores for what a pair costs, where responses have costs."""
+    """Scores per cost of a pair, where a pair costs the sum of its responses; no bound."""
     return Scorer(
         (scorer.stats, costs),
         lambda a, b: scorer.pair(a[0], b[0]) / (a[1] + b[1]),
         lambda rows, columns: scorer.tile(rows[0], columns[0]) / (rows[1][:, None] + columns[1][None, :]),
         order=scorer.order,
-        loud=scorer.loud,
+        nan_first=scorer.nan_first,
     )
 
 
+def _scores_of(scorer: Scorer, pairs: Int[Array, "m 2"], size: int) -> Float[Array, "m"]:
+    """Scores one by one, of any pair where an index is N."""
+    first, second = jnp.minimum(pairs, size - 1).T
+    return scorer.with_nan_first(jax.vmap(scorer.pair)(gather(scorer.stats, first), gather(scorer.stats, second)))
+
+
 def _best_listed(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
-    """All scores are kept, 4 bytes a pair where the list itself has 8, for a single top-k."""
+    """The best of a list. All scores are kept, 4 bytes per pair where the list itself has 8, for a single top-k."""
     assert space.pairs is not None
-    size = space.eligible.shape[0]
+    size = space.size
     numbers = sum(leaf.size for leaf in jax.tree.leaves(scorer.stats)) // size
-    # A quarter of a tile, so that the numbers of a chunk stay in a core's own cache.
+    # A quarter of a tile, so that the numbers of a chunk stay in the cache of one core.
     chunks = chunked(space.pairs, max(1, tile // (4 * max(1, numbers))), size)
 
     def scored(pairs: Int[Array, "m 2"]) -> Float[Array, "m"]:
         first, second = jnp.minimum(pairs, size - 1).T
-        scores = scorer.heard(jax.vmap(scorer.pair)(_take(scorer.stats, first), _take(scorer.stats, second)))
-        fine = (pairs[:, 0] < size) & space.eligible[first] & space.eligible[second]
-        return jnp.where(fine, scores, -jnp.inf)
+        valid = (pairs[:, 0] < size) & space.eligible[first] & space.eligible[second]
+        return jnp.where(valid, _scores_of(scorer, pairs, size), -jnp.inf)
 
     scores = jax.lax.map(scored, chunks).reshape(-1)
     costs = space.costs
     if costs is not None:
         costs = jnp.pad(costs, (0, scores.shape[0] - costs.shape[0]), constant_values=1)
         scores = scores / costs
-    scores, chosen, rest = _best(scores, k)
+    scores, chosen, rest = top_k_and_rest(scores, k)
     pairs = jnp.where((scores > -jnp.inf)[:, None], chunks.reshape(-1, 2)[chosen], size)
     return Best(scores, pairs, rest, None if costs is None else costs[chosen])
 
 
 def _best_within(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
+    """The best of a `within` space, tile by tile, and one more for `rest`."""
+
     def merge(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
         best, pairs = carry
         rows, columns, mask = get_tile(space, index, tile)
-        scores = jax.vmap(scorer.tile)(_take(scorer.stats, rows), _take(scorer.stats, columns))
-        scores = jnp.where(mask, scorer.heard(scores), -jnp.inf).reshape(-1)
-        some, flat = _top(scores, min(k + 1, scores.shape[0]))
+        scores = jax.vmap(scorer.tile)(gather(scorer.stats, rows), gather(scorer.stats, columns))
+        scores = jnp.where(mask, scorer.with_nan_first(scores), -jnp.inf).reshape(-1)
+        values, places = top_k(scores, min(k + 1, scores.shape[0]))
 
         def better(_: None) -> tuple[Array, Array]:
-            group, place = jnp.divmod(flat, rows.shape[1] * columns.shape[1])
+            group, place = jnp.divmod(places, rows.shape[1] * columns.shape[1])
             first, second = jnp.divmod(place, columns.shape[1])
             found = jnp.stack([rows[group, first], columns[group, second]], axis=1)
-            values, order = jax.lax.top_k(jnp.concatenate([best, some]), k + 1)
-            return values, jnp.concatenate([pairs, found])[order]
+            merged, order = jax.lax.top_k(jnp.concatenate([best, values]), k + 1)
+            return merged, jnp.concatenate([pairs, found])[order]
 
-        return jax.lax.cond(some[0] <= best[-1], lambda _: (best, pairs), better, None), None
+        return jax.lax.cond(values[0] <= best[-1], lambda _: (best, pairs), better, None), None
 
-    start = (jnp.full(k + 1, -jnp.inf, jnp.float32), jnp.full((k + 1, 2), space.eligible.shape[0], jnp.int32))
+    start = (jnp.full(k + 1, -jnp.inf, jnp.float32), jnp.full((k + 1, 2), space.size, jnp.int32))
     best, pairs = jax.lax.scan(merge, start, jnp.arange(tile_count(space, tile), dtype=jnp.int32))[0]
-    # Once more, pair by pair: tiles cancel digits.
-    size = space.eligible.shape[0]
-    first, second = jnp.minimum(pairs, size - 1).T
-    again = jax.vmap(scorer.pair)(_take(scorer.stats, first), _take(scorer.stats, second))
-    again = jnp.where(jnp.isfinite(best), scorer.heard(again), best)
-    scores, chosen, rest = _best(again, k)
+    # Scored again pair by pair, because the products of a tile cancel digits.
+    exact = jnp.where(jnp.isfinite(best), _scores_of(scorer, pairs, space.size), best)
+    scores, chosen, rest = top_k_and_rest(exact, k)
     return Best(scores, pairs[chosen], jnp.maximum(rest, best[k]))

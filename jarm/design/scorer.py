@@ -1,4 +1,4 @@
-"""Scorers of pairs, and the best pairs so far."""
+"""Scorers of pairs, the best pairs of a pass, and a top-k that stays fast when compiled."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from jarm.core.types import Array, Float, Int
 
 
 class Scorer(NamedTuple):
-    """How a pass sees pairs.
+    """A score of pairs, through numbers of their two responses.
 
     Attributes:
       stats: numbers of each response, a pytree of `[N, ...]`.
-      pair: `(numbers of one response, numbers of another) -> score`, the same in either order.
-      tile: `(numbers [r, ...], numbers [c, ...]) -> [r, c]`: `pair` of each with each, as fast as may be.
-      bound: `(numbers [r, ...], numbers [c, ...]) -> scalar` that none of these scores exceeds, found without a number
-        for each pair; None: there is none.
-      order: `[N]` by which alike responses come together, so that bounds are close; None for the order they are in.
-      loud: take NaN for infinity, so that it is found; else it loses every comparison and is passed over.
+      pair: `(numbers of one response, numbers of another) -> score`, symmetric.
+      tile: `(numbers [r, ...], numbers [c, ...]) -> [r, c]`: `pair` of each row with each column, fast.
+      bound: `(numbers [r, ...], numbers [c, ...]) -> scalar`, an upper bound on these scores, found without a number
+        for each pair; None where there is none.
+      order: `[N]` key that brings similar responses together, so that bounds are tight; None keeps their order.
+      nan_first: treat NaN scores as +inf, so that they are reported instead of ignored.
     """
 
     stats: Any
@@ -29,21 +29,21 @@ class Scorer(NamedTuple):
     tile: Callable[[Any, Any], Float[Array, "r c"]]
     bound: Callable[[Any, Any], Float[Array, ""]] | None = None
     order: Float[Array, "N"] | None = None
-    loud: bool = False
+    nan_first: bool = False
 
-    def heard(self, scores: Float[Array, "*s"]) -> Float[Array, "*s"]:
-        """Scores, or maxima of some, as comparisons are to see them."""
-        return jnp.where(jnp.isnan(scores), jnp.inf, scores) if self.loud else scores
+    def with_nan_first(self, scores: Float[Array, "*s"]) -> Float[Array, "*s"]:
+        """Scores with NaN as +inf where the scorer is `nan_first`."""
+        return jnp.where(jnp.isnan(scores), jnp.inf, scores) if self.nan_first else scores
 
 
 class Best(NamedTuple):
-    """The best pairs of a space.
+    """The k best pairs of a space.
 
     Attributes:
-      scores: `[k]` falling; -inf where the space holds fewer.
+      scores: `[k]` falling; -inf where the space holds fewer pairs.
       pairs: `[k, 2]` smaller index first; N where the score is -inf.
-      rest: no pair that was left out scores more, but for rounding; -inf if none was.
-      costs: `[k]` what the pairs cost, or None.
+      rest: upper bound, up to rounding, on the score of every other pair; -inf if there is no other.
+      costs: `[k]` costs of the pairs, or None.
     """
 
     scores: Float[Array, "k"]
@@ -52,22 +52,23 @@ class Best(NamedTuple):
     costs: Float[Array, "k"] | None = None
 
 
-def _top(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
-    """`jax.lax.top_k`, apart from what is done with it."""
+def gather(stats: Any, index: Int[Array, "*s"]) -> Any:
+    """Numbers of some responses: `leaf[index]` of each leaf."""
+    return jax.tree.map(lambda leaf: leaf[index], stats)
+
+
+def top_k(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"]]:
+    """`jax.lax.top_k`, kept apart from the operations that use its result."""
     best, chosen = jax.lax.top_k(scores, k)
-    # Without the barrier XLA fuses, say, `best[k]` with the top-k, no longer knows it, and sorts all scores. Swapped,
-    # since XLA takes a barrier around the very tuple of a top-k for one of its parts, and aborts, on several devices.
+    # Without the barrier XLA fuses the top-k with, say, `best[k]`, no longer recognises it, and sorts all scores.
+    # Swapped, since on several devices XLA aborts on a barrier around the very tuple of a top-k.
     chosen, best = jax.lax.optimization_barrier((chosen, best))
     return best, chosen
 
 
-def _best(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"], Float[Array, ""]]:
-    """The k largest of some scores, where they stand, and the largest of the others."""
+def top_k_and_rest(scores: Float[Array, "m"], k: int) -> tuple[Float[Array, "k"], Int[Array, "k"], Float[Array, ""]]:
+    """The k largest scores, padded with -inf; their places; and the largest of the other scores."""
     lacking = max(0, k + 1 - scores.shape[0])
-    best, chosen = _top(scores, k + 1 - lacking)
+    best, chosen = top_k(scores, k + 1 - lacking)
     best = jnp.pad(best, (0, lacking), constant_values=-jnp.inf)
     return best[:k], jnp.pad(chosen, (0, lacking))[:k], best[k]
-
-
-def _take(stats: Any, index: Array) -> Any:
-    return jax.tree.map(lambda leaf: leaf[index], stats)

@@ -88,7 +88,7 @@ def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: in
     Returns:
       As `top_pairs`.
     """
-    best = best_pairs(scorer._replace(loud=True), dataclasses.replace(space, costs=None), k, tile=tile)
+    best = best_pairs(scorer._replace(nan_first=True), dataclasses.replace(space, costs=None), k, tile=tile)
     # Scores may overflow, or be NaN, where what they are made of is neither.
     fine = (finite | ~space.eligible).all() & (best.scores < jnp.inf).all()
     status = jnp.where(fine, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))

@@ -72,9 +72,9 @@ def test_equal_features_have_no_information_at_all(kind):
 def test_responses_that_no_pair_can_reach_may_hold_anything(kind):
     phi, rewards, space = problem(3, kind)
     total, count = information(jnp.asarray(phi), jnp.asarray(rewards), space)
-    dead = ~np.asarray(space.eligible)
-    assert dead.any()
-    phi[dead], rewards[dead] = np.nan, np.inf
+    unreachable = ~np.asarray(space.eligible)
+    assert unreachable.any()
+    phi[unreachable], rewards[unreachable] = np.nan, np.inf
     again, count_again = information(jnp.asarray(phi), jnp.asarray(rewards), space)
     np.testing.assert_array_equal(again, total)
     assert count_again == count
@@ -84,14 +84,14 @@ def test_responses_that_no_pair_can_reach_may_hold_anything(kind):
 def test_centred_features_have_the_same_differences_and_no_mean():
     for kind, groups in (("within", 5), ("cross", 1)):
         phi, _, space = problem(1, kind)
-        alive = np.asarray(space.eligible)
+        eligible = np.asarray(space.eligible)
         out = np.asarray(centred(jnp.asarray(phi), space))
         for group in np.split(np.arange(20), groups):
-            kept = group[alive[group]]
+            kept = group[eligible[group]]
             if len(kept):
                 np.testing.assert_allclose(out[kept] - out[kept[0]], phi[kept] - phi[kept[0]], atol=1e-5)
                 np.testing.assert_allclose(out[kept].mean(axis=0), 0, atol=1e-5)
-        assert not out[~alive].any()
+        assert not out[~eligible].any()
 
 
 def test_fisher_weight_keeps_its_relative_precision():

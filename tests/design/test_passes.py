@@ -56,7 +56,7 @@ def check_best(best, y, space, k):
 @pytest.mark.parametrize("kind", ["cross", "all"])
 @pytest.mark.parametrize(("block", "group", "prompts"), [(16, 1, 5), (16, 3, 15), (32, 4, 23)])
 def test_many_blocks_are_as_good_as_a_full_sort(monkeypatch, kind, block, group, prompts):
-    """Exclusions among the best, dead responses, costs, copies, equal scores, and k above the space."""
+    """Exclusions among the best, ineligible responses, costs, copies, equal scores, and k above the space."""
     size = prompts * WIDTH
     run = blocks_of_size(monkeypatch, block, group)
     for case in range(6):
@@ -88,16 +88,16 @@ def test_blocks_of_their_shipped_size():
     rng = np.random.default_rng(0)
     size = 1200
     y = rng.normal(size=(size, F)).astype(np.float32)
-    gone = jnp.asarray(rng.integers(0, size, (30, 2)), jnp.int32)
-    space = pair_space("cross", WIDTH, jnp.asarray(rng.random(size) < 0.95), gone)
+    excluded = jnp.asarray(rng.integers(0, size, (30, 2)), jnp.int32)
+    space = pair_space("cross", WIDTH, jnp.asarray(rng.random(size) < 0.95), excluded)
     best = jax.jit(lambda y: best_pairs(scorer_of(y), space, 500))(jnp.asarray(y))
     first, second = np.triu_indices(size, 1)
-    alive = np.asarray(space.eligible)
-    keep = alive[first] & alive[second] & (first // WIDTH != second // WIDTH)
-    struck = {tuple(pair) for pair in np.asarray(space.excluded).tolist()}
+    eligible = np.asarray(space.eligible)
+    keep = eligible[first] & eligible[second] & (first // WIDTH != second // WIDTH)
+    removed = {tuple(pair) for pair in np.asarray(space.excluded).tolist()}
     first, second = first[keep], second[keep]
     scores = ((y[first] - y[second]).astype(np.float64) ** 2).sum(axis=1)
-    order = [i for i in np.argsort(-scores)[:600] if (first[i], second[i]) not in struck][:501]
+    order = [i for i in np.argsort(-scores)[:600] if (first[i], second[i]) not in removed][:501]
     np.testing.assert_allclose(best.scores, scores[order[:500]], rtol=2e-6)
     expected = set(zip(first[order].tolist(), second[order].tolist(), strict=True))
     assert len({tuple(pair) for pair in np.asarray(best.pairs).tolist()} - expected) == 0
