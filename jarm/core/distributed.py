@@ -1,4 +1,4 @@
-"""Several processes on one job, usually one a host or one a device: joining them, and meeting on the way."""
+"""Several processes on one job, usually one per host or per device: how they join, wait for each other and agree."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ from jax.experimental import multihost_utils
 from jarm.core.status import JarmError
 
 SHUTDOWN_SECONDS = 60
-"""How long a process that ends waits for the others: so long they hang where one has failed."""
+"""Time that a process that ends waits for the others; where one has failed, the others hang this long."""
 LOOK_SECONDS = 0.5
-"""How often a process looks whether others are still at work."""
+"""Time between two looks of a process at whether others still work."""
 
 
 def start_processes(
@@ -31,20 +31,22 @@ def start_processes(
     local_device: int | None = None,
     timeout: int = 300,
 ) -> None:
-    """Join the other processes of this run; to be called before anything touches a device.
+    """Join the other processes of this run, before anything touches a device.
 
-    What is not given is detected where SLURM, Open MPI, Kubernetes or a TPU pod tell it (`jax.distributed.initialize`).
+    Options that are not given are detected under SLURM, Open MPI, Kubernetes or on a TPU pod
+    (`jax.distributed.initialize`).
 
     Args:
-      coordinator: host and port of process 0, such as `10.0.0.1:1234`, which all processes reach.
-      processes: how many there are.
-      process_id: which this is, from 0.
+      coordinator: host and port of process 0, such as `10.0.0.1:1234`, within reach of all processes.
+      processes: number of processes.
+      process_id: number of this process, from 0.
       local_device: the only device of its host that this process takes, from 0; by default all, or as SLURM and the
         others say.
-      timeout: how long to wait for the others, in seconds; when it has passed, JAX ends a waiting process 0.
+      timeout: seconds to wait for the others; after them JAX ends a waiting process 0.
 
     Raises:
-      JarmError: an address that is none or does not answer, an id out of range, nothing to detect, or too late.
+      JarmError: the address is malformed or does not answer, the id is out of range, nothing was detected, or a device
+        is in use already.
     """
     if coordinator is not None and not re.fullmatch(r".+:\d{1,5}", coordinator):
         raise JarmError(f"'{coordinator}' is no address of process 0: write HOST:PORT, such as 10.0.0.1:1234.")
@@ -54,7 +56,7 @@ def start_processes(
         raise JarmError("The processes are joined already: call `start_processes` once.")
     if coordinator is not None and process_id:
         _await(coordinator, timeout)
-    # It would take SIGTERM for itself, by which a run is asked to stop.
+    # The service would take SIGTERM for itself, by which a run is asked to stop.
     jax.config.update("jax_enable_preemption_service", False)
     try:
         jax.distributed.initialize(
@@ -86,10 +88,14 @@ def join_if_asked(
     process_id: int | None,
     local_device: int | None = None,
 ) -> None:
-    """What a command does with its options: `start_processes`, unless none is given or they are joined already.
+    """`start_processes` with the options of a command, unless none is given or the processes are joined already.
+
+    Args:
+      distributed: join the processes that are detected.
+      coordinator, processes, process_id, local_device: as for `start_processes`.
 
     Raises:
-      JarmError: as `start_processes`; or the others are given without the first two.
+      JarmError: as `start_processes`; or others are given without `distributed` or `coordinator`.
     """
     if not (coordinator or distributed):
         if (processes, process_id, local_device) != (None, None, None):
@@ -102,7 +108,7 @@ def join_if_asked(
 
 
 def _await(coordinator: str, timeout: int) -> None:
-    # JAX would abort this process, with a stack trace of C++.
+    """Wait until process 0 answers: otherwise JAX would abort this process, with a stack trace of C++."""
     host, port = coordinator.rsplit(":", 1)
     end = time.monotonic() + timeout
     while True:
@@ -119,7 +125,7 @@ def _await(coordinator: str, timeout: int) -> None:
 
 @contextlib.contextmanager
 def in_step() -> Iterator[None]:
-    """At the end of the block wait for all processes; where it failed in one of them, it fails in all.
+    """Wait for all processes at the end of the block; where it failed in one of them, it fails in all.
 
     Raises:
       JarmError: the block failed in another process.
@@ -132,22 +138,23 @@ def in_step() -> Iterator[None]:
     if jax.process_count() > 1:
         fine = np.all(multihost_utils.process_allgather(np.array(failure is None)))
         if failure is None and not fine:
-            raise JarmError("Another process stopped, and says why: mend that, and start all of them again.")
+            raise JarmError("Another process stopped, and says why: fix that, and start all of them again.")
     if failure is not None:
         raise failure
 
 
 @contextlib.contextmanager
 def long_step(folder: pathlib.Path) -> Iterator[None]:
-    """`in_step` for a block that takes some processes much longer than others, more than a meeting of devices may last.
+    """`in_step` for a block that some processes finish much later than others, too late for a collective operation.
 
-    Each has a file in the folder while it is at work, and they meet when none is left. One that fails says so at once.
+    Each process keeps a file in the folder while it works, and all wait until no file is left. A process that fails
+    reports it at once.
 
     Args:
-      folder: in a place that all processes see; it holds no such files yet.
+      folder: a place that all processes see, with no such files yet.
 
     Raises:
-      JarmError: as for `in_step`; or the processes see different folders.
+      JarmError: as `in_step`; or the processes see different folders.
     """
     if jax.process_count() == 1:
         yield
@@ -177,11 +184,12 @@ def long_step(folder: pathlib.Path) -> Iterator[None]:
 
 
 def _at_work(folder: pathlib.Path) -> list[str]:
+    """Numbers of the processes that work in `long_step`."""
     return [each.name for each in folder.iterdir() if each.name.isdigit()]
 
 
 def agreed(text: str) -> bool:
-    """Whether all processes call this with the same text."""
+    """Whether all processes call this with the same text; True for a single process."""
     if jax.process_count() == 1:
         return True
     own = np.frombuffer(hashlib.sha256(text.encode()).digest(), np.uint8)

@@ -1,8 +1,7 @@
 """Small positive (semi)definite algebra with a status: Cholesky, log det, whitening. Products at highest precision.
 
-On some accelerators a float32 product runs in reduced precision unless told otherwise; information matrices are
-sums of many small terms, and their Cholesky fails long before the answer looks wrong, so everything here asks for
-full precision.
+Some accelerators run a float32 product in reduced precision by default. Information matrices are sums of many small
+terms, and their Cholesky fails long before an answer looks wrong, so every product here asks for full precision.
 """
 
 from __future__ import annotations
@@ -32,9 +31,16 @@ def jitter(matrix: Float[Array, "F F"]) -> Float[Array, "F F"]:
 
 
 def cholesky(matrix: Float[Array, "F F"]) -> tuple[Float[Array, "F F"], Int[Array, ""]]:
-    """Lower Cholesky factor and its status: SINGULAR where the matrix is not positive definite, factor NaN.
+    """Lower Cholesky factor and a status: SINGULAR, with a factor of NaN, where the matrix is not positive definite.
 
-    Unlike `slogdet`, which returns a finite number for an indefinite matrix, this cannot fail unnoticed.
+    `slogdet` returns a finite number for an indefinite matrix; this status cannot be missed.
+
+    Example:
+      >>> factor, status = cholesky(jnp.diag(jnp.array([4.0, 9.0])))
+      >>> jnp.diagonal(factor).tolist(), Status(int(status)).name
+      ([2.0, 3.0], 'OK')
+      >>> Status(int(cholesky(jnp.diag(jnp.array([1.0, -1.0])))[1])).name
+      'SINGULAR'
     """
     factor = jnp.linalg.cholesky(matrix)
     good = jnp.isfinite(factor).all() & (jnp.diagonal(factor) > 0).all()
@@ -49,9 +55,9 @@ def inverse_factor(matrix: Float[Array, "F F"]) -> tuple[Float[Array, "F F"], In
 
 
 def grown_root(root: Float[Array, "F F"], rows: Float[Array, "k F"]) -> Float[Array, "F F"]:
-    """Triangular R, R^T R = root^T root + rows^T rows: what is small keeps digits that the sum would have lost."""
+    """Triangular R with R^T R = root^T root + rows^T rows: small terms keep digits that the sum would lose."""
     both = jnp.concatenate([rows, root])
-    # Large rows go first, or the reflections would round the small ones as the sum does.
+    # Large rows first: otherwise the reflections round small rows as the sum would.
     order = jnp.argsort(-jnp.abs(both).max(axis=1))
     return jnp.linalg.qr(both[order], mode="r")
 
@@ -63,10 +69,10 @@ def log_det(matrix: Float[Array, "F F"]) -> tuple[Float[Array, ""], Int[Array, "
 
 
 def square_sum(x: Float[Array, "*n F"]) -> Float[Array, "*n"]:
-    """|x|^2 over the last axis, by a product with ones: there XLA's sums take three times as long on a CPU."""
+    """|x|^2 over the last axis, by a product with ones: on a CPU an XLA sum takes three times as long."""
     return matmul(jnp.square(x), jnp.ones(x.shape[-1], x.dtype))
 
 
 def distances(rows: Float[Array, "r F"], columns: Float[Array, "c F"]) -> Float[Array, "r c"]:
-    """Squared distances of each row from each column, by one product."""
+    """Squared distances of each row from each column, by one product; rounding may leave some below 0."""
     return square_sum(rows)[:, None] + square_sum(columns)[None, :] - 2 * matmul(rows, columns.T)

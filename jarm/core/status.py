@@ -1,4 +1,4 @@
-"""Failure as data: a `Status` travels with each result; `check` raises it at the edge, with a sentence and its cure."""
+"""Failure as data: a `Status` travels with each result; `check` raises it at the edge, as a sentence with the cure."""
 
 from __future__ import annotations
 
@@ -11,7 +11,10 @@ from jarm.core.types import Array, Int
 
 
 class Status(enum.IntEnum):
-    """What went wrong, from harmless to worst, so that statuses combine by `max`. `message` names the cure."""
+    """Outcome of a computation, from harmless to worst, so that statuses combine by `max` (see `worst`).
+
+    First a batch that is short or of little use, then a full budget, then numbers that failed, then a broken rule.
+    """
 
     OK = 0
     EXHAUSTED = 1
@@ -27,7 +30,7 @@ class Status(enum.IntEnum):
 
     @property
     def message(self) -> str:
-        """One sentence: what is wrong, and what to do."""
+        """The fault and its cure."""
         return _MESSAGES[self]
 
 
@@ -37,6 +40,15 @@ _MESSAGES = {
         "The pair space holds fewer unlabelled pairs than the batch asks for: label fewer pairs per round, "
         "run fewer rounds, or widen the space (`--pairs all`)."
     ),
+    Status.LIMITED: (
+        "The limits on pairs per prompt, pairs per response or near-copies leave fewer pairs than the batch asks for: "
+        "raise them, or label fewer pairs."
+    ),
+    Status.UNINFORMATIVE: (
+        "Some pairs of the batch would teach nothing, because every remaining pair has equal features at both ends: "
+        "check the features for copies or a head that has collapsed, or label fewer pairs."
+    ),
+    Status.FULL: "More labels were recorded than the budget has room for: configure more rounds or a larger batch.",
     Status.SINGULAR: (
         "An information matrix is not positive definite in float32: raise the prior of the rule (`--prior-weight`, "
         "where it has one) or the penalty of a linear head (`--ridge`), or check the features for an exploding "
@@ -45,40 +57,46 @@ _MESSAGES = {
     Status.DIVERGED: "The fit of a reward head ended at a loss that is not finite: lower the learning rate.",
     Status.NONFINITE: (
         "Rewards, gold rewards or features are missing, NaN or infinite, or a label is not in [0, 1]: check the "
-        "embeddings and the labels (without gold rewards, call `init`, `ask` and `tell`), then lower the learning rate."
-    ),
-    Status.NO_RULE: "The index of the rule is not one of `LoopConfig.rules`: count them from 0.",
-    Status.LIMITED: (
-        "The limits on picks a prompt, picks a response or near-copies leave fewer pairs than the batch asks for: "
-        "raise them, or label fewer pairs."
-    ),
-    Status.UNINFORMATIVE: (
-        "Some pairs of the batch would teach nothing, because every pair that is left has equal features at both ends: "
-        "check the features for copies or a head that has collapsed, or label fewer pairs."
+        "embeddings and the labels, then lower the learning rate. Without gold rewards, call `init`, `ask` and `tell`."
     ),
     Status.BROKEN_RULE: (
-        "A rule returned a pair twice, one that is not in its space or has the larger index first, or fewer pairs than "
-        "there are: `jarm rules --check` says which."
+        "A rule returned a pair twice, a pair that is not in its space or has the larger index first, or fewer pairs "
+        "than there are: `jarm rules --check` says which."
     ),
     Status.BROKEN_SCORES: (
-        "A rule made a score, a gain or a weight that is NaN or infinite, or a weight that is not positive, of numbers "
-        "that are finite: `jarm rules --check` says where."
+        "A rule made a score, a gain or a weight that is NaN or infinite, or a weight that is not positive, from "
+        "finite numbers: `jarm rules --check` says where."
     ),
-    Status.FULL: "More answers were told than the budget has room for: configure more rounds or a larger batch.",
+    Status.NO_RULE: "The index of the rule is not one of `LoopConfig.rules`: count them from 0.",
 }
 
 
 class JarmError(ValueError):
-    """Something the user gave, or a computation on it, is wrong; the message says where and what to do."""
-
-
-def check(status: Int[Array, "..."] | np.ndarray | int, where: str = "") -> None:
-    """Raise `JarmError` with the message of the worst status; do nothing if all are OK."""
-    worst = Status(int(np.max(np.asarray(status))))
-    if worst is not Status.OK:
-        raise JarmError(f"{where}: {worst.message}" if where else worst.message)
+    """An input of the user, or a computation on it, is wrong; the message says what, where, and what to do."""
 
 
 def worst(*statuses: Int[Array, ""]) -> Int[Array, ""]:
     """The worst of several statuses."""
     return jnp.stack([jnp.asarray(status, jnp.int32) for status in statuses]).max()
+
+
+def check(status: Int[Array, "..."] | np.ndarray | int, where: str = "") -> None:
+    """Raise the message of the worst status; do nothing if all are OK.
+
+    Args:
+      status: statuses of any shape; this waits for their computation.
+      where: beginning of the message, such as `round 3`.
+
+    Raises:
+      JarmError: a status is not OK.
+
+    Example:
+      >>> from jarm import Status, check
+      >>> check(np.array([Status.OK, Status.OK]))
+      >>> check(np.array([Status.OK, Status.DIVERGED]), "round 3")  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: round 3: The fit of a reward head ended at a loss that is not finite: lower ...
+    """
+    found = Status(int(np.max(np.asarray(status))))
+    if found is not Status.OK:
+        raise JarmError(f"{where}: {found.message}" if where else found.message)

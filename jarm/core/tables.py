@@ -14,16 +14,16 @@ class ResponseTable:
     """P prompts with R responses each, as rows of one embedding array that may lie on disk.
 
     Responses are indices into `store`, so that a ragged table, a split of a table, or a store in which equal texts
-    share a row all cost no copy. A table lives on the host; `embeddings` gathers what is asked for.
+    share a row all cost no copy. A table lives on the host; `embeddings` gathers only the prompts asked for.
 
     Attributes:
       store: `[n, d]` embeddings, any float type, possibly memory-mapped.
       rows: `[P, R]` int, the row of `store` of each response; any valid row where `mask` is false.
       mask: `[P, R]` bool, true where a response exists.
       gold: `[P, R]` float32 gold rewards (arbitrary units, larger is better), or None; 0 where `mask` is false.
-      mean, deviation: `[d]` float32, what embeddings are standardised by as they are read, or None.
+      mean, deviation: `[d]` float32, subtracted from and dividing embeddings as they are read, or None.
       attributes: name -> `[P, R]` float32 scores that use no reward model (length, position, ...).
-      provenance: what made it: names, paths, settings.
+      provenance: names, paths and settings of its making.
     """
 
     store: np.ndarray
@@ -57,12 +57,12 @@ class ResponseTable:
             rows=self.rows[prompts],
             mask=self.mask[prompts],
             gold=None if self.gold is None else self.gold[prompts],
-            attributes={name: ruler[prompts] for name, ruler in self.attributes.items()},
+            attributes={name: values[prompts] for name, values in self.attributes.items()},
         )
 
 
 class TrainTest(NamedTuple):
-    """A table to label pairs of, and a table of other prompts to evaluate on; R may differ, d may not."""
+    """A table whose pairs are labelled, and a table of other prompts for evaluation; R may differ, d may not."""
 
     train: ResponseTable
     test: ResponseTable

@@ -1,6 +1,6 @@
 """Axis letters and array aliases used in every signature.
 
-P prompts; R responses a prompt; N = P*R responses, prompt-major; d embedding width; F width of a head's last
+P prompts; R responses per prompt; N = P*R responses, prompt-major; d embedding width; F width of a head's last
 hidden layer; K ensemble members; M listed pairs; L capacity of the labelled set; B pairs labelled per round; T rounds.
 """
 
