@@ -198,7 +198,8 @@ def _rules(check: str | None = None) -> None:
         return
     for name, entry in RULES.items():
         needs = ", ".join(NEEDS[need] for need in entry.needs)
-        print(f"{name:<22} {entry.summary}\n{'':<22} cost {entry.cost}; needs {needs or 'the pool alone'}")
+        mark = "; contrib" * entry.contrib
+        print(f"{name:<23} {entry.summary}\n{'':<23} cost {entry.cost}; needs {needs or 'the pool alone'}{mark}")
     print(f"\n{COSTS}")
 
 

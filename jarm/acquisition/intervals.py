@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.acquisition.duels import duels, of_ensemble, thompson
-from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import distances, square_sum
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.fisher import centred, fisher_weight
@@ -113,21 +113,6 @@ def _best_by(
 def probability_gap(margin: Float[Array, "*n"], half: Float[Array, "*n"]) -> Float[Array, "*n"]:
     """sigmoid(m + b) - sigmoid(m - b) = (1 - exp(-2 b)) sigmoid(b + m) sigmoid(b - m), which cancels no digits."""
     return -jnp.expm1(-2 * half) * jax.nn.sigmoid(half + margin) * jax.nn.sigmoid(half - margin)
-
-
-def as_published(rule: Rule) -> Rule:
-    """The same rule with the intervals of published code."""
-
-    def published(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-        return rule(key, hparams, belief, space, k, marginal=True)  # type: ignore[call-arg]
-
-    name = rule.__name__  # type: ignore[attr-defined]
-    published.__name__ = published.__qualname__ = f"{name}_marginal"
-    published.__doc__ = f"""`{name}` with published intervals, beta (s_i + s_j): for comparison, not for use.
-
-    s_i is the sd over members of R_i by itself; `{name}` has the sd of R_i - R_j. Gain: as there.
-    """
-    return published
 
 
 def infomax(
@@ -340,12 +325,3 @@ def ids(
         return -jnp.square(regret) / jnp.maximum(told, jnp.finfo(jnp.float32).tiny)
 
     return duels(key, known, finite, space, k, first, second)
-
-
-infomax_marginal = as_published(infomax)
-delta_ucb_marginal = as_published(delta_ucb)
-delta_quantile_marginal = as_published(delta_quantile)
-max_min_lcb_marginal = as_published(max_min_lcb)
-info_gain_marginal = as_published(info_gain)
-rucb_marginal = as_published(rucb)
-ids_marginal = as_published(ids)

@@ -17,9 +17,9 @@ from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import inverse_factor, jitter
 from jarm.core.status import Status, worst
 from jarm.core.types import Array, Float, PRNGKey
-from jarm.design.criteria import D_UNWEIGHTED, Criterion, a_optimal, v_optimal
+from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, v_optimal
 from jarm.design.fisher import fisher_weight, pair_information, space_information
-from jarm.design.greedy import greedy, greedy_log_det
+from jarm.design.greedy import greedy
 from jarm.design.top import best_first, top_pairs
 
 
@@ -89,31 +89,14 @@ def _shaped(hparams: HParams, mean: Float[Array, "F F"], belief: Belief, k: int)
     return hparams.prior_weight * labels * ((1 - hparams.prior_mix) * ridge + hparams.prior_mix * mean)
 
 
-def _greedy(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, past_aware: bool) -> Selection:
-    prior = prior_information(hparams, belief, space, k, past_aware=past_aware)
-    selection, _ = greedy_log_det(belief.features, belief.rewards, space, prior, k)
-    return selection
-
-
 def greedy_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Exact greedy D-optimal batch: each pair adds most to log det of past + prior + batch so far.
 
     Gain: log(1 + v x^T A^-1 x) in nats, A the information up to the pair. See `prior_information` for the prior
     and `jarm.greedy` for why the choice is exact over every pair of the space.
     """
-    return _greedy(key, hparams, belief, space, k, past_aware=True)
-
-
-def greedy_dopt_blind(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """`greedy_dopt` that forgets the labelled pairs: the batch is spread out, but may repeat what is known.
-
-    Gain: as `greedy_dopt`, with A0 the prior alone.
-    """
-    return _greedy(key, hparams, belief, space, k, past_aware=False)
-
-
-def _ridge(hparams: HParams) -> HParams:
-    return dataclasses.replace(hparams, prior_mix=0.0)
+    prior = prior_information(hparams, belief, space, k)
+    return greedy(D_OPTIMAL, belief.features, belief.rewards, space, prior, k)[0]
 
 
 def _gram(hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Float[Array, "F F"]:
@@ -122,7 +105,9 @@ def _gram(hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Float[A
         belief.labelled_features.dtype
     )
     ends = jnp.where(labelled[:, None, None] > 0, belief.labelled_features, 0)
-    ridge = _shaped(_ridge(hparams), _mean_information(belief, space, weighted=False), belief, k)
+    ridge = _shaped(
+        dataclasses.replace(hparams, prior_mix=0.0), _mean_information(belief, space, weighted=False), belief, k
+    )
     return jitter(pair_information(ends[:, 0], ends[:, 1], labelled) + ridge)
 
 
@@ -154,18 +139,6 @@ def greedy_apo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace,
     """
     prior = _gram(hparams, belief, space, k)
     return greedy(D_UNWEIGHTED, belief.features, jnp.zeros_like(belief.rewards), space, prior, k)[0]
-
-
-def adpo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Active DPO: greedy log det from a ridge and the information of the labelled pairs (`greedy_dopt`, rho = 0).
-
-    Gain: log(1 + v x^T H^-1 x) in nats, H = gamma I + past + batch so far, gamma = c n tr(Ibar)/F (see
-    `prior_information`), which scales with the features.
-
-    Source: Kveton et al. (arXiv 2503.01076), with their beta 1 and reference log-ratios 0. They scan a random 256
-    candidates a step; here every choice is exact over the space, so that chance plays no part.
-    """
-    return greedy_dopt(key, _ridge(hparams), belief, space, k)
 
 
 def _least_trace(hparams: HParams, criterion: Criterion, belief: Belief, space: PairSpace, k: int) -> Selection:

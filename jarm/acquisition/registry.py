@@ -1,4 +1,4 @@
-"""The table of rules: what stands here is tested by the conformance suite and offered by `jarm compare`."""
+"""The table of rules: the conformance suite tests every entry, and `jarm compare` offers it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,10 @@ from jarm.acquisition import (
     stochastic,
     uncertainty,
 )
-from jarm.acquisition.user_rules import _of_file
+from jarm.acquisition.contrib import intervals as contrib_intervals
+from jarm.acquisition.contrib import optimal_design as contrib_optimal_design
+from jarm.acquisition.contrib import stochastic as contrib_stochastic
+from jarm.acquisition.user_rules import rule_of_file
 from jarm.core.base import Rule
 from jarm.core.status import JarmError
 
@@ -31,7 +34,7 @@ NEEDS = {
     "epsilon": "`--epsilon`",
     "key": "chance",
 }
-"""What a rule may look at beside the features, rewards and pairs of the pool."""
+"""Inputs of a rule beside the features, rewards and candidate pairs: name -> words for `jarm rules`."""
 
 
 COSTS = "Costs: a batch of B from S pairs of N responses and P prompts, with F features and K members."
@@ -39,17 +42,30 @@ COSTS = "Costs: a batch of B from S pairs of N responses and P prompts, with F f
 
 @dataclasses.dataclass(frozen=True)
 class RuleEntry:
-    """A rule, its cost and what it looks at.
+    """A rule, its cost and its inputs.
 
     Attributes:
       rule: the function.
       cost: order of the work of a batch of B from S pairs of N responses and P prompts, with F features and K members.
       needs: names of `NEEDS`.
+
+    Example:
+      >>> import jarm
+      >>> entry = jarm.RULES["bald"]
+      >>> entry.cost, entry.needs, entry.contrib
+      ('S K', ('ensemble',), False)
+      >>> entry.summary
+      'Pairs whose label tells most about which member is right: the largest H(mean_m p_m) - mean_m H(p_m).'
     """
 
     rule: Rule
     cost: str
     needs: tuple[str, ...] = ()
+
+    @property
+    def contrib(self) -> bool:
+        """Whether the rule stands in `jarm.acquisition.contrib`, outside the inclusion criteria of docs/rules.md."""
+        return ".contrib." in self.rule.__module__
 
     @property
     def summary(self) -> str:
@@ -65,7 +81,7 @@ RULES: dict[str, RuleEntry] = {
     "dopt": RuleEntry(optimal_design.dopt, "S F + N F^2"),
     "pa_dopt": RuleEntry(optimal_design.pa_dopt, "S F + N F^2", ("labelled",)),
     "greedy_dopt": RuleEntry(optimal_design.greedy_dopt, "passes (S F + N F^2)", ("labelled", "prior_weight")),
-    "greedy_dopt_blind": RuleEntry(optimal_design.greedy_dopt_blind, "passes (S F + N F^2)", ("prior_weight",)),
+    "greedy_dopt_blind": RuleEntry(contrib_optimal_design.greedy_dopt_blind, "passes (S F + N F^2)", ("prior_weight",)),
     "variance": RuleEntry(information.variance, "S K", ("ensemble",)),
     "variance_prob": RuleEntry(information.variance_prob, "S K", ("ensemble",)),
     "bald": RuleEntry(information.bald, "S K", ("ensemble",)),
@@ -80,14 +96,14 @@ RULES: dict[str, RuleEntry] = {
     "epig": RuleEntry(information.epig, "B (S F + N F^2)", ("labelled", "prior_weight", "key")),
     "eubo": RuleEntry(information.eubo, "S F + N F^2", ("labelled", "prior_weight")),
     "softmax_dopt": RuleEntry(
-        stochastic.softmax_dopt, "S F + N F^2", ("labelled", "prior_weight", "temperature", "key")
+        contrib_stochastic.softmax_dopt, "S F + N F^2", ("labelled", "prior_weight", "temperature", "key")
     ),
     "epsilon_greedy_dopt": RuleEntry(
-        stochastic.epsilon_greedy_dopt, "passes (S F + N F^2)", ("labelled", "prior_weight", "epsilon", "key")
+        contrib_stochastic.epsilon_greedy_dopt, "passes (S F + N F^2)", ("labelled", "prior_weight", "epsilon", "key")
     ),
     "apo": RuleEntry(optimal_design.apo, "S F + N F^2", ("labelled", "prior_weight")),
     "greedy_apo": RuleEntry(optimal_design.greedy_apo, "passes (S F + N F^2)", ("labelled", "prior_weight")),
-    "adpo": RuleEntry(optimal_design.adpo, "passes (S F + N F^2)", ("labelled", "prior_weight")),
+    "adpo": RuleEntry(contrib_optimal_design.adpo, "passes (S F + N F^2)", ("labelled", "prior_weight")),
     "a_opt": RuleEntry(optimal_design.a_opt, "passes (S F + N F^2)", ("labelled", "prior_weight")),
     "bait": RuleEntry(optimal_design.bait, "passes (S F + N F^2)", ("labelled", "prior_weight")),
     "k_centre": RuleEntry(diversity.k_centre, "(B + labels) (S + N F), S at most 10,000 unless listed", ("labelled",)),
@@ -96,19 +112,21 @@ RULES: dict[str, RuleEntry] = {
     "lcmd": RuleEntry(diversity.lcmd, "(B + labels) (S + N F), S as above", ("labelled",)),
     "coreset": RuleEntry(coreset.coreset, "10 (S + N F), S as above", ("key",)),
     "infomax": RuleEntry(intervals.infomax, "S K", ("ensemble", "beta")),
-    "infomax_marginal": RuleEntry(intervals.infomax_marginal, "S K", ("ensemble", "beta")),
+    "infomax_marginal": RuleEntry(contrib_intervals.infomax_marginal, "S K", ("ensemble", "beta")),
     "delta_ucb": RuleEntry(intervals.delta_ucb, "S K", ("ensemble", "beta")),
-    "delta_ucb_marginal": RuleEntry(intervals.delta_ucb_marginal, "S K", ("ensemble", "beta")),
+    "delta_ucb_marginal": RuleEntry(contrib_intervals.delta_ucb_marginal, "S K", ("ensemble", "beta")),
     "delta_quantile": RuleEntry(intervals.delta_quantile, "S K", ("ensemble", "beta")),
-    "delta_quantile_marginal": RuleEntry(intervals.delta_quantile_marginal, "S K", ("ensemble", "beta")),
+    "delta_quantile_marginal": RuleEntry(contrib_intervals.delta_quantile_marginal, "S K", ("ensemble", "beta")),
     "max_min_lcb": RuleEntry(intervals.max_min_lcb, "S K + B N K", ("ensemble", "beta", "key")),
-    "max_min_lcb_marginal": RuleEntry(intervals.max_min_lcb_marginal, "S K + B N K", ("ensemble", "beta", "key")),
+    "max_min_lcb_marginal": RuleEntry(
+        contrib_intervals.max_min_lcb_marginal, "S K + B N K", ("ensemble", "beta", "key")
+    ),
     "info_gain": RuleEntry(intervals.info_gain, "B N K", ("ensemble", "beta", "key")),
-    "info_gain_marginal": RuleEntry(intervals.info_gain_marginal, "B N K", ("ensemble", "beta", "key")),
+    "info_gain_marginal": RuleEntry(contrib_intervals.info_gain_marginal, "B N K", ("ensemble", "beta", "key")),
     "rucb": RuleEntry(intervals.rucb, "S K + B N K", ("ensemble", "beta", "key")),
-    "rucb_marginal": RuleEntry(intervals.rucb_marginal, "S K + B N K", ("ensemble", "beta", "key")),
+    "rucb_marginal": RuleEntry(contrib_intervals.rucb_marginal, "S K + B N K", ("ensemble", "beta", "key")),
     "ids": RuleEntry(intervals.ids, "B N K", ("ensemble", "beta", "key")),
-    "ids_marginal": RuleEntry(intervals.ids_marginal, "B N K", ("ensemble", "beta", "key")),
+    "ids_marginal": RuleEntry(contrib_intervals.ids_marginal, "B N K", ("ensemble", "beta", "key")),
     "double_ts": RuleEntry(duels.double_ts, "B N K", ("ensemble", "key")),
     "eets": RuleEntry(duels.eets, "B N K", ("ensemble", "key")),
     "baits": RuleEntry(duels.baits, "B N K", ("ensemble", "key")),
@@ -120,16 +138,42 @@ RULES: dict[str, RuleEntry] = {
 
 
 def get_rule(name: str) -> Rule:
-    """The rule of that name, or the function of a file: `my_rules.py:best_rule`.
+    """The rule of a name, or the function of a file: `my_rules.py:best_rule`.
+
+    All rules have one signature, `(key, hparams, belief, space, k) -> Selection`.
+
+    Args:
+      name: a key of `RULES`, or FILE.py:FUNCTION.
 
     Raises:
-      JarmError: there is none; the nearest name is given.
+      JarmError: no such rule; the message suggests the nearest name.
+
+    Example:
+      Two of the six pairs of four responses in two prompts, by the smallest margin:
+
+      >>> import jax
+      >>> import jax.numpy as jnp
+      >>> import jarm
+      >>> features = jnp.array([[0.0, 0.0], [1.0, 0.0], [0.0, 3.0], [0.0, 0.9]])  # [N, F]: 4 responses, 2 features
+      >>> rewards = features.sum(axis=1)  # [N]
+      >>> belief = jarm.Belief(
+      ...     features=features,
+      ...     rewards=rewards,
+      ...     member_rewards=jnp.stack([rewards, 1.1 * rewards]),  # [K, N]: an ensemble of 2 heads
+      ...     labelled_information=jnp.zeros((2, 2)),  # [F, F]: no pair is labelled yet
+      ...     num_labelled=jnp.int32(0),
+      ...     labelled_features=jnp.zeros((0, 2, 2)),  # [L, 2, F]
+      ...     labelled_rewards=jnp.zeros((0, 2)),  # [L, 2]
+      ... )
+      >>> space = jarm.pair_space("all", 2, jnp.ones(4, bool))
+      >>> batch = jarm.get_rule("entropy")(jax.random.key(0), jarm.HParams(), belief, space, 2)
+      >>> batch.pairs.tolist(), batch.gains.round(1).tolist()
     """
     if name in RULES:
         return RULES[name].rule
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
-        return _of_file(pathlib.Path(path), function)
+        return rule_of_file(pathlib.Path(path), function)
     if name.endswith(".py"):
         raise JarmError(f"{name!r} is a file and no rule: give FILE.py:FUNCTION.")
     near = difflib.get_close_matches(name, RULES, n=1)
@@ -138,7 +182,7 @@ def get_rule(name: str) -> Rule:
 
 
 def source_of(name: str) -> str | None:
-    """Twelve digits that stand for the file of a rule, or None for a rule of jarm."""
+    """The first 12 hexadecimal digits of the SHA-256 of a rule's file; None for a rule of jarm."""
     path = name.rpartition(":")[0]
     if name in RULES or not path.endswith(".py"):
         return None
@@ -146,5 +190,5 @@ def source_of(name: str) -> str | None:
 
 
 def needs_ensemble(name: str) -> bool:
-    """Whether a rule means nothing without two members that disagree."""
+    """Whether a rule of jarm needs two members that disagree."""
     return name in RULES and "ensemble" in RULES[name].needs

@@ -12,12 +12,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jarm.acquisition.information import bald_scorer, top_of_laplace
-from jarm.acquisition.optimal_design import greedy_dopt
+from jarm.acquisition.information import bald_scorer
 from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
 from jarm.core.status import worst
 from jarm.core.types import Array, Float, Int, PRNGKey, Shaped
-from jarm.design.criteria import D_OPTIMAL, Numbers
 from jarm.design.scorer import Scorer
 from jarm.design.spaces import contains
 from jarm.design.top import random_pairs, top_scores
@@ -80,20 +78,6 @@ def softmax_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpac
     return _draw_bald(key, hparams, belief, space, k, log=False)
 
 
-def softmax_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Pairs drawn with chances proportional to exp(log det gain / temperature): a diverse batch without a greedy one.
-
-    Gain: log(1 + v x^T A0^-1 x) + temperature g nats, A0 of `prior_information`, g the Gumbel noise of the pair.
-    At temperature 1 chances are proportional to 1 + v x^T A0^-1 x; at 0 it is the first step of `greedy_dopt`, k
-    times. The softmax rule of Kirsch et al. (2106.12059) with the D-optimal gain of Shen et al. (2502.04354).
-    """
-
-    def scorer(numbers: Numbers) -> Scorer:
-        return perturbed(D_OPTIMAL.scorer(numbers, jnp.zeros(0), gains=True), key, hparams.temperature)
-
-    return top_of_laplace(hparams, belief, space, k, scorer)
-
-
 def mixed(rule: Rule) -> Rule:
     """A rule that draws a share `hparams.epsilon` of its batch at random and leaves the rest to `rule`.
 
@@ -121,14 +105,3 @@ def mixed(rule: Rule) -> Rule:
         return Selection(jnp.where(valid[:, None], pairs, 0), jnp.where(valid, gains, 0), valid, status)
 
     return mixture
-
-
-_mixed_dopt = mixed(greedy_dopt)
-
-
-def epsilon_greedy_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """`greedy_dopt` with a share epsilon of the batch drawn at random.
-
-    Gain: as `greedy_dopt`; 0 for a random pair. See `mixed`, which does the same to any rule.
-    """
-    return _mixed_dopt(key, hparams, belief, space, k)

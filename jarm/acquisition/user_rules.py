@@ -15,8 +15,19 @@ from jarm.core.types import PRNGKey
 
 
 @functools.cache
-def _of_file(path: pathlib.Path, function: str) -> Rule:
-    """A function of a Python file, which is run at most once a process; whatever it raises becomes one sentence."""
+def rule_of_file(path: pathlib.Path, function: str) -> Rule:
+    """A rule from a Python file, which is executed at most once per process.
+
+    Args:
+      path: the file.
+      function: its function, `(key, hparams, belief, space, k) -> Selection`.
+
+    Returns:
+      The rule; whatever the function raises becomes a `JarmError` of one sentence.
+
+    Raises:
+      JarmError: no such file or function, or the file does not run.
+    """
     module = _module_of(path)
     rule = getattr(module, function, None)
     if not callable(rule):
@@ -29,8 +40,8 @@ def _of_file(path: pathlib.Path, function: str) -> Rule:
         except JarmError:
             raise
         except Exception as error:
-            said = str(error).strip().partition("\n")[0]
-            raise JarmError(f"Rule {function!r} of {path} raises {type(error).__name__}: {said}") from error
+            message = str(error).strip().partition("\n")[0]
+            raise JarmError(f"Rule {function!r} of {path} raises {type(error).__name__}: {message}") from error
         if not isinstance(selection, Selection):
             raise JarmError(f"Rule {function!r} of {path} returned {type(selection).__name__}, not a jarm.Selection.")
         return selection
@@ -41,6 +52,7 @@ def _of_file(path: pathlib.Path, function: str) -> Rule:
 
 @functools.cache
 def _module_of(path: pathlib.Path) -> types.ModuleType:
+    """The executed file; a second rule of the file shares it."""
     if not path.is_file():
         raise JarmError(f"There is no file {path} to take a rule from.")
     name = f"jarm_rules_of_{hashlib.sha256(str(path.resolve()).encode()).hexdigest()[:12]}"
@@ -48,7 +60,7 @@ def _module_of(path: pathlib.Path) -> types.ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module  # dataclasses look themselves up there while the file runs
+    sys.modules[name] = module  # dataclasses look up their module while the file runs
     try:
         spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from jarm.acquisition import duels, intervals
+from jarm.acquisition.contrib import intervals as published
 from jarm.acquisition.registry import get_rule
 from jarm.core.base import Belief, HParams
 from jarm.core.status import Status
@@ -73,7 +74,7 @@ SCORED = [
 
 @pytest.mark.parametrize(("name", "kind", "marginal"), SCORED)
 def test_pairs_of_the_largest_scores(name, kind, marginal):
-    rule = getattr(intervals, name + "_marginal" * marginal)
+    rule = get_rule(name + "_marginal" * marginal)
     for seed in range(3):
         case = make_case(kind, seed)
         ref = Reference(case, marginal)
@@ -87,7 +88,7 @@ def test_pairs_of_the_largest_scores(name, kind, marginal):
 
 @pytest.mark.parametrize(("kind", "marginal"), [("within", False), ("listed", True)])
 def test_delta_quantile_takes_the_best_of_its_window(kind, marginal):
-    rule = intervals.delta_quantile_marginal if marginal else intervals.delta_quantile
+    rule = get_rule("delta_quantile" + "_marginal" * marginal)
     k = 4
     for seed in range(3):
         case = make_case(kind, seed)
@@ -173,11 +174,11 @@ def best_of_four(ref, i, able, j, partners):
 REPLAYS = [
     (intervals.max_min_lcb, max_min_lcb, "within"),
     (intervals.max_min_lcb, max_min_lcb, "listed"),
-    (intervals.max_min_lcb_marginal, max_min_lcb, "cross"),
+    (published.max_min_lcb_marginal, max_min_lcb, "cross"),
     (intervals.rucb, rucb, "all"),
-    (intervals.rucb_marginal, rucb, "within"),
+    (published.rucb_marginal, rucb, "within"),
     (intervals.ids, ids, "listed"),
-    (intervals.ids_marginal, ids, "within"),
+    (published.ids_marginal, ids, "within"),
     (intervals.info_gain, info_gain, "cross"),
     (duels.double_ts, double_ts, "within"),
     (duels.eets, eets, "cross"),
@@ -256,8 +257,8 @@ def test_an_interval_ignores_what_members_share_and_the_published_one_does_not()
     lifted = case._replace(belief=dataclasses.replace(case.belief, member_rewards=case.belief.member_rewards + level))
     np.testing.assert_allclose(call(intervals.infomax, lifted).gains, call(intervals.infomax, case).gains, rtol=1e-3)
     # Every response has an sd of about 50 times that of 0 to 3.
-    assert (call(intervals.delta_ucb_marginal, lifted).gains > 100).all()
-    assert (call(intervals.delta_ucb_marginal, case).gains < 30).all()
+    assert (call(published.delta_ucb_marginal, lifted).gains > 100).all()
+    assert (call(published.delta_ucb_marginal, case).gains < 30).all()
 
 
 def one_prompt():
