@@ -6,13 +6,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import greedy_shortfall, leverages64
 
 from jarm.acquisition.registry import NEEDS, RULES, get_rule
 from jarm.core.base import Selection
 from jarm.core.status import JarmError, Status
 from jarm.design.top import top_pairs
 from jarm.testing.conformance import BATCH, CHECKS, SPACES, call_rule, check_batch, check_rule, make_case
-from jarm.testing.references import greedy_shortfall, information64, leverages64, list_pairs
+from jarm.testing.references import information64, list_pairs
 
 # Some rules are others with another prior, weight, target or scale.
 TWINS = (

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import best_subset64, log_det64
 
 from jarm.core.base import Limits, Selection
 from jarm.core.status import JarmError, Status
@@ -16,7 +17,7 @@ from jarm.design.greedy import greedy
 from jarm.design.spaces import listed_space, pair_space
 from jarm.design.top import random_pairs
 from jarm.testing.conformance import SPACES, check_batch
-from jarm.testing.references import best_subset64, differences64, list_pairs, log_det64, weights64
+from jarm.testing.references import differences64, list_pairs, weights64
 from jarm.testing.tracing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, F = 5, 4, 4

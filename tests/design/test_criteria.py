@@ -4,10 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import bald64, d_optimal64, epig64, fisher64, mutual_information64, v_optimal64
 
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Numbers, a_optimal, epig, v_optimal
 from jarm.design.mutual_information import _MASSES, _SCALES, mutual_information
-from jarm.testing.references import bald64, d_optimal64, epig64, fisher64, mutual_information64, v_optimal64
 from jarm.testing.tracing import quick_jit
 
 F, G, N = 4, 6, 12

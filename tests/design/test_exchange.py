@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import best_subset64, greedy64, log_det64
 
 from jarm.core.base import Limits, Selection
 from jarm.core.status import JarmError, Status
@@ -14,15 +15,7 @@ from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, a_optimal
 from jarm.design.exchange import exchange
 from jarm.design.spaces import listed_space, pair_space
 from jarm.design.top import random_pairs
-from jarm.testing.references import (
-    best_subset64,
-    differences64,
-    greedy64,
-    information64,
-    list_pairs,
-    log_det64,
-    weights64,
-)
+from jarm.testing.references import differences64, information64, list_pairs, weights64
 from jarm.testing.tracing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 5

@@ -4,11 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from references import leverages64
 
 from jarm.design.fisher import centred, chunked, fisher_weight, pair_information, pair_variance, space_information
 from jarm.design.spaces import listed_space, pair_space
 from jarm.testing.conformance import SPACES
-from jarm.testing.references import information64, leverages64, list_pairs
+from jarm.testing.references import information64, list_pairs
 from jarm.testing.tracing import quick_jit
 
 information = quick_jit(space_information, static_argnames="tile")

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import bald64, d_optimal64, epig64, greedy_steps64, v_optimal64
 
 from jarm.core.base import Limits
 from jarm.core.status import Status
@@ -16,7 +17,7 @@ from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_opt
 from jarm.design.greedy import greedy
 from jarm.design.spaces import exclude, listed_space, pair_space
 from jarm.testing.conformance import SPACES
-from jarm.testing.references import bald64, d_optimal64, epig64, greedy_steps64, list_pairs, v_optimal64
+from jarm.testing.references import list_pairs
 from jarm.testing.tracing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, F, K, LISTED, FEW, MANY = 4, 4, 3, 6, 50, 2, 7

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from references import best_subset64, greedy64, greedy_shortfall, leverages64, log_det64
 
 from jarm.acquisition.check import check_selection
 from jarm.core.linalg import inverse_factor
@@ -18,7 +19,7 @@ from jarm.design.greedy import greedy_log_det
 from jarm.design.spaces import is_in, listed_space, pair_space
 from jarm.design.top import top_pairs
 from jarm.testing.conformance import SPACES, check_batch, make_case
-from jarm.testing.references import best_subset64, greedy64, greedy_shortfall, leverages64, list_pairs, log_det64
+from jarm.testing.references import list_pairs
 from jarm.testing.tracing import quick_jit
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 8

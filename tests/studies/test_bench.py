@@ -2,13 +2,14 @@ import json
 
 import numpy as np
 import pytest
+from references import log_det64
 
 from jarm.cli import main
 from jarm.core.status import JarmError
 from jarm.studies import bench as module
 from jarm.studies.bench import BenchConfig, bench, make_problem, quality
 from jarm.studies.peers import PEERS, installed
-from jarm.testing.references import list_pairs, log_det64
+from jarm.testing.references import list_pairs
 
 SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "turns": 2, "sizes": "20,60"}
 
