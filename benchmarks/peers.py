@@ -5,7 +5,7 @@
 
 Every pair has two responses of its own, features N(0, 1), unless the workload says otherwise; the batch is 256, there
 are 256 labelled pairs and 5 members. Peers get the points that their interface asks for ready made
-(`jarm.studies.peers`), the rules of S1 to S7 the features of both ends of every pair, and jarm the features of
+(`benchmarks.packages`), the rules of S1 to S7 the features of both ends of every pair, and jarm the features of
 responses and indices of pairs. All have the rewards; priors are part of what is timed for jarm and NumPy, and ready
 made for `bmdal_reg`. Peers that are not installed, and code that is in no package index, are represented by processor
 seconds measured before on another day (`peer_cpu_s_from_spec`), beside which stands what jarm needs now. Where a peer
@@ -31,7 +31,7 @@ class Workload:
     Attributes:
       name: id of the workload.
       rule: of jarm, or `METRIC`.
-      peers: name in `jarm.studies.peers.PEERS` or `others` -> processor seconds measured before, or None.
+      peers: name in `benchmarks.packages.PACKAGES` or `others` -> processor seconds measured before, or None.
       absent: the same of code that cannot be installed from a package index.
       pairs, width, k, members, labels: sizes.
       prompts: of 10 responses each, for every pair within prompts; 0 for `pairs` listed pairs.
@@ -147,13 +147,12 @@ def problem(work: Workload) -> tuple[Any, Any]:
 
 
 def others() -> dict[str, Callable[..., Callable[[], Any]]]:
-    """What is no peer of `jarm bench`, by the same contract."""
+    """Sides that are in no package, by the contract of `jarm.studies.bench.Peer`."""
     import numpy as np
     import torch
 
-    from benchmarks import baselines, referee
+    from benchmarks import baselines, packages, referee
     from jarm.core.base import HParams
-    from jarm.studies import peers
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
 
@@ -213,7 +212,7 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
     def submodlib(belief: Any, space: Any, k: int) -> Callable[[], Any]:
         from submodlib import LogDeterminantFunction
 
-        pairs, s = peers.scaled_differences(belief, space)
+        pairs, s = packages.scaled_differences(belief, space)
         white = np.linalg.solve(np.linalg.cholesky(prior_of(belief, space, k).astype(float)), s.T).T
 
         def run() -> Any:
@@ -230,7 +229,7 @@ def others() -> dict[str, Callable[..., Callable[[], Any]]]:
         CLOSED: optimal(baselines.closed_form_dopt),
         RANK_ONE: rank_one,
         ROWS: row_by_row,
-        EXACT: peers.batchbald(True, 10_000),
+        EXACT: packages.batchbald(True, 10_000),
         "submodlib: LogDeterminant": submodlib,
     }
 
@@ -295,15 +294,15 @@ def ours(work: Workload, belief: Any, space: Any) -> timing.Side:
 
 def measure(work: Workload, turns: int) -> None:
     """One row a side."""
-    from jarm.studies.peers import PEERS, installed
+    from benchmarks.packages import available
 
-    known: dict[str, Any] = {peer.name: peer.make for peer in PEERS if installed(peer)} | others()
+    makers: dict[str, Any] = {package.name: package.make for package in available()} | others()
     belief, space = problem(work)
     sides = [ours(work, belief, space)]
     absent = dict(work.absent)
     for name, seconds in work.peers.items():
         try:
-            side = timing.Side(name, known[name](belief, space, work.k))
+            side = timing.Side(name, makers[name](belief, space, work.k))
         except Exception as error:
             print(f"{name} is left out: {type(error).__name__}: {error}")
             absent |= {name: seconds} if seconds else {}

@@ -31,7 +31,7 @@ SMALL = {"sizes": "200,1000", "responses": 100, "batch": 8, "width": 8, "members
 def records(config: Config) -> Records:
     chosen = {"rules": strategies.RULES, **(SMALL if config.size == "small" else SIZES)}
     out = config.out / "run_time"
-    made = BenchConfig(**chosen, peers=False, out=out)
+    made = BenchConfig(**chosen, out=out)
     return suite.kept(out / "records.json", chosen, lambda: [{"kind": "bench", **row} for row in bench(made)])
 
 

@@ -9,7 +9,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,10 +24,9 @@ from jarm.core.status import JarmError, Status
 from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import KINDS, pair_space, subset
 from jarm.runs.records import provenance
-from jarm.studies.peers import PEERS, Peer, installed
 
 WIDTH = 10
-"""Responses a prompt."""
+"""Responses per prompt."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,20 +34,19 @@ class BenchConfig:
     """Settings of a benchmark of selection; the defaults take about five minutes.
 
     Attributes:
-      rules: rules to measure, separated by commas, as `jarm compare` takes them; "all" of `jarm rules`.
-      pairs: "listed" (as many random pairs of `responses`), or every pair "within", "cross" or "all".
-      sizes: candidate pairs, separated by commas; of spaces that are not listed, about as many.
-      responses: among which listed pairs are drawn.
+      rules: rules to measure, separated by commas, as for `jarm compare`; "all" for those of `jarm rules`.
+      pairs: "listed" (random pairs of `responses`), or every pair "within", "cross" or "all".
+      sizes: numbers of candidate pairs, separated by commas; approximate for spaces that are not listed.
+      responses: number of responses from which listed pairs are drawn.
       batch: pairs chosen.
-      width: features a response.
+      width: features per response.
       members: heads in the ensemble.
       labelled: pairs labelled before.
       turns: runs of each rule, in turn with the others.
       limit: seconds; a rule that takes longer is timed once, and left out of larger sizes.
-      peers: measure other packages that are installed, too (listed pairs only).
       cores: processor cores to use; 0 for all.
-      out: folder for bench.jsonl, to which rows are appended; bench.md and bench.png show the last of each rule and
-        size that has the same settings.
+      out: folder for bench.jsonl, to which rows are appended; bench.md and bench.png show the latest row of each rule
+        and size with the same settings.
     """
 
     rules: str = "all"
@@ -61,12 +59,11 @@ class BenchConfig:
     labelled: int = 256
     turns: int = 5
     limit: float = 20.0
-    peers: bool = True
     cores: int = 0
     out: pathlib.Path = pathlib.Path("out/bench")
 
     def check(self) -> None:
-        """Refuse what cannot be measured.
+        """Refuse settings that cannot be measured.
 
         Raises:
           JarmError: a setting is out of its range.
@@ -76,9 +73,9 @@ class BenchConfig:
         for name in ("responses", "batch", "width", "members", "turns"):
             if getattr(self, name) < 1:
                 raise JarmError(f"`--{name} {getattr(self, name)}`: give at least 1.")
-        held = self.responses * (self.responses - 1) // 2
-        if self.pairs == "listed" and max(self.counts()) > held:
-            raise JarmError(f"{self.responses:,} responses have no more than {held:,} pairs: raise `--responses`.")
+        max_pairs = self.responses * (self.responses - 1) // 2
+        if self.pairs == "listed" and max(self.counts()) > max_pairs:
+            raise JarmError(f"{self.responses:,} responses have no more than {max_pairs:,} pairs: raise `--responses`.")
         if min(self.counts()) < self.batch:
             raise JarmError(f"`--sizes {self.sizes}` cannot fill a batch of {self.batch}: give larger ones.")
         alone = [name for name in self.rule_names() if self.members < 2 and needs_ensemble(name)]
@@ -101,21 +98,35 @@ class BenchConfig:
 
 
 class Problem(NamedTuple):
-    """What every side chooses from.
+    """The inputs of every side.
 
     Attributes:
-      belief, space, hparams: for the rules of jarm.
-      prior: `[F, F]` float64, from which every batch is judged.
+      belief, space, hparams: arguments of a rule.
+      information: `[F, F]` float64, prior information, from which every batch is judged.
     """
 
     belief: Belief
     space: PairSpace
     hparams: HParams
-    prior: np.ndarray
+    information: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Peer:
+    """Another package's way to choose pairs, to be measured beside the rules.
+
+    Attributes:
+      name: in tables, "package: rule".
+      make: `(belief, listed space, k) -> run`; `run()` returns the chosen pairs `[k, 2]`. `make` does the work of a
+        caller before selection, such as the features of pairs; only `run` is timed.
+    """
+
+    name: str
+    make: Callable[[Belief, PairSpace, int], Callable[[], np.ndarray]]
 
 
 def make_problem(config: BenchConfig, count: int) -> Problem:
-    """Gaussian features, members that agree on most, and about `count` candidate pairs."""
+    """Gaussian features, members that agree on most pairs, and about `count` candidate pairs."""
     rng = np.random.default_rng(0)
     size = {
         "listed": config.responses,
@@ -130,70 +141,85 @@ def make_problem(config: BenchConfig, count: int) -> Problem:
     members = (features @ heads * 1.5 / np.sqrt(2 * config.width)).astype(np.float32)
     rewards = members.mean(axis=1)
     ends = rng.integers(0, size, (config.labelled, 2))
-    known, known_rewards = features[ends], rewards[ends]
-    weight = fisher_weight(jnp.asarray(known_rewards[:, 0] - known_rewards[:, 1]))
-    past = pair_information(jnp.asarray(known[:, 0]), jnp.asarray(known[:, 1]), weight)
+    labelled_features, labelled_rewards = jnp.asarray(features[ends]), jnp.asarray(rewards[ends])
+    weight = fisher_weight(labelled_rewards[:, 0] - labelled_rewards[:, 1])
     belief = Belief(
         features=jnp.asarray(features),
         rewards=jnp.asarray(rewards),
         member_rewards=jnp.asarray(members.T),
-        labelled_information=past,
+        labelled_information=pair_information(labelled_features[:, 0], labelled_features[:, 1], weight),
         num_labelled=jnp.int32(config.labelled),
-        labelled_features=jnp.asarray(known),
-        labelled_rewards=jnp.asarray(known_rewards),
+        labelled_features=labelled_features,
+        labelled_rewards=labelled_rewards,
     )
-    alive, labelled = jnp.ones(size, bool), jnp.asarray(ends, jnp.int32)
+    eligible = jnp.ones(size, bool)
     if config.pairs == "listed":
-        space = subset(jax.random.key(0), pair_space("all", WIDTH, alive), count)
+        space = subset(jax.random.key(0), pair_space("all", WIDTH, eligible), count)
     else:
-        space = pair_space(config.pairs, WIDTH, alive, labelled)
+        space = pair_space(config.pairs, WIDTH, eligible, jnp.asarray(ends, jnp.int32))
     hparams = jax.tree.map(jnp.float32, HParams())
     prior = jax.jit(prior_information, static_argnums=3)(hparams, belief, space, config.batch)
     return Problem(belief, space, hparams, np.asarray(prior, np.float64))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class _Side:
-    """One way to choose a batch, ready to run."""
+    """One way to choose a batch, compiled, and its turns so far.
+
+    Attributes:
+      name, family: in the rows.
+      run: chooses a batch.
+      compile_s: seconds to compile `run`.
+      temp_bytes: temporaries and outputs of the compiled program; None where unknown.
+      times: processor and wall seconds of each turn.
+      result: of the last turn, a `Selection` or pairs `[k, 2]`.
+    """
 
     name: str
+    family: str
     run: Callable[[], Any]
     compile_s: float = 0.0
     temp_bytes: int | None = None
-    result: list[Any] = dataclasses.field(default_factory=list)
+    times: list[tuple[float, float]] = dataclasses.field(default_factory=list)
+    result: Any = None
+
+    def time(self) -> None:
+        """Run one turn."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        result = self.run()
+        self.times.append((time.process_time() - cpu, time.perf_counter() - wall))
+        self.result = result
 
 
-def _side_of(name: str, problem: Problem, k: int) -> _Side:
-    rule = get_rule(name)
-    given = (jax.random.key(0), problem.belief, problem.space, problem.hparams)
+def _side_of_rule(name: str, problem: Problem, k: int) -> _Side:
+    arguments = (jax.random.key(0), problem.hparams, problem.belief, problem.space)
     begin = time.perf_counter()
-    compiled = jax.jit(lambda key, belief, space, hparams: rule(key, hparams, belief, space, k)).lower(*given).compile()
+    compiled = jax.jit(functools.partial(get_rule(name), k=k)).lower(*arguments).compile()
     seconds = time.perf_counter() - begin
     memory = compiled.memory_analysis()
     size = None if memory is None else memory.temp_size_in_bytes + memory.output_size_in_bytes
-    return _Side(name, lambda: jax.block_until_ready(compiled(*given)), seconds, size)
-
-
-def _side_of_peer(peer: Peer, problem: Problem, k: int) -> _Side:
-    return _Side(peer.name, peer.make(problem.belief, problem.space, k))
+    return _Side(name, family_of(name), lambda: jax.block_until_ready(compiled(*arguments)), seconds, size)
 
 
 def quality(problem: Problem, pairs: np.ndarray) -> float:
-    """log det of the information with a batch, above that of the prior, in nats; float64."""
+    """Rise of the log det of the information by a batch `[k, 2]`, in nats; float64."""
     phi, r = (np.asarray(each, np.float64) for each in (problem.belief.features, problem.belief.rewards))
     x, margin = phi[pairs[:, 0]] - phi[pairs[:, 1]], r[pairs[:, 0]] - r[pairs[:, 1]]
     weight = 1 / (2 + np.exp(margin) + np.exp(-margin))
-    return float(
-        np.linalg.slogdet(problem.prior + (weight[:, None] * x).T @ x)[1] - np.linalg.slogdet(problem.prior)[1]
-    )
+    grown = problem.information + (weight[:, None] * x).T @ x
+    return float(np.linalg.slogdet(grown)[1] - np.linalg.slogdet(problem.information)[1])
 
 
-def bench(config: BenchConfig) -> list[dict[str, Any]]:
-    """Measure rules in turn, size after size; rows are appended to `bench.jsonl` as sizes are done.
+def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any]]:
+    """Measure rules in turn, size after size, and append rows to `bench.jsonl` after each size.
+
+    Args:
+      config: settings.
+      peers: other packages, measured beside the rules where the pairs are listed; a peer that fails is left out.
 
     Returns:
-      The rows, one for each rule and size: processor and wall seconds (median, and the extremes of the turns), seconds
-      to compile, temporaries of the compiled program, and log det of the batch.
+      The rows, one per rule and size: processor and wall seconds (median, and the extremes of the turns), seconds to
+      compile, temporaries of the compiled program, and log det of the batch.
 
     Raises:
       JarmError: a setting is wrong, a rule failed, or the folder cannot be written.
@@ -201,42 +227,34 @@ def bench(config: BenchConfig) -> list[dict[str, Any]]:
     config.check()
     if config.cores:
         pin(config.cores)
-    names, slow, stopped = config.rule_names(), set(), False
-    if config.members < 2:
-        names = [name for name in names if not needs_ensemble(name)]
+    names = [name for name in config.rule_names() if config.members > 1 or not needs_ensemble(name)]
+    everyone: list[str | Peer] = [*names, *(peers if config.pairs == "listed" else ())]
     try:
         config.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise JarmError(f"The folder {config.out} cannot be used ({error}): give another --out.") from error
+    stopped = False
     for count in config.counts():
         problem = make_problem(config, count)
-        sides: dict[str, Callable[[], _Side]] = {
-            name: functools.partial(_side_of, name, problem, config.batch) for name in names if name not in slow
-        }
-        if config.peers and config.pairs == "listed":
-            sides |= {
-                peer.name: functools.partial(_side_of_peer, peer, problem, config.batch)
-                for peer in PEERS
-                if installed(peer) and peer.name not in slow
-            }
-        found, stopped = _measure(sides, problem, config, count)
-        slow |= {row["rule"] for row in found if row["wall_s"] > config.limit}
+        sides, stopped = _measure(everyone, problem, config, count)
         with open(config.out / "bench.jsonl", "a") as file:
-            file.writelines(json.dumps(row, default=plain) + "\n" for row in found)
+            file.writelines(json.dumps(_row(side, problem, config, count), default=plain) + "\n" for side in sides)
         if stopped:
             break
+        slow = {side.name for side in sides if statistics.median(wall for _, wall in side.times) > config.limit}
+        everyone = [each for each in everyone if _name(each) not in slow]
     rows = _like(config)
     replace_text(config.out / "bench.md", table(rows) + "\n")
     if stopped:
-        raise JarmError(f"Stopped; what was measured is in {config.out}, and `--rules` measures what is missing.")
+        raise JarmError(f"Stopped; finished measurements are in {config.out}, and `--rules` measures the others.")
     return rows
 
 
 def _like(config: BenchConfig) -> list[dict[str, Any]]:
-    """The last row of each rule and size in the folder that was measured with the same settings."""
+    """The latest row in the folder of each rule and size with the same settings."""
     latest: dict[tuple[str, int], dict[str, Any]] = {}
     wanted = {"pairs": config.pairs, "batch": config.batch, "features": config.width, "members": config.members}
-    wanted |= {"cores": _cores()}
+    wanted["cores"] = _cores()
     for line in (config.out / "bench.jsonl").read_text().splitlines():
         row = json.loads(line)
         if all(row[name] == value for name, value in wanted.items()):
@@ -248,64 +266,66 @@ def _cores() -> int | None:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
+def _name(side: str | Peer) -> str:
+    return side if isinstance(side, str) else side.name
+
+
 def _measure(
-    sides: dict[str, Callable[[], _Side]], problem: Problem, config: BenchConfig, count: int
-) -> tuple[list[dict[str, Any]], bool]:
-    """A row for each side, and whether it was stopped by hand before all turns were run."""
-    ready, quick, times = [], [], {}
-    stopped = False
+    everyone: Sequence[str | Peer], problem: Problem, config: BenchConfig, count: int
+) -> tuple[list[_Side], bool]:
+    """The sides with their times, and whether Control-C ended the measurement before the last turn."""
+    sides: list[_Side] = []
     try:
-        for name, make in sides.items():
+        for each in everyone:
             try:
-                side = make()
+                if isinstance(each, Peer):
+                    side = _Side(each.name, "other packages", each.make(problem.belief, problem.space, config.batch))
+                else:
+                    side = _side_of_rule(each, problem, config.batch)
                 side.run()  # not counted: caches are cold
-                first = _timed(side)
+                side.time()
             except Exception as error:
-                if name not in {peer.name for peer in PEERS}:
+                if not isinstance(each, Peer):
                     raise
-                print(f"{name} is left out: {type(error).__name__}: {error}", flush=True)
+                print(f"{each.name} is left out: {type(error).__name__}: {error}", flush=True)
                 continue
-            ready.append(side)
-            times[name] = [first]
-            if first[1] <= config.limit:
-                quick.append(side)
-            print(f"{count:>12,}  {name:<26} {first[0]:10.4f} s", flush=True)
+            sides.append(side)
+            print(f"{count:>12,}  {side.name:<26} {side.times[0][0]:10.4f} s", flush=True)
+        quick = [side for side in sides if side.times[0][1] <= config.limit]
         for _ in range(config.turns - 1):
             for side in quick:
-                times[side.name].append(_timed(side))
+                side.time()
     except KeyboardInterrupt:
-        stopped = True
-    rows = []
-    for side in ready:
-        result = side.result[-1]
-        pairs = np.asarray(result.pairs)[np.asarray(result.valid)] if hasattr(result, "pairs") else np.asarray(result)
-        status = int(getattr(result, "status", Status.OK))
-        cpu, wall = (sorted(each) for each in zip(*times[side.name], strict=True))
-        rows.append(
-            {
-                "rule": side.name,
-                "family": family_of(side.name),
-                "pairs": config.pairs,
-                "candidates": count,
-                "batch": config.batch,
-                "features": config.width,
-                "members": config.members,
-                "responses": int(problem.belief.rewards.shape[0]),
-                "cores": _cores(),
-                "cpu_s": statistics.median(cpu),
-                "cpu_low_s": cpu[0],
-                "cpu_high_s": cpu[-1],
-                "wall_s": statistics.median(wall),
-                "turns": len(cpu),
-                "compile_s": round(side.compile_s, 3),
-                "temp_bytes": side.temp_bytes,
-                "log_det": quality(problem, pairs),
-                "chosen": len(pairs),
-                "status": Status(status).name,
-                **provenance(),
-            }
-        )
-    return rows, stopped
+        return sides, True
+    return sides, False
+
+
+def _row(side: _Side, problem: Problem, config: BenchConfig, count: int) -> dict[str, Any]:
+    result = side.result
+    pairs = np.asarray(result.pairs)[np.asarray(result.valid)] if hasattr(result, "pairs") else np.asarray(result)
+    cpu, wall = (sorted(each) for each in zip(*side.times, strict=True))
+    return {
+        "rule": side.name,
+        "family": side.family,
+        "pairs": config.pairs,
+        "candidates": count,
+        "batch": config.batch,
+        "features": config.width,
+        "members": config.members,
+        "responses": int(problem.belief.rewards.shape[0]),
+        "cores": _cores(),
+        "cpu_s": statistics.median(cpu),
+        "cpu_low_s": cpu[0],
+        "cpu_high_s": cpu[-1],
+        "wall_s": statistics.median(wall),
+        "turns": len(cpu),
+        "compile_s": round(side.compile_s, 3),
+        "temp_bytes": side.temp_bytes,
+        "log_det": quality(problem, pairs),
+        "chosen": len(pairs),
+        "status": Status(int(getattr(result, "status", Status.OK))).name,
+        **provenance(),
+    }
 
 
 FAMILIES = {
@@ -319,40 +339,29 @@ FAMILIES = {
     "intervals": "intervals",
     "duels": "duels",
 }
-"""Families of rules, as in docs/rules.md, by the module they stand in."""
+"""Module of a rule -> its family in docs/rules.md."""
 
 
 def family_of(name: str) -> str:
-    """The family of a rule; what is not of jarm is one of its own."""
-    if name not in RULES:
-        return "other packages" if ": " in name else "yours"
-    return FAMILIES[RULES[name].rule.__module__.rpartition(".")[2]]
-
-
-def _timed(side: _Side) -> tuple[float, float]:
-    """Processor and wall seconds; the result is kept."""
-    wall, cpu = time.perf_counter(), time.process_time()
-    result = side.run()
-    took = time.process_time() - cpu, time.perf_counter() - wall
-    side.result[:] = [result]
-    return took
+    """The family of a rule; "yours" for a rule of a file."""
+    return FAMILIES[RULES[name].rule.__module__.rpartition(".")[2]] if name in RULES else "yours"
 
 
 def pin(cores: int) -> None:
-    """Keep this process, with the threads that it has, to so many cores, where the system can."""
+    """Keep this process and its threads to a number of cores, where the system can."""
     if not hasattr(os, "sched_setaffinity"):
         return
     available = sorted(os.sched_getaffinity(0))
     if not 0 < cores <= len(available):
         raise JarmError(f"`--cores {cores}`: give 1 to {len(available)}, or 0 for all.")
-    # Threads that NumPy started when it was imported, too.
+    # Includes the threads that NumPy started at import.
     tasks = pathlib.Path("/proc/self/task")
     for task in [int(each.name) for each in tasks.iterdir()] if tasks.exists() else [0]:
         os.sched_setaffinity(task, available[-cores:])
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """Rows as Markdown: a line for each rule, a column of processor milliseconds for each size; quality at the last."""
+    """Rows as Markdown: a line per rule, processor milliseconds per size; the other columns are of the largest size."""
     sizes = sorted({row["candidates"] for row in rows})
     by_rule: dict[str, dict[int, dict[str, Any]]] = {}
     for row in rows:

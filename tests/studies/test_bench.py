@@ -6,9 +6,7 @@ from references import log_det64
 
 from jarm.cli import main
 from jarm.core.status import JarmError
-from jarm.studies import bench as module
-from jarm.studies.bench import BenchConfig, bench, make_problem, quality
-from jarm.studies.peers import PEERS, installed
+from jarm.studies.bench import BenchConfig, Peer, bench, make_problem, quality
 from jarm.testing.references import list_pairs
 
 SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "turns": 2, "sizes": "20,60"}
@@ -16,9 +14,9 @@ SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "
 
 def test_rows_say_what_was_measured_and_are_appended(tmp_path, capsys):
     options = [f"--{name}={value}" for name, value in SMALL.items()]
-    assert main(["bench", "--rules=random,dopt", f"--out={tmp_path}", "--no-peers", *options]) == 0
+    assert main(["bench", "--rules=random,dopt", f"--out={tmp_path}", *options]) == 0
     assert "| dopt |" in capsys.readouterr().out
-    bench(BenchConfig(rules="entropy", out=tmp_path, peers=False, **SMALL))
+    bench(BenchConfig(rules="entropy", out=tmp_path, **SMALL))
     rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert [(row["rule"], row["candidates"]) for row in rows] == [
         *[("random", 20), ("dopt", 20), ("random", 60), ("dopt", 60)],
@@ -40,16 +38,8 @@ def test_a_problem_has_about_the_pairs_asked_for(pairs):
     assert len(held) == 900 if pairs == "listed" else 600 < len(held) < 1300
     own = held[:8]
     phi, r = np.float64(problem.belief.features), np.float64(problem.belief.rewards)
-    expected = log_det64(phi, r, own, problem.prior) - np.linalg.slogdet(problem.prior)[1]
+    expected = log_det64(phi, r, own, problem.information) - np.linalg.slogdet(problem.information)[1]
     np.testing.assert_allclose(quality(problem, own), expected, rtol=1e-9)
-
-
-@pytest.mark.parametrize("peer", [peer for peer in PEERS if installed(peer)], ids=lambda peer: peer.name)
-def test_a_peer_chooses_pairs_of_the_list(peer):
-    problem = make_problem(BenchConfig(**SMALL), 60)
-    pairs = peer.make(problem.belief, problem.space, 8)()
-    offered = {tuple(pair) for pair in list_pairs(problem.space).tolist()}
-    assert len({tuple(sorted(pair)) for pair in np.asarray(pairs).tolist()} & offered) == 8
 
 
 @pytest.mark.parametrize(
@@ -72,18 +62,20 @@ def test_mistakes_get_a_sentence(changes, sentence, tmp_path):
         bench(BenchConfig(**SMALL | {"out": tmp_path} | changes))
 
 
-def test_what_was_measured_before_a_stop_is_kept(tmp_path, monkeypatch):
+def test_what_was_measured_before_a_stop_is_kept(tmp_path):
     calls = []
 
-    def stop_at_third(side):
-        calls.append(side.name)
+    def stop_at_third():
+        calls.append(None)
         if len(calls) == 3:
             raise KeyboardInterrupt
-        return timed(side)
+        return np.arange(16).reshape(8, 2)
 
-    timed = module._timed
-    monkeypatch.setattr(module, "_timed", stop_at_third)
-    with pytest.raises(JarmError, match="Stopped; what was measured is in"):
-        bench(BenchConfig(rules="random,entropy", out=tmp_path, peers=False, **SMALL))
+    stops = Peer("a: stops", lambda *_: stop_at_third)
+    with pytest.raises(JarmError, match="Stopped"):
+        bench(BenchConfig(rules="random,entropy", out=tmp_path, **SMALL), peers=(stops,))
     rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
-    assert [(row["rule"], row["candidates"], row["turns"]) for row in rows] == [("random", 20, 1), ("entropy", 20, 1)]
+    assert [(row["rule"], row["candidates"], row["turns"]) for row in rows] == [
+        *[("random", 20, 2), ("entropy", 20, 2)],
+        ("a: stops", 20, 1),
+    ]

@@ -1,4 +1,9 @@
-"""Other packages that select, measured by `jarm bench` beside the rules of jarm where they are installed."""
+"""Rules of other packages, for those that are installed, beside the rules of jarm.
+
+    python -m benchmarks.packages --cores 1 --rules dopt,greedy_dopt,bait
+
+Options are those of `jarm bench`; listed pairs only. `benchmarks.peers` measures them workload by workload.
+"""
 
 from __future__ import annotations
 
@@ -12,41 +17,43 @@ from typing import Any
 
 import jax
 import numpy as np
+import tyro
 
 from jarm.acquisition.optimal_design import prior_information
 from jarm.core.base import Belief, HParams, PairSpace
+from jarm.studies.bench import BenchConfig, Peer, bench, table
 
 Run = Callable[[], np.ndarray]
 OUTCOMES = 2048
-"""Configurations of labels that BatchBALD samples, as many as `batch_bald` of jarm follows."""
+"""Configurations of labels that BatchBALD samples; `batch_bald` of jarm follows the same number."""
 DENSE = 20_000
-"""Most pairs for what holds a number for each two of them."""
+"""Largest number of pairs for a package that holds a pairs x pairs matrix."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Peer:
+class Package(Peer):
     """A rule of another package.
 
     Attributes:
-      name: what it is called in tables: "package: rule".
-      module: what has to be importable, the module within its package that is used.
-      like: the rule of jarm that does the same or nearest.
-      make: `(belief, listed space, k) -> run`; `run()` returns the chosen pairs `[k, 2]`. What is done before a caller
-        would have its features in hand is done in `make`.
+      module: the module within its package that has to be importable.
+      like: the same or the nearest rule of jarm.
     """
 
-    name: str
-    module: str
-    like: str
-    make: Callable[[Belief, PairSpace, int], Run]
+    module: str = ""
+    like: str = ""
 
 
-def installed(peer: Peer) -> bool:
-    """Whether it can be found; of a module within a package, whether that package can be imported, too."""
+def installed(package: Package) -> bool:
+    """Whether the module can be found and the package around it can be imported."""
     try:
-        return importlib.util.find_spec(peer.module) is not None
-    except Exception:  # whatever the package raises as it is imported: then it is of no use here
+        return importlib.util.find_spec(package.module) is not None
+    except Exception:  # of the package, as it is imported
         return False
+
+
+def available() -> list[Package]:
+    """The packages that are installed."""
+    return [package for package in PACKAGES if installed(package)]
 
 
 def differences(belief: Belief, space: PairSpace) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -226,24 +233,33 @@ def _torch() -> Any:
 
 
 def _allow(pairs: int) -> None:
-    """Refuse what would fill the memory."""
+    """Refuse a matrix that would fill the memory."""
     if pairs > DENSE:
         raise MemoryError(f"it holds a number for each two of {pairs:,} pairs")
 
 
 _BMDAL, _BALD, _SKACTIVE = "bmdal_reg.bmdal.selection", "batchbald_redux.batchbald", "skactiveml.pool"
-PEERS: tuple[Peer, ...] = (
-    Peer("bmdal_reg: MaxDet", _BMDAL, "greedy_dopt", bmdal("MaxDet", informed=True)),
-    Peer("bmdal_reg: BAIT", _BMDAL, "bait", bmdal("BaitFeatureSpace", informed=True)),
-    Peer("bmdal_reg: MaxDist", _BMDAL, "k_centre", bmdal("MaxDist")),
-    Peer("bmdal_reg: k-means++", _BMDAL, "kmeans_pp", bmdal("Kmeanspp")),
-    Peer("bmdal_reg: LCMD", _BMDAL, "lcmd", bmdal("LargestClusterMaxDist")),
-    Peer("batchbald_redux: BALD", _BALD, "bald", batchbald(joint=False)),
-    Peer("batchbald_redux: BatchBALD", _BALD, "batch_bald", batchbald(joint=True)),
-    Peer("scikit-activeml: Badge", _SKACTIVE, "badge", skactiveml("Badge")),
-    Peer("scikit-activeml: CoreSet", _SKACTIVE, "k_centre", skactiveml("CoreSet")),
-    Peer("scikit-activeml: UncertaintySampling", _SKACTIVE, "entropy", skactiveml("UncertaintySampling")),
-    Peer("modAL: ranked batch", "modAL.batch", "k_centre", ranked_batch),
-    Peer("apricot: facility location", "apricot", "lcmd", facility_location),
-    Peer("BoTorch: EUBO", "botorch.acquisition.preference", "eubo", eubo),
+PACKAGES: tuple[Package, ...] = (
+    Package("bmdal_reg: MaxDet", bmdal("MaxDet", informed=True), _BMDAL, "greedy_dopt"),
+    Package("bmdal_reg: BAIT", bmdal("BaitFeatureSpace", informed=True), _BMDAL, "bait"),
+    Package("bmdal_reg: MaxDist", bmdal("MaxDist"), _BMDAL, "k_centre"),
+    Package("bmdal_reg: k-means++", bmdal("Kmeanspp"), _BMDAL, "kmeans_pp"),
+    Package("bmdal_reg: LCMD", bmdal("LargestClusterMaxDist"), _BMDAL, "lcmd"),
+    Package("batchbald_redux: BALD", batchbald(joint=False), _BALD, "bald"),
+    Package("batchbald_redux: BatchBALD", batchbald(joint=True), _BALD, "batch_bald"),
+    Package("scikit-activeml: Badge", skactiveml("Badge"), _SKACTIVE, "badge"),
+    Package("scikit-activeml: CoreSet", skactiveml("CoreSet"), _SKACTIVE, "k_centre"),
+    Package("scikit-activeml: UncertaintySampling", skactiveml("UncertaintySampling"), _SKACTIVE, "entropy"),
+    Package("modAL: ranked batch", ranked_batch, "modAL.batch", "k_centre"),
+    Package("apricot: facility location", facility_location, "apricot", "lcmd"),
+    Package("BoTorch: EUBO", eubo, "botorch.acquisition.preference", "eubo"),
 )
+
+
+def main() -> None:
+    config = tyro.cli(BenchConfig, description=__doc__)
+    print(f"\n{table(bench(config, available()))}")
+
+
+if __name__ == "__main__":
+    main()
