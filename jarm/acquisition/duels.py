@@ -1,18 +1,19 @@
 """Rules that choose a first and then a second response, and the engine that makes a batch of such duels.
 
-A batch is a sequence of duels. Each has an anchor, a prompt drawn without replacement until all that still hold pairs
-were used, and then again. The first response is chosen among those of the anchor that have a partner left, the second
-among the partners of the first that are left: of its prompt in a `within` space, of other prompts in `cross`, any in
-`all`, its partners of the list in `listed`. So no pair comes twice and nothing plays itself, which published code
-avoids by trying some 10 to 30 times and then drawing at random. Gains are 0: the order is that of the draw.
+A batch is a sequence of duels. Each has an anchor, a prompt drawn without replacement until all prompts that still hold
+pairs were used, and then again. The first response is chosen among the responses of the anchor with a partner left, the
+second among the partners left of the first: of its prompt in a `within` space, of other prompts in `cross`, any in
+`all`, its partners of the list in `listed`. So no pair comes twice and nothing plays itself; published code instead
+retries 10 to 30 times and then draws at random. Gains are 0: the order is that of the draw.
 
 R is `[K, N]`, the rewards of K members, and mu their mean. Published rules draw mu + beta z s with z uniform on (-1, 1)
-and s the sd of each response by itself, as if rewards were independent; here a draw is a member, which knows how the
-rewards of responses go together.
+and s the sd of each response by itself, as if rewards were independent; here a draw is a member, which keeps the
+correlations between responses.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -25,150 +26,211 @@ from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.spaces import alive_pairs, prompts_of
 
 First = Callable[[PRNGKey, Any, Bool[Array, "n"]], tuple[Float[Array, "n"], Any]]
-"""`(key, numbers of n responses, which may be first) -> scores, and what the choice of the second is to know`."""
+"""`(key, stats of n responses, allowed) -> (scores, memory)`; the choice of the second response gets the memory."""
 Second = Callable[[Any, Any, Int[Array, ""], Bool[Array, "n"]], Float[Array, "n"]]
-"""`(what the first handed on, numbers, which is first, which may be second) -> scores`."""
-Carry = tuple[Array, Array, Array, Array, Array, Array]
+"""`(memory, stats of n responses, place of the first, allowed) -> scores`."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Game:
+    """Constants of a batch of duels.
+
+    Attributes:
+      space: which pairs.
+      stats: inputs of the scores, a pytree of `[N, ...]`.
+      prompt_of: `[N]` prompt of each response.
+      ticket: `[P]` random order of the prompts.
+      first, second: scores of the two choices.
+      k: pairs wanted.
+      slots: duels chosen at once, each with an anchor of its own.
+    """
+
+    space: PairSpace
+    stats: Any
+    prompt_of: Int[Array, "N"]
+    ticket: Float[Array, "P"]
+    first: First
+    second: Second
+    k: int
+    slots: int
+
+
+class _State(NamedTuple):
+    """Between two calls of `_play`.
+
+    Attributes:
+      key: of the duels to come.
+      partners: `[N]` number of responses with which each still has a pair.
+      turns: `[P]` duels of each prompt.
+      pairs: `[k, 2]` the batch so far; unused places hold N.
+      total: pairs of the batch so far.
+      nonfinite: whether any score was NaN or infinite.
+    """
+
+    key: PRNGKey
+    partners: Int[Array, "N"]
+    turns: Int[Array, "P"]
+    pairs: Int[Array, "k 2"]
+    total: Int[Array, ""]
+    nonfinite: Bool[Array, ""]
 
 
 def duels(
-    key: PRNGKey, numbers: Any, finite: Bool[Array, "N"], space: PairSpace, k: int, first: First, second: Second
+    key: PRNGKey, stats: Any, finite: Bool[Array, "N"], space: PairSpace, k: int, first: First, second: Second
 ) -> Selection:
     """k duels: the response of largest `first` score, and of its partners the one of largest `second` score.
 
     Args:
-      key: anchors and what the rule draws.
-      numbers: what a rule knows of each response, a pytree of `[N, ...]`, finite.
-      finite: `[N]` whether it was finite.
+      key: for the anchors and the draws of the scores.
+      stats: inputs of the scores, a pytree of `[N, ...]`, finite.
+      finite: `[N]` whether the inputs were finite.
       space: which pairs.
-      k: how many, a Python int.
-      first, second: scores of the responses of an arena: of the anchor in a `within` space, where duels of many
-        prompts are chosen at once, of all responses otherwise.
+      k: number of pairs, a Python int.
+      first, second: scores of the responses of an arena: the anchor in a `within` space, where duels of many prompts
+        are chosen at once; all responses otherwise.
 
     Returns:
       The pairs in the order they were drawn, gains 0. Status NONFINITE, or EXHAUSTED where there are fewer pairs.
     """
-    size, width = space.eligible.shape[0], space.width
-    inner = space.kind == "within"
-    home = prompts_of(space)
-    prompts = size // width if space.prompt is None else size
-    slots = min(prompts, k) if inner else 1
+    size = space.eligible.shape[0]
+    prompts = size // space.width if space.prompt is None else size
     key, key_order = jax.random.split(key)
-    ticket = jax.random.uniform(key_order, (prompts,))
-    most = jnp.iinfo(jnp.int32).max
-    row = jnp.arange(slots, dtype=jnp.int32)
-
-    def unfinished(carry: Carry) -> Bool[Array, ""]:
-        _, partners, _, _, count, _ = carry
-        return (count < k) & (partners > 0).any()
-
-    def play(carry: Carry) -> Carry:
-        key, partners, turns, pairs, count, bad = carry
-        key, key_duels = jax.random.split(key)
-        holds = jnp.zeros(prompts, bool).at[home].max(partners > 0)
-        turn = holds & (turns == jnp.where(holds, turns, most).min())
-        drawn, anchor = jax.lax.top_k(jnp.where(turn, ticket, -1.0), slots)
-        arena = jnp.arange(size, dtype=jnp.int32)[None, :]
-        local = jax.tree.map(lambda leaf: leaf[None], numbers)
-        if inner:
-            arena = anchor[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]
-            local = jax.tree.map(lambda leaf: leaf[arena], numbers)
-        able = (partners[arena] > 0) & (home[arena] == anchor[:, None])
-        scores, memory = jax.vmap(first)(jax.random.split(key_duels, slots), local, able)
-        one, bad_first = _choose(scores, able)
-        i = arena[row, one]
-        able = _partners_left(space, anchor, arena, i, pairs)
-        two, bad_second = _choose(jax.vmap(second)(memory, local, one, able), able)
-        j = arena[row, two]
-        found = (drawn >= 0) & able.any(axis=1)
-        place = jnp.where(found, count + jnp.cumsum(found, dtype=jnp.int32) - 1, k)
-        chosen = jnp.stack([jnp.minimum(i, j), jnp.maximum(i, j)], axis=1)
-        # Counted anew, so that a pair that a list holds twice cannot be waited for.
-        left = jnp.maximum(able.sum(axis=1, dtype=jnp.int32) - 1, 0)
-        partners = partners.at[jnp.where(drawn >= 0, i, size)].set(left, mode="drop")
-        partners = partners.at[jnp.where(found, j, size)].add(-1, mode="drop")
-        turns = turns.at[anchor].add(found.astype(jnp.int32))
-        pairs = pairs.at[place].set(chosen, mode="drop")
-        count = jnp.minimum(count + found.sum(dtype=jnp.int32), k)
-        return key, partners, turns, pairs, count, bad | bad_first | bad_second
-
-    start = (
-        key,
-        _partner_counts(space),
-        jnp.zeros(prompts, jnp.int32),
-        jnp.full((k, 2), size, jnp.int32),
-        jnp.int32(0),
-        jnp.bool_(False),
+    game = _Game(
+        space=space,
+        stats=stats,
+        prompt_of=prompts_of(space),
+        ticket=jax.random.uniform(key_order, (prompts,)),
+        first=first,
+        second=second,
+        k=k,
+        slots=min(prompts, k) if space.kind == "within" else 1,
     )
-    _, _, _, pairs, count, bad = jax.lax.while_loop(unfinished, play, start)
-    valid = jnp.arange(k, dtype=jnp.int32) < count
-    fine = jnp.where((finite | ~space.eligible).all() & ~bad, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
-    short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
-    return Selection(jnp.where(valid[:, None], pairs, 0), jnp.zeros(k, jnp.float32), valid, worst(fine, short))
+    start = _State(
+        key=key,
+        partners=_partner_counts(space),
+        turns=jnp.zeros(prompts, jnp.int32),
+        pairs=jnp.full((k, 2), size, jnp.int32),
+        total=jnp.int32(0),
+        nonfinite=jnp.bool_(False),
+    )
+    end = jax.lax.while_loop(
+        lambda state: (state.total < k) & (state.partners > 0).any(), lambda state: _play(game, state), start
+    )
+    valid = jnp.arange(k, dtype=jnp.int32) < end.total
+    sound = (finite | ~space.eligible).all() & ~end.nonfinite
+    status = worst(
+        jnp.where(sound, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE)),
+        jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED)),
+    )
+    return Selection(jnp.where(valid[:, None], end.pairs, 0), jnp.zeros(k, jnp.float32), valid, status)
 
 
-def _choose(scores: Float[Array, "c n"], able: Bool[Array, "c n"]) -> tuple[Int[Array, "c"], Bool[Array, ""]]:
-    """The largest score of each row, always of one that may be chosen; and whether any is NaN or infinite."""
-    best = jnp.where(able, jnp.nan_to_num(scores), -jnp.inf).argmax(axis=1).astype(jnp.int32)
-    return best, (able & ~(scores < jnp.inf)).any()
+def _play(game: _Game, state: _State) -> _State:
+    """A duel in each of `slots` anchors."""
+    space, k, slots = game.space, game.k, game.slots
+    size = space.eligible.shape[0]
+    key, key_duels = jax.random.split(state.key)
+    drawn, anchor = _anchors(game, state)
+    arena = jnp.arange(size, dtype=jnp.int32)[None, :]
+    local = jax.tree.map(lambda leaf: leaf[None], game.stats)
+    if space.kind == "within":
+        arena = anchor[:, None] * space.width + jnp.arange(space.width, dtype=jnp.int32)[None, :]
+        local = jax.tree.map(lambda leaf: leaf[arena], game.stats)
+    row = jnp.arange(slots, dtype=jnp.int32)
+    allowed = (state.partners[arena] > 0) & (game.prompt_of[arena] == anchor[:, None])
+    scores, memory = jax.vmap(game.first)(jax.random.split(key_duels, slots), local, allowed)
+    one, nonfinite_first = _choose(scores, allowed)
+    i = arena[row, one]
+    allowed = _partners_left(space, anchor, arena, i, state.pairs)
+    two, nonfinite_second = _choose(jax.vmap(game.second)(memory, local, one, allowed), allowed)
+    j = arena[row, two]
+
+    found = drawn & allowed.any(axis=1)
+    place = jnp.where(found, state.total + jnp.cumsum(found, dtype=jnp.int32) - 1, k)
+    pairs = jnp.stack([jnp.minimum(i, j), jnp.maximum(i, j)], axis=1)
+    # Partners of i are counted anew: a list may hold a pair twice.
+    left = jnp.maximum(allowed.sum(axis=1, dtype=jnp.int32) - 1, 0)
+    partners = state.partners.at[jnp.where(drawn, i, size)].set(left, mode="drop")
+    return _State(
+        key=key,
+        partners=partners.at[jnp.where(found, j, size)].add(-1, mode="drop"),
+        turns=state.turns.at[anchor].add(found.astype(jnp.int32)),
+        pairs=state.pairs.at[place].set(pairs, mode="drop"),
+        total=jnp.minimum(state.total + found.sum(dtype=jnp.int32), k),
+        nonfinite=state.nonfinite | nonfinite_first | nonfinite_second,
+    )
+
+
+def _anchors(game: _Game, state: _State) -> tuple[Bool[Array, "c"], Int[Array, "c"]]:
+    """A prompt for each slot, of those that hold pairs and had the fewest duels, and whether there was one left."""
+    holds = jnp.zeros(len(game.ticket), bool).at[game.prompt_of].max(state.partners > 0)
+    due = holds & (state.turns == jnp.where(holds, state.turns, jnp.iinfo(jnp.int32).max).min())
+    ticket, anchor = jax.lax.top_k(jnp.where(due, game.ticket, -1.0), game.slots)
+    return ticket >= 0, anchor
+
+
+def _choose(scores: Float[Array, "c n"], allowed: Bool[Array, "c n"]) -> tuple[Int[Array, "c"], Bool[Array, ""]]:
+    """The place of the largest allowed score of each row, and whether any allowed score is NaN or infinite."""
+    best = jnp.where(allowed, jnp.nan_to_num(scores), -jnp.inf).argmax(axis=1).astype(jnp.int32)
+    return best, (allowed & ~(scores < jnp.inf)).any()
 
 
 def _partner_counts(space: PairSpace) -> Int[Array, "N"]:
-    """With how many responses each has a pair in the space."""
+    """Number of responses with which each response has a pair in the space."""
     size, eligible = space.eligible.shape[0], space.eligible
     if space.pairs is not None:
-        ends, alive = space.pairs, alive_pairs(space)
-        held, sign = jnp.zeros(size, jnp.int32), 1
+        ends, valid = space.pairs, alive_pairs(space)
+        count, sign = jnp.zeros(size, jnp.int32), 1
     else:
-        home, ends = prompts_of(space), jnp.minimum(space.excluded, size - 1)
-        same = jax.ops.segment_sum(eligible.astype(jnp.int32), home, size)[home]
-        every = eligible.sum(dtype=jnp.int32)
-        held = {"within": same - 1, "cross": every - same, "all": jnp.full(size, every - 1)}[space.kind]
-        held, sign = jnp.where(eligible, held, 0), -1
-        alive = (space.excluded < size).all(axis=1) & eligible[ends].all(axis=1)
+        prompt_of, ends = prompts_of(space), jnp.minimum(space.excluded, size - 1)
+        same = jax.ops.segment_sum(eligible.astype(jnp.int32), prompt_of, size)[prompt_of]
+        total = eligible.sum(dtype=jnp.int32)
+        count = {"within": same - 1, "cross": total - same, "all": jnp.full(size, total - 1)}[space.kind]
+        count, sign = jnp.where(eligible, count, 0), -1
+        valid = (space.excluded < size).all(axis=1) & eligible[ends].all(axis=1)
         if space.kind != "all":
-            alive &= (home[ends[:, 0]] == home[ends[:, 1]]) == (space.kind == "within")
-    return held.at[jnp.where(alive[:, None], ends, size)].add(sign, mode="drop")
+            valid &= (prompt_of[ends[:, 0]] == prompt_of[ends[:, 1]]) == (space.kind == "within")
+    return count.at[jnp.where(valid[:, None], ends, size)].add(sign, mode="drop")
 
 
 def _partners_left(
     space: PairSpace, anchor: Int[Array, "c"], arena: Int[Array, "c n"], i: Int[Array, "c"], pairs: Int[Array, "k 2"]
 ) -> Bool[Array, "c n"]:
-    """Which responses of each arena have a pair with i that is in the space and not in the batch."""
-    size, home = space.eligible.shape[0], prompts_of(space)
-    able = space.eligible[arena] & (arena != i[:, None])
+    """Whether each response of each arena has a pair with i that is in the space and not in the batch."""
+    size, prompt_of = space.eligible.shape[0], prompts_of(space)
+    allowed = space.eligible[arena] & (arena != i[:, None])
     if space.kind == "cross":
-        able &= home[arena] != home[i][:, None]
+        allowed &= prompt_of[arena] != prompt_of[i][:, None]
     elif space.pairs is not None:
         low, high = space.pairs.T
         other = jnp.where(low == i[0], high, jnp.where(high == i[0], low, size))
-        able &= jnp.zeros(size, bool).at[other].set(True, mode="drop")[None, :]
-    struck = jnp.concatenate([space.excluded, pairs])
-    struck = jnp.concatenate([struck, struck[:, ::-1]])
-    one, other = jnp.minimum(struck, size - 1).T
-    gone = (struck < size).all(axis=1)
+        allowed &= jnp.zeros(size, bool).at[other].set(True, mode="drop")[None, :]
+    excluded = jnp.concatenate([space.excluded, pairs])
+    excluded = jnp.concatenate([excluded, excluded[:, ::-1]])
+    one, other = jnp.minimum(excluded, size - 1).T
+    applies = (excluded < size).all(axis=1)
     slot = jnp.zeros_like(one)
     if space.kind == "within":
-        gone &= home[one] == home[other]
+        applies &= prompt_of[one] == prompt_of[other]
         slot = jnp.full(size // space.width, -1, jnp.int32).at[anchor].set(jnp.arange(len(anchor), dtype=jnp.int32))
-        slot = slot[home[one]]
+        slot = slot[prompt_of[one]]
         other %= space.width
-    gone &= (slot >= 0) & (i[slot] == one)
-    return able.at[jnp.where(gone, slot, len(anchor)), other].set(False, mode="drop")
+    applies &= (slot >= 0) & (i[slot] == one)
+    return allowed.at[jnp.where(applies, slot, len(anchor)), other].set(False, mode="drop")
 
 
-class Beliefs(NamedTuple):
-    """What a duel looks at: mean rewards `[n]`, and the rewards of members `[n, K]`."""
+class RewardStats(NamedTuple):
+    """Mean rewards `[n]` and the rewards of members `[n, K]`."""
 
     mean: Float[Array, "n"]
     members: Float[Array, "n K"]
 
 
-def of_ensemble(belief: Belief) -> tuple[Beliefs, Bool[Array, "N"]]:
-    """Means and members, 0 where not finite, and whether a response has all of them."""
+def of_ensemble(belief: Belief) -> tuple[RewardStats, Bool[Array, "N"]]:
+    """Means and members, 0 where not finite, and `[N]` whether all of a response were finite."""
     finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.member_rewards).all(axis=0)
     members = jnp.where(finite[:, None], belief.member_rewards.T, 0)
-    return Beliefs(jnp.where(finite, belief.rewards, 0), members), finite
+    return RewardStats(jnp.where(finite, belief.rewards, 0), members), finite
 
 
 def _of_mean(belief: Belief) -> tuple[Float[Array, "N"], Bool[Array, "N"]]:
@@ -176,30 +238,30 @@ def _of_mean(belief: Belief) -> tuple[Float[Array, "N"], Bool[Array, "N"]]:
     return jnp.where(finite, belief.rewards, 0), finite
 
 
-def thompson(key: PRNGKey, known: Any, able: Bool[Array, "n"]) -> tuple[Float[Array, "n"], PRNGKey]:
-    """The rewards of a random member, which stands for a draw from the posterior; hands on another key."""
+def thompson(key: PRNGKey, stats: Any, allowed: Bool[Array, "n"]) -> tuple[Float[Array, "n"], PRNGKey]:
+    """The rewards of a random member, a draw from the posterior; the memory is another key."""
     key, rest = jax.random.split(key)
-    return known.members[:, jax.random.randint(key, (), 0, known.members.shape[1])], rest
+    return stats.members[:, jax.random.randint(key, (), 0, stats.members.shape[1])], rest
 
 
-def _dissent(known: Beliefs, one: Int[Array, ""], able: Bool[Array, "n"]) -> Bool[Array, "K"]:
-    """Which members like another response that may be chosen better than the first."""
-    return jnp.where(able[:, None], known.members, -jnp.inf).max(axis=0) > known.members[one]
+def _dissent(stats: RewardStats, one: Int[Array, ""], allowed: Bool[Array, "n"]) -> Bool[Array, "K"]:
+    """Whether each member prefers an allowed response to the first."""
+    return jnp.where(allowed[:, None], stats.members, -jnp.inf).max(axis=0) > stats.members[one]
 
 
 def double_ts(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Double Thompson sampling: the favourite of a random member against that of another draw.
 
-    i = argmax R_m; j = argmax R_m' over i and its partners, m' drawn anew until j is not i. That is one draw among the
-    members whose favourite is another. If there is none, published code gives up after 10 to 30 draws for a random j;
-    here at once. Gain: 0. Source: Dwaracherla et al. (arXiv 2402.00396).
+    i = argmax R_m; j = argmax R_m' over i and its partners, m' drawn anew until j is not i: one draw among the members
+    whose favourite is another. Without such a member j is random; published code first retries 10 to 30 times.
+    Gain: 0. Source: Dwaracherla et al. (arXiv 2402.00396).
     """
 
-    def second(key: PRNGKey, known: Beliefs, one: Array, able: Array) -> Array:
+    def second(key: PRNGKey, stats: RewardStats, one: Array, allowed: Array) -> Array:
         key_member, key_any = jax.random.split(key)
-        dissent = _dissent(known, one, able)
+        dissent = _dissent(stats, one, allowed)
         member = jnp.where(dissent, jax.random.uniform(key_member, dissent.shape), -1.0).argmax()
-        return jnp.where(dissent.any(), known.members[:, member], jax.random.uniform(key_any, able.shape))
+        return jnp.where(dissent.any(), stats.members[:, member], jax.random.uniform(key_any, allowed.shape))
 
     return duels(key, *of_ensemble(belief), space, k, thompson, second)
 
@@ -212,24 +274,24 @@ def eets(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     (arXiv 2411.01493, oat).
     """
 
-    def first(key: PRNGKey, known: Beliefs, able: Array) -> tuple[Array, Array]:
-        order = jnp.argsort(jax.random.uniform(key, known.members.shape[1:]))
-        return known.members[:, order[0]], order
+    def first(key: PRNGKey, stats: RewardStats, allowed: Array) -> tuple[Array, Array]:
+        order = jnp.argsort(jax.random.uniform(key, stats.members.shape[1:]))
+        return stats.members[:, order[0]], order
 
-    def second(order: Array, known: Beliefs, one: Array, able: Array) -> Array:
-        return known.members[:, order[_dissent(known, one, able)[order].at[0].set(False).argmax()]]
+    def second(order: Array, stats: RewardStats, one: Array, allowed: Array) -> Array:
+        return stats.members[:, order[_dissent(stats, one, allowed)[order].at[0].set(False).argmax()]]
 
     return duels(key, *of_ensemble(belief), space, k, first, second)
 
 
 def baits(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """The favourite of a random member against the response the members are least sure how to compare with it.
+    """The favourite of a random member against the response of most uncertain margin to it.
 
     i = argmax R_m; j = argmax Var_m(R_i - R_j). Gain: 0. Source: oat (arXiv 2411.01493).
     """
 
-    def second(key: PRNGKey, known: Beliefs, one: Array, able: Array) -> Array:
-        return jnp.var(known.members - known.members[one][None, :], axis=1)
+    def second(key: PRNGKey, stats: RewardStats, one: Array, allowed: Array) -> Array:
+        return jnp.var(stats.members - stats.members[one][None, :], axis=1)
 
     return duels(key, *of_ensemble(belief), space, k, thompson, second)
 
@@ -240,8 +302,8 @@ def drts(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     i = argmax R_m; j = argmin R_m' of a fresh member m'. Gain: 0. Source: ActiveUltraFeedback (arXiv 2603.09692).
     """
 
-    def second(key: PRNGKey, known: Beliefs, one: Array, able: Array) -> Array:
-        return -thompson(key, known, able)[0]
+    def second(key: PRNGKey, stats: RewardStats, one: Array, allowed: Array) -> Array:
+        return -thompson(key, stats, allowed)[0]
 
     return duels(key, *of_ensemble(belief), space, k, thompson, second)
 
@@ -254,18 +316,18 @@ def _tilted(
     def draw(key: PRNGKey, mean: Array, scale: Array) -> Array:
         return scale * mean + noise * jax.random.gumbel(key, mean.shape)
 
-    def first(key: PRNGKey, mean: Array, able: Array) -> tuple[Array, PRNGKey]:
+    def first(key: PRNGKey, mean: Array, allowed: Array) -> tuple[Array, PRNGKey]:
         key, rest = jax.random.split(key)
         return draw(key, mean, scales[0]), rest
 
-    def second(key: PRNGKey, mean: Array, one: Array, able: Array) -> Array:
+    def second(key: PRNGKey, mean: Array, one: Array, allowed: Array) -> Array:
         return draw(key, mean, scales[1])
 
     return duels(key, *_of_mean(belief), space, k, first, second)
 
 
 def boltzmann(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Two responses drawn by how good they look: probability proportional to exp(mu / temperature), twice.
+    """Two responses drawn by their mean reward: probability proportional to exp(mu / temperature), twice.
 
     The second is drawn among the partners of the first; temperature 0 takes the best. Gain: 0. Source: the baseline of
     Dwaracherla et al. (arXiv 2402.00396).
@@ -290,20 +352,20 @@ def pilaf(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: i
 def best_of_four(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """UltraFeedback's heuristic: four random responses of a prompt, the best of them against another of them.
 
-    i is the best by mu of four random responses of the prompt that have a partner left, j any other of the four; any
-    partner of i where none of these is one, as in `cross` spaces. Gain: 0. Source: UltraFeedback (arXiv 2310.01377),
+    i is the best by mu of four random responses of the prompt that have a partner left, j any other of the four, or any
+    partner of i where none of the four is one, as in `cross` spaces. Gain: 0. Source: UltraFeedback (arXiv 2310.01377),
     as run by ActiveUltraFeedback (arXiv 2603.09692).
     """
 
-    def first(key: PRNGKey, mean: Array, able: Array) -> tuple[Array, tuple[PRNGKey, Array]]:
+    def first(key: PRNGKey, mean: Array, allowed: Array) -> tuple[Array, tuple[PRNGKey, Array]]:
         key, rest = jax.random.split(key)
-        ticket = jnp.where(able, jax.random.uniform(key, able.shape), -1.0)
-        least = jax.lax.top_k(ticket, min(4, len(ticket)))[0][-1]
-        four = able & (ticket >= least)
+        ticket = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0)
+        fourth = jax.lax.top_k(ticket, min(4, len(ticket)))[0][-1]
+        four = allowed & (ticket >= fourth)
         return jnp.where(four, mean, -jnp.inf), (rest, four)
 
-    def second(handed: tuple[PRNGKey, Array], mean: Array, one: Array, able: Array) -> Array:
-        key, four = handed
-        return jax.random.uniform(key, able.shape) + four
+    def second(memory: tuple[PRNGKey, Array], mean: Array, one: Array, allowed: Array) -> Array:
+        key, four = memory
+        return jax.random.uniform(key, allowed.shape) + four
 
     return duels(key, *_of_mean(belief), space, k, first, second)

@@ -1,13 +1,13 @@
-"""Rules that look at an interval for a reward difference: the margin m of a pair, give or take b = beta s.
+"""Rules on an interval for a reward difference: m +- b, m the margin of a pair and b = beta s.
 
-s is the sd over the members of R_i - R_j, and R the rewards of the K members. Published code has s_i + s_j instead, the
-sds of two rewards each by itself. That is never smaller than s and mostly far larger: it also holds what all
-responses share, such as the level of a member, of which a comparison teaches nothing. Each rule has that form,
-too, under its name with `_marginal`.
+s is the sd over the members of R_i - R_j, R the rewards of the K members. Published code has s_i + s_j instead, the sds
+of the two rewards by themselves. That sum is never smaller than s and mostly far larger: it includes the part that all
+responses share, such as the level of a member, about which a comparison tells nothing. Each rule has that form in
+`jarm.acquisition.contrib.intervals`, under its name with `_marginal`.
 
-P(i beats j) = sigmoid(R_i - R_j) grows with the difference, so that bounds on one are bounds on the other, and at least
-even odds are a difference of at least 0. Published RUCB and IDS compare mu + beta s of a raw reward, whose zero is
-anywhere, with the probability 1/2.
+P(i beats j) = sigmoid(R_i - R_j) grows with the difference, so bounds on one are bounds on the other, and at least even
+odds are a difference of at least 0. Published RUCB and IDS compare mu + beta s of a raw reward, whose zero is
+arbitrary, with the probability 1/2.
 """
 
 from __future__ import annotations
@@ -31,52 +31,53 @@ from jarm.design.top import top_scores
 WINDOW = 0.05
 """Middle of the rank window of `delta_quantile`, and its width, as shares of the pairs."""
 SAMPLED = 1 << 12
-"""Pairs of a space that is not a list by which `delta_quantile` finds the window: its ends to .3 % of the ranks."""
+"""Pairs drawn from a space that is not listed to find the window of `delta_quantile`: its ends to .3 % of the ranks."""
 
 
-class Known(NamedTuple):
-    """What interval rules know of each response, `[n, ...]`.
+class IntervalStats(NamedTuple):
+    """Per-response inputs of interval rules, `[n, ...]`.
 
     Attributes:
       mean: mean reward.
       members: rewards of the members.
-      apart: rewards of the members less their mean and less what differences do not see.
+      deviations: rewards of the members less their mean, centred over the prompt or the space.
       spread: sd of the reward by itself.
-      reach: least upper bound on the margin over a partner; at least 0 where no partner surely wins.
-      floor: least lower bound on the margin over a partner that may be the best.
+      min_upper: smallest upper bound on the margin over a partner; at least 0 where no partner surely wins.
+      min_lower: smallest lower bound on the margin over a partner that may be the best.
     """
 
     mean: Float[Array, "*n"]
     members: Float[Array, "*n K"]
-    apart: Float[Array, "*n K"]
+    deviations: Float[Array, "*n K"]
     spread: Float[Array, "*n"]
-    reach: Float[Array, "*n"]
-    floor: Float[Array, "*n"]
+    min_upper: Float[Array, "*n"]
+    min_lower: Float[Array, "*n"]
 
 
-Half = Callable[[Known, Known], Float[Array, "..."]]
-"""Half the width of the interval for the margin of one response over another, elementwise."""
+Half = Callable[[IntervalStats, IntervalStats], Float[Array, "..."]]
+"""Half-width of the interval for the margin of one response over another, elementwise."""
 
 
 def _prepare(
     hparams: HParams, belief: Belief, space: PairSpace, *, marginal: bool
-) -> tuple[Known, Bool[Array, "N"], Half]:
+) -> tuple[IntervalStats, Bool[Array, "N"], Half]:
+    """Stats without bounds, `[N]` whether each response is finite, and the half-width of intervals."""
     plain, finite = of_ensemble(belief)
-    apart = centred(plain.members, space)
-    apart = apart - apart.mean(axis=1, keepdims=True)
-    degrees = max(1, apart.shape[1] - 1)
+    deviations = centred(plain.members, space)
+    deviations = deviations - deviations.mean(axis=1, keepdims=True)
+    degrees = max(1, deviations.shape[1] - 1)
     spread = jnp.sqrt(jnp.square(plain.members - plain.members.mean(axis=1, keepdims=True)).sum(axis=1) / degrees)
     beta = jnp.asarray(hparams.beta, jnp.float32)
 
-    def half(a: Known, b: Known) -> Array:
+    def half(a: IntervalStats, b: IntervalStats) -> Array:
         if marginal:
             return beta * (a.spread + b.spread)
-        # Member by member: no array over pairs and members.
-        each = [jnp.square(a.apart[..., m] - b.apart[..., m]) for m in range(apart.shape[1])]
-        return beta * jnp.sqrt(sum(each[1:], each[0]) / degrees)
+        # Member by member, so that no array is pairs x members.
+        squares = [jnp.square(a.deviations[..., m] - b.deviations[..., m]) for m in range(deviations.shape[1])]
+        return beta * jnp.sqrt(sum(squares[1:], squares[0]) / degrees)
 
-    nothing = jnp.zeros_like(plain.mean)
-    return Known(plain.mean, plain.members, apart, spread, nothing, nothing), finite, half
+    zeros = jnp.zeros_like(plain.mean)
+    return IntervalStats(plain.mean, plain.members, deviations, spread, zeros, zeros), finite, half
 
 
 def _best_by(
@@ -90,35 +91,34 @@ def _best_by(
     marginal: bool,
 ) -> Selection:
     """The k pairs of largest `score(m, b, value_i, value_j)`."""
-    known, finite, _ = _prepare(hparams, belief, space, marginal=marginal)
-    beta, degrees = jnp.asarray(hparams.beta, jnp.float32), max(1, known.apart.shape[1] - 1)
+    stats, finite, _ = _prepare(hparams, belief, space, marginal=marginal)
+    beta, degrees = jnp.asarray(hparams.beta, jnp.float32), max(1, stats.deviations.shape[1] - 1)
 
     def pair(a: tuple[Array, ...], b: tuple[Array, ...]) -> Array:
         spread = a[1] + b[1] if marginal else jnp.sqrt(square_sum(a[1] - b[1]) / degrees)
         return score(a[0] - b[0], beta * spread, a[2], b[2])
 
     def tile(rows: tuple[Array, ...], columns: tuple[Array, ...]) -> Array:
-        def each(f: Callable[[Array, Array], Array], place: int) -> Array:
-            return f(rows[place][:, None], columns[place][None, :])
+        margin = rows[0][:, None] - columns[0][None, :]
+        if marginal:
+            squares = jnp.square(rows[1][:, None] + columns[1][None, :])
+        else:
+            squares = distances(rows[1], columns[1]) / degrees
+        return score(margin, beta * jnp.sqrt(jnp.maximum(squares, 0)), rows[2][:, None], columns[2][None, :])
 
-        squares = jnp.square(each(jnp.add, 1)) if marginal else distances(rows[1], columns[1]) / degrees
-        return score(
-            each(jnp.subtract, 0), beta * jnp.sqrt(jnp.maximum(squares, 0)), rows[2][:, None], columns[2][None, :]
-        )
-
-    numbers = (known.mean, known.spread if marginal else known.apart, value)
-    return top_scores(Scorer(numbers, pair, tile), finite, space, k)
+    of_response = (stats.mean, stats.spread if marginal else stats.deviations, value)
+    return top_scores(Scorer(of_response, pair, tile), finite, space, k)
 
 
 def probability_gap(margin: Float[Array, "*n"], half: Float[Array, "*n"]) -> Float[Array, "*n"]:
-    """sigmoid(m + b) - sigmoid(m - b) = (1 - exp(-2 b)) sigmoid(b + m) sigmoid(b - m), which cancels no digits."""
+    """sigmoid(m + b) - sigmoid(m - b) = (1 - exp(-2 b)) sigmoid(b + m) sigmoid(b - m), without cancellation."""
     return -jnp.expm1(-2 * half) * jax.nn.sigmoid(half + margin) * jax.nn.sigmoid(half - margin)
 
 
 def infomax(
     key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
-    """Pairs whose outcome the members leave most open: the widest interval for the probability of a win.
+    """Pairs of the most open outcome under the members: the widest interval for the probability of a win.
 
     Gain: sigmoid(m + b) - sigmoid(m - b). Source: ActiveUltraFeedback (arXiv 2603.09692), with s_i + s_j.
     """
@@ -130,7 +130,7 @@ def infomax(
 def delta_ucb(
     key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
-    """Pairs that may be furthest apart: the largest optimistic reward gap.
+    """Pairs with the largest optimistic reward gap.
 
     Gain: |m| + b. Source: ActiveUltraFeedback (arXiv 2603.09692), there ub_i - lb_j = m + beta (s_i + s_j).
     """
@@ -140,28 +140,27 @@ def delta_ucb(
 def delta_quantile(
     key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
-    """Pairs of a large but not extreme optimistic gap, those whose better response may be best.
+    """Pairs of a large but not extreme optimistic gap whose better response has the largest optimistic value.
 
-    Gaps |m| + b are ranked, and of the ranks from 2.5 % to 7.5 % (of k pairs, if that are more) the pairs are taken
-    whose better response has the largest optimistic value; then those with gaps closest to these. The value is
-    mu + beta s of the response less the mean response of its prompt (`within`) or of the pool. A list is ranked
-    itself; otherwise 4,096 random pairs, the same for every key, say where the window is.
-    Ranks are of pairs of the whole pool, each counted once.
+    Gaps |m| + b are ranked over the space, each pair once. From the window of ranks 2.5 % to 7.5 % (of k pairs, where k
+    is more) the rule takes the pairs whose better response has the largest value, then the pairs of nearest gap. The
+    value is mu + beta s of the response less the mean response of its prompt (`within`) or of the space. A list is
+    ranked whole; for other spaces 4,096 random pairs, the same for every key, locate the window.
 
-    Gain: the value less the least in the pool, plus a thousandth of the gap, so that of two pairs with one better
-    response that with the larger gap is first; of a pair beside the window, minus how far its gap is from it.
+    Gain: the value less the smallest value, plus a thousandth of the gap, so that the larger gap decides between pairs
+    with the same better response; outside the window, minus the distance of the gap from the window.
     Source: ActiveUltraFeedback (arXiv 2603.09692). There ranks are of the ordered pairs of one prompt, each counted
-    both ways, so that its 5 % is about 10 % here; the window has width 0, in which there is one
-    pair a prompt, and the value is ub_i = mu_i + beta s_i, which compares prompts by the level of the members.
+    both ways, so that its 5 % is about 10 % here; the window has width 0 and holds one pair per prompt, and the value
+    is ub_i = mu_i + beta s_i, which compares prompts by the level of the members.
     """
-    known, _, half = _prepare(hparams, belief, space, marginal=marginal)
-    beta, degrees = jnp.asarray(hparams.beta, jnp.float32), max(1, known.apart.shape[1] - 1)
+    stats, _, half = _prepare(hparams, belief, space, marginal=marginal)
+    beta, degrees = jnp.asarray(hparams.beta, jnp.float32), max(1, stats.deviations.shape[1] - 1)
     if marginal:
-        value = known.mean + beta * known.spread
+        value = stats.mean + beta * stats.spread
     else:
-        value = centred(known.mean[:, None], space)[:, 0] + beta * jnp.sqrt(square_sum(known.apart) / degrees)
+        value = centred(stats.mean[:, None], space)[:, 0] + beta * jnp.sqrt(square_sum(stats.deviations) / degrees)
     value -= jnp.where(space.eligible, value, jnp.inf).min()
-    top, bottom = _window(known, half, space, k)
+    top, bottom = _window(stats, half, space, k)
 
     def score(margin: Array, width: Array, first: Array, second: Array) -> Array:
         gap = jnp.abs(margin) + width
@@ -171,18 +170,18 @@ def delta_quantile(
     return _best_by(hparams, score, value, belief, space, k, marginal=marginal)
 
 
-def _window(known: Known, half: Half, space: PairSpace, k: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
-    """The largest and the least gap in the rank window of `delta_quantile`, half-way to the gaps beside it."""
+def _window(stats: IntervalStats, half: Half, space: PairSpace, k: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
+    """The largest and the smallest gap in the rank window of `delta_quantile`, half-way to the gaps beside it."""
     if space.pairs is not None:
-        ends, there = jnp.minimum(space.pairs, space.eligible.shape[0] - 1), alive_pairs(space)
-        held = there.sum(dtype=jnp.float32)
+        ends, valid = jnp.minimum(space.pairs, space.eligible.shape[0] - 1), alive_pairs(space)
+        count = valid.sum(dtype=jnp.float32)
     else:
-        ends, there = sample_pairs(jax.random.key(0), space, SAMPLED)
-        held = pair_count(space)
-    one, other = (jax.tree.map(lambda leaf, end=ends[:, side]: leaf[end], known) for side in (0, 1))
-    gaps = -jnp.sort(jnp.where(there, -jnp.abs(one.mean - other.mean) - half(one, other), jnp.inf))
-    ranked = there.sum(dtype=jnp.int32)
-    share = jnp.minimum(jnp.maximum(WINDOW, k / jnp.maximum(held, 1)), 1)
+        ends, valid = sample_pairs(jax.random.key(0), space, SAMPLED)
+        count = pair_count(space)
+    one, other = (jax.tree.map(lambda leaf, end=ends[:, side]: leaf[end], stats) for side in (0, 1))
+    gaps = -jnp.sort(jnp.where(valid, -jnp.abs(one.mean - other.mean) - half(one, other), jnp.inf))
+    ranked = valid.sum(dtype=jnp.int32)
+    share = jnp.minimum(jnp.maximum(WINDOW, k / jnp.maximum(count, 1)), 1)
     start = jnp.floor(jnp.clip(WINDOW - share / 2, 0, 1 - share) * ranked).astype(jnp.int32)
     end = jnp.minimum(start + jnp.ceil(share * ranked).astype(jnp.int32), ranked)
 
@@ -193,40 +192,40 @@ def _window(known: Known, half: Half, space: PairSpace, k: int) -> tuple[Float[A
     return jnp.where(start > 0, edge(start), jnp.inf), jnp.where(end < ranked, edge(end), -jnp.inf)
 
 
-def _least(value: Half, known: Known, space: PairSpace) -> Float[Array, "N"]:
-    """The least `value(of a response, of a partner)` over the partners of each response; infinite where it has none."""
-    least = jnp.full_like(known.mean, jnp.inf)
+def _min_over_partners(value: Half, stats: IntervalStats, space: PairSpace) -> Float[Array, "N"]:
+    """The minimum of `value(a response, a partner)` over the partners of each response; infinite without a partner."""
+    minimum = jnp.full_like(stats.mean, jnp.inf)
 
-    def at(place: Array) -> Known:
-        return jax.tree.map(lambda leaf: leaf[place], known)
+    def at(place: Array) -> IntervalStats:
+        return jax.tree.map(lambda leaf: leaf[place], stats)
 
     if space.pairs is not None:
-        ends, alive = jnp.minimum(space.pairs, len(least) - 1), alive_pairs(space)
+        ends, valid = jnp.minimum(space.pairs, len(minimum) - 1), alive_pairs(space)
         for one, other in (ends.T, ends.T[::-1]):
-            least = least.at[one].min(jnp.where(alive, value(at(one), at(other)), jnp.inf))
-        return least
+            minimum = minimum.at[one].min(jnp.where(valid, value(at(one), at(other)), jnp.inf))
+        return minimum
 
-    def merge(least: Array, index: Array) -> tuple[Array, None]:
+    def merge(minimum: Array, index: Array) -> tuple[Array, None]:
         rows, columns, mask = get_tile(space, index)
         a, b = at(rows[:, :, None]), at(columns[:, None, :])
-        least = least.at[rows].min(jnp.where(mask, value(a, b), jnp.inf).min(axis=2))
-        return least.at[columns].min(jnp.where(mask, value(b, a), jnp.inf).min(axis=1)), None
+        minimum = minimum.at[rows].min(jnp.where(mask, value(a, b), jnp.inf).min(axis=2))
+        return minimum.at[columns].min(jnp.where(mask, value(b, a), jnp.inf).min(axis=1)), None
 
-    return jax.lax.scan(merge, least, jnp.arange(tile_count(space), dtype=jnp.int32))[0]
-
-
-def _one(known: Known, one: Int[Array, ""]) -> Known:
-    """What is known of one response of an arena, to be set against all."""
-    return jax.tree.map(lambda leaf: leaf[one][None], known)
+    return jax.lax.scan(merge, minimum, jnp.arange(tile_count(space), dtype=jnp.int32))[0]
 
 
-def _prefer(able: Bool[Array, "n"], wanted: Bool[Array, "n"], scores: Float[Array, "n"]) -> Float[Array, "n"]:
-    """Scores, only of those wanted unless none of these may be chosen."""
-    return jnp.where(wanted | ~(able & wanted).any(), scores, -jnp.inf)
+def _one(stats: IntervalStats, one: Int[Array, ""]) -> IntervalStats:
+    """The stats of one response of an arena, to broadcast against all."""
+    return jax.tree.map(lambda leaf: leaf[one][None], stats)
 
 
-def _with_reach(known: Known, half: Half, space: PairSpace) -> Known:
-    return known._replace(reach=_least(lambda a, b: a.mean - b.mean + half(a, b), known, space))
+def _prefer(allowed: Bool[Array, "n"], wanted: Bool[Array, "n"], scores: Float[Array, "n"]) -> Float[Array, "n"]:
+    """Scores of the wanted responses, of all where no wanted response is allowed; -inf elsewhere."""
+    return jnp.where(wanted | ~(allowed & wanted).any(), scores, -jnp.inf)
+
+
+def _with_min_upper(stats: IntervalStats, half: Half, space: PairSpace) -> IntervalStats:
+    return stats._replace(min_upper=_min_over_partners(lambda a, b: a.mean - b.mean + half(a, b), stats, space))
 
 
 def max_min_lcb(
@@ -235,27 +234,27 @@ def max_min_lcb(
     """The response that does best against its hardest opponent, and that opponent.
 
     Candidates are responses that no partner surely beats: m_ij + b_ij >= 0 for all partners j in the space. i is the
-    candidate of the anchor with the largest min_j m_ij - b_ij over candidates j, and j, among the partners that are
-    left, the candidate of least m_ij - b_ij; where there are no candidates, all responses count. Duels are drawn as
+    candidate of the anchor with the largest min_j m_ij - b_ij over candidates j, and j, among the partners left, the
+    candidate of smallest m_ij - b_ij; without candidates, all responses count. Duels are drawn as
     `jarm.acquisition.duels` says. Gain: 0. Source: Pasztor et al. (arXiv 2406.01698), as run by ActiveUltraFeedback
     (arXiv 2603.09692), which returns (i, i) where one candidate is left.
     """
     plain, finite, half = _prepare(hparams, belief, space, marginal=marginal)
-    known = _with_reach(plain, half, space)
+    stats = _with_min_upper(plain, half, space)
 
-    def lower(a: Known, b: Known) -> Array:
+    def lower(a: IntervalStats, b: IntervalStats) -> Array:
         return a.mean - b.mean - half(a, b)
 
-    among = _least(lambda a, b: jnp.where(b.reach >= 0, lower(a, b), jnp.inf), known, space)
-    known = known._replace(floor=jnp.where(among < jnp.inf, among, _least(lower, known, space)))
+    among = _min_over_partners(lambda a, b: jnp.where(b.min_upper >= 0, lower(a, b), jnp.inf), stats, space)
+    stats = stats._replace(min_lower=jnp.where(among < jnp.inf, among, _min_over_partners(lower, stats, space)))
 
-    def first(key: PRNGKey, known: Known, able: Array) -> tuple[Array, None]:
-        return _prefer(able, known.reach >= 0, known.floor), None
+    def first(key: PRNGKey, stats: IntervalStats, allowed: Array) -> tuple[Array, None]:
+        return _prefer(allowed, stats.min_upper >= 0, stats.min_lower), None
 
-    def second(_: None, known: Known, one: Array, able: Array) -> Array:
-        return _prefer(able, known.reach >= 0, -lower(_one(known, one), known))
+    def second(_: None, stats: IntervalStats, one: Array, allowed: Array) -> Array:
+        return _prefer(allowed, stats.min_upper >= 0, -lower(_one(stats, one), stats))
 
-    return duels(key, known, finite, space, k, first, second)
+    return duels(key, stats, finite, space, k, first, second)
 
 
 def info_gain(
@@ -266,19 +265,19 @@ def info_gain(
     i = argmax R_m of the anchor; j = argmax sigmoid(m_ij + b_ij) - sigmoid(m_ij - b_ij) over its partners. Duels are
     drawn as `jarm.acquisition.duels` says. Gain: 0. Source: ActiveUltraFeedback (arXiv 2603.09692), after oat.
     """
-    known, finite, half = _prepare(hparams, belief, space, marginal=marginal)
+    stats, finite, half = _prepare(hparams, belief, space, marginal=marginal)
 
-    def second(key: PRNGKey, known: Known, one: Array, able: Array) -> Array:
-        chosen = _one(known, one)
-        return probability_gap(chosen.mean - known.mean, half(chosen, known))
+    def second(key: PRNGKey, stats: IntervalStats, one: Array, allowed: Array) -> Array:
+        chosen = _one(stats, one)
+        return probability_gap(chosen.mean - stats.mean, half(chosen, stats))
 
-    return duels(key, known, finite, space, k, thompson, second)
+    return duels(key, stats, finite, space, k, thompson, second)
 
 
 def rucb(
     key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
-    """A random response that may be the best, against the one most likely to beat it at best.
+    """A random response that may be the best, against the partner of the most optimistic chance to beat it.
 
     u_ij = sigmoid(m_ij + b_ij). i is drawn among the responses of the anchor with u_ij >= 1/2 for all partners j in the
     space (among all where there are none), and j = argmax u_ji. Duels are drawn as `jarm.acquisition.duels` says.
@@ -287,41 +286,41 @@ def rucb(
     """
     plain, finite, half = _prepare(hparams, belief, space, marginal=marginal)
 
-    def first(key: PRNGKey, known: Known, able: Array) -> tuple[Array, None]:
-        return _prefer(able, known.reach >= 0, jax.random.uniform(key, able.shape)), None
+    def first(key: PRNGKey, stats: IntervalStats, allowed: Array) -> tuple[Array, None]:
+        return _prefer(allowed, stats.min_upper >= 0, jax.random.uniform(key, allowed.shape)), None
 
-    def second(_: None, known: Known, one: Array, able: Array) -> Array:
-        chosen = _one(known, one)
-        return known.mean - chosen.mean + half(chosen, known)
+    def second(_: None, stats: IntervalStats, one: Array, allowed: Array) -> Array:
+        chosen = _one(stats, one)
+        return stats.mean - chosen.mean + half(chosen, stats)
 
-    return duels(key, _with_reach(plain, half, space), finite, space, k, first, second)
+    return duels(key, _with_min_upper(plain, half, space), finite, space, k, first, second)
 
 
 def ids(
     key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int, *, marginal: bool = False
 ) -> Selection:
-    """Information-directed sampling: the best response against the one whose duel costs least regret for what it tells.
+    """Information-directed sampling: the best response against the partner of least squared regret per information.
 
     i = argmax mu of the anchor; j = argmin D_j^2 / I_j over its partners, with D_j = d + sigmoid(m_ij) - 1/2 the regret
-    of showing j, d = max_j (sigmoid(m_ji + b_ij) - 1/2)^+ the most that i may fall short of the best, and
+    of showing j, d = max_j (sigmoid(m_ji + b_ij) - 1/2)^+ the largest possible shortfall of i, and
     I_j = log(1 + 4 (p (1 - p) s_ij)^2) the information of a label of variance at most 1/4 about the probability
     p = sigmoid(m_ij). Duels are drawn as `jarm.acquisition.duels` says. Gain: 0. Source: Kirschner and Krause
-    (arXiv 2105.11802), there also with the probability of playing i against itself, which teaches nothing and costs a
-    label here. ActiveUltraFeedback adds where it should subtract the mean, multiplies by I where it should divide,
-    compares a raw reward with 1/2, and may return (i, i).
+    (arXiv 2105.11802), there also with a probability of playing i against itself, an uninformative label here.
+    ActiveUltraFeedback adds where it should subtract the mean, multiplies by I where it should divide, compares a raw
+    reward with 1/2, and may return (i, i).
     """
-    known, finite, half = _prepare(dataclasses.replace(hparams, beta=1.0), belief, space, marginal=marginal)
+    stats, finite, half = _prepare(dataclasses.replace(hparams, beta=1.0), belief, space, marginal=marginal)
 
-    def first(key: PRNGKey, known: Known, able: Array) -> tuple[Array, None]:
-        return known.mean, None
+    def first(key: PRNGKey, stats: IntervalStats, allowed: Array) -> tuple[Array, None]:
+        return stats.mean, None
 
-    def second(_: None, known: Known, one: Array, able: Array) -> Array:
-        chosen = _one(known, one)
-        margin, spread = chosen.mean - known.mean, half(chosen, known)
+    def second(_: None, stats: IntervalStats, one: Array, allowed: Array) -> Array:
+        chosen = _one(stats, one)
+        margin, spread = chosen.mean - stats.mean, half(chosen, stats)
         # sigmoid(x) - 1/2 = tanh(x / 2) / 2
-        short = jnp.tanh((hparams.beta * spread - margin) / 2) / 2
-        regret = jnp.where(able, short, 0).max().clip(0) + jnp.tanh(margin / 2) / 2
-        told = jnp.log1p(4 * jnp.square(fisher_weight(margin) * spread))
-        return -jnp.square(regret) / jnp.maximum(told, jnp.finfo(jnp.float32).tiny)
+        shortfall = jnp.tanh((hparams.beta * spread - margin) / 2) / 2
+        regret = jnp.where(allowed, shortfall, 0).max().clip(0) + jnp.tanh(margin / 2) / 2
+        information = jnp.log1p(4 * jnp.square(fisher_weight(margin) * spread))
+        return -jnp.square(regret) / jnp.maximum(information, jnp.finfo(jnp.float32).tiny)
 
-    return duels(key, known, finite, space, k, first, second)
+    return duels(key, stats, finite, space, k, first, second)

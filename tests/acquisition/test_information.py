@@ -228,8 +228,8 @@ def test_batch_bald_with_fewer_configurations_than_there_are(monkeypatch):
         gains = joint_gains64(p, chosen)
         gains[chosen] = -np.inf
         chosen.append(int(gains.argmax()))
-    monkeypatch.setattr(batches, "_CONFIGURATIONS", 512)
-    own, gains = quick_jit(functools.partial(batches._joint_bald, k=k))(jnp.float32(p.T), jnp.float32(bald64(p)))
+    monkeypatch.setattr(batches, "CONFIGURATIONS", 512)
+    own, gains = quick_jit(functools.partial(batches.joint_bald, k=k))(jnp.float32(p.T), jnp.float32(bald64(p)))
     assert len(set(own.tolist())) == k
     exact = np.diff([joint64(p[:, own[:b]]) for b in range(k + 1)])
     np.testing.assert_allclose(gains, exact, atol=0.02 * exact[0])
@@ -239,7 +239,7 @@ def test_batch_bald_with_fewer_configurations_than_there_are(monkeypatch):
 
 def test_thinning_keeps_the_mass_and_what_is_likely():
     rng = np.random.default_rng(1)
-    joint, extend = batches._start(16, 3), quick_jit(batches._extend)
+    joint, extend = batches.start_joint(16, 3), quick_jit(batches.extend_joint)
     for _ in range(7):
         p = rng.uniform(0.02, 0.2, 3)
         likeliest = (np.asarray(joint.mass) * (np.asarray(joint.posterior) @ (1 - p))).max()
