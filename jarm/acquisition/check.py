@@ -14,19 +14,33 @@ from jarm.design.spaces import is_in, pair_count
 
 
 def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Selection:
-    """The same batch with its weights; BROKEN_RULE where it is not one: too few pairs, one twice or not of the space;
-    BROKEN_SCORES where a gain is not finite or a weight not positive.
+    """The same batch with its weights and, where the rule is broken, another status.
+
+    Args:
+      selection: the value that the rule returned.
+      space: which pairs.
+      k: pairs asked for.
+      name: of the rule, for messages.
+
+    Returns:
+      The batch. Status BROKEN_RULE where a pair is missing, repeated or not in the space; BROKEN_SCORES where a gain
+      is not finite or a weight not positive; a failure that the rule itself reports stays.
 
     Raises:
       JarmError: shapes or types are not those of `Selection`; the rule is named.
     """
-    wanted = {"pairs": ((k, 2), "int32"), "gains": ((k,), "float32"), "valid": ((k,), "bool"), "status": ((), "int32")}
+    expected = {
+        "pairs": ((k, 2), "int32"),
+        "gains": ((k,), "float32"),
+        "valid": ((k,), "bool"),
+        "status": ((), "int32"),
+    }
     if not isinstance(selection, Selection):
         raise JarmError(f"Rule {name!r} returned {type(selection).__name__}: return a jarm.Selection.")
     if selection.weights is None:
         selection = dataclasses.replace(selection, weights=jnp.ones(k, jnp.float32))
-    wanted["weights"] = wanted["gains"]
-    for field, (shape, dtype) in wanted.items():
+    expected["weights"] = expected["gains"]
+    for field, (shape, dtype) in expected.items():
         leaf = jnp.asarray(getattr(selection, field))
         if (leaf.shape, leaf.dtype.name) != (shape, dtype):
             raise JarmError(
@@ -36,18 +50,16 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
     size, valid = space.eligible.shape[0], selection.valid
     pairs = jnp.where(valid[:, None], selection.pairs, size)
     first, second = jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2)
-    twice = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
-    broken = twice | (valid & ~is_in(space, selection.pairs)).any()
-    weighty = (selection.weights > 0) & jnp.isfinite(selection.weights)
-    senseless = (valid & ~(jnp.isfinite(selection.gains) & weighty)).any()
-    # Fewer pairs than there are, or holes, would be labels that one rule has and another has not.
-    held = jnp.minimum(pair_count(space), k)
-    broken |= (valid[1:] & ~valid[:-1]).any() | (valid.sum() < held)
-    # A status of its own says why a batch is as it is.
-    silent = (selection.status == Status.OK) | (selection.status == Status.EXHAUSTED)
+    repeated = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
+    # A short batch, or one with holes, would give its rule fewer labels than the others.
+    missing = (valid[1:] & ~valid[:-1]).any() | (valid.sum() < jnp.minimum(pair_count(space), k))
+    broken = repeated | missing | (valid & ~is_in(space, selection.pairs)).any()
+    weighted = (selection.weights > 0) & jnp.isfinite(selection.weights)
+    broken_scores = (valid & ~(jnp.isfinite(selection.gains) & weighted)).any()
     found = worst(
         jnp.where(broken, jnp.int32(Status.BROKEN_RULE), jnp.int32(Status.OK)),
-        jnp.where(senseless, jnp.int32(Status.BROKEN_SCORES), jnp.int32(Status.OK)),
+        jnp.where(broken_scores, jnp.int32(Status.BROKEN_SCORES), jnp.int32(Status.OK)),
     )
-    status = jnp.where(silent, worst(selection.status, found), selection.status)
+    reported = (selection.status != Status.OK) & (selection.status != Status.EXHAUSTED)
+    status = jnp.where(reported, selection.status, worst(selection.status, found))
     return dataclasses.replace(selection, status=status)

@@ -1,12 +1,12 @@
 """Rules that spread the batch: over feature differences x = phi_i - phi_j, away from the labelled pairs and each other.
 
-Which response of a pair comes first means nothing, so a pair is as far from another as the nearer of it and its mirror:
-d(x, y)^2 = min |x -+ y|^2 = |x|^2 + |y|^2 - 2 |x^T y|. Products with a centre are differences of two numbers of
-responses, so a pick costs S + N F for S pairs, and pairs are never built.
+The order of the responses of a pair means nothing, so distances are up to sign: d(x, y)^2 = min |x -+ y|^2 = |x|^2 +
+|y|^2 - 2 |x^T y|. Products with a centre are differences of two numbers of responses, so a pick costs S + N F for S
+pairs, and pairs are never built.
 
-A `listed` space is looked at whole, and so is any other of at most `CANDIDATES` pairs; of a larger one that many pairs
-are drawn at random (or 4 k, if that is more), and rules that are else deterministic depend on the key by that draw.
-Pairs of equal features, which teach nothing, come last.
+Candidates are all pairs of a `listed` space and of any other of at most `CANDIDATES` pairs. From a larger space the
+rules draw `CANDIDATES` pairs at random (or 4 k, if more), the only chance in rules that are otherwise deterministic.
+Pairs of equal features, which tell nothing, come last.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from jarm.design.spaces import TILE, compact, is_in, most_pairs, subset
 from jarm.design.top import best_first
 
 CANDIDATES = 10_000
-"""Pairs that are looked at where a space is not listed."""
-_TOGETHER = 16
-"""Labelled pairs whose distances are found at once."""
+"""Candidates where a space is not listed and holds more pairs."""
+_CHUNK = 16
+"""Labelled pairs whose distances are computed at once."""
 
 
 class Points(NamedTuple):
@@ -41,9 +41,9 @@ class Points(NamedTuple):
       phi: `[n, F]` centred features.
       scale: `[M]`.
       square: `[M]` |g|^2.
-      alive: `[M]` bool, pairs of the space.
-      apart: `[M]` bool, those of them with x != 0.
-      bad: whether something a rule looks at is not finite.
+      valid: `[M]` bool, pairs of the space.
+      informative: `[M]` bool, pairs of the space with x != 0.
+      nonfinite: whether a feature, or a reward in use, of an eligible response is not finite.
     """
 
     pairs: Int[Array, "M 2"]
@@ -51,9 +51,9 @@ class Points(NamedTuple):
     phi: Float[Array, "n F"]
     scale: Float[Array, "M"]
     square: Float[Array, "M"]
-    alive: Bool[Array, "M"]
-    apart: Bool[Array, "M"]
-    bad: Bool[Array, ""]
+    valid: Bool[Array, "M"]
+    informative: Bool[Array, "M"]
+    nonfinite: Bool[Array, ""]
 
     def point(self, place: Int[Array, ""]) -> Float[Array, "F"]:
         """One point."""
@@ -62,17 +62,17 @@ class Points(NamedTuple):
 
     def products(self, centres: Float[Array, "c F"]) -> Float[Array, "M c"]:
         """g^T c of each point with each centre."""
-        along = matmul(self.phi, centres.T)
-        return self.scale[:, None] * (along[self.ends[:, 0]] - along[self.ends[:, 1]])
+        products = matmul(self.phi, centres.T)
+        return self.scale[:, None] * (products[self.ends[:, 0]] - products[self.ends[:, 1]])
 
     def distances(self, centres: Float[Array, "c F"]) -> Float[Array, "M c"]:
         """d(g, c)^2."""
-        apart = self.square[:, None] + square_sum(centres)[None, :] - 2 * jnp.abs(self.products(centres))
-        return jnp.maximum(apart, 0)
+        squares = self.square[:, None] + square_sum(centres)[None, :] - 2 * jnp.abs(self.products(centres))
+        return jnp.maximum(squares, 0)
 
 
 def candidates(key: PRNGKey, space: PairSpace, k: int) -> PairSpace:
-    """The space as a list, or, if it may hold too many pairs, a list of some of them, drawn uniformly."""
+    """The space as a list; of one that may hold more than `CANDIDATES` pairs, a list of pairs drawn uniformly."""
     if space.pairs is not None:
         return space
     size, width = space.eligible.shape[0], space.width
@@ -92,14 +92,13 @@ def candidates(key: PRNGKey, space: PairSpace, k: int) -> PairSpace:
 def make_points(
     belief: Belief, space: PairSpace, scale: Callable[[Float[Array, "M"]], Float[Array, "M"]] | None = None
 ) -> Points:
-    """The pairs of a listed space; `scale` of the margin, or 1 where rewards are not looked at."""
+    """The pairs of a listed space as points; `scale` maps margins to scales, None ignores rewards and scales by 1."""
     assert space.pairs is not None
     size, width = belief.features.shape
-    fine = jnp.isfinite(belief.features).all(axis=1)
     rewards = jnp.zeros(size) if scale is None else jnp.where(space.eligible, belief.rewards, 0)
-    fine &= jnp.isfinite(rewards)
+    finite = jnp.isfinite(belief.features).all(axis=1) & jnp.isfinite(rewards)
     phi, ends = centred(belief.features, space), space.pairs
-    alive = (ends[:, 0] < size) & space.eligible[jnp.minimum(ends, size - 1)].all(axis=1)
+    valid = (ends[:, 0] < size) & space.eligible[jnp.minimum(ends, size - 1)].all(axis=1)
     if 2 * len(ends) < size:
         responses, local = compact(space)
         assert local.pairs is not None
@@ -111,21 +110,21 @@ def make_points(
 
     chunks = chunked(ends, max(1, TILE // width), 0)
     lengths = jax.lax.map(square, chunks).reshape(-1)[: len(ends)]
-    of_pair = jnp.ones(len(ends)) if scale is None else scale(rewards[ends[:, 0]] - rewards[ends[:, 1]])
+    scales = jnp.ones(len(ends)) if scale is None else scale(rewards[ends[:, 0]] - rewards[ends[:, 1]])
     return Points(
         pairs=space.pairs,
         ends=ends,
         phi=phi,
-        scale=of_pair,
-        square=jnp.square(of_pair) * lengths,
-        alive=alive,
-        apart=alive & (lengths > 0),
-        bad=~(fine | ~space.eligible).all(),
+        scale=scales,
+        square=jnp.square(scales) * lengths,
+        valid=valid,
+        informative=valid & (lengths > 0),
+        nonfinite=~(finite | ~space.eligible).all(),
     )
 
 
 class _State(NamedTuple):
-    """While a batch grows: squared distances to the nearest centre and which it is, and what was not chosen yet."""
+    """A growing batch: squared distance to the nearest centre, its index, and whether a pair may be chosen."""
 
     near: Float[Array, "M"]
     owner: Int[Array, "M"]
@@ -133,59 +132,59 @@ class _State(NamedTuple):
 
 
 Choose = Callable[[Float[Array, "n"], Float[Array, "M"], Bool[Array, "M"], Int[Array, "M"]], Int[Array, ""]]
-"""`(noise, squared distances, what may be chosen, nearest centres) -> place`."""
+"""`(noise, squared distances, allowed, nearest centres) -> place`."""
 
 
 def _spread(
     noise: Float[Array, "k n"],
     points: Points,
-    known: Float[Array, "L F"],
-    labels: Int[Array, ""],
+    labelled: Float[Array, "L F"],
+    num_labelled: Int[Array, ""],
     choose: Choose,
 ) -> Selection:
-    """A point for each row of noise, chosen by its distance from the labelled pairs and from those chosen before."""
-    capacity, k = known.shape[0], len(noise)
+    """A point for each row of noise, chosen by its distance from the labelled points and those chosen before."""
+    capacity, k = labelled.shape[0], len(noise)
 
-    def labelled(index: Int[Array, ""], state: _State) -> _State:
-        numbers = index * _TOGETHER + jnp.arange(_TOGETHER, dtype=jnp.int32)
-        away = points.distances(known[jnp.minimum(numbers, capacity - 1)])
-        away = jnp.where(numbers[None, :] < labels, away, jnp.inf)
-        place, nearest = away.argmin(axis=1).astype(jnp.int32), away.min(axis=1)
-        owner = jnp.where(nearest < state.near, index * _TOGETHER + place, state.owner)
+    def add_labelled(index: Int[Array, ""], state: _State) -> _State:
+        numbers = index * _CHUNK + jnp.arange(_CHUNK, dtype=jnp.int32)
+        squares = points.distances(labelled[jnp.minimum(numbers, capacity - 1)])
+        squares = jnp.where(numbers[None, :] < num_labelled, squares, jnp.inf)
+        place, nearest = squares.argmin(axis=1).astype(jnp.int32), squares.min(axis=1)
+        owner = jnp.where(nearest < state.near, index * _CHUNK + place, state.owner)
         return state._replace(near=jnp.minimum(state.near, nearest), owner=owner)
 
     def pick(state: _State, step: tuple[Array, Array]) -> tuple[_State, tuple[Array, Array]]:
         noise, number = step
-        # Before there is any centre, the origin is one.
-        away = jnp.where(jnp.isinf(state.near), points.square, state.near)
-        telling = state.left & points.apart
-        allowed = jnp.where(telling.any(), telling, state.left)
-        place = choose(noise, away, allowed, state.owner)
+        # The origin is the centre before there is any.
+        squares = jnp.where(jnp.isinf(state.near), points.square, state.near)
+        informative = state.left & points.informative
+        allowed = jnp.where(informative.any(), informative, state.left)
+        place = choose(noise, squares, allowed, state.owner)
         new = points.distances(points.point(place)[None])[:, 0]
         owner = jnp.where(new < state.near, capacity + number, state.owner)
         state = _State(jnp.minimum(state.near, new), owner, state.left.at[place].set(False))
-        return state, (place, jnp.sqrt(away[place]))
+        return state, (place, jnp.sqrt(squares[place]))
 
     state = _State(
-        near=jnp.full(points.square.shape, jnp.inf), owner=jnp.zeros(points.square.shape, jnp.int32), left=points.alive
+        near=jnp.full(points.square.shape, jnp.inf), owner=jnp.zeros(points.square.shape, jnp.int32), left=points.valid
     )
     if capacity:
-        state = jax.lax.fori_loop(0, -(-labels // _TOGETHER), labelled, state)
+        state = jax.lax.fori_loop(0, -(-num_labelled // _CHUNK), add_labelled, state)
     steps = (noise, jnp.arange(k, dtype=jnp.int32))
     _, (chosen, gains) = jax.lax.scan(pick, state, steps)
-    valid = jnp.arange(k) < points.alive.sum()
-    fine = ~points.bad & (jnp.isfinite(known).all(axis=1) | (jnp.arange(capacity) >= labels)).all()
-    fine &= jnp.isfinite(gains).all()
+    valid = jnp.arange(k) < points.valid.sum()
+    finite = (jnp.isfinite(labelled).all(axis=1) | (jnp.arange(capacity) >= num_labelled)).all()
+    finite &= jnp.isfinite(gains).all() & ~points.nonfinite
     status = worst(
         jnp.where(valid.all(), Status.OK, Status.EXHAUSTED),
-        jnp.where((valid & ~points.apart[chosen]).any(), Status.UNINFORMATIVE, Status.OK),
+        jnp.where((valid & ~points.informative[chosen]).any(), Status.UNINFORMATIVE, Status.OK),
     )
     return best_first(
         Selection(
             pairs=jnp.where(valid[:, None], points.pairs[chosen], 0),
             gains=jnp.where(valid, gains, 0),
             valid=valid,
-            status=jnp.where(fine, status, Status.NONFINITE),
+            status=jnp.where(finite, status, Status.NONFINITE),
         )
     )
 
@@ -203,29 +202,29 @@ def _rule(
     key_space, key_noise = jax.random.split(key)
     points = make_points(belief, candidates(key_space, space, k), scale)
     noise = noise_of(key_noise, k, len(points.pairs)) if chance else jnp.zeros((k, 0))
-    known = belief.labelled_features[:, 0] - belief.labelled_features[:, 1]
+    labelled = belief.labelled_features[:, 0] - belief.labelled_features[:, 1]
     if scale is not None:
-        known = scale(belief.labelled_rewards[:, 0] - belief.labelled_rewards[:, 1])[:, None] * known
-    return _spread(noise, points, known, belief.num_labelled, choose)
+        labelled = scale(belief.labelled_rewards[:, 0] - belief.labelled_rewards[:, 1])[:, None] * labelled
+    return _spread(noise, points, labelled, belief.num_labelled, choose)
 
 
-def _farthest(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
-    return jnp.where(allowed, away, -1).argmax()
+def _farthest(noise: Array, squares: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+    return jnp.where(allowed, squares, -1).argmax()
 
 
 def _sides(count: int) -> tuple[int, int]:
-    """Blocks, and places in a block, of `count` places."""
+    """Number of blocks for `count` places, and places per block."""
     side = max(1, math.isqrt(count))
     return -(-count // side), side
 
 
 def noise_of(key: PRNGKey, draws: int, count: int) -> Float[Array, "draws n"]:
-    """Gumbel noise for as many calls of `draw`, one row each: not a number for each of `count` places."""
+    """Gumbel noise for that many calls of `draw`, one row each, about 2 sqrt(count) numbers wide."""
     return jax.random.gumbel(key, (draws, sum(_sides(count))))
 
 
 def draw(noise: Float[Array, "n"], weights: Float[Array, "M"], allowed: Bool[Array, "M"]) -> Int[Array, ""]:
-    """One of those allowed, with probability as the weights; uniformly where all weights are 0."""
+    """The place of one allowed point, with probability proportional to the weights; uniformly where all are 0."""
     weights = jnp.where(allowed, weights, 0)
     weights = jnp.where(weights.max() > 0, weights, allowed.astype(weights.dtype))
     # First a block, then a place in it.
@@ -235,26 +234,27 @@ def draw(noise: Float[Array, "n"], weights: Float[Array, "M"], allowed: Bool[Arr
     return block * side + (jnp.log(blocks[block]) + noise[count:]).argmax()
 
 
-def _drawn(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
-    return draw(noise, away, allowed)
+def _drawn(noise: Array, squares: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+    return draw(noise, squares, allowed)
 
 
 def k_centre(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Farthest first: each pair is the one farthest from the nearest pair that is labelled or chosen.
 
-    The greedy k-centre of Sener & Savarese (arXiv 1708.00489), also known as MaxDist (arXiv 2203.09410), on x = phi_i -
-    phi_j up to its sign. With nothing labelled it begins with the longest x, as MaxDist does.
-    Gain: d(x, nearest centre). Candidates as the module says.
+    The greedy k-centre on x = phi_i - phi_j up to sign. Without labelled pairs the longest x is first, as in MaxDist.
+    Gain: d(x, nearest centre). Candidates: see the module.
+
+    Source: Sener & Savarese (arXiv 1708.00489); MaxDist of Holzmueller et al. (arXiv 2203.09410).
     """
     return _rule(key, belief, space, k, _farthest)
 
 
 def kmeans_pp(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Seeds of k-means++: pairs drawn with probability as their squared distance from what is labelled or chosen.
+    """Seeds of k-means++: pairs drawn by their squared distance from labelled and chosen pairs.
 
-    P(x) ~ d(x, nearest centre)^2, centres the labelled pairs and the batch so far, x = phi_i - phi_j up to its sign;
-    with nothing labelled the first pair has P(x) ~ |x|^2.
-    Gain: d(x, nearest centre) when drawn; the batch is listed by it. Candidates as the module says.
+    P(x) ~ d(x, nearest centre)^2, centres the labelled pairs and the batch so far, x = phi_i - phi_j up to sign;
+    without labelled pairs the first has P(x) ~ |x|^2.
+    Gain: d(x, nearest centre) when drawn; the batch is listed by it. Candidates: see the module.
 
     Source: Arthur & Vassilvitskii (2007), as a rule of active learning in Holzmueller et al. (arXiv 2203.09410).
     """
@@ -262,19 +262,19 @@ def kmeans_pp(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, 
 
 
 def _doubt(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """1 - p, p the probability of the likelier label; from the smaller exponential, so that it underflows late."""
+    """1 - p, p the probability of the likelier label, from the smaller exponential, which underflows late."""
     return jax.nn.sigmoid(-jnp.abs(margin))
 
 
 def badge(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """BADGE: k-means++ seeds among the gradients that the likelier labels would give, so unsure and diverse at once.
+    """BADGE: k-means++ seeds among the gradients of the likelier labels: uncertain and diverse at once.
 
-    g = (1 - p) x, p = sigmoid(|m|): the gradient of the last layer by the loss of the likelier label. P(g) ~ d(g,
+    g = (1 - p) x, p = sigmoid(|m|): the gradient of the last layer for the loss of the likelier label. P(g) ~ d(g,
     nearest centre)^2, centres the gradients of the labelled pairs and of the batch so far.
-    Gain: d(g, nearest centre) when drawn; the batch is listed by it. Candidates as the module says.
+    Gain: d(g, nearest centre) when drawn; the batch is listed by it. Candidates: see the module.
 
-    Source: Ash et al. (arXiv 1906.03671), who forget the labelled pairs, and begin with the largest gradient. The sign
-    of g is that of the label, which near a tie is a coin flip: distances are up to sign.
+    Source: Ash et al. (arXiv 1906.03671), without the labelled pairs, and with the largest gradient first. The sign of
+    g is that of the label, a coin flip near a tie, so distances are up to sign.
     """
     return _rule(key, belief, space, k, _drawn, chance=True, scale=_doubt)
 
@@ -282,17 +282,17 @@ def badge(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: i
 def lcmd(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Largest cluster, maximum distance: each pair is the farthest from its centre in the cluster of largest size.
 
-    Clusters are the pairs nearest to the same labelled or chosen pair, their size is the sum of d(x, centre)^2, x =
-    phi_i - phi_j up to its sign; with nothing labelled it begins with the longest x.
-    Gain: d(x, centre) when chosen; the batch is listed by it. Candidates as the module says.
+    A cluster holds the pairs nearest to the same labelled or chosen pair; its size is the sum of d(x, centre)^2, x =
+    phi_i - phi_j up to sign. Without labelled pairs the longest x is first.
+    Gain: d(x, centre) when chosen; the batch is listed by it. Candidates: see the module.
 
     Source: Holzmueller et al. (arXiv 2203.09410), LCMD-TP.
     """
     clusters = belief.labelled_features.shape[0] + k
 
-    def choose(noise: Array, away: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
-        sizes = jax.ops.segment_sum(jnp.where(allowed, away, 0), owner, clusters)
+    def choose(noise: Array, squares: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
+        sizes = jax.ops.segment_sum(jnp.where(allowed, squares, 0), owner, clusters)
         largest = owner == sizes.argmax()
-        return jnp.where(allowed, jnp.where(largest, away, -1), -2).argmax()
+        return jnp.where(allowed, jnp.where(largest, squares, -1), -2).argmax()
 
     return _rule(key, belief, space, k, choose)

@@ -1,8 +1,8 @@
-"""Rules that ask what a label would tell: disagreement of an ensemble, and information under a Laplace posterior.
+"""Rules by the information of a label: disagreement of an ensemble, and information under a Laplace posterior.
 
-An ensemble sees a pair through the margins d_m = r_mi - r_mj of its members and p_m = sigmoid(d_m); what all members
-get wrong alike about both responses cancels in d_m. A Laplace posterior of the last layer sees it through the margin
-and its variance q = x^T A^-1 x, A the prior and past information (`optimal_design.prior_information`).
+An ensemble describes a pair by the margins d_m = r_mi - r_mj of its members and p_m = sigmoid(d_m); errors that all
+members share about both responses cancel in d_m. A Laplace posterior of the last layer describes a pair by the margin
+and its variance q = x^T A^-1 x, A the prior and labelled information (`optimal_design.prior_information`).
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ from jarm.core.linalg import distances, inverse_factor, matmul, square_sum
 from jarm.core.status import Status
 from jarm.core.types import Array, Float, PRNGKey
 from jarm.design.criteria import BALD, Numbers
-from jarm.design.criteria import epig as epig_objective
+from jarm.design.criteria import epig as epig_criterion
 from jarm.design.fisher import centred
 from jarm.design.greedy import greedy
 from jarm.design.scorer import Scorer
 from jarm.design.spaces import most_pairs, sample_pairs, subset
-from jarm.design.top import top_pairs, top_scores
+from jarm.design.top import best_first, top_pairs, top_scores
 
 TARGETS = 64
-"""Pairs whose labels `epig` wants to predict."""
+"""Pairs whose labels are the targets of `epig`."""
 CANDIDATES = 8192
-"""Pairs that `epig` chooses from, where a space may hold more."""
+"""Candidates of `epig` where a space may hold more pairs."""
 
 Fold = Callable[[Callable[[Array, Array], Array]], Array]
 """Sums over members: `fold(f)` starts from 0 and calls `total = f(total, margin of a member)`."""
 
 
 def member_scorer(rewards: Float[Array, "N K"], score: Callable[[Fold], Array]) -> Scorer:
-    """Pairs scored by the margins of the members, of which one at a time is held."""
+    """Score pairs by the margins of the members, one member at a time in memory."""
 
     def fold(a: Array, b: Array, shape: tuple[int, ...]) -> Fold:
         def run(f: Callable[[Array, Array], Array]) -> Array:
@@ -57,13 +57,13 @@ def member_scorer(rewards: Float[Array, "N K"], score: Callable[[Fold], Array]) 
 
 
 def chance(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
-    """sigmoid(margin), to a few units in the last place where it is small, too."""
+    """sigmoid(margin), accurate to a few units in the last place even where it is small."""
     decay = jnp.exp(-jnp.abs(margin))
     return jnp.where(margin < 0, decay, 1) / (1 + decay)
 
 
 def divergence(p: Float[Array, "*#b"], shift: Float[Array, "*#b"]) -> Float[Array, "*#b"]:
-    """KL from a coin of chance p + shift to one of chance p, nats: small shifts keep their digits."""
+    """KL from a coin of chance p + shift to a coin of chance p, in nats, accurate for small shifts."""
 
     def side(p: Array, shift: Array) -> Array:
         # p g(shift / p), g(t) = (1 + t) log(1 + t) - t: of the two sides together, the terms -t cancel.
@@ -76,12 +76,12 @@ def divergence(p: Float[Array, "*#b"], shift: Float[Array, "*#b"]) -> Float[Arra
 
 
 def _less_likely(fold: Fold) -> Array:
-    """+1 where the mean margin is negative, else -1: which label to follow so that no chance is rounded to 1."""
+    """+1 where the mean margin is negative, else -1: the sign of the less likely label, whose chance rounds to no 1."""
     return jnp.where(fold(jnp.add) < 0, 1.0, -1.0)
 
 
 def bald_scorer(belief: Belief, space: PairSpace) -> Scorer:
-    """BALD of pairs, H(mean_m p_m) - mean_m H(p_m) nats, as mean_m KL(p_m | mean p): no difference of large terms."""
+    """BALD of pairs, H(mean_m p_m) - mean_m H(p_m) nats, as mean_m KL(p_m | mean p), without cancellation."""
     count = belief.member_rewards.shape[0]
 
     def score(fold: Fold) -> Array:
@@ -97,22 +97,22 @@ def _top_of_members(belief: Belief, space: PairSpace, k: int, scorer: Scorer) ->
 
 
 def variance(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Pairs of whose margin the members are least sure: the largest Var_m(r_mi - r_mj).
+    """Pairs of the most uncertain margin under the members: the largest Var_m(r_mi - r_mj).
 
-    Gain: that variance (unbiased, K - 1). Known as EnnUncertainty and infomax: Dwaracherla et al. (2402.00396), Liu et
-    al. (2411.01493). It is the squared distance of two columns of centred member rewards over K - 1.
+    Gain: that variance (unbiased, K - 1), the squared distance of two columns of centred member rewards over K - 1.
+    Source: EnnUncertainty and infomax of Dwaracherla et al. (arXiv 2402.00396) and Liu et al. (arXiv 2411.01493).
     """
     rewards = belief.member_rewards
     scale = 1 / max(1, rewards.shape[0] - 1)
-    apart = (rewards - rewards.mean(axis=0, keepdims=True)).T
-    return top_pairs(lambda _, distance: scale * distance, belief.rewards, apart, space, k)
+    deviations = (rewards - rewards.mean(axis=0, keepdims=True)).T
+    return top_pairs(lambda _, distance: scale * distance, belief.rewards, deviations, space, k)
 
 
 def variance_prob(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Pairs of whose label the members are least sure: the largest Var_m sigmoid(r_mi - r_mj).
+    """Pairs of the most uncertain probability under the members: the largest Var_m sigmoid(r_mi - r_mj).
 
-    Gain: that variance (unbiased, K - 1). The variant of `variance` for probabilities, as in Liu et al. (2411.01493):
-    sure pairs count little, however much members disagree on how sure.
+    Gain: that variance (unbiased, K - 1). Pairs of a certain label count little, however much their margins vary.
+    Source: Liu et al. (arXiv 2411.01493).
     """
     count = belief.member_rewards.shape[0]
 
@@ -129,7 +129,7 @@ def bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     """Pairs whose label tells most about which member is right: the largest H(mean_m p_m) - mean_m H(p_m).
 
     Gain: that mutual information in nats, p_m = sigmoid(r_mi - r_mj). Each pair is scored alone (see `batch_bald`).
-    Houlsby et al. (1112.5745), with the ensemble as the posterior.
+    Source: Houlsby et al. (arXiv 1112.5745), with the ensemble as the posterior.
     """
     return _top_of_members(belief, space, k, bald_scorer(belief, space))
 
@@ -137,13 +137,13 @@ def bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
 def top_of_laplace(
     hparams: HParams, belief: Belief, space: PairSpace, k: int, scorer: Callable[[Numbers], Scorer]
 ) -> Selection:
-    """The k best pairs by rewards (their level taken out) and features whitened by the prior information."""
+    """The k best pairs by a score of centred rewards and of features whitened by `prior_information`."""
     whiten, singular = inverse_factor(prior_information(hparams, belief, space, k))
     y = matmul(centred(belief.features, space), whiten.T)
     finite = jnp.isfinite(belief.rewards) & jnp.isfinite(belief.features).all(axis=1)
     numbers = Numbers(centred(belief.rewards[:, None], space)[:, 0], y, y[:, :0])
     best = top_scores(scorer(numbers), finite, space, k)
-    # Scores are NaN where the matrix is singular, and that is not for bad input.
+    # A singular matrix makes all scores NaN: report it, unless the input is not finite.
     singular = jnp.where((finite | ~space.eligible).all(), singular, Status.OK)
     return dataclasses.replace(best, status=jnp.where(singular == Status.OK, best.status, singular))
 
@@ -152,7 +152,8 @@ def bald_laplace(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpac
     """BALD under the Laplace posterior of the last layer: the largest mutual information of label and weights.
 
     Gain: H(E p) - E H(p) nats, p = sigmoid(N(m, q)), q = x^T A0^-1 x with A0 of `prior_information`. Each pair is
-    scored alone. Houlsby et al. (1112.5745); not a probit approximation, but exact to 1e-6 (`jarm.design.criteria`).
+    scored alone. Exact to 1e-6 (`jarm.design.criteria`), without the probit approximation.
+    Source: Houlsby et al. (arXiv 1112.5745).
     """
     return top_of_laplace(hparams, belief, space, k, lambda numbers: BALD.scorer(numbers, jnp.zeros(0)))
 
@@ -160,46 +161,46 @@ def bald_laplace(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpac
 def greedy_bald_laplace(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """`bald_laplace` grown greedily: each pair tells most about the weights, given the pairs before it.
 
-    Gain: H(E p) - E H(p) nats with q = x^T A^-1 x, A the information of past, prior and the batch so far. Exact over
-    every pair of the space. Labels to come enter by their expected (Fisher) information, not one by one.
+    Gain: H(E p) - E H(p) nats with q = x^T A^-1 x, A the information of the labelled pairs, the prior and the batch so
+    far. Exact over every pair of the space. The labels of the batch enter by their expected (Fisher) information.
+    Source: Houlsby et al. (arXiv 1112.5745), chosen greedily.
     """
-    prior = prior_information(hparams, belief, space, k)
-    return greedy(BALD, belief.features, belief.rewards, space, prior, k)[0]
+    information = prior_information(hparams, belief, space, k)
+    return greedy(BALD, belief.features, belief.rewards, space, information, k)[0]
 
 
 def epig(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs whose labels tell most about the labels of other pairs of the space: expected predictive information.
 
-    Targets are 64 pairs of the space drawn with the key. Grown greedily under the Laplace posterior with A0 of
-    `prior_information`; see `jarm.design.criteria.epig` for the formula. A space that is not listed and may hold more
-    than 8,192 pairs offers that many, drawn uniformly: gains may rise as a batch grows, so each choice takes a pass.
+    Targets are 64 random pairs of the space. Grown greedily under the Laplace posterior with A0 of `prior_information`;
+    see `jarm.design.criteria.epig` for the formula. A space that is not listed and may hold more than 8,192 pairs
+    offers that many, drawn uniformly: gains may rise as a batch grows, so each choice takes a pass.
 
-    Gain: mean information in nats about a target's label when the pair was chosen; the batch is put in its order.
-    Bickford Smith et al. (2304.08151), who score each pair alone under sampled members.
+    Gain: mean information in nats about a target's label when the pair was chosen; the batch is listed by it.
+    Source: Bickford Smith et al. (arXiv 2304.08151), who score each pair alone under sampled members.
     """
     key_targets, key_offered = jax.random.split(key)
     targets, valid = sample_pairs(key_targets, space, TARGETS)
-    # A space of fewer pairs has all of them as targets, some of them twice.
+    # In a space of fewer pairs all are targets, some repeatedly.
     targets = targets[jnp.arange(TARGETS) % jnp.maximum(valid.sum(), 1)]
     ends, rewards = belief.features[targets], belief.rewards[targets]
     if space.pairs is None and most_pairs(space) > CANDIDATES:
         offered = subset(key_offered, space, max(k, CANDIDATES))
     else:
         offered = space
-    prior = prior_information(hparams, belief, space, k)
-    criterion = epig_objective(ends[:, 0] - ends[:, 1], rewards[:, 0] - rewards[:, 1])
-    best, _ = greedy(criterion, belief.features, belief.rewards, offered, prior, k)
-    order = jnp.argsort(jnp.where(best.valid, -best.gains, jnp.inf))
-    return Selection(best.pairs[order], best.gains[order], best.valid[order], best.status)
+    information = prior_information(hparams, belief, space, k)
+    criterion = epig_criterion(ends[:, 0] - ends[:, 1], rewards[:, 0] - rewards[:, 1])
+    best, _ = greedy(criterion, belief.features, belief.rewards, offered, information, k)
+    return best_first(best)
 
 
 def eubo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs whose better response is expected to be best: the largest E max(r_i, r_j).
 
     Gain: E max(u_i, u_j) = (u_i + u_j) / 2 + E|d| / 2, d ~ N(m, q) the margin under the Laplace posterior with A0 of
-    `prior_information`, so E|d| = m erf(m / sqrt(2 q)) + sqrt(2 q / pi) exp(-m^2 / (2 q)). Utilities u are rewards
-    less their mean over the prompt (within) or over the responses of the space: a label tells nothing of that level.
-    Lin et al. (2203.11382), analytic; here with a linear last layer in place of a Gaussian process.
+    `prior_information`, so E|d| = m erf(m / sqrt(2 q)) + sqrt(2 q / pi) exp(-m^2 / (2 q)). Utilities u are rewards less
+    their mean over the prompt (within) or over the responses of the space, a level that no label can tell.
+    Source: Lin et al. (arXiv 2203.11382), analytic; here with a linear last layer in place of a Gaussian process.
     """
 
     def score(middle: Array, margin: Array, q: Array) -> Array:

@@ -1,10 +1,10 @@
-"""Rules of optimal experimental design, on the information of the head's last layer; first of all the D-optimal ones.
+"""Rules of optimal experimental design, on the information of the head's last layer.
 
 Source: Shen, Sun, Ton, Active Reward Modeling (arXiv 2502.04354), and its released rules, here by their closed form:
-the gradient of log det(sum_m w_m v_m x_m x_m^T) with respect to w_m at w = 1 is v_m x_m^T M^-1 x_m, M the pool's
-information. Those score each pair alone; `greedy_dopt` grows the batch, so that a pair is worth only what the pairs
-already in the batch do not tell. What others proposed differs in the weight (v or 1), the matrix that is inverted
-(pool or past), whether the batch is updated, and the criterion (log det, or a trace of the inverse).
+the gradient of log det(sum_m w_m v_m x_m x_m^T) with respect to w_m at w = 1 is v_m x_m^T M^-1 x_m, M the information
+of the pool. The released rules score each pair alone; `greedy_dopt` grows the batch, so that a pair counts only for the
+information it adds to the pairs already in the batch. Rules of other papers differ in the weight (v or 1), the inverted
+matrix (pool or labelled pairs), the update of the batch, and the criterion (log det, or a trace of the inverse).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def _one_shot(belief: Belief, space: PairSpace, k: int, metric: Float[Array, "F 
 def xtx(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """D-optimal as if the labels were real numbers: the largest x^T (sum_pool x x^T)^-1 x.
 
-    Gain: that leverage; over a pool of full rank they sum to F.
+    Gain: that leverage; leverages of a pool of full rank sum to F.
     """
     metric, _ = space_information(belief.features, None, space)
     return _one_shot(belief, space, k, metric, weighted=False)
@@ -46,8 +46,8 @@ def xtx(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int
 def dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """The released D-optimal rule: the largest v x^T M^-1 x, M = sum_pool v x x^T, v = p (1 - p).
 
-    Gain: that leverage; over a pool of full rank they sum to F. Each pair is scored alone, so near-copies of one
-    good pair are all taken.
+    Gain: that leverage; leverages of a pool of full rank sum to F. Each pair is scored alone, so the rule takes all
+    near-copies of a good pair.
     """
     metric, _ = space_information(belief.features, belief.rewards, space)
     return _one_shot(belief, space, k, metric, weighted=True)
@@ -56,7 +56,7 @@ def dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
 def pa_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """The released past-aware D-optimal rule: `dopt` with the information of the labelled pairs added to M.
 
-    Gain: v x^T (M + past)^-1 x; the past is recomputed with the current head.
+    Gain: v x^T (M + past)^-1 x, past the labelled information under the current head.
     """
     metric, _ = space_information(belief.features, belief.rewards, space)
     return _one_shot(belief, space, k, metric + belief.labelled_information, weighted=True)
@@ -65,11 +65,12 @@ def pa_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k:
 def prior_information(
     hparams: HParams, belief: Belief, space: PairSpace, k: int, *, past_aware: bool = True
 ) -> Float[Array, "F F"]:
-    """What a greedy batch starts from: A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar].
+    """Information at the start of a greedy batch: A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar].
 
-    Ibar is the mean information of a pair of the space, n the labels after this batch, c = `hparams.prior_weight` and
-    rho = `hparams.prior_mix`. Scaling by n and by the trace of Ibar makes c a pure number: the weight of the prior
-    in units of the information that n average pairs carry. Jittered, so that a rank-deficient shape passes.
+    past is the labelled information (0 where not past-aware), Ibar the mean information of a pair of the space, n the
+    number of labels after this batch, c = `hparams.prior_weight` and rho = `hparams.prior_mix`. Scaling by n and by the
+    trace of Ibar makes c a pure number: the weight of the prior in units of the information of n average pairs.
+    Jittered, so that a rank-deficient shape passes.
     """
     prior = _shaped(hparams, _mean_information(belief, space), belief, k)
     return jitter(prior + belief.labelled_information if past_aware else prior)
@@ -82,7 +83,7 @@ def _mean_information(belief: Belief, space: PairSpace, *, weighted: bool = True
 
 
 def _shaped(hparams: HParams, mean: Float[Array, "F F"], belief: Belief, k: int) -> Float[Array, "F F"]:
-    """c n [(1 - rho) tr(mean)/F I + rho mean], n the labels after this batch."""
+    """c n [(1 - rho) tr(mean)/F I + rho mean], n the number of labels after this batch."""
     width = mean.shape[0]
     ridge = jnp.trace(mean) / width * jnp.eye(width, dtype=mean.dtype)
     labels = (belief.num_labelled + k).astype(mean.dtype)
@@ -92,11 +93,11 @@ def _shaped(hparams: HParams, mean: Float[Array, "F F"], belief: Belief, k: int)
 def greedy_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Exact greedy D-optimal batch: each pair adds most to log det of past + prior + batch so far.
 
-    Gain: log(1 + v x^T A^-1 x) in nats, A the information up to the pair. See `prior_information` for the prior
-    and `jarm.greedy` for why the choice is exact over every pair of the space.
+    Gain: log(1 + v x^T A^-1 x) in nats, A the information up to the pair. See `prior_information` for the prior and
+    `jarm.design.greedy` for why the choice is exact over every pair of the space.
     """
-    prior = prior_information(hparams, belief, space, k)
-    return greedy(D_OPTIMAL, belief.features, belief.rewards, space, prior, k)[0]
+    information = prior_information(hparams, belief, space, k)
+    return greedy(D_OPTIMAL, belief.features, belief.rewards, space, information, k)[0]
 
 
 def _gram(hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Float[Array, "F F"]:
@@ -112,38 +113,36 @@ def _gram(hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Float[A
 
 
 def apo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Active Preference Optimization: the largest x^T V^-1 x, V what the labelled pairs span, without a batch update.
+    """Active Preference Optimization: the largest x^T V^-1 x, V the Gram matrix of labelled pairs, each pair alone.
 
-    V = sum_labelled x x^T + c n tr(Gbar)/F I, Gbar the mean of x x^T over the space, n the labels after this batch and
-    c = `hparams.prior_weight`. No Fisher weight: labels count as real numbers, so rewards are not looked at.
+    V = sum_labelled x x^T + c n tr(Gbar)/F I, Gbar the mean of x x^T over the space, n the number of labels after this
+    batch and c = `hparams.prior_weight`. No Fisher weight: labels count as real numbers, and rewards are unused.
     Gain: x^T V^-1 x.
 
     Source: Das et al. (arXiv 2402.10500). Their code adds 1e-5 I whatever the scale of the features; here the ridge
-    scales with them, and with n as what is learnt does. They take the chosen for the rejected texts when they embed,
-    which changes x to -x and so no score.
+    scales with the features and with n, as the sum does. Their embeddings swap chosen and rejected texts, which turns x
+    into -x and changes no score.
     """
     whiten, singular = inverse_factor(_gram(hparams, belief, space, k))
-    best = top_pairs(
-        lambda _, distance: distance, jnp.zeros_like(belief.rewards), belief.features, space, k, whiten=whiten
-    )
+    rewards = jnp.zeros_like(belief.rewards)
+    best = top_pairs(lambda _, distance: distance, rewards, belief.features, space, k, whiten=whiten)
     idle = jnp.where((best.valid & (best.gains <= 0)).any(), Status.UNINFORMATIVE, Status.OK)
-    status = worst(best.status, idle, singular)
-    return dataclasses.replace(best, status=status)
+    return dataclasses.replace(best, status=worst(best.status, idle, singular))
 
 
 def greedy_apo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """`apo` with V updated after every pair: exact greedy log det without Fisher weights, the same as MaxDet.
 
-    Gain: log(1 + x^T V^-1 x) in nats, V with the batch so far. With the linear kernel of x and the ridge for its noise
-    that is the determinantal rule MaxDet of Holzmueller et al. (arXiv 2203.09410): the largest posterior variance.
+    Gain: log(1 + x^T V^-1 x) in nats, V with the batch so far: with the linear kernel of x and the ridge as its noise,
+    the determinantal rule MaxDet of Holzmueller et al. (arXiv 2203.09410), the largest posterior variance.
     """
-    prior = _gram(hparams, belief, space, k)
-    return greedy(D_UNWEIGHTED, belief.features, jnp.zeros_like(belief.rewards), space, prior, k)[0]
+    information = _gram(hparams, belief, space, k)
+    return greedy(D_UNWEIGHTED, belief.features, jnp.zeros_like(belief.rewards), space, information, k)[0]
 
 
-def _least_trace(hparams: HParams, criterion: Criterion, belief: Belief, space: PairSpace, k: int) -> Selection:
-    prior = prior_information(hparams, belief, space, k)
-    return best_first(greedy(criterion, belief.features, belief.rewards, space, prior, k)[0])
+def _smallest_trace(hparams: HParams, criterion: Criterion, belief: Belief, space: PairSpace, k: int) -> Selection:
+    information = prior_information(hparams, belief, space, k)
+    return best_first(greedy(criterion, belief.features, belief.rewards, space, information, k)[0])
 
 
 def a_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
@@ -151,8 +150,9 @@ def a_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: i
 
     Gain: that fall, v x^T A^-2 x / (1 + v x^T A^-1 x), A as in `greedy_dopt`. It may rise as the batch grows, so the
     batch is listed by gain. Unlike log det it depends on the coordinates of the features.
+    Source: the classical criterion of optimal design (Pukelsheim, Optimal Design of Experiments, 1993).
     """
-    return _least_trace(hparams, a_optimal(belief.features.shape[1]), belief, space, k)
+    return _smallest_trace(hparams, a_optimal(belief.features.shape[1]), belief, space, k)
 
 
 def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
@@ -163,9 +163,9 @@ def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     I-optimal) rule with the pool as its target.
 
     Source: Ash et al. (arXiv 2106.09675), whose prior is lambda I: `prior_mix` 0. They pick 2 k pairs forward and prune
-    k of them; the pruning is left out, and the forward picks are exact over the space.
+    k of them; here the forward picks are exact over the space, without pruning.
     """
     mean = _mean_information(belief, space)
     values, vectors = jnp.linalg.eigh(mean)
     targets = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    return _least_trace(hparams, v_optimal(targets, jnp.ones(len(targets))), belief, space, k)
+    return _smallest_trace(hparams, v_optimal(targets, jnp.ones(len(targets))), belief, space, k)

@@ -1,8 +1,8 @@
-"""Batches by chance around any score: Gumbel noise that turns the k best into a draw, and mixtures with random pairs.
+"""Random batches by any score: Gumbel noise that turns the k best into a draw, and mixtures with random pairs.
 
-Scores plus T times standard Gumbel noise, the k largest of them, are k draws without replacement with probabilities
-proportional to exp(score / T) (Kool et al. 2019). The noise of a pair is a hash of its two indices and the key, so
-that a pass draws it where it needs it and no pair is ever stored.
+The k largest of scores plus T times standard Gumbel noise are k draws without replacement with probabilities
+proportional to exp(score / T) (Kool et al. 2019). The noise of a pair is a hash of its two indices and the key: a pass
+computes it on the fly, and no pair is ever stored.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from jarm.design.top import random_pairs, top_scores
 
 
 def _mixed_bits(bits: Shaped[Array, "*b"]) -> Shaped[Array, "*b"]:
-    """A bijection of 32 bits in which each bit depends on all: the finaliser of MurmurHash3."""
+    """The finaliser of MurmurHash3: a bijection of 32 bits in which each bit depends on all."""
     bits = (bits ^ (bits >> 16)) * jnp.uint32(0x85EBCA6B)
     bits = (bits ^ (bits >> 13)) * jnp.uint32(0xC2B2AE35)
     return bits ^ (bits >> 16)
 
 
 def pair_noise(seed: Shaped[Array, "2"], i: Int[Array, "*#b"], j: Int[Array, "*#b"]) -> Float[Array, "*#b"]:
-    """Standard Gumbel noise of pairs, the same for (i, j) and (j, i); it takes 2^32 values, at most 22.9."""
+    """Standard Gumbel noise of pairs, the same for (i, j) and (j, i), one of 2^32 values up to 22.9."""
     low, high = jnp.minimum(i, j).astype(jnp.uint32), jnp.maximum(i, j).astype(jnp.uint32)
     bits = _mixed_bits(_mixed_bits(low ^ seed[0]) + high * jnp.uint32(0x9E3779B9) ^ seed[1])
-    # Of 1 - u, u uniform, so that the large noise, which decides, has all its digits.
+    # By 1 - u, u uniform, so that large noise, which decides, has full precision.
     rest = jnp.minimum((bits.astype(jnp.float32) + 0.5) * 2.0**-32, 1 - 2.0**-24)
     return -jnp.log(-jnp.log1p(-rest))
 
@@ -64,7 +64,7 @@ def power_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace,
     """Pairs drawn with chances proportional to a power of their BALD score: score^(1 / temperature).
 
     Gain: log(score) + temperature g, g the Gumbel noise of the pair. Temperature 0 is `bald`, 1 as published.
-    Kirsch et al. (2106.12059).
+    Source: Kirsch et al. (arXiv 2106.12059).
     """
     return _draw_bald(key, hparams, belief, space, k, log=True)
 
@@ -73,17 +73,17 @@ def softmax_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpac
     """Pairs drawn with chances proportional to exp(BALD score / temperature).
 
     Gain: score + temperature g nats, g the Gumbel noise of the pair. Temperature 0 is `bald`; scores are at most
-    log 2, so that 1 is close to `random`: try 0.01. Kirsch et al. (2106.12059).
+    log 2, so 1 is close to `random`: try 0.01. Source: Kirsch et al. (arXiv 2106.12059).
     """
     return _draw_bald(key, hparams, belief, space, k, log=False)
 
 
 def mixed(rule: Rule) -> Rule:
-    """A rule that draws a share `hparams.epsilon` of its batch at random and leaves the rest to `rule`.
+    """A rule that draws a share `hparams.epsilon` of its batch at random and takes the rest from `rule`.
 
-    Of k pairs, epsilon k are random, rounded up or down by chance so that this is their number on average. The others
-    are the first of the rule's own batch, and no pair comes twice. Random pairs come last; their gain is the least gain
-    of the others, or 0 if that is less.
+    Of k pairs, epsilon k are random, rounded up or down at random so that this is their mean number. The others are the
+    first of the rule's own batch; no pair comes twice. Random pairs come last; their gain is the smallest gain of the
+    others, at most 0.
     """
 
     def mixture(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
@@ -92,15 +92,15 @@ def mixed(rule: Rule) -> Rule:
         place, size = jnp.arange(k, dtype=jnp.int32), space.eligible.shape[0]
         chosen = jnp.floor(k * (1 - jnp.asarray(hparams.epsilon, jnp.float32)) + jax.random.uniform(key_share))
         head = best.valid & (place < chosen)
-        # Of k distinct pairs at least as many are not in the head as the head lacks.
+        # At least as many of the k drawn pairs are outside the head as the head is short of k.
         taken = jax.lax.sort(tuple(jnp.where(head[:, None], best.pairs, size).T), num_keys=2)
         fresh = drawn.valid & ~contains(jnp.stack(taken, axis=1), drawn.pairs)
-        least = jnp.minimum(jnp.where(head, best.gains, jnp.inf).min(), 0)
+        smallest = jnp.minimum(jnp.where(head, best.gains, jnp.inf).min(), 0)
         # The head in its order, then fresh pairs in theirs, then the rest.
         order = jnp.argsort(jnp.concatenate([jnp.where(head, 0, 2), jnp.where(fresh, 1, 2)]), stable=True)[:k]
         valid = jnp.concatenate([head, fresh])[order]
         pairs = jnp.concatenate([best.pairs, drawn.pairs])[order]
-        gains = jnp.concatenate([best.gains, jnp.full(k, least)])[order]
+        gains = jnp.concatenate([best.gains, jnp.full(k, smallest)])[order]
         status = worst(best.status, drawn.status)
         return Selection(jnp.where(valid[:, None], pairs, 0), jnp.where(valid, gains, 0), valid, status)
 

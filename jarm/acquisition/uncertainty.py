@@ -1,4 +1,4 @@
-"""Rules that look at the margin m = r_i - r_j of a pair and nothing else, and the rule that looks at nothing."""
+"""Rules by the margin m = r_i - r_j of a pair alone, and the random rule."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jarm.design.top import random_pairs, top_pairs
 
 
 def random(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Pairs drawn uniformly without replacement: what every rule has to beat.
+    """Pairs drawn uniformly without replacement: the baseline of every rule.
 
     Gain: 0.
     """
@@ -18,16 +18,16 @@ def random(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: 
 
 
 def entropy(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Pairs the head is least sure of: the smallest |m|, the same order as the entropy of sigmoid(m).
+    """Pairs of the most uncertain label: the smallest |m|, the same order as the entropy of sigmoid(m).
 
-    Gain: -|m|. Known in the released rules as the level set.
+    Gain: -|m|. Called level set in the released rules of Shen, Sun, Ton (arXiv 2502.04354).
     """
     return top_pairs(lambda margin, _: -jnp.abs(margin), belief.rewards, None, space, k)
 
 
 def max_diff(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Pairs the head is surest of: the largest |m|.
+    """Pairs of the most certain label: the largest |m|.
 
-    Gain: |m|.
+    Gain: |m|. A baseline of Shen, Sun, Ton (arXiv 2502.04354).
     """
     return top_pairs(lambda margin, _: jnp.abs(margin), belief.rewards, None, space, k)

@@ -220,9 +220,9 @@ def test_units_of_features_do_not_matter(rule):
 def test_sensitivities_are_those_of_clusters_without_the_pair():
     case = make_case("listed", 3)
     points = make_points(case.belief, case.space)
-    centres, owner = quick_jit(coreset._clusters)(jax.random.key(0), points)
-    found = np.asarray(quick_jit(coreset._sensitivities)(points, centres, owner))
-    alive, owner, centres = np.asarray(points.alive), np.asarray(owner), np.float64(centres)
+    centres, owner = quick_jit(coreset.clusters)(jax.random.key(0), points)
+    found = np.asarray(quick_jit(coreset.sensitivities)(points, centres, owner))
+    alive, owner, centres = np.asarray(points.valid), np.asarray(owner), np.float64(centres)
     pairs = np.asarray(points.pairs)[alive]
     x, owner = differences64(np.float64(case.belief.features), pairs), owner[alive]
     away = apart64(x, centres)
@@ -256,7 +256,7 @@ def test_a_coreset_is_drawn_by_sensitivity():
 
     def one(key):
         _, key_seeds, _ = jax.random.split(jax.random.clone(key), 3)
-        m = jnp.where(points.alive, coreset._sensitivities(points, *coreset._clusters(key_seeds, points)), 0)
+        m = jnp.where(points.valid, coreset.sensitivities(points, *coreset.clusters(key_seeds, points)), 0)
         return m / m.sum(), coreset.coreset(key, case.hparams, case.belief, case.space, 1).pairs[0]
 
     shares, picks = quick_jit(jax.vmap(one))(jax.random.split(jax.random.key(3), draws))

@@ -16,8 +16,8 @@ def greedy_dopt_blind(key: PRNGKey, hparams: HParams, belief: Belief, space: Pai
 
     Gain: log(1 + v x^T A^-1 x) in nats, A the prior (`prior_information`, not past-aware) and the batch so far.
     """
-    prior = prior_information(hparams, belief, space, k, past_aware=False)
-    return greedy(D_OPTIMAL, belief.features, belief.rewards, space, prior, k)[0]
+    information = prior_information(hparams, belief, space, k, past_aware=False)
+    return greedy(D_OPTIMAL, belief.features, belief.rewards, space, information, k)[0]
 
 
 def adpo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
