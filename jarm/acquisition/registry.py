@@ -167,7 +167,8 @@ def get_rule(name: str) -> Rule:
       ... )
       >>> space = jarm.pair_space("all", 2, jnp.ones(4, bool))
       >>> batch = jarm.get_rule("entropy")(jax.random.key(0), jarm.HParams(), belief, space, 2)
-      >>> batch.pairs.tolist(), batch.gains.round(1).tolist()
+      >>> batch.pairs.tolist(), [round(gain, 1) for gain in batch.gains.tolist()]
+      ([[1, 3], [0, 3]], [-0.1, -0.9])
     """
     if name in RULES:
         return RULES[name].rule

@@ -1,4 +1,4 @@
-"""Checks of rules of your own, their float64 references, and counts of compilations.
+"""Conformance checks for rules of your own, their float64 references, and counters of traces and compilations.
 
 Imports design and core.
 """

@@ -1,7 +1,4 @@
-"""For tests: counters of traces and compilations, and the checks that every rule is held to.
-
-`check_rule` runs on a rule of your own what the suite runs on the rules of jarm.
-"""
+"""The conformance suite of acquisition rules: `check_rule` runs it on a rule of jarm or of your own."""
 
 from __future__ import annotations
 
@@ -23,12 +20,14 @@ from jarm.testing.references import information64, list_pairs
 from jarm.testing.tracing import count_compilations, quick_jit
 
 PROMPTS, WIDTH, FEATURES, MEMBERS, BATCH = 6, 4, 5, 4, 6
+"""Sizes of the cases; WIDTH responses per prompt."""
 SIZE = PROMPTS * WIDTH
 SPACES = ("within", "cross", "all", "listed")
+"""Kinds of pair space."""
 
 
 class Case(NamedTuple):
-    """What a rule is called with."""
+    """Arguments of a rule, beside the key and k."""
 
     belief: Belief
     space: PairSpace
@@ -36,7 +35,13 @@ class Case(NamedTuple):
 
 
 def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -> Case:
-    """A small case without ties, its space one of `SPACES`: 6 prompts of 4 responses, 5 features, 3 labelled pairs."""
+    """A small case without ties: 6 prompts of 4 responses, 5 features, 4 members, 3 labelled pairs.
+
+    Args:
+      kind: one of `SPACES`.
+      seed: of the numbers.
+      eligible: `[24]` bool; by default all responses but one.
+    """
     rng = np.random.default_rng(seed)
     features = rng.normal(size=(SIZE, FEATURES)).astype(np.float32)
     members = features @ rng.normal(size=(FEATURES, MEMBERS)) + 0.1 * rng.normal(size=(SIZE, MEMBERS))
@@ -48,16 +53,16 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
         member_rewards=jnp.asarray(members.T, jnp.float32),
         labelled_information=jnp.asarray(information64(features, rewards, labelled), jnp.float32),
         num_labelled=jnp.int32(len(labelled)),
-        # As the loop has it: room for labels to come.
+        # With room for further labels, as in the loop.
         labelled_features=jnp.zeros((5, 2, FEATURES)).at[: len(labelled)].set(features[labelled]),
         labelled_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(rewards[labelled]),
     )
-    alive = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
+    allowed = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
     if kind == "listed":
         pairs = np.array(list(itertools.combinations(range(SIZE), 2)))
-        space = listed_space(jnp.asarray(rng.permutation(pairs)[:60], jnp.int32), alive, WIDTH)
+        space = listed_space(jnp.asarray(rng.permutation(pairs)[:60], jnp.int32), allowed, WIDTH)
     else:
-        space = pair_space(kind, WIDTH, alive, jnp.asarray(labelled, jnp.int32))
+        space = pair_space(kind, WIDTH, allowed, jnp.asarray(labelled, jnp.int32))
     hparams = jax.tree.map(jnp.float32, HParams(prior_mix=0.3))
     return Case(belief, space, hparams)
 
@@ -66,7 +71,7 @@ _jitted: Callable[..., Callable[..., Selection]] = functools.cache(lambda rule: 
 
 
 def call_rule(rule: Rule, case: Case, key: PRNGKey | None = None) -> Selection:
-    """The batch of a rule, compiled once a rule and kind of space."""
+    """A batch of `BATCH` pairs, compiled once per rule and kind of space; the key is that of seed 0 by default."""
     key = jax.random.key(0) if key is None else key
     return _jitted(rule)(key, case.hparams, case.belief, case.space, k=BATCH)
 
@@ -76,33 +81,37 @@ def _set(pairs: Any) -> set[tuple[int, int]]:
 
 
 def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
-    """Assert what a batch is: k distinct pairs of the space, smaller index first, or a status that says otherwise."""
+    """Assert that a batch holds k distinct pairs of the space, smaller index first, or all of a smaller space.
+
+    Raises:
+      AssertionError: the first violation, in one sentence.
+    """
     offered = _set(list_pairs(space))
     pairs, valid, gains = (np.asarray(field) for field in (selection.pairs, selection.valid, selection.gains))
     types = [field.dtype.name for field in (selection.pairs, selection.gains, selection.valid, selection.status)]
     assert types == ["int32", "float32", "bool", "int32"], f"types {types} are not those of a Selection"
     assert (pairs.shape, gains.shape, valid.shape) == ((k, 2), (k,), (k,)), "shapes are not those of a Selection"
     assert int(selection.status) != Status.NONFINITE, "a score is not a number, or infinite"
-    wanted = min(k, len(offered))
-    assert valid.sum() == wanted, f"{valid.sum()} pairs picked, {wanted} wanted of a space of {len(offered)}"
-    assert valid[:wanted].all(), "valid pairs do not come first"
+    expected = min(k, len(offered))
+    assert valid.sum() == expected, f"{valid.sum()} pairs picked, {expected} wanted of a space of {len(offered)}"
+    assert valid[:expected].all(), "valid pairs do not come first"
     assert (pairs[~valid] == 0).all(), "an invalid pair is not (0, 0)"
     chosen = _set(pairs[valid])
-    assert len(chosen) == wanted, "a pair was picked twice"
+    assert len(chosen) == expected, "a pair was picked twice"
     assert chosen <= offered, f"pairs {sorted(chosen - offered)} are not in the space"
-    status = Status.OK if wanted == k else Status.EXHAUSTED
+    status = Status.OK if expected == k else Status.EXHAUSTED
     assert int(selection.status) == status, f"status {int(selection.status)} where {status!r} is due"
     assert np.isfinite(gains).all(), "a gain is not finite"
     assert (np.diff(gains[valid]) <= 1e-4 * np.abs(gains).max()).all(), "the batch is not best first"
 
 
 def _check_batch(rule: Rule, kind: str) -> None:
-    """A full batch, and from a space with fewer pairs than the batch all of them and EXHAUSTED."""
+    """A full batch; from a space with fewer pairs all of them, and EXHAUSTED."""
     case = make_case(kind)
     selection = call_rule(rule, case)
     assert isinstance(selection, Selection), f"it returned {type(selection).__name__}, not a Selection"
     check_batch(selection, case.space, BATCH)
-    # A few responses with a labelled pair among them; of the list, the ends of its first pair.
+    # A few responses, a labelled pair among them; for the list, the ends of its first pair.
     ends = {"within": [4, 5, 6, 7], "cross": [0, 3, 21, 22], "all": [0, 1, 2]}
     few = make_case(kind, eligible=np.isin(np.arange(SIZE), ends.get(kind, np.ravel(list_pairs(case.space)[0]))))
     assert 0 < len(list_pairs(few.space)) < BATCH
@@ -122,7 +131,7 @@ def _check_same_key(rule: Rule, kind: str) -> None:
 
 
 def _check_vmap(rule: Rule, kind: str) -> None:
-    """Under `vmap` over keys and beliefs each batch is what it is alone."""
+    """`vmap` over keys and beliefs gives each batch as it is alone."""
     cases = [make_case(kind, seed) for seed in (0, 1)]
     if kind == "listed":  # one list for both: the space is not batched
         cases[1] = cases[1]._replace(space=cases[0].space)
@@ -138,7 +147,7 @@ def _check_vmap(rule: Rule, kind: str) -> None:
 
 
 def _check_symmetry(rule: Rule, kind: str) -> None:
-    """Where a rule is deterministic: a shift of all rewards changes nothing, renaming responses renames the picks."""
+    """For deterministic rules: a common shift changes nothing, and renaming the responses renames the picks."""
     case = make_case(kind)
     plain = call_rule(rule, case)
     if not (call_rule(rule, case, jax.random.key(1)).pairs == plain.pairs).all():
@@ -156,7 +165,7 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         "a common shift changes picks"
     )
 
-    # Prompts change places, and responses within them.
+    # Permute prompts, and responses within them.
     rng = np.random.default_rng(5)
     old = np.concatenate([p * WIDTH + rng.permutation(WIDTH) for p in rng.permutation(PROMPTS)])
     new = np.argsort(old)
@@ -166,40 +175,40 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         rewards=belief.rewards[old],
         member_rewards=belief.member_rewards[:, old],
     )
-    size = np.append(new, SIZE)
-    alive = case.space.eligible[old]
+    with_padding = np.append(new, SIZE)
+    eligible = case.space.eligible[old]
     if case.space.pairs is None:
-        space = pair_space(kind, WIDTH, alive, jnp.asarray(size[case.space.excluded], jnp.int32))
+        space = pair_space(kind, WIDTH, eligible, jnp.asarray(with_padding[case.space.excluded], jnp.int32))
     else:
-        # A list may come in any order, and each of its pairs either way round.
-        listed = size[np.minimum(case.space.pairs, SIZE)][::-1, ::-1]
-        space = listed_space(jnp.asarray(listed, jnp.int32), alive, WIDTH)
+        # A list may be in any order, and so may the ends of its pairs.
+        listed = with_padding[np.minimum(case.space.pairs, SIZE)][::-1, ::-1]
+        space = listed_space(jnp.asarray(listed, jnp.int32), eligible, WIDTH)
     picked = call_rule(rule, Case(renamed, space, case.hparams))
     expected = {(min(pair), max(pair)) for pair in _set(new[plain.pairs])}
     assert _set(picked.pairs) == expected, "renaming the responses does not rename the picks"
 
 
 def _check_failure(rule: Rule, kind: str) -> None:
-    """A NaN or an infinity never passes silently: a status says so, unless the rule does not look there."""
+    """A NaN or an infinity in an input of the rule becomes a status."""
     case = make_case(kind)
     plain = call_rule(rule, case)
-    alive = int(plain.pairs[0, 0])  # where a rule that looks at all has looked
+    chosen = int(plain.pairs[0, 0])  # its features and rewards enter any rule that uses them
     for value in (np.nan, np.inf):
         for field in ("features", "rewards"):
             leaf = getattr(case.belief, field)
-            broken = dataclasses.replace(case.belief, **{field: leaf.at[alive].set(value)})
+            broken = dataclasses.replace(case.belief, **{field: leaf.at[chosen].set(value)})
             if field == "rewards":
-                broken = dataclasses.replace(broken, member_rewards=broken.member_rewards.at[:, alive].set(value))
+                broken = dataclasses.replace(broken, member_rewards=broken.member_rewards.at[:, chosen].set(value))
             result = call_rule(rule, case._replace(belief=broken))
-            blind = bool((result.pairs == plain.pairs).all() & (result.gains == plain.gains).all())
-            assert blind or int(result.status) == Status.NONFINITE, f"{value} in {field} passes silently"
-    # What no pair can reach may hold anything.
-    dead = int(np.flatnonzero(~np.asarray(case.space.eligible))[0])
+            unused = bool((result.pairs == plain.pairs).all() & (result.gains == plain.gains).all())
+            assert unused or int(result.status) == Status.NONFINITE, f"{value} in {field} passes silently"
+    # A response outside all pairs may hold anything.
+    outside = int(np.flatnonzero(~np.asarray(case.space.eligible))[0])
     broken = dataclasses.replace(
         case.belief,
-        features=case.belief.features.at[dead].set(np.nan),
-        rewards=case.belief.rewards.at[dead].set(np.nan),
-        member_rewards=case.belief.member_rewards.at[:, dead].set(np.nan),
+        features=case.belief.features.at[outside].set(np.nan),
+        rewards=case.belief.rewards.at[outside].set(np.nan),
+        member_rewards=case.belief.member_rewards.at[:, outside].set(np.nan),
     )
     result = call_rule(rule, case._replace(belief=broken))
     assert (result.pairs == plain.pairs).all(), "a response that is not eligible changes the batch"
@@ -207,7 +216,7 @@ def _check_failure(rule: Rule, kind: str) -> None:
 
 
 def _check_constant(rule: Rule, kind: str) -> None:
-    """A head that gives every response the same reward still gets a full batch of distinct pairs."""
+    """Equal rewards of all responses still give a full batch of distinct pairs."""
     case = make_case(kind)
     flat = dataclasses.replace(
         case.belief,
@@ -218,7 +227,7 @@ def _check_constant(rule: Rule, kind: str) -> None:
 
 
 def _check_line(rule: Rule, kind: str) -> None:
-    """Features on a line still give a full batch: no inverse without a jitter that scales, no NaN with it."""
+    """Features on a line still give a full batch: inverses need a jitter that scales with the matrix."""
     case = make_case(kind)
     slopes = jnp.arange(1.0, FEATURES + 1)
     belief = dataclasses.replace(
@@ -252,19 +261,32 @@ CHECKS: dict[str, Callable[[Rule, str], None]] = {
     "line": _check_line,
     "margins": _check_margins,
 }
-"""What every rule is held to: name -> `(rule, kind of space)`, which asserts."""
+"""The checks of every rule: name -> `(rule, kind of space)`, which asserts."""
 
 
 def check_rule(rule: Rule, *, spaces: tuple[str, ...] = SPACES, checks: tuple[str, ...] = tuple(CHECKS)) -> None:
-    """Run the conformance checks of acquisition rules on a rule of your own.
+    """Run the conformance suite on a rule of your own.
 
     Args:
       rule: `(key, hparams, belief, space, k) -> Selection`.
-      spaces: kinds of pair space to run it on.
+      spaces: kinds of pair space, of `SPACES`.
       checks: names of `CHECKS`.
 
     Raises:
-      AssertionError: with one sentence that says which check fails, on which space, and how.
+      AssertionError: one sentence with the check, the space and the failure.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jarm import top_pairs
+      >>> from jarm.testing.conformance import check_rule
+      >>> def ties(key, hparams, belief, space, k):
+      ...     return top_pairs(lambda margin, _: -jnp.abs(margin), belief.rewards, None, space, k)
+      >>> check_rule(ties, spaces=("listed",), checks=("batch",))  # passes; without options, a minute or less
+      >>> def without_abs(key, hparams, belief, space, k):
+      ...     return top_pairs(lambda margin, _: jnp.sqrt(margin), belief.rewards, None, space, k)
+      >>> check_rule(without_abs, spaces=("listed",), checks=("batch",))
+      Traceback (most recent call last):
+      AssertionError: batch on a space of 'listed' pairs: a score is not a number, or infinite
     """
     for name in checks:
         for kind in spaces:
