@@ -166,7 +166,8 @@ def get_rule(name: str) -> Rule:
       ...     labelled_rewards=jnp.zeros((0, 2)),  # [L, 2]
       ... )
       >>> space = jarm.pair_space("all", 2, jnp.ones(4, bool))
-      >>> batch = jarm.get_rule("entropy")(jax.random.key(0), jarm.HParams(), belief, space, 2)
+      >>> rule = jax.jit(jarm.get_rule("entropy"), static_argnames="k")
+      >>> batch = rule(jax.random.key(0), jarm.HParams(), belief, space, k=2)
       >>> batch.pairs.tolist(), [round(gain, 1) for gain in batch.gains.tolist()]
       ([[1, 3], [0, 3]], [-0.1, -0.9])
     """
