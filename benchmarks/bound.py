@@ -37,18 +37,18 @@ def measure(kind: str, size: int, width: int, k: int, seed: int) -> list[dict[st
     from jarm.design.bound import design_bound
     from jarm.design.criteria import D_OPTIMAL
     from jarm.design.exchange import exchange
-    from jarm.design.greedy import greedy_log_det
+    from jarm.design.greedy import greedy
     from jarm.design.top import random_pairs
 
     features, rewards = problem(size, width, seed)
     space = make_space(kind, size)
     prior = prior_of("shaped", features, rewards, space, k)
     given = (features, rewards, space, prior)
-    (greedy, info), greedy_s = timed(functools.partial(greedy_log_det, k=k), *given)
+    (grown, info), greedy_s = timed(functools.partial(greedy, D_OPTIMAL, k=k), *given)
     swap = functools.partial(exchange, D_OPTIMAL)
-    (swapped, swaps), swap_s = timed(swap, *given, greedy)
+    (swapped, swaps), swap_s = timed(swap, *given, grown)
     chance = jax.jit(random_pairs, static_argnames="k")(jax.random.key(seed), space, k=k)
-    (mended, mends), mend_s = timed(swap, *given, chance)
+    (improved, improvements), improve_s = timed(swap, *given, chance)
     design, bound_s = timed(lambda *each: design_bound(D_OPTIMAL, *each[:4], k, start=each[4]), *given, swapped)
 
     def log_det(pairs: Any) -> float:
@@ -59,9 +59,13 @@ def measure(kind: str, size: int, width: int, k: int, seed: int) -> list[dict[st
     upper, before = float(design.upper), log_det(np.zeros((0, 2), int))
     sides: dict[str, tuple[Any, float, dict[str, int]]] = {
         "random": (chance, 0.0, {}),
-        "greedy": (greedy, greedy_s, {"passes": int(info.passes)}),
+        "greedy": (grown, greedy_s, {"passes": int(info.passes)}),
         "greedy and swaps": (swapped, swap_s, {"passes": int(swaps.passes), "swaps": int(swaps.swaps)}),
-        "random and swaps": (mended, mend_s, {"passes": int(mends.passes), "swaps": int(mends.swaps)}),
+        "random and swaps": (
+            improved,
+            improve_s,
+            {"passes": int(improvements.passes), "swaps": int(improvements.swaps)},
+        ),
     }
     rows = []
     for side, (batch, seconds, counts) in sides.items():

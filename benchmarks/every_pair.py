@@ -116,12 +116,13 @@ def greedy_run(kind: str, size: int, width: int, k: int, prior: Any) -> Callable
     import jax
     import jax.numpy as jnp
 
-    from jarm.design.greedy import greedy_log_det
+    from jarm.design.criteria import D_OPTIMAL
+    from jarm.design.greedy import greedy
 
     features, rewards = map(jnp.asarray, problem(size, width))
     space = make_space(kind, size)
     arguments = (features, rewards, space, jnp.asarray(prior))
-    compiled = jax.jit(functools.partial(greedy_log_det, k=k)).lower(*arguments).compile()
+    compiled = jax.jit(functools.partial(greedy, D_OPTIMAL, k=k)).lower(*arguments).compile()
     return lambda: jax.block_until_ready(compiled(*arguments))
 
 
@@ -150,7 +151,8 @@ def measure(size: int, options: Any, product: float) -> None:
     import numpy as np
 
     from benchmarks import referee
-    from jarm.design.greedy import default_shortlist, greedy_log_det
+    from jarm.design.criteria import D_OPTIMAL
+    from jarm.design.greedy import default_shortlist, greedy
 
     kind, k = options.kind, options.k
     pairs = count_pairs(kind, size)
@@ -184,24 +186,22 @@ def measure(size: int, options: Any, product: float) -> None:
         prior = prior_of(name, features, rewards, space, k)
         prior_s = time.process_time() - begin
         arguments = (features, rewards, space, prior)
-        greedy = timing.jax_side("jarm, exact greedy", functools.partial(greedy_log_det, k=k), *arguments)
+        side = timing.jax_side("jarm, exact greedy", functools.partial(greedy, D_OPTIMAL, k=k), *arguments)
         if options.cores == "1":
-            greedy.rss_growth_bytes = timing.resident_growth(
-                greedy_run, kind, size, options.width, k, np.asarray(prior)
-            )
+            side.rss_growth_bytes = timing.resident_growth(greedy_run, kind, size, options.width, k, np.asarray(prior))
 
-        def look(greedy: timing.Side = greedy, prior: Any = prior, prior_s: float = prior_s, name: str = name) -> None:
-            selection, info = greedy.result
-            greedy.outcome = {"passes": int(info.passes), "kept": keep, "status": int(selection.status)}
-            greedy.outcome["seconds_of_passes"] = int(info.passes) * seconds
+        def look(side: timing.Side = side, prior: Any = prior, prior_s: float = prior_s, name: str = name) -> None:
+            selection, info = side.result
+            side.outcome = {"passes": int(info.passes), "kept": keep, "status": int(selection.status)}
+            side.outcome["seconds_of_passes"] = int(info.passes) * seconds
             if name == "shaped":
-                greedy.outcome["seconds_of_prior"] = prior_s  # compiled with it
+                side.outcome["seconds_of_prior"] = prior_s  # compiled with it
             if options.judge:
-                greedy.outcome |= judge(selection.pairs, info, host, rewards, prior, kind, options.judge, keep)
+                side.outcome |= judge(selection.pairs, info, host, rewards, prior, kind, options.judge, keep)
 
-        sides = [greedy]
+        sides = [side]
         if not long:
-            count = int(greedy.run()[1].passes)
+            count = int(side.run()[1].passes)
             sides.insert(0, timing.Side(f"{count} passes", functools.partial(_repeat, whole.run, count)))
         sizes_of = {**sizes, "k": k, "prior": name}
         timing.compare(f"exact greedy, {kind}", sides, sizes=sizes_of, after=look, **once)

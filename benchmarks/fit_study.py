@@ -66,7 +66,7 @@ def main() -> None:
     space = pair_space("within", device_table.mask.shape[1], device_table.mask.reshape(-1))
 
     @functools.partial(jax.jit, static_argnames="n")
-    def bought(key: jax.Array, n: int) -> Labelled:
+    def labelled(key: jax.Array, n: int) -> Labelled:
         key_pairs, key_answers = jax.random.split(key)
         pairs, valid = sample_pairs(key_pairs, space, n)
         answers, _ = annotate(key_answers, annotator, jnp.float32(2.0), pairs, gold, device_table.lengths.reshape(-1))
@@ -110,7 +110,7 @@ def main() -> None:
             head = HeadConfig.parse(text).head()
             fit = make_fit(head, FitConfig(**config))
             keys = jax.random.split(jax.random.key(n), SEEDS.get(n, 5))
-            found = [fit(jax.random.fold_in(key, 1), HParams(**hparams), rows, bought(key, n)) for key in keys]
+            found = [fit(jax.random.fold_in(key, 1), HParams(**hparams), rows, labelled(key, n)) for key in keys]
             check(np.array([info.status for _, info in found]), name)
             params = jax.tree.map(lambda *leaves: jnp.stack(leaves), *(params for params, _ in found))
             metrics = evaluate(head, params, test, noise=2.0, scale=scale)

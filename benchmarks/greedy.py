@@ -22,7 +22,7 @@ from benchmarks import timing
 from benchmarks.score_pairs import problem
 
 
-def scaled_problem(pairs: int, width: int, responses: int, k: int, prior: float) -> tuple[Any, Any, Any, float]:
+def scaled_problem(pairs: int, width: int, responses: int, k: int, prior_weight: float) -> tuple[Any, Any, Any, float]:
     """Features x `[M, F]`, weights v `[M]` and sqrt(v) x, float32, and the ridge."""
     import numpy as np
 
@@ -32,7 +32,7 @@ def scaled_problem(pairs: int, width: int, responses: int, k: int, prior: float)
     x = given["features"][given["pairs"][:, 0]] - given["features"][given["pairs"][:, 1]]
     v = referee.fisher_weight(x @ given["head"])
     s = np.sqrt(v)[:, None] * x
-    return x, v, s, float(prior * k * np.square(s).sum() / pairs / width)
+    return x, v, s, float(prior_weight * k * np.square(s).sum() / pairs / width)
 
 
 def numpy_greedy(criterion: str, dtype: str, k: int, *sizes: Any) -> Callable[[], Any]:
@@ -128,13 +128,14 @@ def judge(sides: Sequence[timing.Side], criterion: str, pairs: Any, x: Any, v: A
 
 def main() -> None:
     options = timing.start(
-        pairs=[10_000, 100_000], width=64, responses=5000, k=256, prior=0.1, criteria=["dopt", "trace"]
+        pairs=[10_000, 100_000], width=64, responses=5000, k=256, prior_weight=0.1, criteria=["dopt", "trace"]
     )
     import jax.numpy as jnp
     import numpy as np
 
     from jarm.core.base import PairSpace
-    from jarm.design.greedy import greedy_log_det
+    from jarm.design.criteria import D_OPTIMAL
+    from jarm.design.greedy import greedy
 
     try:
         import bmdal_reg  # noqa: F401
@@ -148,7 +149,7 @@ def main() -> None:
     print(f"one product of 1024 x 1024: {product / 1e9:.0f} Gflop/s; reading: {reading / 1e9:.1f} GB/s")
     for pairs in options.pairs:
         given = problem(pairs, options.width, options.responses)
-        sizes = (pairs, options.width, options.responses, options.k, options.prior)
+        sizes = (pairs, options.width, options.responses, options.k, options.prior_weight)
         x, v, _, ridge = scaled_problem(*sizes)
         prior = ridge * np.eye(options.width)
         features = jnp.asarray(given["features"])
@@ -164,7 +165,8 @@ def main() -> None:
         operations = min(pairs, len(features)) * options.width**2 + 4 * pairs * options.width
         floor = max(operations / product, 4 * features.size / reading)
         for criterion in options.criteria:
-            run = functools.partial(greedy_log_det if criterion == "dopt" else v_greedy, k=options.k)
+            chosen = functools.partial(greedy, D_OPTIMAL) if criterion == "dopt" else v_greedy
+            run = functools.partial(chosen, k=options.k)
             sides = [timing.jax_side("jarm", run, *arguments)]
             others: dict[str, tuple[Callable[..., Any], tuple[Any, ...]]] = {}
             for dtype in ("float32", "float64"):
@@ -182,7 +184,7 @@ def main() -> None:
             timing.compare(
                 f"greedy_{criterion}",
                 sides,
-                sizes={"M": pairs, "F": options.width, "N": len(features), "k": options.k, "c": options.prior},
+                sizes={"M": pairs, "F": options.width, "N": len(features), "k": options.k, "c": options.prior_weight},
                 after=judged,
             )
 

@@ -6,7 +6,7 @@ A pool has 10,000 listed pairs of Gaussian features, F = 64: 10,000 / c distinct
 both ends moved by 1 % of a standard deviation; c = 1 is the smooth pool. Batches of 256 by chance, by the released rule
 (one shot, a PyTorch port), by exact greedy, and by greedy that passes over near-copies (cosine of .98 and more), which
 may run out of pairs. Log det of .01 I + the information of the batch, float64, and how many of the distinct pairs were
-bought; mean and standard error over seeds, and paired differences from the released rule.
+selected; mean and standard error over seeds, and paired differences from the released rule.
 
 `--learn 30`: whether that is worth anything to a reward model. The built-in data, every training response there c times
 with 1 % of noise, 8 rounds of 50 pairs from *all* pairs within prompts, heads fitted as by default: the Spearman on

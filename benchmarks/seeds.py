@@ -37,7 +37,7 @@ def main() -> None:
 
     def run_with(batching: str) -> Any:
         own = dataclasses.replace(loop, fit=dataclasses.replace(loop.fit, batching=batching))
-        return functools.partial(make_loop(own).run, hparams=hparams, candidates=device_table, rule=rule)
+        return functools.partial(make_loop(own).run, hparams=hparams, table=device_table, rule=rule)
 
     run = run_with("auto")
     keys = jnp.stack([jax.random.key(seed) for seed in range(options.seeds)])

@@ -26,7 +26,7 @@ class Protocol:
     rounds: int = 8
     batch: int = 50
     initial: int = 50
-    pool: int = 5000
+    candidates: int = 5000
     noise: float = 2.0
     steps: int = 1000
     members: int = 1
@@ -217,14 +217,14 @@ def run(
     seconds = {"fit": 0.0, "select": 0.0, "evaluate": 0.0}
     history, steps = [], 0
 
-    def buy(chosen: np.ndarray) -> None:
+    def label(chosen: np.ndarray) -> None:
         nonlocal left, pairs, labels
-        bought = left[chosen]
-        p = 1 / (1 + np.exp(-protocol.noise * (gold[bought[:, 0]] - gold[bought[:, 1]])))
-        pairs, labels = np.concatenate([pairs, bought]), np.append(labels, rng.random(len(bought)) < p)
+        new = left[chosen]
+        p = 1 / (1 + np.exp(-protocol.noise * (gold[new[:, 0]] - gold[new[:, 1]])))
+        pairs, labels = np.concatenate([pairs, new]), np.append(labels, rng.random(len(new)) < p)
         left = np.delete(left, chosen, axis=0)
 
-    buy(rng.choice(len(left), protocol.initial, replace=False))
+    label(rng.choice(len(left), protocol.initial, replace=False))
     for round_ in range(protocol.rounds + 1):
         marks = [time.process_time()]
         heads, taken = fit(embeddings, pairs, labels, rng, protocol)
@@ -233,8 +233,8 @@ def run(
         history.append(spearman(heads, test_embeddings, test_ranks))
         marks.append(time.process_time())
         if round_ < protocol.rounds:
-            pool = rng.permutation(len(left))[: protocol.pool]
-            buy(pool[choose(rule, heads, embeddings, left[pool], pairs, rng, protocol)])
+            offered = rng.permutation(len(left))[: protocol.candidates]
+            label(offered[choose(rule, heads, embeddings, left[offered], pairs, rng, protocol)])
         marks.append(time.process_time())
         for part, (begin, end) in zip(("fit", "evaluate", "select"), itertools.pairwise(marks), strict=True):
             seconds[part] += end - begin

@@ -1,4 +1,4 @@
-"""What jarm is compared with must itself be right: the baselines against formulas, the referee against mistakes."""
+"""The baselines against formulas, and the referee against mistakes."""
 
 import itertools
 
@@ -258,24 +258,24 @@ def test_torch_loop_spearman_is_that_of_scipy(torch_loop):
 
 
 @pytest.mark.parametrize("rule", ["random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt"])
-def test_torch_loop_buys_new_pairs_and_learns(torch_loop, rule, monkeypatch):
+def test_torch_loop_labels_new_pairs_and_learns(torch_loop, rule, monkeypatch):
     rng = np.random.default_rng(0)
     direction = rng.normal(size=6)
     embeddings = rng.normal(size=(2, 30, 6, 6)).astype(np.float32)
     train, test = ((each, each @ direction) for each in embeddings)
-    bought = []
+    labelled = []
     choose = torch_loop.choose
 
-    def choose_and_tell(rule, heads, embeddings, candidates, *rest):
+    def choose_and_record(rule, heads, embeddings, candidates, *rest):
         chosen = choose(rule, heads, embeddings, candidates, *rest)
-        bought.append(candidates[chosen])
+        labelled.append(candidates[chosen])
         return chosen
 
-    monkeypatch.setattr(torch_loop, "choose", choose_and_tell)
+    monkeypatch.setattr(torch_loop, "choose", choose_and_record)
     protocol = torch_loop.Protocol(rounds=2, batch=20, initial=40, candidates=200, steps=60, members=2)
     result = torch_loop.run(rule, 0, train, test, protocol)
     assert len(result["spearman"]) == 3
     assert result["spearman"][-1] > 0.5
-    pairs = np.concatenate(bought)
+    pairs = np.concatenate(labelled)
     assert len(np.unique(pairs, axis=0)) == len(pairs) == 40
     assert (pairs[:, 0] // 6 == pairs[:, 1] // 6).all()

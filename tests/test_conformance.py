@@ -1,4 +1,4 @@
-"""Every rule of the registry is held to the same checks; a rule added there is checked without another line here."""
+"""Every rule of the registry passes the same checks; a new entry is checked without another line here."""
 
 import dataclasses
 
@@ -38,11 +38,11 @@ def believing(case, **changes):
     return case._replace(belief=dataclasses.replace(case.belief, **changes))
 
 
-# One test a rule and space, so that a program is compiled once; the list first, which is the shortest.
+# One test per rule and space, so that a program is compiled once; the list is the shortest.
 @pytest.mark.parametrize("name", RULES)
 def test_rule(name):
     check_rule(get_rule(name), spaces=("listed",), checks=tuple(check for check in CHECKS if check != "vmap"))
-    the_table_says_what_a_rule_looks_at(name, "listed")
+    the_entry_names_the_inputs(name, "listed")
     collapsed_features_are_a_status(name, "listed")
 
 
@@ -56,11 +56,11 @@ def test_rule_elsewhere(name, kind):
     check_rule(get_rule(name), spaces=(kind,), checks=tuple(c for c in CHECKS if c != "vmap" or kind == "cross"))
     collapsed_features_are_a_status(name, kind)
     if kind == "within":
-        the_table_says_what_a_rule_looks_at(name, kind)
+        the_entry_names_the_inputs(name, kind)
 
 
 def scores64(name, case):
-    """Scores of every pair by the formula of spec 3, in float64."""
+    """Scores of every pair by the formula, in float64."""
     phi, rewards = np.float64(case.belief.features), np.float64(case.belief.rewards)
     pairs = list_pairs(case.space)
     gap = np.abs(rewards[pairs[:, 0]] - rewards[pairs[:, 1]])
@@ -105,22 +105,22 @@ def test_greedy_rules_start_from_their_prior(name, kind):
     np.testing.assert_allclose(batch.gains, gained, rtol=1e-4)
 
 
-def the_table_says_what_a_rule_looks_at(name, kind):
+def the_entry_names_the_inputs(name, kind):
     entry, changed = RULES[name], set()
     for seed in range(4):
         case = make_case(kind, seed)
         belief, plain = case.belief, call(name, case)
-        known = belief.labelled_features.at[:, 0].add(jnp.arange(5.0) ** 2)
+        labelled = belief.labelled_features.at[:, 0].add(jnp.arange(5.0) ** 2)
         disagreement = (belief.member_rewards - belief.rewards[None])[:, ::-1]
-        others = [
+        changes = [
             ("key", 1, case),
-            ("labelled", 0, believing(case, labelled_information=100 * jnp.eye(5), labelled_features=known)),
+            ("labelled", 0, believing(case, labelled_information=100 * jnp.eye(5), labelled_features=labelled)),
             ("ensemble", 0, believing(case, member_rewards=belief.rewards[None] + 3 * disagreement)),
         ]
         for number, value in (("prior_weight", 7), ("beta", 0), ("beta", 3), ("temperature", 40), ("epsilon", 1)):
             hparams = dataclasses.replace(case.hparams, **{number: jnp.float32(value)})
-            others.append((number, 0, case._replace(hparams=hparams)))
-        for need, key, other in others:
+            changes.append((number, 0, case._replace(hparams=hparams)))
+        for need, key, other in changes:
             batch = call(name, other, seed=key)
             if (batch.gains != plain.gains).any() | (batch.pairs != plain.pairs).any():
                 changed.add(need)
@@ -144,7 +144,7 @@ def collapsed_features_are_a_status(name, kind):
 
 @pytest.mark.parametrize("name", ["xtx", "dopt", "pa_dopt", "greedy_dopt"])
 def test_fewer_pairs_than_features(name):
-    """M <= F: every pair has leverage one, ranks are noise, but the batch is still distinct, complete and finite."""
+    """M <= F: every pair has leverage one, so ranks are noise; the batch is distinct, complete and finite."""
     alive = np.isin(np.arange(24), [0, 1, 2, 3])
     case = make_case("within", eligible=alive)
     assert len(list_pairs(case.space)) == 5  # (0, 1) is labelled
@@ -158,7 +158,7 @@ def test_fewer_pairs_than_features(name):
 
 @pytest.mark.parametrize("name", ["xtx", "dopt", "pa_dopt", "entropy", "max_diff"])
 def test_a_copy_of_a_response_leaves_scores_alone_but_for_the_pool(name):
-    """A copy is scored as its original; one-shot rules do not see that one of the two is enough."""
+    """A copy scores as its original: one-shot rules ignore that one of the two is enough."""
     case = make_case("cross", eligible=np.arange(24) != 23)
     belief = case.belief
     copied = believing(
@@ -190,7 +190,7 @@ def repeats(key, hparams, belief, space, k):
     return dataclasses.replace(best, pairs=best.pairs.at[1].set(best.pairs[0]))
 
 
-def buys_again(key, hparams, belief, space, k):
+def repeats_labels(key, hparams, belief, space, k):
     nothing = jnp.full_like(space.excluded, space.eligible.shape[0])
     return furthest(key, hparams, belief, dataclasses.replace(space, excluded=nothing), k)
 
@@ -229,7 +229,7 @@ def no_number(key, hparams, belief, space, k):
         (no_number, "batch", "not a number"),
         (mirrored, "batch", "not in the space"),
         (repeats, "batch", "picked twice"),
-        (buys_again, "batch", "not in the space|wanted"),
+        (repeats_labels, "batch", "not in the space|wanted"),
         (half_precision, "batch", "float16"),
         (worst_first, "batch", "best first|valid pairs"),
         (looks_at_order, "symmetry", "renaming"),

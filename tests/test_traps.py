@@ -1,7 +1,9 @@
-"""The traps of the released rules that concern the core (spec 1, section 6), one test each; its numbers are the spec's.
+"""The numerical traps of the released rules, one test each.
 
-4 and 5 (tied ranks, best-of-N by random subset) are in test_metrics; 9 (right padding) is for the language models.
+Traps 4 and 5 (tied ranks, best-of-N by random subset) are in test_metrics; 9 (right padding) is in the tests of llm.
 """
+
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +13,9 @@ import pytest
 from jarm.acquisition.registry import get_rule
 from jarm.core.linalg import cholesky, jitter, log_det
 from jarm.core.status import Status
+from jarm.design.criteria import D_OPTIMAL
 from jarm.design.fisher import fisher_weight, space_information
-from jarm.design.greedy import greedy_log_det
+from jarm.design.greedy import greedy
 from jarm.design.spaces import exclude, listed_space, pair_space, subset
 from jarm.design.top import top_pairs
 from jarm.reward.losses import bradley_terry
@@ -31,7 +34,7 @@ def test_trap_1_fisher_weight_of_a_confident_head_does_not_underflow():
 
 
 def test_trap_2_the_loss_on_logits_keeps_its_gradient():
-    """Cross-entropy after a sigmoid: from a pair that is surely wrong nothing, or NaN, is learnt."""
+    """Cross-entropy after a sigmoid: the gradient of a surely wrong pair is 0 or NaN."""
     margin, label = jnp.float32([18, 28, 200]), jnp.float32(0)
     after_sigmoid = jax.vmap(jax.grad(lambda m: -jnp.log(1 - jax.nn.sigmoid(m))))(margin)
     assert not (np.abs(after_sigmoid - 1) < 0.5).any()
@@ -57,7 +60,7 @@ def test_trap_3_jitter_scales_and_indefinite_is_a_status():
 
 @pytest.mark.parametrize("name", ["random", "entropy", "pa_dopt", "greedy_dopt"])
 def test_trap_6_no_pair_twice_no_labelled_pair_no_mirror_no_self(name):
-    """A list with every pair three times, mirrored, beside itself, and what is labelled; conformance has all rules."""
+    """A list with every pair three times, mirrored and with itself, and labelled pairs. Conformance has all rules."""
     case = make_case("listed")
     labelled = {(0, 1), (4, 7), (3, 22)}
     every = np.array([(i, j) for i in range(0, 24, 3) for j in range(0, 24, 4)] * 3)
@@ -80,7 +83,7 @@ def test_trap_7_the_chunked_path_runs_and_equals_the_whole(kind):
     belief, space = case.belief, case.space
     prior = belief.labelled_information + jnp.eye(5)
     results = [
-        quick_jit(greedy_log_det, static_argnames=("k", "tile", "shortlist"))(
+        quick_jit(functools.partial(greedy, D_OPTIMAL), static_argnames=("k", "tile", "shortlist"))(
             belief.features, belief.rewards, space, prior, k=6, tile=tile, shortlist=1
         )[0]
         for tile in (33, 1 << 19)
