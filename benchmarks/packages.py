@@ -60,8 +60,8 @@ def differences(belief: Belief, space: PairSpace) -> tuple[np.ndarray, np.ndarra
     """The listed pairs `[M, 2]`, x = phi_i - phi_j of each `[M, F]`, and x of the labelled pairs `[labels, F]`."""
     assert space.pairs is not None
     pairs, phi = np.asarray(space.pairs), np.asarray(belief.features)
-    known = np.asarray(belief.labelled_features)[: int(belief.num_labelled)]
-    return pairs, phi[pairs[:, 0]] - phi[pairs[:, 1]], known[:, 0] - known[:, 1]
+    labelled = np.asarray(belief.labelled_features)[: int(belief.num_labelled)]
+    return pairs, phi[pairs[:, 0]] - phi[pairs[:, 1]], labelled[:, 0] - labelled[:, 1]
 
 
 def scaled_differences(belief: Belief, space: PairSpace) -> tuple[np.ndarray, np.ndarray]:
@@ -94,13 +94,13 @@ def bmdal(method: str, *, informed: bool = False) -> Callable[[Belief, PairSpace
         from bmdal_reg.bmdal.feature_maps import IdentityFeatureMap
         from bmdal_reg.bmdal.features import Features
 
-        pairs, pool, known = differences(belief, space)
+        pairs, pool, labelled = differences(belief, space)
         if informed:
             prior = jax.jit(prior_information, static_argnums=3)(HParams(), belief, space, k)
             factor = np.linalg.cholesky(np.asarray(prior, np.float64))
             pool = np.linalg.solve(factor, scaled_differences(belief, space)[1].T).T
-            known = np.zeros_like(pool[:1])
-        data = [TensorFeatureData(torch.from_numpy(each.astype(np.float64, order="C"))) for each in (pool, known)]
+            labelled = np.zeros_like(pool[:1])
+        data = [TensorFeatureData(torch.from_numpy(each.astype(np.float64, order="C"))) for each in (pool, labelled)]
         chosen = getattr(selection, f"{method}SelectionMethod")
 
         def run() -> np.ndarray:
@@ -124,7 +124,7 @@ def batchbald(joint: bool, outcomes: int = OUTCOMES) -> Callable[[Belief, PairSp
 
         for module in (batchbald, joint_entropy):
             module.tqdm = functools.partial(tqdm.tqdm, disable=True)
-        gc.freeze()  # it collects garbage in every step, which takes long where much else is loaded
+        gc.freeze()  # the package collects garbage in every step, slowly where much else is loaded
         margins = torch.from_numpy(member_margins(belief, space).T.astype(np.float64))
         logs = torch.nn.functional.logsigmoid(torch.stack([margins, -margins], dim=2))
         pairs = np.asarray(space.pairs)
@@ -143,18 +143,18 @@ def batchbald(joint: bool, outcomes: int = OUTCOMES) -> Callable[[Belief, PairSp
 
 
 def logistic_regression(belief: Belief, space: PairSpace) -> tuple[Any, np.ndarray, np.ndarray]:
-    """scikit-learn's, with the head that has the rewards of the belief; x of the labelled pairs, and their labels."""
+    """scikit-learn's model with the weights that give the belief its rewards; x of the labelled pairs, and labels."""
     from sklearn.linear_model import LogisticRegression
 
-    _, _, known = differences(belief, space)
+    _, _, labelled = differences(belief, space)
     phi, r = np.asarray(belief.features, np.float64), np.asarray(belief.rewards, np.float64)
     head = np.linalg.lstsq(phi - phi.mean(axis=0), r - r.mean(), rcond=None)[0]
-    # A label of either kind, whatever the belief holds: what is fitted is replaced.
-    known = np.concatenate([known, np.stack([head, -head])]).astype(np.float64)
-    labels = (known @ head > 0).astype(int)
-    model = LogisticRegression().fit(known, labels)
+    # A label of each kind, whatever the belief holds; the fitted weights are replaced below.
+    labelled = np.concatenate([labelled, np.stack([head, -head])]).astype(np.float64)
+    labels = (labelled @ head > 0).astype(int)
+    model = LogisticRegression().fit(labelled, labels)
     model.coef_, model.intercept_ = head[None], np.zeros(1)
-    return model, known, labels
+    return model, labelled, labels
 
 
 def skactiveml(strategy: str) -> Callable[[Belief, PairSpace, int], Run]:
@@ -165,11 +165,11 @@ def skactiveml(strategy: str) -> Callable[[Belief, PairSpace, int], Run]:
         from skactiveml.classifier import SklearnClassifier
 
         pairs, x, _ = differences(belief, space)
-        model, known, labels = logistic_regression(belief, space)
-        fitted = SklearnClassifier(model, classes=[0, 1]).fit(known, labels)
+        model, labelled, labels = logistic_regression(belief, space)
+        fitted = SklearnClassifier(model, classes=[0, 1]).fit(labelled, labels)
         fitted.estimator_.coef_, fitted.estimator_.intercept_ = model.coef_, model.intercept_
         # The two rows that `logistic_regression` adds are no labelled pairs.
-        inputs = np.concatenate([x, known[:-2]])
+        inputs = np.concatenate([x, labelled[:-2]])
         answers = np.concatenate([np.full(len(x), np.nan), labels[:-2]])
         given = {} if strategy == "CoreSet" else {"clf": fitted, "fit_clf": False}
 
@@ -187,8 +187,8 @@ def ranked_batch(belief: Belief, space: PairSpace, k: int) -> Run:
     from modAL.models import ActiveLearner
 
     pairs, x, _ = differences(belief, space)
-    model, known, labels = logistic_regression(belief, space)
-    learner = ActiveLearner(model, X_training=known[:-2], y_training=labels[:-2])
+    model, labelled, labels = logistic_regression(belief, space)
+    learner = ActiveLearner(model, X_training=labelled[:-2], y_training=labels[:-2])
     learner.estimator.coef_, learner.estimator.intercept_ = model.coef_, model.intercept_
     return lambda: pairs[uncertainty_batch_sampling(learner, x, n_instances=k)[0]]
 

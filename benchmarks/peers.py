@@ -26,17 +26,17 @@ SLOW = 5.0
 
 @dataclasses.dataclass(frozen=True)
 class Workload:
-    """What is chosen from, and who chooses.
+    """A selection problem and its sides.
 
     Attributes:
       name: id of the workload.
       rule: of jarm, or `METRIC`.
       peers: name in `benchmarks.packages.PACKAGES` or `others` -> processor seconds measured before, or None.
-      absent: the same of code that cannot be installed from a package index.
+      absent: the same for code that is in no package index.
       pairs, width, k, members, labels: sizes.
       prompts: of 10 responses each, for every pair within prompts; 0 for `pairs` listed pairs.
       responses: in any pair; 0 for two to each pair.
-      same: whether the picks have to be the same.
+      same: whether all sides have to pick the same pairs.
     """
 
     name: str
@@ -249,7 +249,7 @@ def joint_information(belief: Any, batch: Any, samples: int = 200_000) -> float:
 
 
 def judge(sides: list[timing.Side], work: Workload, belief: Any) -> None:
-    """How many picks are also those of jarm, and in the same place; what the labels of a small batch tell."""
+    """Number of picks shared with jarm, and in the same place; joint information of the labels of a small batch."""
     import numpy as np
 
     own = np.asarray(sides[0].result.pairs)
@@ -293,7 +293,7 @@ def ours(work: Workload, belief: Any, space: Any) -> timing.Side:
 
 
 def measure(work: Workload, turns: int) -> None:
-    """One row a side."""
+    """One row per side."""
     from benchmarks.packages import available
 
     makers: dict[str, Any] = {package.name: package.make for package in available()} | others()
