@@ -39,18 +39,20 @@ class Numbers(NamedTuple):
 
 @record
 class Criterion:
-    """A criterion.
+    """What a pair is worth, in the forms that an engine needs.
 
     Attributes:
-      worth: `(margin, q, c[G], h[G]) -> scalar`: what pairs are ordered by, of one pair.
+      worth: `(margin, q, c[G], h[G]) -> scalar`, the order of pairs: the worth of one pair.
       tile: `(rows, columns, h[G]) -> [r, c]`: `worth` of each response of `rows: Numbers` with each of `columns`, fast.
-      gain: worth -> what it means, in the units of the criterion; increasing.
+      gain: worth -> gain in the units of the criterion; increasing.
       weight: margin -> v, so that a pair adds v x x^T to the information.
-      ceiling: `(rest, z[G, F], gone[F, F], far, most) -> scalar`: what no pair may be worth more than after some others
-        were chosen, if it was worth at most `rest` before, when the information was the identity; z are the targets in
-        its coordinates, `gone` the identity less the inverse information now, far bounds v q, and a ceiling below
-        `most` is of no more use than `most`. None: there is no bound.
-      targets: `[G, F]` directions to learn about, G = 0 where the criterion has none.
+      ceiling: `(rest, z[G, F], shrunk[F, F], bound, threshold) -> scalar`, an upper bound on the worth of any pair that
+        a pass left out, after the information has grown; None if there is none. In coordinates in which the information
+        of the pass is the identity, z are the targets and `shrunk` is the identity less the inverse information now;
+        `rest` bounds the worth of the pairs left out at the pass, `bound` their v q. A ceiling below `threshold` serves
+        no better than `threshold`.
+      targets: `[G, F]` directions to learn about; None where the criterion has none.
+      is_log_det: whether `gain` of `worth` is the growth of the log determinant of the information.
     """
 
     worth: Callable[[Array, Array, Array, Array], Array] = static()
@@ -59,6 +61,14 @@ class Criterion:
     weight: Callable[[Array], Array] = static()
     ceiling: Callable[[Array, Array, Array, Array, Array], Array] | None = static()
     targets: Float[Array, "G F"] | None = None
+    is_log_det: bool = static(default=False)
+
+    @property
+    def weighted(self) -> bool | None:
+        """True where pairs have their Fisher weight, False where all have weight 1, None for any other weight."""
+        if self.weight is fisher_weight:
+            return True
+        return False if self.weight is unit_weight else None
 
     def scorer(
         self, numbers: Numbers, h: Float[Array, "G"], *, gains: bool = False, whiten: Float[Array, "F F"] | None = None
@@ -83,15 +93,16 @@ class Criterion:
         return Scorer(numbers, pair, tile, None if h.size else bound, numbers.reward)
 
 
-def _constant(value: Array) -> Array:
-    return jnp.ones_like(value)
+def unit_weight(margin: Float[Array, "*b"]) -> Float[Array, "*b"]:
+    """v = 1 for every pair, as if labels were real numbers."""
+    return jnp.ones_like(margin)
 
 
 def _identity(worth: Array) -> Array:
     return worth
 
 
-def _falls(rest: Array, z: Array, gone: Array, far: Array, most: Array) -> Array:
+def _falls(rest: Array, z: Array, shrunk: Array, bound: Array, threshold: Array) -> Array:
     return rest
 
 
@@ -103,15 +114,16 @@ def _leverage_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     return with_weights(lambda v: v * distances(rows.y, columns.y), rows.reward, columns.reward)
 
 
-D_OPTIMAL = Criterion(_leverage, _leverage_tile, jnp.log1p, fisher_weight, _falls)
+D_OPTIMAL = Criterion(_leverage, _leverage_tile, jnp.log1p, fisher_weight, _falls, is_log_det=True)
 """Log determinant of the information: a pair gains log(1 + v q) nats, and never more than before (submodular)."""
 
 D_UNWEIGHTED = Criterion(
     lambda margin, q, c, h: q,
     lambda rows, columns, h: distances(rows.y, columns.y),
     jnp.log1p,
-    _constant,
+    unit_weight,
     _falls,
+    is_log_det=True,
 )
 """The same as if labels were real numbers, v = 1: gain log(1 + q). APO (Das et al. 2402.10500), grown greedily."""
 

@@ -74,8 +74,8 @@ def one_of(index, choices):
     def tile(each, count, rows, columns, h):
         return each.tile(rows._replace(c=rows.c[:, :count]), columns._replace(c=columns.c[:, :count]), h[:count])
 
-    def ceiling(each, count, rest, z, gone, far, most):
-        return jnp.float32(jnp.inf) if each.ceiling is None else each.ceiling(rest, z[:count], gone, far, most)
+    def ceiling(each, count, rest, z, shrunk, bound, threshold):
+        return jnp.float32(jnp.inf) if each.ceiling is None else each.ceiling(rest, z[:count], shrunk, bound, threshold)
 
     return Criterion(
         of(worth),
