@@ -1,4 +1,4 @@
-"""Checks of what a caller gives to `jarm.select`: whatever NumPy can read, or one sentence that says what to do."""
+"""Checks of the arguments of `jarm.select`, one by one: whatever NumPy can read, or a sentence that says what to do."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from jarm.core.status import JarmError
 
 
 def as_array(name: str, value: Any) -> np.ndarray:
-    """What NumPy makes of a value; not copied where it need not be.
+    """A value as a NumPy array of numbers, copied only where NumPy has to.
 
     Raises:
-      JarmError: it makes nothing of it, or no array of numbers.
+      JarmError: NumPy cannot read the value, or reads no numbers.
     """
     if np.ma.is_masked(value):
         raise JarmError(
@@ -29,14 +29,14 @@ def as_array(name: str, value: Any) -> np.ndarray:
             "PyTorch tensor."
         ) from error
     if array.dtype.kind == "V" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-        array = array.astype(np.float32)  # ml_dtypes, which only they can compute with
+        array = array.astype(np.float32)  # NumPy cannot compute with the types of ml_dtypes
     if array.dtype.kind not in "biuf":
         raise JarmError(f"{name} holds {array.dtype} and not numbers in equal rows: give an array of numbers.")
     return array
 
 
 def finite(name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
-    """An array of finite floats, of that shape where it is given in numbers; float16 and wider as they are.
+    """A value as an array of finite floats, with the shape given in numbers; float16 and wider keep their type.
 
     Raises:
       JarmError: another shape, or a value that is not finite, with its row.
@@ -53,17 +53,17 @@ def finite(name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
     good = good if array.ndim == 1 else good.all(axis=tuple(range(1, array.ndim)))
     if not good.all():
         raise JarmError(
-            f"Row {int((~good).argmax())} of {name} is NaN or infinite, the first of {int((~good).sum()):,}: mend it, "
-            "or leave it out."
+            f"Row {int((~good).argmax())} of {name} is NaN or infinite, the first of {int((~good).sum()):,}: repair "
+            "it, or leave it out."
         )
     return array
 
 
 def single(name: str, array: np.ndarray) -> np.ndarray:
-    """The same in float32, less its mean where it was wider, which no difference sees and which would cost digits.
+    """An array in float32; of a wider one first the mean is taken off, which costs digits and no difference contains.
 
     Raises:
-      JarmError: it does not fit.
+      JarmError: squares of its values overflow.
     """
     if array.dtype.itemsize > 4:
         array = array - array.mean(axis=0)
@@ -75,19 +75,23 @@ def single(name: str, array: np.ndarray) -> np.ndarray:
     return narrow
 
 
-def whole(name: str, value: Any, least: int = 1) -> int:
-    """A whole number, at least so large."""
+def whole(name: str, value: Any, minimum: int = 1) -> int:
+    """A whole number of at least `minimum`.
+
+    Raises:
+      JarmError: another number, or no number.
+    """
     try:
         number = operator.index(value)
     except TypeError:
-        raise JarmError(f"{name} is {value!r}: give a whole number, {least} or more.") from None
-    if number < least:
-        raise JarmError(f"{name} is {number}: give {least} or more.")
+        raise JarmError(f"{name} is {value!r}: give a whole number, {minimum} or more.") from None
+    if number < minimum:
+        raise JarmError(f"{name} is {number}: give {minimum} or more.")
     return number
 
 
 def index_pairs(name: str, value: Any, size: int) -> np.ndarray:
-    """`[M, 2]` int64 pairs of two different responses; None for none.
+    """`[M, 2]` int64 pairs of two different responses; M = 0 for None.
 
     Raises:
       JarmError: another shape or type, an index that is no response, or a response with itself, with the row.
@@ -116,7 +120,7 @@ def index_pairs(name: str, value: Any, size: int) -> np.ndarray:
     return array
 
 
-def read_costs(costs: Any, size: int, listed: int | None) -> np.ndarray | None:
+def read_costs(costs: Any, size: int, num_listed: int | None) -> np.ndarray | None:
     """`[N]` costs of responses, or `[M]` of the listed pairs, float64.
 
     Raises:
@@ -125,9 +129,8 @@ def read_costs(costs: Any, size: int, listed: int | None) -> np.ndarray | None:
     if costs is None:
         return None
     array = finite("costs", costs, ("N",)).astype(np.float64)
-    allowed = {size} if listed is None else {size, listed}
-    if len(array) not in allowed:
-        pairs = "" if listed is None else f", or one for each of the {listed:,} listed pairs"
+    if len(array) not in (size, num_listed):
+        pairs = "" if num_listed is None else f", or one for each of the {num_listed:,} listed pairs"
         raise JarmError(f"costs has {len(array):,} entries: give one for each of the {size:,} responses{pairs}.")
     if not (array > 0).all():
         row = int((array <= 0).argmax())
@@ -139,10 +142,10 @@ def read_limits(per_prompt: Any, per_response: Any, similarity: Any, *, prompts:
     """The limits on a batch.
 
     Raises:
-      JarmError: a limit that nothing keeps to, or one on prompts without prompts.
+      JarmError: a limit out of range, or a limit per prompt without prompts.
     """
     if per_prompt is not None and not prompts:
-        raise JarmError("per_prompt limits picks of a prompt, and there are none: give prompts=.")
+        raise JarmError("per_prompt limits pairs per prompt, and there are no prompts: give prompts=.")
     if similarity is not None and not 0 < similarity <= 1:
         raise JarmError(f"similarity is {similarity}: give a cosine above 0, and 1 at most, such as .95.")
     counts = {"per_prompt": per_prompt, "per_response": per_response}
@@ -151,43 +154,45 @@ def read_limits(per_prompt: Any, per_response: Any, similarity: Any, *, prompts:
 
 
 def read_prior(value: Any, width: int) -> np.ndarray:
-    """`[F, F]` float64 of a number or a matrix.
+    """The prior precision `[F, F]`, float64, from a number or a matrix.
 
     Raises:
-      JarmError: neither, or not symmetric, or less than nothing in some direction.
+      JarmError: neither, or a matrix that is not symmetric, or negative in some direction.
     """
     array = as_array("prior_precision", value)
     if array.ndim == 0:
         if not 0 <= array < np.inf:
-            raise JarmError(f"prior_precision is {array}: give a positive number, or None for one that suits the pool.")
+            raise JarmError(
+                f"prior_precision is {array}: give a positive number, or None for one that suits the space."
+            )
         return float(array) * np.eye(width)
     matrix = finite("prior_precision", array, (width, width)).astype(np.float64)
     size = np.abs(matrix).max()
     if np.abs(matrix - matrix.T).max() > 1e-5 * size:
         raise JarmError("prior_precision is not symmetric: give a precision matrix, such as (P + P.T) / 2.")
     matrix = (matrix + matrix.T) / 2
-    least = np.linalg.eigvalsh(matrix)[0]
-    if least < -1e-6 * size:
-        raise JarmError(f"prior_precision is not positive definite (eigenvalue {least:.2g}): add to its diagonal.")
+    smallest = np.linalg.eigvalsh(matrix)[0]
+    if smallest < -1e-6 * size:
+        raise JarmError(f"prior_precision is not positive definite (eigenvalue {smallest:.2g}): add to its diagonal.")
     return matrix
 
 
-def check_definite(start: np.ndarray, prior: Any, labels: int) -> None:
+def check_definite(information: np.ndarray, prior: Any, num_labelled: int) -> None:
     """Refuse information that float32 cannot factor.
 
     Raises:
-      JarmError: what was too little.
+      JarmError: prior and labelled pairs leave a direction without information.
     """
     try:
-        if np.isfinite(np.linalg.cholesky(start)).all():
+        if np.isfinite(np.linalg.cholesky(information)).all():
             return
     except np.linalg.LinAlgError:
         pass
     if prior is not None and np.ndim(prior) == 0 and float(prior) == 0:
-        rank = np.linalg.matrix_rank(start)
+        rank = np.linalg.matrix_rank(information)
         raise JarmError(
-            f"With prior_precision=0 the {labels:,} labelled pairs tell of {rank} of {len(start)} directions only: "
-            "give a positive prior_precision, or None for one that suits the pool."
+            f"With prior_precision=0 the {num_labelled:,} labelled pairs tell of {rank} of {len(information)} "
+            "directions only: give a positive prior_precision, or None for one that suits the space."
         )
     raise JarmError(
         "The information to start from, prior and labelled pairs, is not positive definite in float32: give a larger "

@@ -1,36 +1,38 @@
-"""From a caller's arrays to a pair space and back: prompts of any names and sizes, lists, what is never to be offered.
+"""From a caller's arrays to a pair space and back: prompts of any names and sizes, lists, costs, excluded pairs.
 
-Everything here is NumPy on the host, in the caller's numbering of the responses but for the grid of a `within` space.
+All arrays here are NumPy's, and all indices the caller's, except for the grid of a `within` space. Lists and excluded
+pairs differ in length from call to call, so `listed_space`, `exclude` and `contains` of `jarm.design.spaces` would be
+compiled anew in each; their counterparts here run on the host.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
-from jarm.core.base import PairSpace
+from jarm.core.base import PairSpace, Selection
+from jarm.core.messages import choose
 from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
 
 PADDING = 4
-"""Prompts of unequal size are padded to a grid where that takes at most so many times their responses: a pair of a list
-takes some 27 times as long as a place of a grid."""
+"""Prompts of unequal size are padded to a grid of at most this many times their responses, and listed pair by pair
+beyond: a listed pair takes some 27 times as long as a place of a grid."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Candidates:
-    """Which pairs may be offered, as the engine sees them.
+    """The pairs on offer, as the passes see them.
 
     Attributes:
       space: the pair space, nothing excluded, with NumPy leaves.
-      rows: `[n]` the caller's response at each place of the space, -1 for padding; None where they are the same.
-      total: pairs in the space.
-      excluded: `[E, 2]` int64 pairs of the space that are not offered, distinct, in the caller's numbering.
-      costs: `[N]` float64 of the caller's responses, or None; those of listed pairs are with the space.
+      rows: `[n]` the caller's response at each place of the space, -1 for padding; None where the two are the same.
+      total: number of pairs in the space.
+      excluded: `[E, 2]` int64 distinct pairs of the space that are not offered, in the caller's indices.
+      costs: `[N]` float64 of the caller's responses, or None; costs of listed pairs are in the space.
     """
 
     space: PairSpace
@@ -38,6 +40,11 @@ class Candidates:
     total: int
     excluded: np.ndarray
     costs: np.ndarray | None = None
+
+    @property
+    def count(self) -> int:
+        """Number of pairs on offer."""
+        return self.total - len(self.excluded)
 
     def gather(self, values: np.ndarray) -> np.ndarray:
         """Values of the caller's responses `[N, ...]` at the places of the space, 0 for padding."""
@@ -47,28 +54,28 @@ class Candidates:
         values[self.rows < 0] = 0
         return values
 
-    def without(self, pairs: np.ndarray, room: int) -> PairSpace:
-        """The space without some of `excluded`, at most `room` where it is not a list, which has room for all."""
+    def without(self, pairs: np.ndarray, capacity: int) -> PairSpace:
+        """The space without some of `excluded`, at most `capacity` unless it is a list, which has room for all."""
         size = len(self.space.eligible)
         if self.space.pairs is not None:
             listed = np.asarray(self.space.pairs)
-            gone = is_among(listed, pairs)
-            return _changed(self.space, pairs=np.where(gone[:, None], np.int32(size), listed))
+            dropped = is_among(listed, pairs)
+            return _changed(self.space, pairs=np.where(dropped[:, None], np.int32(size), listed))
         if self.rows is not None:
             place = np.empty(self.rows.max() + 1, np.int64)
             place[self.rows[self.rows >= 0]] = np.flatnonzero(self.rows >= 0)
             pairs = np.sort(place[pairs], axis=1)
-        padded = np.full((room, 2), size, np.int32)
+        padded = np.full((capacity, 2), size, np.int32)
         padded[: len(pairs)] = pairs[np.lexsort(pairs.T[::-1])]
         return _changed(self.space, excluded=padded)
 
-    def back(self, pairs: np.ndarray) -> np.ndarray:
-        """Pairs of the space in the caller's numbering, smaller index first."""
-        pairs = pairs.astype(np.int64)
+    def chosen(self, selection: Selection) -> np.ndarray:
+        """The pairs of a batch in the caller's indices, smaller index first, `[m, 2]` int64."""
+        pairs = np.asarray(selection.pairs, np.int64)[np.asarray(selection.valid)]
         return np.sort(pairs if self.rows is None else self.rows[pairs], axis=1)
 
-    def cost_of(self, pairs: np.ndarray) -> np.ndarray | None:
-        """`[n]` float64 what pairs of the space cost, or None."""
+    def costs_of(self, pairs: np.ndarray) -> np.ndarray | None:
+        """Costs of pairs of the space `[m]`, float64, or None."""
         if self.space.costs is None:
             return None
         if self.space.pairs is None:
@@ -79,7 +86,7 @@ class Candidates:
 
 
 def is_among(pairs: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Which pairs `[n, 2]` are among others, all with their smaller index first."""
+    """Which pairs `[m, 2]` are among others, all with their smaller index first."""
     return np.isin(_keys(pairs), _keys(others))
 
 
@@ -90,13 +97,13 @@ def find_candidates(
     costs: np.ndarray | None,
     excluded: np.ndarray,
 ) -> Candidates:
-    """The pairs that may be offered.
+    """The pairs on offer.
 
     Args:
       space: `within`, `cross`, `all`, or `[M, 2]` pairs.
-      size: N, responses.
+      size: N, number of responses.
       prompts: `[N]` codes from 0, or None.
-      costs: `[N]` of responses, or `[M]` of listed pairs, also where M = N; of a pair listed twice the least counts.
+      costs: `[N]` of responses, or `[M]` of listed pairs, also where M = N; a pair listed twice has its lower cost.
       excluded: `[E, 2]` pairs in any order.
 
     Returns:
@@ -106,10 +113,7 @@ def find_candidates(
       JarmError: there is no such space, or it needs prompts.
     """
     if isinstance(space, str):
-        if space not in KINDS:
-            near = difflib.get_close_matches(space, KINDS, n=1)
-            hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(KINDS)}, or give pairs [M, 2]."
-            raise JarmError(f"There is no pair space {space!r}: {hint}")
+        choose("pair space", space, KINDS, "or give pairs [M, 2]")
         if space != "all" and prompts is None:
             raise JarmError(f"Pairs {space!r} prompts need to know them: give prompts=, the prompt of each response.")
     excluded = np.unique(np.sort(excluded, axis=1), axis=0)
@@ -152,10 +156,10 @@ def find_candidates(
 
 
 def codes_of(prompts: Sequence[Any] | np.ndarray, size: int) -> tuple[np.ndarray, list[Any]]:
-    """Prompts by number, in order of first appearance: `[N]` int64 codes, and what each stands for.
+    """Prompts numbered in order of first appearance: `[N]` int64 codes, and the prompt of each code.
 
     Raises:
-      JarmError: not one prompt for each response, a missing one, or one that cannot be told from others.
+      JarmError: not one prompt per response, a missing prompt, or one that cannot be told from others.
     """
     names = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
     if len(names) != size:
@@ -184,14 +188,14 @@ def _changed(space: PairSpace, **fields: Any) -> PairSpace:
 
 
 def _keys(pairs: np.ndarray) -> np.ndarray:
-    """One number for each pair, rising in lexicographic order."""
+    """One number per pair, rising in lexicographic order."""
     return (pairs[:, 0].astype(np.int64) << 31) + pairs[:, 1]
 
 
 def _listed(
     pairs: np.ndarray, size: int, prompts: np.ndarray | None, costs: np.ndarray | None, excluded: np.ndarray
 ) -> Candidates:
-    """A list, sorted, each pair once; as long as it was, so that what is padding does not decide what is compiled."""
+    """A sorted list, each pair once, padded to its first length, so that repeats do not decide the compiled shapes."""
     pairs = np.sort(pairs, axis=1)
     if costs is not None:
         order = np.lexsort((costs, pairs[:, 1], pairs[:, 0]))
@@ -213,7 +217,7 @@ def _listed(
 
 
 def _grid(prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The responses of every prompt that has a pair, side by side, padded with -1 to the largest, `[P R]`."""
+    """The responses of every prompt with two or more, side by side, padded with -1 to the largest prompt, `[P R]`."""
     order = np.argsort(prompts, kind="stable")
     place = np.arange(len(prompts)) - np.repeat(np.cumsum(counts) - counts, counts)
     row = np.cumsum(counts > 1) - 1
@@ -225,7 +229,7 @@ def _grid(prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:
 
 
 def _pairs_within(prompts: np.ndarray) -> np.ndarray:
-    """Every pair within a prompt, `[M, 2]`: all prompts of a size at once."""
+    """Every pair within a prompt, `[M, 2]`: all prompts of equal size at once."""
     counts = np.bincount(prompts)
     order = np.argsort(prompts, kind="stable")
     start = np.cumsum(counts) - counts

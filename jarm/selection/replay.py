@@ -11,36 +11,33 @@ import numpy as np
 from jarm.core.types import Array
 from jarm.design.criteria import Criterion
 
-_CHUNK = 1 << 14
-"""Labelled pairs looked at together."""
-
 
 def replay(
     criterion: Criterion,
     start: np.ndarray,
     x: np.ndarray,
     margin: np.ndarray,
-    cost: np.ndarray | None,
+    costs: np.ndarray | None,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Choose the pairs of a batch again, in float64.
 
     Args:
-      criterion: the criterion.
+      criterion: the worth of a pair.
       start: `[F, F]` information that the batch starts from.
       x: `[k, F]` feature differences in the order of choice.
       margin: `[k]`.
-      cost: `[k]`, or None.
+      costs: `[k]`, or None.
 
     Returns:
-      `[k]` the gain of each pair when it was chosen, and `[k]` the largest gain for its cost that a pair chosen later
-      would have had then, -inf for the last.
+      `[k]` the gain of each pair when it was chosen, and `[k]` the largest gain per cost that a pair chosen later would
+      have had then, -inf for the last.
     """
     targets = np.zeros((0, len(start))) if criterion.targets is None else np.asarray(criterion.targets, np.float64)
     whiten = whitener(start)
     y, z = x @ whiten.T, targets @ whiten.T
     q, c, h = np.square(y).sum(axis=1), y @ z.T, np.square(z).sum(axis=1)
     inverse, weight = np.eye(len(start)), weights_of(criterion, margin)
-    price = np.ones(len(x)) if cost is None else cost
+    price = np.ones(len(x)) if costs is None else costs
     gains, later = np.empty(len(x)), np.full(len(x), -np.inf)
     with jax.enable_x64(True):
         for at in range(len(x)):
@@ -70,6 +67,11 @@ def weights_of(criterion: Criterion, margin: np.ndarray) -> np.ndarray:
 @functools.partial(jax.jit, static_argnums=0)
 def _weights(weight: Callable[[Array], Array], margin: Array) -> Array:
     return weight(margin)
+
+
+def log_det_of(matrix: np.ndarray) -> float:
+    """log det of a positive definite matrix, in nats."""
+    return float(np.linalg.slogdet(matrix)[1])
 
 
 def whitener(matrix: np.ndarray) -> np.ndarray:

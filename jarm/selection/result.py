@@ -1,4 +1,4 @@
-"""Records that `jarm.select` returns, and how they print."""
+"""The records that `jarm.select` returns, and how they print."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-_SHOWN = 10
+SHOWN_ROWS = 10
+"""Pairs that `print` shows of a batch."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,14 +19,14 @@ class Reason:
     Attributes:
       first, second: the pair, as in `SelectedBatch.pairs`.
       prompts: its prompt, or both; empty where no prompts were given.
-      gain: what it added when it was chosen, in the units of the criterion, not divided by its cost.
-      cost: what it costs, or None.
-      margin: m = reward of the first less reward of the second.
+      gain: its gain when it was chosen, in the units of the criterion, not divided by its cost.
+      cost: its cost, or None.
+      margin: m = reward of the first less reward of the second, in logits.
       margin_sd: sqrt(x^T A0^-1 x), x the difference of features.
       p: sigmoid(m), the probability that the first is preferred.
       p_sd: p (1 - p) margin_sd, the delta method.
       p_low, p_high: sigmoid(m -+ 1.96 margin_sd).
-      nearest: which of `labelled` asks most nearly the same (its row), or None without labelled pairs.
+      nearest: row of `labelled` with the most similar question, or None without labelled pairs.
       cosine: |x^T A0^-1 x'| / (margin_sd margin_sd') with that pair: how far an error of one margin is an error of the
         other; 1 for the same question.
     """
@@ -50,11 +51,11 @@ class Certificate:
     """How exact the greedy choices are. docs/selection.md says what that proves and what not.
 
     Attributes:
-      gap: the most, relative to its own gain, that any choice is shown to have fallen short of a pair outside the
-        shortlist at the time, or of a pair that was chosen after it. Gains in float64, for what they cost.
-      uncovered: choices for which there is no bound on the pairs outside: each was the best of a pass over every pair
+      gap: the largest shortfall of any choice, relative to its own gain, that is not ruled out: against the pairs
+        outside the shortlist at the time, and the pairs chosen after it. Gains per cost, in float64.
+      uncovered: number of choices without a bound on the pairs outside: each was the best of a pass over every pair
         in float32, and nothing more is shown of it.
-      passes: full passes over the space.
+      passes: number of full passes over the space.
     """
 
     gap: float
@@ -64,12 +65,13 @@ class Certificate:
 
 @dataclasses.dataclass(frozen=True)
 class Swaps:
-    """What exchange did to a greedy batch.
+    """The swaps that exchange made in a greedy batch.
 
     Attributes:
-      made: pairs swapped, in so many full `passes` over the space.
-      gained: nats of log det.
-      optimal: whether it is shown that no swap of one pair gains more than 1e-4 nats.
+      made: number of swaps.
+      passes: number of full passes over the space that found them.
+      gained: gain in log det, in nats.
+      optimal: whether no swap of one pair is left that gains more than 1e-4 nats.
     """
 
     made: int
@@ -80,21 +82,22 @@ class Swaps:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What a batch amounts to, in float64 from the features as they were given.
+    """The batch as a whole, in float64 from the features as they were given.
 
     Attributes:
-      criterion: its name, and `space` likewise.
-      held: pairs that could be chosen.
-      log_det_before, log_det_after: of the information A, in nats, without and with the batch.
-      upper: no batch of so many pairs of the space has a larger log det, in nats; None where it was not asked for.
-      efficiency: D-efficiency exp((log_det_after - upper) / F): the share of labels with which the best batch could do
-        as well, at least; or None.
+      criterion, space: their names.
+      held: number of pairs on offer.
+      log_det_before, log_det_after: log det of the information A, in nats, without and with the batch.
+      upper: upper bound on the log det of every batch of as many pairs of the space, in nats; None where it was not
+        computed.
+      efficiency: D-efficiency exp((log_det_after - upper) / F): at least the share of labels with which the best batch
+        could do as well; or None.
       certificate: how exact the greedy choices are; None where swaps have changed them.
-      swaps: what was swapped, or None.
-      per_prompt: prompt -> pairs of the batch with a response of it, most first; empty without prompts.
-      per_response: response -> pairs of the batch with it, most first.
-      cost: of the whole batch, or None.
-      status: in words; "Complete." where there are as many pairs as were asked for.
+      swaps: swaps made, or None where none were asked for.
+      per_prompt: prompt -> number of pairs with a response of it, largest first; empty without prompts.
+      per_response: response -> number of pairs with it, largest first.
+      cost: cost of the whole batch, or None.
+      status: the outcome in words; "Complete." where there are as many pairs as were asked for.
     """
 
     criterion: str
@@ -118,10 +121,22 @@ class SelectedBatch:
 
     Attributes:
       pairs: `[k, 2]` int64, indices of responses as the caller numbers them, smaller first.
-      gains: `[k]` float64, what each added when it was chosen: nats of log det (`d`), or the fall of what the criterion
-        measures.
-      why: for each pair why.
-      report: what the batch amounts to.
+      gains: `[k]` float64, the gain of each pair when it was chosen, in the units of the criterion: nats of log det for
+        `d`.
+      why: the reason for each pair.
+      report: the batch as a whole.
+
+    Example:
+      >>> import jarm, numpy as np
+      >>> features = np.array([[0, 0], [1, 0], [3, 0], [0, 0], [0, 1], [0, 2]])
+      >>> prompts = list("aaabbb")
+      >>> print(jarm.select(features, space="within", prompts=prompts, k=2, prior_precision=1, bound=False))
+         first  second   gain     p          95 %  prompt
+      1      0       2   1.18  0.50  0.00 to 1.00  a
+      2      3       5  0.693  0.50  0.02 to 0.98  b
+      2 of 6 pairs (within), criterion d: log det 0.00 to 1.87 (+1.87 nats).
+      Greedy choices certified to a relative gap of 0.0e+00; 1 pass over every pair.
+      2 prompts, at most 1 pair with one (a); 4 responses, at most 1 pair with one (0).
     """
 
     pairs: np.ndarray
@@ -130,7 +145,7 @@ class SelectedBatch:
     report: Report
 
     def to_rows(self) -> list[dict[str, Any]]:
-        """A dictionary for each pair, of what JSON knows (prompts that are strings or numbers stay what they are)."""
+        """One dictionary per pair, of values that JSON can hold; strings and numbers as prompts stay as they are."""
         return [
             {"rank": rank, **vars(reason), "prompts": [_plain(name) for name in reason.prompts]}
             for rank, reason in enumerate(self.why, start=1)
@@ -145,14 +160,14 @@ def _plain(name: Any) -> Any:
 
 
 def _table(batch: SelectedBatch) -> str:
-    """The first rows, then a summary; within 100 columns but for the names of prompts."""
+    """The first rows, then a summary; at most 100 columns wide without the names of prompts."""
     report = batch.report
     head = ["", "first", "second", "gain", "p", "95 %"]
     head += ["cost"] if report.cost is not None else []
     head += ["nearest label"] if any(reason.nearest is not None for reason in batch.why) else []
     head += ["prompt"] if report.per_prompt else []
     rows = [head]
-    for rank, reason in enumerate(batch.why[:_SHOWN], start=1):
+    for rank, reason in enumerate(batch.why[:SHOWN_ROWS], start=1):
         row = [str(rank), str(reason.first), str(reason.second), f"{reason.gain:.3g}", f"{reason.p:.2f}"]
         row.append(f"{reason.p_low:.2f} to {reason.p_high:.2f}")
         row += [f"{reason.cost:.3g}"] if reason.cost is not None else []
@@ -168,8 +183,8 @@ def _table(batch: SelectedBatch) -> str:
         ).rstrip()
         for row in rows
     ]
-    if len(batch.why) > _SHOWN:
-        lines.append(f"... and {len(batch.why) - _SHOWN:,} more")
+    if len(batch.why) > SHOWN_ROWS:
+        lines.append(f"... and {len(batch.why) - SHOWN_ROWS:,} more")
     return "\n".join([*lines, *_summary(batch)])
 
 

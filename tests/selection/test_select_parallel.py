@@ -10,8 +10,8 @@ CODE = """
 import functools
 import jax, jax.numpy as jnp, numpy as np
 import jarm
-from jarm.design.passes import best_pairs
-from jarm.design.criteria import Numbers
+from jarm.design.criteria import D_OPTIMAL
+from jarm.design.greedy import greedy
 
 assert jax.device_count() == 8
 mesh = jax.make_mesh((8,), ("data",))
@@ -24,12 +24,12 @@ for kind in ("cross", "all"):
     space = jarm.pair_space(kind, 10, jnp.asarray(rng.random(size) < 0.9), labelled)
     runs = {}
     for name, given in (("one", None), ("eight", mesh)):
-        run = jax.jit(functools.partial(jarm.greedy, k=k, shortlist=32, mesh=given, limits=jarm.Limits(per_prompt=3)))
-        runs[name], info = run(jarm.D_OPTIMAL, features, rewards, space, jnp.eye(width))
+        run = jax.jit(functools.partial(greedy, k=k, shortlist=32, mesh=given, limits=jarm.Limits(per_prompt=3)))
+        runs[name], info = run(D_OPTIMAL, features, rewards, space, jnp.eye(width))
         assert runs[name].status == 0 and info.passes > 2, (runs[name].status, info.passes)
     assert (runs["one"].pairs == runs["eight"].pairs).all(), kind
     assert (runs["one"].gains == runs["eight"].gains).all(), kind
-    program = run.lower(jarm.D_OPTIMAL, features, rewards, space, jnp.eye(width)).compile().as_text()
+    program = run.lower(D_OPTIMAL, features, rewards, space, jnp.eye(width)).compile().as_text()
     assert "all-gather" in program
 """
 

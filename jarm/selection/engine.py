@@ -1,0 +1,201 @@
+"""The part of `jarm.select` that runs on a device: starting information, the batch, and the bound on every batch."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from jarm.core.base import PairSpace, Selection
+from jarm.core.status import JarmError, Status
+from jarm.design.bound import design_bound
+from jarm.design.exchange import ExchangeInfo, exchange
+from jarm.design.fisher import space_information
+from jarm.design.greedy import GreedyInfo, greedy
+from jarm.selection.arguments import check_definite, read_prior
+from jarm.selection.candidates import is_among
+from jarm.selection.replay import log_det_of, weights_of, whitener
+from jarm.selection.request import Request
+
+PRIOR_WEIGHT = 0.1
+"""c of the prior that stands in where none is given."""
+CAPACITY = 512
+"""Excluded pairs that passes over `cross` and `all` pairs have room for: this many, or 4, 16, ... times as many, so
+that few programs are compiled. A pass over 12.5 million pairs takes a tenth longer for 512."""
+FIRST_EXCLUDED = 2048
+"""Excluded pairs left out of the first pass, at most; for 2,048 the same pass takes half as long again."""
+AUTO_BOUND = 1 << 25
+"""Pairs of a space up to which `bound="auto"` computes the bound: seconds on one core."""
+_NOTHING = (
+    "No pair of the space would teach anything: all have equal features at both ends, or rewards so far apart that the "
+    "answer is certain; check the features for copies, and the scale of the rewards."
+)
+
+jit_greedy = jax.jit(greedy, static_argnames=("k",))
+jit_exchange = jax.jit(exchange)
+jit_design_bound = jax.jit(design_bound, static_argnames=("k",))
+jit_space_information = jax.jit(space_information)
+
+
+class Run(NamedTuple):
+    """A batch and how it was made.
+
+    Attributes:
+      space: the space of the passes, without the pairs that they left out.
+      selection: the batch.
+      greedy: passes and ceilings of the greedy batch.
+      exchange: swaps made, and their gain in float64; None where none were asked for.
+    """
+
+    space: PairSpace
+    selection: Selection
+    greedy: GreedyInfo
+    exchange: ExchangeInfo | None
+
+
+def starting_information(request: Request, prior_precision: object) -> np.ndarray:
+    """A0 `[F, F]`, the information of prior and labelled pairs: float64 numbers that float32 holds.
+
+    Args:
+      request: the call.
+      prior_precision: a number, a matrix, or None for `PRIOR_WEIGHT` (L + k) Ibar.
+
+    Raises:
+      JarmError: the prior is not a precision, or the information is not positive definite.
+    """
+    width, num_labelled = request.features.shape[1], len(request.labelled)
+    start = request.information(request.labelled)
+    if prior_precision is None:
+        start += PRIOR_WEIGHT * (num_labelled + request.reachable) * _mean_information(request)
+        # As in `jarm.core.linalg.jitter`: the least that float32 keeps, in directions that no pair sees.
+        start += 4 * np.finfo(np.float32).eps * np.trace(start) * np.eye(width)
+    else:
+        start += read_prior(prior_precision, width)
+    # The batch starts from the float32 matrix, so the report speaks of it, too.
+    narrow = start.astype(np.float32)
+    check_definite(narrow, prior_precision, num_labelled)
+    return narrow.astype(np.float64)
+
+
+def _mean_information(request: Request) -> np.ndarray:
+    """Ibar `[F, F]`, the mean information of a pair of the space, excluded pairs included."""
+    weighted, candidates = request.criterion.weighted, request.candidates
+    if weighted is None:
+        raise JarmError("The mean information of a pair is not known for weights of your own: give prior_precision.")
+    rewards = request.device_rewards if weighted else None
+    total, _ = jax.device_get(jit_space_information(request.device_features, rewards, candidates.space))
+    mean = np.asarray(total, np.float64) / candidates.total
+    if not np.isfinite(mean).all():
+        raise JarmError("The mean information of a pair overflows float32: scale the features down.")
+    if not np.trace(mean) > 0:
+        raise JarmError(_NOTHING)
+    return mean
+
+
+def grow(request: Request, information: np.ndarray) -> Run:
+    """The greedy batch without excluded pairs; passes leave out no more of those than they need to.
+
+    A batch that is greedy over more pairs and holds no excluded one is greedy without them, and no swap helps that
+    would not help before. So passes leave out the excluded pairs of most leverage, and more only if a batch holds some.
+    """
+    candidates, excluded = request.candidates, request.candidates.excluded
+    # To leave pairs out of a list or a grid takes no time.
+    first = min(len(excluded), FIRST_EXCLUDED) if candidates.space.kind in ("cross", "all") else len(excluded)
+    capacity = CAPACITY
+    while capacity < first:
+        capacity *= 4
+    if len(excluded) <= capacity:
+        return _run(request, information, excluded, capacity)
+    order = excluded[np.argsort(-_leverages(request, information, excluded), kind="stable")]
+    left_out = order[:capacity]
+    while True:
+        run = _run(request, information, left_out, capacity)
+        chosen = candidates.chosen(run.selection)
+        chosen = chosen[is_among(chosen, excluded)]
+        if not len(chosen):
+            return run
+        capacity *= 4
+        known = np.concatenate([left_out, chosen])
+        left_out = np.concatenate([known, order[~is_among(order, known)]])[:capacity]
+
+
+def _leverages(request: Request, information: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    """v x^T A0^-1 x of pairs, `[m]`."""
+    q = np.square(request.differences(pairs) @ whitener(information).T).sum(axis=1)
+    return weights_of(request.criterion, request.margins(pairs)) * q
+
+
+def _problem(request: Request, space: PairSpace, information: np.ndarray) -> tuple[Any, ...]:
+    """The first arguments of `greedy`, `exchange` and `design_bound`."""
+    narrow = information.astype(np.float32)
+    return request.criterion, request.device_features, request.device_rewards, space, narrow
+
+
+def _run(request: Request, information: np.ndarray, left_out: np.ndarray, capacity: int) -> Run:
+    """One greedy batch and its swaps, without some pairs."""
+    space = request.candidates.without(left_out, capacity)
+    problem = _problem(request, space, information)
+    selection, info = jax.device_get(jit_greedy(*problem, request.reachable, limits=request.limits))
+    if not request.swaps or selection.status not in (Status.OK, Status.EXHAUSTED, Status.LIMITED):
+        return Run(space, selection, info, None)
+    better, swapped = jax.device_get(jit_exchange(*problem, selection, limits=request.limits, swaps=request.swaps))
+    if not swapped.swaps:
+        return Run(space, better, info, swapped._replace(gained=0.0))
+    before, after = (
+        log_det_of(information + request.information(request.candidates.chosen(each))) for each in (selection, better)
+    )
+    # Float64 has the last word on whether swaps helped.
+    if not after > before:
+        undone = swapped._replace(swaps=np.int32(0), gained=0.0, optimal=np.bool_(False))
+        return Run(space, selection, info, undone)
+    return Run(space, better, info, swapped._replace(gained=after - before))
+
+
+def judge(request: Request, selection: Selection) -> tuple[int, str]:
+    """The number of pairs that teach something, the first of the batch, and in words why there are not k.
+
+    Raises:
+      JarmError: there are fewer than k and `allow_fewer` is False, or none, or float32 does not suffice.
+    """
+    k, status, count = request.k, Status(int(selection.status)), int(selection.valid.sum())
+    if status in (Status.NONFINITE, Status.SINGULAR):
+        raise JarmError(
+            "Scores or information overflow or lose all digits in float32: scale the features down, or give a larger "
+            "prior_precision."
+        )
+    idle = selection.gains[:count] <= 0
+    useful = int(idle.argmax()) if idle.any() else count
+    if not useful:
+        raise JarmError(_NOTHING)
+    if useful == k:
+        return k, "Complete."
+    if useful < count:
+        reason = f"Only {useful:,} of {k:,} pairs teach anything: all others that are left are copies of each other"
+    elif count < request.reachable:
+        given = [f"{name}={value:g}" for name, value in vars(request.limits).items() if value is not None]
+        leave = "leaves" if len(given) == 1 else "leave"
+        reason = f"{' and '.join(given)} {leave} no more than {count:,} of {k:,} pairs: raise what limits"
+    else:
+        reason = f"The space holds no more than {request.candidates.count:,} of {k:,} pairs"
+    if not request.allow_fewer:
+        raise JarmError(f"{reason}; ask for fewer, or pass allow_fewer=True.")
+    return useful, f"{reason}."
+
+
+def upper_bound(request: Request, information: np.ndarray, run: Run) -> float | None:
+    """A bound on the log det of every batch of as many pairs, in nats; None where none is asked for or, unasked, known.
+
+    Raises:
+      JarmError: the bound was asked for, and float32 does not suffice.
+    """
+    auto = request.bound == "auto"
+    if not (request.criterion.is_log_det and request.candidates.count <= AUTO_BOUND if auto else request.bound):
+        return None
+    problem = _problem(request, run.space, information)
+    design = jax.device_get(jit_design_bound(*problem, request.reachable, start=run.selection))
+    if design.status == Status.OK:
+        return float(design.upper)
+    if auto:
+        return None
+    raise JarmError("The bound loses all digits in float32: give a larger prior_precision, or bound=False.")

@@ -1,0 +1,207 @@
+"""A call of `jarm.select`, read into one record."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.core.base import Limits
+from jarm.core.messages import choose
+from jarm.core.status import JarmError
+from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
+from jarm.selection.arguments import as_array, finite, index_pairs, read_costs, read_limits, single, whole
+from jarm.selection.candidates import Candidates, codes_of, find_candidates
+from jarm.selection.replay import weights_of
+
+_CHUNK = 1 << 16
+"""Pairs whose information is summed at once."""
+
+CRITERIA: dict[str, Callable[[int, np.ndarray, np.ndarray], Criterion]] = {
+    "d": lambda width, targets, margins: D_OPTIMAL,
+    "d-unweighted": lambda width, targets, margins: D_UNWEIGHTED,
+    "a": lambda width, targets, margins: a_optimal(width),
+    "v": lambda width, targets, margins: v_optimal(jnp.asarray(targets, jnp.float32)),
+    "epig": lambda width, targets, margins: epig(jnp.asarray(targets), jnp.asarray(margins)),
+    "bald": lambda width, targets, margins: BALD,
+}
+"""Criteria by name: `(F, targets [T, F], their margins [T]) -> criterion`."""
+WITH_TARGETS = ("v", "epig")
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Request:
+    """A call of `jarm.select` with its arguments read and checked.
+
+    Attributes:
+      features: `[N, F]` features as the caller gave them, float16 or wider.
+      rewards: `[N]` float64.
+      device_features: `[n, F]` float32 at the places of `candidates.space`, for the passes.
+      device_rewards: `[n]` float32, likewise.
+      prompts: `[N]` codes of the prompts, or None.
+      prompt_names: the prompt of each code.
+      candidates: the pairs on offer.
+      space_name: their kind, for print.
+      labelled: `[L, 2]` int64 labelled pairs.
+      criterion: the worth of a pair.
+      criterion_name: its name, for print.
+      limits: limits on the batch.
+      k: number of pairs asked for.
+      swaps: maximum number of swaps.
+      bound: True, False, or "auto".
+      allow_fewer: whether a batch of fewer pairs is returned instead of an error.
+    """
+
+    features: np.ndarray
+    rewards: np.ndarray
+    device_features: np.ndarray
+    device_rewards: np.ndarray
+    prompts: np.ndarray | None
+    prompt_names: list[Any]
+    candidates: Candidates
+    space_name: str
+    labelled: np.ndarray
+    criterion: Criterion
+    criterion_name: str
+    limits: Limits
+    k: int
+    swaps: int
+    bound: bool | str
+    allow_fewer: bool
+
+    @property
+    def reachable(self) -> int:
+        """The smaller of k and the number of pairs on offer."""
+        return min(self.k, self.candidates.count)
+
+    def differences(self, pairs: np.ndarray) -> np.ndarray:
+        """Feature differences x `[m, F]` of pairs, float64."""
+        return _differences(self.features, pairs)
+
+    def margins(self, pairs: np.ndarray) -> np.ndarray:
+        """Margins `[m]` of pairs, float64."""
+        return _margins(self.rewards, pairs)
+
+    def information(self, pairs: np.ndarray) -> np.ndarray:
+        """Sum of v x x^T over pairs `[m, 2]`, `[F, F]` float64."""
+        total = np.zeros((self.features.shape[1],) * 2)
+        for start in range(0, len(pairs), _CHUNK):
+            some = pairs[start : start + _CHUNK]
+            x = self.differences(some)
+            total += (weights_of(self.criterion, self.margins(some))[:, None] * x).T @ x
+        return total
+
+
+def read_request(
+    features: Any,
+    rewards: Any,
+    *,
+    space: Any,
+    k: Any,
+    prompts: Sequence[Any] | np.ndarray | None,
+    labelled: Any,
+    exclude: Any,
+    criterion: Any,
+    targets: Any,
+    costs: Any,
+    per_prompt: Any,
+    per_response: Any,
+    similarity: Any,
+    swaps: Any,
+    bound: Any,
+    allow_fewer: bool,
+) -> Request:
+    """Read and check the arguments of `jarm.select`.
+
+    Raises:
+      JarmError: an argument is wrong, or the space holds too few pairs.
+    """
+    features = finite("features", features, ("N", "F"))
+    size = len(features)
+    rewards = np.zeros(size) if rewards is None else finite("rewards", rewards, (size,)).astype(np.float64)
+    k = whole("k", k)
+    if space is None:
+        raise JarmError("There is no space: give 'within', 'cross', 'all', or [M, 2] pairs of responses.")
+    space = space if isinstance(space, str) else index_pairs("space", space, size)
+    labelled, exclude = index_pairs("labelled", labelled, size), index_pairs("exclude", exclude, size)
+    codes, names = (None, []) if prompts is None else codes_of(prompts, size)
+    costs = read_costs(costs, size, None if isinstance(space, str) else len(space))
+    limits = read_limits(per_prompt, per_response, similarity, prompts=prompts is not None)
+    candidates = find_candidates(space, size, codes, costs, np.concatenate([labelled, exclude]))
+    if candidates.count < (1 if allow_fewer else k):
+        raise JarmError(
+            f"The space holds {candidates.count:,} pairs that are not labelled or excluded, and k = {k:,} are asked "
+            "for: ask for fewer, widen the space, or pass allow_fewer=True."
+        )
+    name = criterion if isinstance(criterion, str) else "of the caller"
+    criterion = read_criterion(criterion, targets, features, rewards)
+    swaps = whole("swaps", swaps, 0)
+    if not isinstance(bound, bool | np.bool_) and bound != "auto":
+        raise JarmError(f"bound is {bound!r}: give True, False or 'auto'.")
+    bound = bound if isinstance(bound, str) else bool(bound)
+    if (swaps or bound is True) and not criterion.is_log_det:
+        raise JarmError("Swaps and bounds are known for log det only: choose criterion 'd' or 'd-unweighted'.")
+    return Request(
+        features=features,
+        rewards=rewards,
+        device_features=candidates.gather(single("features", features)),
+        device_rewards=candidates.gather(single("rewards", rewards)),
+        prompts=codes,
+        prompt_names=names,
+        candidates=candidates,
+        space_name=space if isinstance(space, str) else "listed",
+        labelled=labelled,
+        criterion=criterion,
+        criterion_name=name,
+        limits=limits,
+        k=k,
+        swaps=swaps,
+        bound=bound,
+        allow_fewer=allow_fewer,
+    )
+
+
+def read_criterion(criterion: str | Criterion, targets: Any, features: np.ndarray, rewards: np.ndarray) -> Criterion:
+    """A criterion by its name and targets, or the caller's own.
+
+    Raises:
+      JarmError: there is no such criterion, or targets are missing, superfluous or zero.
+    """
+    if not isinstance(criterion, str | Criterion):
+        raise JarmError(
+            f"A criterion is a name or a jarm.Criterion, not {type(criterion).__name__}: choose from "
+            f"{', '.join(CRITERIA)}, or give the result of jarm.a_optimal or the like."
+        )
+    with_targets = isinstance(criterion, str) and choose("criterion", criterion, CRITERIA) in WITH_TARGETS
+    if with_targets and targets is None:
+        raise JarmError(f"Criterion {criterion!r} is about targets: give targets=, [T, 2] pairs or [T, F] directions.")
+    if targets is not None and not with_targets:
+        raise JarmError(
+            f"Only {' and '.join(WITH_TARGETS)} are about targets: leave targets out, or choose one of them."
+        )
+    if not isinstance(criterion, str):
+        return criterion
+    size, width = features.shape
+    directions, margins = np.zeros((0, width)), np.zeros(0)
+    if with_targets:
+        array = as_array("targets", targets)
+        if array.dtype.kind in "iu" and array.shape[1:] == (2,):
+            pairs = index_pairs("targets", array, size)
+            directions, margins = _differences(features, pairs), _margins(rewards, pairs)
+        else:
+            directions = finite("targets", array, ("T", width))
+            margins = np.zeros(len(directions))
+        if not np.square(directions).sum() > 0:
+            raise JarmError("targets are empty or zero, so there is nothing to learn about them: give others.")
+    return CRITERIA[criterion](width, directions, margins)
+
+
+def _differences(features: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    return features[pairs[:, 0]].astype(np.float64) - features[pairs[:, 1]].astype(np.float64)
+
+
+def _margins(rewards: np.ndarray, pairs: np.ndarray) -> np.ndarray:
+    return rewards[pairs[:, 0]] - rewards[pairs[:, 1]]
