@@ -11,12 +11,13 @@ import numpy as np
 from jarm.report.statistics import area_under_curve
 
 METRIC = "spearman"
-"""What curves are of, where nothing else is said."""
+"""The default metric of a curve."""
 SHARE = "spearman_share"
+"""Field of a record: the share of test prompts whose Spearman correlation is defined."""
 
 
 def runs_of(records: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
-    """rule -> seed -> its records by round, of the runs that are whole: every round that any run has."""
+    """rule -> seed -> records in the order of rounds, of whole runs: those with every round that any run has."""
     by_run: dict[str, dict[int, dict[int, dict[str, Any]]]] = {}
     for record in records:
         if record.get("kind", "run") == "run":
@@ -35,7 +36,7 @@ def by_rule(records: list[dict[str, Any]], rules: Sequence[str]) -> list[dict[st
 
 
 def references_of(records: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Name -> metrics of what needs no reward model."""
+    """Name -> metrics of the reference lines, which need no reward model."""
     return {record["rule"]: record for record in records if record.get("kind") == "reference"}
 
 
@@ -51,19 +52,19 @@ def best_of_names(records: list[dict[str, Any]]) -> list[str]:
 
 
 def valued(record: dict[str, Any], metric: str) -> float:
-    """A metric of a record, NaN where it has no value; Spearman with what is undefined of it, by prompt, as 0."""
+    """A metric of a record, NaN without a value; test prompts with an undefined Spearman correlation count as 0."""
     value, share = record.get(metric), record.get(SHARE) if metric == METRIC else None
     return math.nan if value is None else float(value) * (1.0 if share is None else float(share))
 
 
 def curve(run: list[dict[str, Any]], metric: str) -> list[float]:
-    """`valued` over rounds; Spearman without a value is 0, as for a model that knows nothing."""
+    """`valued` over rounds; Spearman without a value is 0, as of a model that knows nothing."""
     missing = 0.0 if metric == METRIC else math.nan
     return [missing if math.isnan(value) else value for value in (valued(record, metric) for record in run)]
 
 
 def curves(runs: Mapping[int, list[dict[str, Any]]], metric: str, seeds: list[int]) -> np.ndarray:
-    """`[S, T]` of some seeds."""
+    """Curves `[S, T]` of some seeds."""
     return np.array([curve(runs[seed], metric) for seed in seeds], np.float64)
 
 

@@ -1,4 +1,4 @@
-"""From records to figures, made for colour-blind readers and for print. Needs the extra `plots`."""
+"""From records to figures that suit colour-blind readers and print. Needs the extra `plots`."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#0
 BASELINE = "#777777"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 1.5)), (0, (1, 1)), (0, (5, 1.5, 1, 1.5)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "osD^vPX*"
-TITLES = {"spearman": "within-prompt Spearman", "pair_accuracy": "pair accuracy", "nll": "NLL (nats a pair)"}
+Heights = dict[tuple[str, int, tuple[Any, ...]], float]
+"""(rule, seed, setting) -> mean height of the learning curve."""
+TITLES = {"spearman": "within-prompt Spearman", "pair_accuracy": "pair accuracy", "nll": "NLL (nats per pair)"}
 STYLE: dict[Any, Any] = {
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -53,7 +55,7 @@ def learning_curves(
     """Draw learning curves of every rule: `metric` at the left, best-of-N at the right.
 
     Lines are means over seeds, bands their 95 % bootstrap intervals (`jarm.report.statistics.bootstrap_ci`), each rule
-    by itself; that rules share seeds is in the summary, not in the bands. Thin lines need no reward model.
+    by itself: the summary pairs rules by seed, the bands do not. Thin lines are references without a reward model.
 
     Args:
       records: as `jarm.report.summary.summarise` takes them.
@@ -97,7 +99,7 @@ def curve_grid(
         for line, (row, records) in zip(grid, panels.items(), strict=True):
             runs = {rule: seeds for rule, seeds in runs_of(records).items() if seeds}
             for axes, name in zip(line, metrics[row], strict=False):
-                _panel(axes, runs, references_of(records), name, baseline)
+                draw_curves(axes, runs, references_of(records), name, baseline)
                 if row:
                     axes.set_title(f"{row}\n{title(name)}", loc="left", fontsize=10)
             for axes in line[len(metrics[row]) :]:
@@ -131,7 +133,7 @@ def drawing(path_stem: pathlib.Path | str, size: tuple[float, float], dpi: int =
         yield figure
         png, svg = files_of(path_stem)
         png.parent.mkdir(parents=True, exist_ok=True)
-        # Without what differs from run to run.
+        # Metadata would differ from run to run.
         figure.savefig(png, dpi=dpi, metadata={"Software": None})
         figure.savefig(svg, metadata={"Date": None, "Creator": None})
 
@@ -143,7 +145,7 @@ def files_of(path_stem: pathlib.Path | str) -> list[pathlib.Path]:
 
 
 def style_of(rules: list[str], rule: str, baseline: str = "random") -> dict[str, Any]:
-    """How the line of one of some rules is drawn: color, linestyle, marker, linewidth and zorder."""
+    """Options of `plot` for the line of a rule: color, linestyle, marker, linewidth and zorder."""
     if rule == baseline:
         return {"color": BASELINE, "linestyle": "-", "marker": "o", "linewidth": 2.4, "zorder": 2}
     i = [name for name in rules if name != baseline].index(rule)
@@ -156,7 +158,22 @@ def style_of(rules: list[str], rule: str, baseline: str = "random") -> dict[str,
     }
 
 
-def _panel(axes: Axes, runs: dict[str, Any], references: dict[str, dict[str, Any]], metric: str, baseline: str) -> None:
+def draw_curves(
+    axes: Axes,
+    runs: Mapping[str, dict[int, list[dict[str, Any]]]],
+    references: Mapping[str, dict[str, Any]],
+    metric: str = METRIC,
+    baseline: str = "random",
+) -> None:
+    """Draw the learning curves of one panel: a line with a band for each rule, and thin lines for references.
+
+    Args:
+      axes: where to draw.
+      runs: rule -> seed -> records, as `jarm.report.curves.runs_of` returns them.
+      references: name -> metrics, as `jarm.report.curves.references_of` returns them.
+      metric: what to draw.
+      baseline: the rule drawn in grey.
+    """
     low, high = math.inf, -math.inf
     for rule, by_seed in runs.items():
         seeds = list(by_seed)
@@ -171,11 +188,13 @@ def _panel(axes: Axes, runs: dict[str, Any], references: dict[str, dict[str, Any
     axes.set_title(title(metric), loc="left", fontsize=10)
     axes.grid(axis="y", color="#dddddd", linewidth=0.6)
     if low <= high:
-        _references(axes, references, metric, low, high)
+        _draw_references(axes, references, metric, low, high)
 
 
-def _references(axes: Axes, references: dict[str, dict[str, Any]], metric: str, low: float, high: float) -> None:
-    """Thin lines, named at their left end; one that would squash the curves is named at the edge it lies beyond."""
+def _draw_references(
+    axes: Axes, references: Mapping[str, dict[str, Any]], metric: str, low: float, high: float
+) -> None:
+    """Thin lines named at their left end; a line too far from the curves is named at the edge beyond which it lies."""
     room = 0.6 * max(high - low, 1e-6)
     known = {name: valued(line, metric) for name, line in references.items()}
     known = {name: value for name, value in known.items() if not math.isnan(value)}
@@ -224,16 +243,16 @@ def axis_curves(
     metric: str = METRIC,
     baseline: str = "random",
 ) -> list[pathlib.Path]:
-    """Draw what each axis of a sweep does: the mean height of the learning curve against its values, a line a rule.
+    """Draw the mean height of the learning curve against the values of each axis of a sweep, one line per rule.
 
-    A point is the mean over seeds and over the other axes, as far as every rule has a run there at every value of the
+    A point is the mean over the seeds and the values of other axes for which every rule has a run at every value of the
     axis; its band is the 95 % bootstrap interval over seeds. Without axes, learning curves.
 
     Args:
       records: of a sweep; runs that are not whole are left out.
       axes: names of its axes.
       path_stem: where to write, without suffix.
-      metric: what is drawn.
+      metric: the metric of the curves.
       baseline: the rule drawn in grey.
 
     Returns:
@@ -246,41 +265,46 @@ def axis_curves(
     if not several:
         return learning_curves(records, path_stem, metric, baseline)
     heights = _heights(records, axes, metric)
-    rules = list(dict.fromkeys(rule for rule, *_ in heights))
     with drawing(path_stem, (3.4 * len(several) + 1.6, 3.2)) as figure:
-        for axes_, axis in zip(np.atleast_1d(figure.subplots(1, len(several), sharey=True)), several, strict=True):
-            at = list(axes).index(axis)
-            values = list(dict.fromkeys(setting[at] for _, _, setting in heights))
-            # Of seeds and the other axes, what every rule has at every value: else points would average unlike things.
-            places: dict[tuple[str, Any], dict[tuple[Any, ...], float]] = {}
-            for (rule, seed, setting), height in heights.items():
-                others = seed, *setting[:at], *setting[at + 1 :]
-                places.setdefault((rule, setting[at]), {})[others] = height
-            common = set.intersection(*(set(each) for each in places.values()))
-            for rule in rules:
-                points = []
-                for value in values:
-                    own: dict[int, list[float]] = {}
-                    for others, height in places.get((rule, value), {}).items():
-                        if others in common or not common:
-                            own.setdefault(others[0], []).append(height)
-                    points.append(bootstrap_ci(np.array([np.mean(each) for each in own.values()]))[:3])
-                low, mean, high = np.array(points)[:, [1, 0, 2]].T
-                style = style_of(rules, rule, baseline)
-                axes_.plot(range(len(values)), mean, label=rule, markersize=4, **style)
-                axes_.fill_between(range(len(values)), low, high, color=style["color"], alpha=0.15, linewidth=0)
-            names = short_names(values) if axis == "embeddings" else [str(value) for value in values]
-            axes_.set_xticks(range(len(values)), names, rotation=30 if len(values) > 4 else 0)
-            axes_.set_xlabel(axis)
-            axes_.grid(axis="y", color="#dddddd", linewidth=0.6)
+        for panel, axis in zip(np.atleast_1d(figure.subplots(1, len(several), sharey=True)), several, strict=True):
+            _draw_axis(panel, heights, list(axes).index(axis), baseline, short=axis == "embeddings")
+            panel.set_xlabel(axis)
         first = figure.axes[0]
         first.set_title(f"{title(metric)}, mean over labels", loc="left", fontsize=10)
         figure.legend(handles=first.get_lines(), loc="outside right center", frameon=False, handlelength=3.6)
     return files_of(path_stem)
 
 
+def _draw_axis(axes: Axes, heights: Heights, place: int, baseline: str, *, short: bool) -> None:
+    """A panel of `axis_curves`: heights against the values of the axis at one place of the settings."""
+    rules = list(dict.fromkeys(rule for rule, *_ in heights))
+    values = list(dict.fromkeys(setting[place] for _, _, setting in heights))
+    # (rule, value) -> (seed, *values of the other axes) -> height.
+    cells: dict[tuple[str, Any], dict[tuple[Any, ...], float]] = {}
+    for (rule, seed, setting), height in heights.items():
+        others = seed, *setting[:place], *setting[place + 1 :]
+        cells.setdefault((rule, setting[place]), {})[others] = height
+    # Only seeds and other values that every rule has at every value: else points would average unlike things.
+    common = set.intersection(*(set(cell) for cell in cells.values()))
+    for rule in rules:
+        points = []
+        for value in values:
+            by_seed: dict[int, list[float]] = {}
+            for others, height in cells.get((rule, value), {}).items():
+                if others in common or not common:
+                    by_seed.setdefault(others[0], []).append(height)
+            points.append(bootstrap_ci(np.array([np.mean(each) for each in by_seed.values()]))[:3])
+        mean, low, high = np.array(points).T
+        style = style_of(rules, rule, baseline)
+        axes.plot(range(len(values)), mean, label=rule, markersize=4, **style)
+        axes.fill_between(range(len(values)), low, high, color=style["color"], alpha=0.15, linewidth=0)
+    names = short_names(values) if short else [str(value) for value in values]
+    axes.set_xticks(range(len(values)), names, rotation=30 if len(values) > 4 else 0)
+    axes.grid(axis="y", color="#dddddd", linewidth=0.6)
+
+
 def short_names(values: Sequence[str]) -> list[str]:
-    """Files without folders, `.npy`, and the words that all begin or end with; as they are where these are the same."""
+    """File names without folders, `.npy` and the words that all begin or end with; whole where short ones coincide."""
     words = [pathlib.Path(value).name.removesuffix(".npy").split("_") for value in values]
 
     def common(of: list[list[str]]) -> int:
@@ -291,10 +315,7 @@ def short_names(values: Sequence[str]) -> list[str]:
     return next((names for names in (short, whole) if all(names) and len(set(names)) == len(values)), list(values))
 
 
-def _heights(
-    records: list[dict[str, Any]], axes: Sequence[str], metric: str
-) -> dict[tuple[str, int, tuple[Any, ...]], float]:
-    """(rule, seed, setting) -> mean height of the learning curve."""
+def _heights(records: list[dict[str, Any]], axes: Sequence[str], metric: str) -> Heights:
     by_setting: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
     for record in records:
         by_setting.setdefault(tuple(record.get(axis) for axis in axes), []).append(record)
@@ -307,7 +328,7 @@ def _heights(
 
 
 def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list[pathlib.Path]:
-    """Draw processor time against candidate pairs, a panel for each family of rules, and quality against time.
+    """Draw processor time against candidate pairs, one panel per family of rules, and log det against time.
 
     Args:
       rows: as `jarm.studies.bench.bench` returns them.
@@ -324,36 +345,46 @@ def run_times(rows: list[dict[str, Any]], path_stem: pathlib.Path | str) -> list
         if row["rule"].endswith("_marginal"):  # as its twin
             continue
         families.setdefault(row["family"], {}).setdefault(row["rule"], []).append(row)
-    largest = max(row["candidates"] for row in rows)
     columns = min(3, len(families) + 1)
     lines = -(-(len(families) + 1) // columns)
     with drawing(path_stem, (4.2 * columns, 3.3 * lines)) as figure:
         grid = np.atleast_1d(figure.subplots(lines, columns)).ravel()
         for axes in grid[len(families) + 1 :]:
             axes.axis("off")
-        first = grid[0]
         for axes, (family, rules) in zip(grid[: len(families)], families.items(), strict=True):
-            for rule, cells in rules.items():
-                cells = sorted(cells, key=lambda row: row["candidates"])
-                style = style_of(list(rules), rule, "random")
-                x = [row["candidates"] for row in cells]
-                axes.loglog(x, [row["cpu_s"] for row in cells], label=rule, markersize=4, **style)
-            axes.sharey(first)
-            axes.set_title(family, loc="left", fontsize=10)
-            axes.grid(color="#dddddd", linewidth=0.6)
-            axes.legend(fontsize=6.5, handlelength=3, ncols=2, loc="upper left", framealpha=0.8, edgecolor="none")
-            axes.set_xlabel("candidate pairs")
-        first.set_ylabel("processor seconds a batch")
-        first.set_ylim(top=30 * first.get_ylim()[1])  # room for the legends
-        axes = grid[len(families)]
-        for index, (family, rules) in enumerate(families.items()):
-            last = [row for cells in rules.values() for row in cells if row["candidates"] == largest]
-            color = PALETTE[index % len(PALETTE)]
-            style = {"color": color, "marker": MARKERS[index % len(MARKERS)], "linestyle": "", "label": family}
-            axes.semilogx([row["cpu_s"] for row in last], [row["log_det"] for row in last], markersize=5, **style)
-        axes.set_title(f"information against time, {largest:,} pairs", loc="left", fontsize=10)
-        axes.set_xlabel("processor seconds a batch")
-        axes.set_ylabel("log det above the prior (nats)")
-        axes.grid(color="#dddddd", linewidth=0.6)
-        axes.legend(frameon=False, fontsize=7)
+            _draw_family(axes, family, rules)
+            axes.sharey(grid[0])
+        grid[0].set_ylabel("processor seconds per batch")
+        grid[0].set_ylim(top=30 * grid[0].get_ylim()[1])  # room for the legends
+        _draw_information(grid[len(families)], families)
     return files_of(path_stem)
+
+
+def _draw_family(axes: Axes, family: str, rules: dict[str, list[dict[str, Any]]]) -> None:
+    """A panel of `run_times`: processor time of the rules of one family against candidate pairs."""
+    for rule, rows in rules.items():
+        rows = sorted(rows, key=lambda row: row["candidates"])
+        style = style_of(list(rules), rule, "random")
+        axes.loglog(
+            [row["candidates"] for row in rows], [row["cpu_s"] for row in rows], label=rule, markersize=4, **style
+        )
+    axes.set_title(family, loc="left", fontsize=10)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(fontsize=6.5, handlelength=3, ncols=2, loc="upper left", framealpha=0.8, edgecolor="none")
+    axes.set_xlabel("candidate pairs")
+
+
+def _draw_information(axes: Axes, families: dict[str, dict[str, list[dict[str, Any]]]]) -> None:
+    """The last panel of `run_times`: log det of a batch against processor time, at most candidate pairs."""
+    rows = {family: [row for each in rules.values() for row in each] for family, rules in families.items()}
+    largest = max(row["candidates"] for each in rows.values() for row in each)
+    for index, (family, each) in enumerate(rows.items()):
+        last = [row for row in each if row["candidates"] == largest]
+        color, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        style = {"color": color, "marker": marker, "linestyle": "", "label": family}
+        axes.semilogx([row["cpu_s"] for row in last], [row["log_det"] for row in last], markersize=5, **style)
+    axes.set_title(f"information against time, {largest:,} pairs", loc="left", fontsize=10)
+    axes.set_xlabel("processor seconds per batch")
+    axes.set_ylabel("log det above the prior (nats)")
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.legend(frameon=False, fontsize=7)

@@ -1,4 +1,4 @@
-"""The text of `summary.md`."""
+"""The text of `summary.md`: a comparison or a sweep in words and tables."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from jarm.report.curves import METRIC, valued
 from jarm.report.statistics import interval, number
 
 EFFECT = 0.01
-"""The difference in mean Spearman that a comparison is asked to be able to see."""
-BOUGHT = {
+"""Difference in mean Spearman for which the number of seeds is planned."""
+BATCH_COLUMNS = {
     "batch_diversity_log_det": "log det",
     "batch_diversity_distance": "mean distance",
     "batch_distinct_responses": "responses",
@@ -23,137 +23,143 @@ BOUGHT = {
     "seconds_to_fit": "s to fit",
     "seconds_to_select": "s to select",
 }
+"""Record field -> column of the table of what each rule selects."""
 
 
 def comparison_text(summary: dict[str, Any]) -> str:
-    """Of what `report.summarise` says, with `settings`."""
+    """`summary.md` of a comparison.
+
+    Args:
+      summary: the result of `jarm.report.summary.summarise`, and its `settings` if any.
+    """
     rules, baseline, best = summary["rules"], summary["baseline"], summary["best_of"]
+    best_name = f"best of {best[8:]}" if best else "best of n"
+    settings = summary.get("settings", {})
+    lines = [
+        *_verdicts(rules, baseline),
+        *_learning(rules, baseline, best_name, summary["best_of_left_out"]),
+        *_selected(rules),
+        *_reference_lines(summary["reference"], {best: best_name} if best else {}),
+        *_provenance({**settings, **summary["provenance"]}),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _verdicts(rules: dict[str, Any], baseline: str) -> list[str]:
+    """The title, and a line for each rule."""
     counts = sorted({row["seeds"] for row in rules.values()})
     seeds = " to ".join(str(count) for count in ([counts[0], counts[-1]] if len(counts) > 1 else counts)) or "no"
-    best_name = f"best of {best[8:]}" if best else "best of n"
-    text = [f"# {len(rules)} acquisition rules, {seeds} seed{'s' * (counts != [1])}", ""]
-    text += [f"- **{rule}**: {row['verdict']}{_seeds_note(row, baseline)}" for rule, row in rules.items()]
-    text += ["", "## How fast each rule teaches", ""]
-    text += table(
+    title = f"# {len(rules)} acquisition rules, {seeds} seed{'s' * (counts != [1])}"
+    return [title, "", *(f"- **{rule}**: {row['verdict']}{_notes(row, baseline)}" for rule, row in rules.items())]
+
+
+def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: int) -> list[str]:
+    """The table of learning curves, and how to read it."""
+    head = [
+        "rule",
+        "area under Spearman curve",
+        "final Spearman",
+        f"final {best_name}",
+        f"labels to {baseline}'s final value",
+        "all rules together",
+        f"seeds to see {number(EFFECT, 2)}",
+    ]
+    rows = [
         [
-            "rule",
-            "area under Spearman curve",
-            "final Spearman",
-            f"final {best_name}",
-            f"labels to {baseline}'s final value",
-            "all rules together",
-            f"seeds to see {number(EFFECT, 2)}",
-        ],
-        [
-            [
-                rule,
-                *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")),
-                row.get("labels_needed", "-"),
-                *_together(row),
-            ]
-            for rule, row in rules.items()
-        ],
-    )
-    text += [
-        "",
+            rule,
+            *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")),
+            row.get("labels_needed", "-"),
+            *_simultaneous(row),
+        ]
+        for rule, row in rules.items()
+    ]
+    legend = (
         f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
         "seeds (95 % bootstrap interval over seeds, of that rule alone). The area is the mean height of the learning "
         "curve over label counts. Labels are read off the curve averaged over seeds, where it first reaches the value "
         f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
         "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
         f"Student's t). Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
-        "the 5 % level, by the spread of these. Intervals are over label seeds only: the test prompts and the pool are "
-        "fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, or "
-        "not a number), it counts as 0.",
-        *_left_out(summary["best_of_left_out"], best_name),
-        "",
-        "## What each rule selects",
-        "",
-    ]
-    text += table(
-        ["rule", *BOUGHT.values()],
-        [[rule, *(_number(row.get(name)) for name in BOUGHT)] for rule, row in rules.items()],
+        "the 5 % level, by the spread of these. Intervals are over label seeds only: test prompts and candidate pairs "
+        "are fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, or "
+        "not a number), it counts as 0."
     )
-    text += [
-        "",
+    lines = ["", "## How fast each rule teaches", "", *table(head, rows), "", legend]
+    if left_out:
+        prompts = f"{left_out} test prompt{'s' * (left_out > 1)}"
+        note = f"The {best_name} leaves out {prompts}, with fewer responses or predictions that are not a number."
+        lines += ["", note]
+    return lines
+
+
+def _selected(rules: dict[str, Any]) -> list[str]:
+    """The table of the batches that each rule selects."""
+    rows = [[rule, *(_number(row.get(name)) for name in BATCH_COLUMNS)] for rule, row in rules.items()]
+    legend = (
         "Means over rounds and seeds. log det and mean distance: diversity of a batch in embedding space; responses "
         "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; "
         "variance: of a pair's reward difference over the members of the ensemble; gold gap: between the two "
-        "responses, in units of the annotator's scale; wrong labels: share of all labels "
-        "that go against the gold order.",
-        "",
-        "## Without a reward model",
-        "",
-    ]
-    columns = {
-        METRIC: "Spearman",
-        **({best: best_name} if best else {}),
-        "pair_accuracy": "pair accuracy",
-        "nll": "nll",
-    }
-    text += table(
-        ["line", *columns.values()],
-        [
-            [name, *(_number(plain(valued(line, key))) for key in columns)]
-            for name, line in summary["reference"].items()
-        ],
+        "responses, in units of the annotator's scale; wrong labels: share of all labels that go against the gold "
+        "order."
     )
-    text += ["", "## Settings and provenance", ""]
-    settings = summary.get("settings", {})
-    text += [f"- {name}: {_inline(value)}" for name, value in {**settings, **summary["provenance"]}.items()]
-    return "\n".join(text) + "\n"
+    return ["", "## What each rule selects", "", *table(["rule", *BATCH_COLUMNS.values()], rows), "", legend]
 
 
-def sweep_text(summary: dict[str, Any]) -> str:
-    """Of what `report.write_sweep_summary` says."""
-    axes = list(summary["settings"][0]["axes"]) if summary["settings"] else []
-    baseline, rows = summary["baseline"], summary["settings"]
-    failures = summary["failures"]
-    runs = sum(row["seeds"] for setting in rows for row in setting["rules"].values())
-    text = [f"# {_count(len(rows), 'setting')}, {_count(runs, 'whole run')}", ""]
-    if failures:
-        text += [*(f"- {_count(count, 'run')} failed: {failure}" for failure, count in failures.items()), ""]
-    text += table(
-        [
-            *axes,
-            "rule",
-            "seeds",
-            "failed",
-            "area under Spearman curve",
-            "final Spearman",
-            f"labels to {baseline}'s end",
-        ],
-        [
-            [
-                *(str(value) for value in setting["axes"].values()),
-                rule,
-                str(row["seeds"]),
-                str(row["failed_seeds"] or ""),
-                *(_cell(row, name, rule == baseline) for name in ("area", "final")),
-                row.get("labels_needed", "-"),
-            ]
-            for setting in rows
-            for rule, row in setting["rules"].items()
-        ],
-    )
-    text += [
-        "",
-        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} in the same "
-        "setting on the same seeds (95 % bootstrap interval over seeds; not corrected for comparing many). The area is "
-        "the mean height of the learning curve over label counts.",
+def _reference_lines(references: dict[str, Any], best: dict[str, str]) -> list[str]:
+    """The table of scores without a reward model."""
+    columns = {METRIC: "Spearman", **best, "pair_accuracy": "pair accuracy", "nll": "nll"}
+    rows = [[name, *(_number(plain(valued(line, key))) for key in columns)] for name, line in references.items()]
+    return ["", "## Without a reward model", "", *table(["line", *columns.values()], rows)]
+
+
+def _provenance(settings: dict[str, Any]) -> list[str]:
+    return [
         "",
         "## Settings and provenance",
         "",
+        *(f"- {name}: {_inline(value)}" for name, value in settings.items()),
     ]
-    text += [f"- {name}: {_inline(value)}" for name, value in {**summary["config"], **summary["provenance"]}.items()]
-    return "\n".join(text) + "\n"
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' * (number != 1)}"
+def sweep_text(summary: dict[str, Any]) -> str:
+    """`summary.md` of a sweep.
+
+    Args:
+      summary: the result of `jarm.report.summary.write_sweep_summary`.
+    """
+    axes = list(summary["settings"][0]["axes"]) if summary["settings"] else []
+    baseline, settings, failures = summary["baseline"], summary["settings"], summary["failures"]
+    runs = sum(row["seeds"] for setting in settings for row in setting["rules"].values())
+    lines = [f"# {_count(len(settings), 'setting')}, {_count(runs, 'whole run')}", ""]
+    if failures:
+        lines += [*(f"- {_count(count, 'run')} failed: {failure}" for failure, count in failures.items()), ""]
+    last = ["area under Spearman curve", "final Spearman", f"labels to {baseline}'s end"]
+    rows = [
+        [
+            *(str(value) for value in setting["axes"].values()),
+            rule,
+            str(row["seeds"]),
+            str(row["failed_seeds"] or ""),
+            *(_cell(row, name, rule == baseline) for name in ("area", "final")),
+            row.get("labels_needed", "-"),
+        ]
+        for setting in settings
+        for rule, row in setting["rules"].items()
+    ]
+    legend = (
+        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} in the same "
+        "setting on the same seeds (95 % bootstrap interval over seeds; not corrected for comparing many). The area is "
+        "the mean height of the learning curve over label counts."
+    )
+    lines += [*table([*axes, "rule", "seeds", "failed", *last], rows), "", legend]
+    return "\n".join([*lines, *_provenance({**summary["config"], **summary["provenance"]})]) + "\n"
 
 
-def _seeds_note(row: dict[str, Any], baseline: str) -> str:
+def _count(count: int, noun: str) -> str:
+    return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def _notes(row: dict[str, Any], baseline: str) -> str:
     notes = []
     if row["paired_seeds"] < row["seeds"]:
         notes.append(f"compared on the {row['paired_seeds']} of its {row['seeds']} seeds that {baseline} has too")
@@ -165,13 +171,6 @@ def _seeds_note(row: dict[str, Any], baseline: str) -> str:
         share = math.floor(100 * row["least_spearman_share"])
         notes.append(f"ranks only {share}% of the test prompts in some round, the others count as Spearman 0")
     return f" [{'; '.join(notes)}]" if notes else ""
-
-
-def _left_out(prompts: int, best_name: str) -> list[str]:
-    if not prompts:
-        return []
-    some = f"{prompts} test prompt{'s' * (prompts > 1)}"
-    return ["", f"The {best_name} leaves out {some}, with fewer responses or predictions that are not a number."]
 
 
 def _number(value: float | None) -> str:
@@ -193,8 +192,8 @@ def _cell(row: dict[str, Any], name: str, baseline: bool) -> str:
     return f"{_number(row[name]['mean'])}, {'+' if mean >= 0 else ''}{number(mean)}{ends}"
 
 
-def _together(row: dict[str, Any]) -> list[str]:
-    """The gain with the interval that holds for all rules, and the seeds that would see a small one."""
+def _simultaneous(row: dict[str, Any]) -> list[str]:
+    """Two cells: the gain with its simultaneous interval, and the number of seeds that would see `EFFECT`."""
     gain = row.get("area_gain_together")
     if gain is None:
         return ["-", "-"]

@@ -1,4 +1,4 @@
-"""What a comparison over seeds shows: paired bootstrap intervals, labels saved, and a verdict in words.
+"""Statistics of a comparison over seeds: paired bootstrap intervals, labels saved, and a verdict in words.
 
 Seeds are the unit. Rules run on the same seeds share prompts, first labels and annotator, so differences are taken
 seed by seed, and a resample draws the same seeds for every rule.
@@ -14,8 +14,9 @@ from typing import NamedTuple
 import numpy as np
 
 DRAWS = 10_000
-# Share of resamples without a value above which an end of the interval is only a bound.
+"""Resamples of a bootstrap."""
 CENSORED = 0.025
+"""Share of resamples without a value above which an end of the interval is only a bound."""
 
 
 class Interval(NamedTuple):
@@ -28,14 +29,14 @@ class Interval(NamedTuple):
 
 
 class LabelSaving(NamedTuple):
-    """How many labels a rule needs for what the baseline reaches at its end.
+    """Labels that a rule needs to reach the baseline's final value.
 
     Attributes:
-      labels: labels the rule needs; infinite if it does not get there.
-      baseline_labels: labels after which the baseline is there for the first time.
-      ratio: `baseline_labels / labels`, above 1 where the rule needs fewer; where the rule does not get there, that of
-        its last label count, and so an upper bound.
-      unreached: share of the resamples in which the rule does not get there.
+      labels: labels that the rule needs; infinite if it does not reach the value.
+      baseline_labels: labels after which the baseline first reaches it.
+      ratio: `baseline_labels / labels`, above 1 where the rule needs fewer. Where the rule does not reach the value,
+        its last label count takes the place of `labels`, and the ratio is an upper bound.
+      unreached: share of the resamples in which the rule does not reach the value.
       limit: the rule's last label count.
     """
 
@@ -46,8 +47,13 @@ class LabelSaving(NamedTuple):
     limit: float
 
 
-def _t_quantile(p: float, df: int) -> float:
-    """Upper quantile of Student's t, `P(T <= t) = p > .5`, by bisection on its closed form for whole df."""
+def t_quantile(p: float, df: int) -> float:
+    """Upper quantile of Student's t, `P(T <= t) = p > .5`, by bisection on its closed form for whole df.
+
+    Example:
+      >>> round(t_quantile(0.975, 9), 3)
+      2.262
+    """
     if df > 1000:  # the first terms of Cornish and Fisher's expansion, then right to eight digits
         z = statistics.NormalDist().inv_cdf(p)
         return z + (z**3 + z) / (4 * df) + (5 * z**5 + 16 * z**3 + 3 * z) / (96 * df**2)
@@ -80,7 +86,7 @@ def tail(seeds: int, level: float = 0.95) -> float:
 
     Source: T. Hesterberg, "What Teachers Should Know About the Bootstrap", The American Statistician 69, 2015.
     """
-    wide = math.sqrt(seeds / (seeds - 1)) * _t_quantile((1 + level) / 2, seeds - 1)
+    wide = math.sqrt(seeds / (seeds - 1)) * t_quantile((1 + level) / 2, seeds - 1)
     return statistics.NormalDist().cdf(-wide)
 
 
@@ -101,10 +107,17 @@ def bootstrap_ci(values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS,
     """Mean over seeds and its bootstrap interval (see `tail`).
 
     Args:
-      values: `[S]`, one number a seed; for a paired comparison, the differences.
+      values: `[S]`, one number per seed; for a paired comparison, the differences.
       level: coverage of the interval.
-      draws: resamples.
-      seed: of the resampling.
+      draws: number of resamples.
+      seed: seed of the resampling.
+
+    Example:
+      >>> import numpy as np
+      >>> gains = np.array([0.02, 0.04, 0.03, 0.05, 0.01, 0.03])  # Spearman, one difference per seed
+      >>> ci = bootstrap_ci(gains)
+      >>> f"{ci.mean:.3f} ({ci.low:.3f} to {ci.high:.3f}), {ci.seeds} seeds"
+      '0.030 (0.015 to 0.045), 6 seeds'
     """
     values = np.asarray(values, np.float64)
     S = len(values)
@@ -113,38 +126,43 @@ def bootstrap_ci(values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS,
 
 
 def simultaneous_ci(values: np.ndarray, comparisons: int, *, level: float = 0.95) -> Interval:
-    """Mean over seeds and an interval that holds for all of several comparisons together with the given chance.
+    """Mean over seeds, and an interval such that those of several comparisons all cover with probability `level`.
 
-    Bonferroni's: Student's t at level 1 - (1 - level) / comparisons. A bootstrap would have to know a far tail.
+    Bonferroni: Student's t at level 1 - (1 - level) / comparisons. A bootstrap would have to know a far tail.
 
     Args:
-      values: `[S]`, one number a seed; for a paired comparison, the differences.
-      comparisons: how many intervals are looked at together.
-      level: that all of them cover.
+      values: `[S]`, one number per seed; for a paired comparison, the differences.
+      comparisons: number of intervals that are read together.
+      level: probability that all of them cover.
     """
     values = np.asarray(values, np.float64)
     S = len(values)
     if S < 2:
         return Interval(float(values.mean()) if S else math.nan, math.nan, math.nan, S)
     mean, error = float(values.mean()), float(values.std(ddof=1)) / math.sqrt(S)
-    reach = _t_quantile(1 - (1 - level) / (2 * comparisons), S - 1) * error
+    reach = t_quantile(1 - (1 - level) / (2 * comparisons), S - 1) * error
     return Interval(mean, mean - reach, mean + reach, S)
 
 
 def seeds_to_see(effect: float, differences: np.ndarray, *, level: float = 0.95, power: float = 0.8) -> float:
-    """How many seeds a paired comparison needs to see a difference: power planning from the seeds at hand.
+    """Number of seeds that a paired comparison needs to see a difference: power planning from the seeds at hand.
 
-    The least S with `effect >= (t_{S-1}((1 + level) / 2) + t_{S-1}(power)) s / sqrt(S)`, where s is the standard
+    The smallest S with `effect >= (t_{S-1}((1 + level) / 2) + t_{S-1}(power)) s / sqrt(S)`, where s is the standard
     deviation of the differences: a two-sided test at 1 - level then sees the effect with chance `power`.
 
     Args:
       effect: the difference to be seen, positive.
-      differences: `[S]` paired differences, one a seed, of which s is taken.
-      level: of the interval that has to leave out 0.
-      power: the chance that it does.
+      differences: `[S]` paired differences, one per seed, for s.
+      level: level of the interval that has to leave out 0.
+      power: probability that it does.
 
     Returns:
       Seeds; NaN from fewer than two, 2 where all differences are equal, infinity above a million.
+
+    Example:
+      >>> import numpy as np
+      >>> seeds_to_see(0.01, np.array([0.02, 0.04, 0.03, 0.05, 0.01, 0.03]))
+      18.0
     """
     differences = np.asarray(differences, np.float64)
     if len(differences) < 2:
@@ -152,7 +170,7 @@ def seeds_to_see(effect: float, differences: np.ndarray, *, level: float = 0.95,
     spread = float(differences.std(ddof=1))
 
     def enough(seeds: int) -> bool:
-        reach = _t_quantile((1 + level) / 2, seeds - 1) + _t_quantile(power, seeds - 1)
+        reach = t_quantile((1 + level) / 2, seeds - 1) + t_quantile(power, seeds - 1)
         return effect >= reach * spread / math.sqrt(seeds)
 
     low, high = 1, 2
@@ -183,15 +201,23 @@ def area_under_curve(labels: np.ndarray, values: np.ndarray) -> np.ndarray:
 
 
 def labels_to_reach(labels: np.ndarray, curve: np.ndarray, target: np.ndarray | float) -> np.ndarray:
-    """Label count at which a curve, joined by straight lines, first comes up to a target.
+    """Label count at which a curve, joined by straight lines, first reaches a target.
 
-    Nothing is made monotone: a curve that reaches the target and falls back has reached it. The first label count if
-    it starts there; infinity if it never comes there.
+    A curve that reaches the target and falls back has reached it: nothing is made monotone.
 
     Args:
       labels: `[T]`, rising.
       curve: `[..., T]`.
       target: `[...]` or a number.
+
+    Returns:
+      `[...]` label counts: the first of `labels` for a curve that starts above the target, infinity for one that never
+      reaches it.
+
+    Example:
+      >>> import numpy as np
+      >>> float(labels_to_reach(np.array([50, 100, 150]), np.array([0.2, 0.4, 0.5]), 0.45))
+      125.0
     """
     labels, curve = np.asarray(labels, np.float64), np.asarray(curve, np.float64)
     target = np.broadcast_to(np.asarray(target, np.float64), curve.shape[:-1])
@@ -215,10 +241,11 @@ def label_saving(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> LabelSaving:
-    """Labels that a rule and the baseline need for the baseline's final value, and their ratio.
+    """Labels that a rule and the baseline need to reach the baseline's final value, and their ratio.
 
-    Of the curves averaged over seeds; each resample draws the same seeds for both, and takes its own final value for
-    the target. The baseline, too, is measured by when it is there for the first time, so that its own ratio is 1.
+    Labels are read off curves averaged over seeds. Each resample draws the same seeds for both curves, and its target
+    is its own final value of the baseline. The baseline counts, too, from where it first reaches the target, so that
+    its own ratio is 1.
 
     Args:
       labels, baseline_labels: `[T]` label counts.
@@ -251,14 +278,14 @@ def number(value: float, places: int = 3) -> str:
 
 
 def interval(low: float, high: float, form: Callable[[float], str] = number) -> str:
-    """`(.020 to .042)`, or a remark where one seed leaves no interval."""
+    """`(.020 to .042)`, or a remark where one seed gives no interval."""
     return "(no interval from one seed)" if math.isnan(low) or math.isnan(high) else f"({form(low)} to {form(high)})"
 
 
 def times_fewer(saving: LabelSaving) -> tuple[float, str, str]:
-    """The ratio of labels, its interval and which way: `(3.1, "2.2 to 4.0", "fewer")`; no interval from one seed.
+    """The ratio of labels, its interval and its direction: `(3.1, "2.2 to 4.0", "fewer")`.
 
-    "more", and the inverse, where all of the interval lies below 1.
+    "more", and the inverse, where the whole interval lies below 1; an empty interval for one seed.
     """
     ratio, low, high, _ = saving.ratio
     more = ratio < 1 and not high >= 1
@@ -288,15 +315,16 @@ def verdict(
     """The comparison in one sentence.
 
     Args:
-      difference: of the rule's area under the learning curve from the baseline's, over paired seeds.
+      difference: area under the rule's learning curve less that of the baseline, over paired seeds.
       saving: labels needed, if known.
-      baseline: its name.
-      metric: name of what differs.
+      baseline: name of the baseline.
+      metric: name of the quantity that differs.
 
     Returns:
       "beats random by .031 (.020 to .042) in mean Spearman, needs 3.1 times fewer labels (2.2 to 4.0)",
       "worse than random by ...", or "no gain shown: ..." where the interval holds 0; "labels needed: no difference
-      shown (0.8 to 3.0 times fewer)" where that of the ratio holds 1; with one seed, that there is no interval.
+      shown (0.8 to 3.0 times fewer)" where the interval of the ratio holds 1; with one seed, a remark that there is no
+      interval.
     """
     mean, low, high, seeds = difference
     if seeds == 0 or math.isnan(mean):

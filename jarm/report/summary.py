@@ -1,4 +1,4 @@
-"""From records to the sceptic's answer: summary.json and summary.md."""
+"""From records to the answer of a comparison: summary.json and summary.md."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 
 from jarm.core.files import plain, replace_text
 from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
-from jarm.report.markdown import BOUGHT, EFFECT, comparison_text, sweep_text
+from jarm.report.markdown import BATCH_COLUMNS, EFFECT, comparison_text, sweep_text
 from jarm.report.statistics import (
     Interval,
     LabelSaving,
@@ -28,22 +28,24 @@ from jarm.report.statistics import (
 )
 
 SEEDS_TO_PLAN = 8
-"""Fewer seeds say too little of their spread to plan with: at 8 it is known within a factor of 2."""
+"""Minimum number of seeds to plan with: 8 give their spread within a factor of 2."""
 PROVENANCE = ("device", "versions", "commit", "config")
+"""Fields of a record that say where it comes from."""
 
 
 def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planning: bool = True) -> dict[str, Any]:
-    """All that `summary.md` says, as numbers.
+    """The numbers behind `summary.md`.
 
-    Each rule is compared with the baseline on the seeds that are whole for both. `area` is the area under the Spearman
-    curve divided by its width in labels; a gain is a mean of paired differences with its 95 % bootstrap interval. A
-    prompt whose Spearman correlation a model leaves undefined counts as 0: curves are of `spearman * spearman_share`,
-    where records without a share have 1.
+    Each rule is compared with the baseline on the seeds whose runs are whole for both. `area` is the area under the
+    Spearman curve divided by its width in labels; a gain is a mean of paired differences with its 95 % bootstrap
+    interval. A test prompt with an undefined Spearman correlation counts as 0: curves show `spearman * spearman_share`,
+    and a record without a share has 1.
 
     Args:
       records: flat, one per rule, seed and round, with kind `run`; and one per reference line, with kind `reference`.
       baseline: name of the rule that others are compared with.
-      planning: whether to say what all rules together show, and how many seeds would show a small difference.
+      planning: whether to add intervals for all rules together, and the number of seeds that would show a small
+        difference.
 
     Returns:
       `rules`: rule -> its numbers and `verdict`; `reference`: name -> metrics; `provenance`; what was compared.
@@ -113,7 +115,7 @@ def _rule(
                 few = len(paired) < SEEDS_TO_PLAN
                 row["seeds_to_see"] = math.nan if few else seeds_to_see(EFFECT, pair[0] - pair[1])
     row["labels"], row[METRIC] = labels, curves(runs, METRIC, seeds).mean(0)
-    row |= {name: _mean(runs, name) for name in BOUGHT}
+    row |= {name: _mean(runs, name) for name in BATCH_COLUMNS}
     row["least_spearman_share"] = _known(runs, SHARE).min(initial=1.0)
     row["label_error"] = _mean({seed: run[-1:] for seed, run in runs.items()}, "label_error")
     saving = None

@@ -5,7 +5,8 @@ import pytest
 from test_summary import make_records
 
 from jarm.core.status import JarmError
-from jarm.report.figures import learning_curves
+from jarm.report.curves import references_of, runs_of
+from jarm.report.figures import draw_curves, learning_curves, style_of
 
 RULES = ("random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt")
 
@@ -28,35 +29,23 @@ def test_any_records_can_be_drawn(tmp_path, records):
         assert path.stat().st_size > 1000
 
 
-def test_curves_count_prompts_without_a_ranking_as_zero(tmp_path, monkeypatch):
-    import jarm.report.figures
+def test_curves_count_prompts_without_a_ranking_as_zero():
+    from matplotlib.figure import Figure
 
     records = make_records()
     for record in records:
         record["spearman_share"] = 0.5
-    drawn, lines = {}, {}
-    panel, references = jarm.report.figures._panel, jarm.report.figures._references
-
-    def watched(axes, runs, given, metric, baseline):
-        panel(axes, runs, given, metric, baseline)
-        drawn[metric] = {line.get_label(): line.get_ydata() for line in axes.get_lines()}
-
-    def watched_references(axes, given, metric, low, high):
-        references(axes, given, metric, low, high)
-        lines[metric] = [line.get_ydata()[0] for line in axes.get_lines()[2:]]
-
-    monkeypatch.setattr(jarm.report.figures, "_panel", watched)
-    monkeypatch.setattr(jarm.report.figures, "_references", watched_references)
-    learning_curves(records, tmp_path / "curves")
     values = [[r["spearman"] for r in records if r["rule"] == "dopt" and r["round"] == t] for t in range(5)]
-    np.testing.assert_allclose(drawn["spearman"]["dopt"], 0.5 * np.mean(values, axis=1))
-    np.testing.assert_allclose(drawn["best_of_5"]["dopt"], 3 * np.mean(values, axis=1))
-    assert 0.15 in lines["spearman"]
+    for metric, factor in (("spearman", 0.5), ("best_of_5", 3)):
+        axes = Figure().subplots()
+        draw_curves(axes, runs_of(records), references_of(records), metric)
+        curve = next(line for line in axes.get_lines() if line.get_label() == "dopt")
+        np.testing.assert_allclose(curve.get_ydata(), factor * np.mean(values, axis=1))
+        if metric == "spearman":
+            assert 0.15 in [line.get_ydata()[0] for line in axes.get_lines()[2:]]
 
 
 def test_no_colours_are_needed_to_tell_rules_apart():
-    from jarm.report.figures import style_of
-
     looks = [style_of(list(RULES), rule, "random") for rule in RULES]
     assert len({(str(look["linestyle"]), look["marker"]) for look in looks}) == len(RULES)
     assert len({look["color"] for look in looks}) == len(RULES)

@@ -9,7 +9,6 @@ from hypothesis import strategies as st
 from jarm.report.statistics import (
     Interval,
     LabelSaving,
-    _t_quantile,
     area_under_curve,
     bootstrap_ci,
     label_saving,
@@ -18,6 +17,7 @@ from jarm.report.statistics import (
     paired_difference,
     seeds_to_see,
     simultaneous_ci,
+    t_quantile,
     tail,
     times_fewer,
     verdict,
@@ -192,4 +192,4 @@ def test_that_many_seeds_see_the_difference_that_often():
 @pytest.mark.parametrize("df", [1, 2, 30, 1000, 1001, 100_000])
 def test_quantiles_of_students_t(df):
     for p in (0.9, 0.975, 0.9999):
-        assert _t_quantile(p, df) == pytest.approx(scipy.stats.t.ppf(p, df), rel=1e-5)
+        assert t_quantile(p, df) == pytest.approx(scipy.stats.t.ppf(p, df), rel=1e-5)
