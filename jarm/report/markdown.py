@@ -81,8 +81,8 @@ def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: in
         "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
         f"Student's t). Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
         "the 5 % level, by the spread of these. Intervals are over label seeds only: test prompts and candidate pairs "
-        "are fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, or "
-        "not a number), it counts as 0."
+        "are fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, "
+        "or not a number), it counts as 0."
     )
     lines = ["", "## How fast each rule teaches", "", *table(head, rows), "", legend]
     if left_out:
@@ -187,20 +187,21 @@ def _cell(row: dict[str, Any], name: str, baseline: bool) -> str:
     if baseline or f"{name}_gain" not in row:
         mean, low, high = (_float(row[name][key]) for key in ("mean", "low", "high"))
         return f"{number(mean)} {interval(low, high)}" if row["seeds"] > 1 else number(mean)
-    mean, low, high = (_float(row[f"{name}_gain"][key]) for key in ("mean", "low", "high"))
+    return f"{_number(row[name]['mean'])}, {_gain(row, f'{name}_gain')}"
+
+
+def _gain(row: dict[str, Any], name: str) -> str:
+    mean, low, high = (_float(row[name][key]) for key in ("mean", "low", "high"))
     ends = f" {interval(low, high)}" if row["paired_seeds"] > 1 else ""
-    return f"{_number(row[name]['mean'])}, {'+' if mean >= 0 else ''}{number(mean)}{ends}"
+    return f"{'+' if mean >= 0 else ''}{number(mean)}{ends}"
 
 
 def _simultaneous(row: dict[str, Any]) -> list[str]:
     """Two cells: the gain with its simultaneous interval, and the number of seeds that would see `EFFECT`."""
-    gain = row.get("area_gain_together")
-    if gain is None:
+    if row.get("area_gain_together") is None:
         return ["-", "-"]
-    mean, low, high = (_float(gain[name]) for name in ("mean", "low", "high"))
-    ends = f" {interval(low, high)}" if row["paired_seeds"] > 1 else ""
     seeds = row["seeds_to_see"]
-    return [f"{'+' if mean >= 0 else ''}{number(mean)}{ends}", "-" if seeds is None else f"{seeds:,.0f}"]
+    return [_gain(row, "area_gain_together"), "-" if seeds is None else f"{seeds:,.0f}"]
 
 
 def _inline(value: Any) -> str:
