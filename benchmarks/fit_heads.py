@@ -197,7 +197,8 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
     from jarm.design.spaces import pair_space, sample_pairs
     from jarm.evaluation.annotators import AnnotatorConfig, annotate
     from jarm.evaluation.metrics import evaluate
-    from jarm.loop.device_table import make_device_table
+    from jarm.loop.config import LoopConfig
+    from jarm.loop.device_table import prepare
     from jarm.reward.config import FitConfig
     from jarm.reward.fit import make_fit
     from jarm.reward.heads import mlp_head
@@ -210,7 +211,7 @@ def stopping(widths: list[int], labels: list[int], seeds: int) -> None:
         norm = np.sqrt(np.mean(np.sum(train.store**2, axis=1)))
         for table in (train, test):
             table.store[:] /= norm
-        device_table, scale = make_device_table(train, AnnotatorConfig())
+        device_table, _, scale = prepare(LoopConfig(), train)
         embeddings = device_table.embeddings.reshape(-1, width)
         gold, lengths = device_table.gold.reshape(-1), device_table.lengths.reshape(-1)
         tensor = torch.from_numpy(np.array(embeddings))

@@ -54,14 +54,15 @@ def main() -> None:
     from jarm.design.spaces import pair_space, sample_pairs
     from jarm.evaluation.annotators import AnnotatorConfig, annotate
     from jarm.evaluation.metrics import evaluate, reference_lines
-    from jarm.loop.device_table import make_device_table
+    from jarm.loop.config import LoopConfig
+    from jarm.loop.device_table import prepare
     from jarm.reward.config import FitConfig, HeadConfig
     from jarm.reward.fit import make_fit
 
     table = {"embeddings": options.embeddings, "target": options.target} if options.embeddings else {}
     train, test = load(options.data, **table, standardise=not options.raw)
     annotator = AnnotatorConfig()
-    device_table, scale = make_device_table(train, annotator)
+    device_table, _, scale = prepare(LoopConfig(annotator=annotator), train)
     rows, gold = device_table.embeddings.reshape(-1, device_table.embeddings.shape[2]), device_table.gold.reshape(-1)
     space = pair_space("within", device_table.mask.shape[1], device_table.mask.reshape(-1))
 

@@ -13,8 +13,7 @@ from jarm.core.base import HParams
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
-from jarm.evaluation.annotators import reward_scale
-from jarm.loop.device_table import DeviceTable, check_budget, check_table, make_device_table, make_hparams
+from jarm.loop.device_table import DeviceTable, check_run, make_device_table
 from jarm.runs.grid import Group, Setting, SweepConfig, expand, groups
 from jarm.runs.programs import Program, default_workers, out_of_memory
 from jarm.runs.runner import Runner, judge
@@ -76,9 +75,7 @@ def read_jobs(config: SweepConfig) -> list[Job]:
             loaded[key] = data
             if data.train.gold is None or data.test.gold is None:
                 raise JarmError("The data has no gold rewards, so there is nothing to judge by: give a `target`.")
-            check_budget(group.loop, data.train)
-            check_table(data.train, group.loop.annotator)
-            scale = reward_scale(group.loop.annotator, data.train.gold, data.train.mask)
+            scale, _ = check_run(group.loop, data.train)
         except JarmError as error:
             raise JarmError(f"In the setting {group.settings[0]}: {error}") from error
         hparams = []
@@ -89,7 +86,7 @@ def read_jobs(config: SweepConfig) -> list[Job]:
                 numbers = setting.config.hparams()
                 if setting.config.flip_rate is not None and which in solved:
                     loop, numbers = group.loop, dataclasses.replace(numbers, noise=solved[which].noise)
-                numbers = make_hparams(loop, data.train, scale, numbers)
+                _, numbers = check_run(loop, data.train, numbers)
                 solved[which] = numbers
             except JarmError as error:
                 raise JarmError(f"In the setting {setting}: {error}") from error
@@ -127,15 +124,14 @@ class Programs:
             return self._runners[id(job)]
 
     def _make(self, job: Job) -> Runner:
-        table, annotator = job.data.train, job.group.loop.annotator
-        which = id(table), annotator.scale, annotator.length_bias
+        table, which = job.data.train, (id(job.data.train), job.scale)
         program = self._programs.setdefault(
             job.program, Program(job.group.loop, self.vmap_runs, self.devices, self.workers)
         )
         try:
             if self._table is None or self._table[0] != which:
                 self._table = None  # the last one makes room
-                self._table = which, make_device_table(table, annotator)[0]
+                self._table = which, make_device_table(table, job.scale)
             return Runner(program, self._table[1], timed=False)
         except jax.errors.JaxRuntimeError as error:
             if not out_of_memory(error):

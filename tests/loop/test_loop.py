@@ -13,7 +13,7 @@ from jarm.design.spaces import pair_space, subset
 from jarm.design.top import top_pairs
 from jarm.evaluation.annotators import AnnotatorConfig, annotate
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import check_budget, make_device_table, make_hparams, prepare
+from jarm.loop.device_table import check_run, make_device_table, prepare
 from jarm.loop.loop import make_loop
 from jarm.reward.config import FitConfig, HeadConfig
 from jarm.testing.tracing import count_compilations, count_traces
@@ -44,7 +44,8 @@ def make_table(seed=0, ragged=True):
 
 TABLE = make_table()
 NO_LENGTHS = dataclasses.replace(TABLE, attributes={})
-POOL, SCALE = make_device_table(TABLE, AnnotatorConfig())
+SHORT = LoopConfig(rounds=1, batch=5, initial=5)
+POOL, _, SCALE = prepare(SHORT, TABLE)
 
 
 def in_order(key, hparams, belief, space, k):
@@ -97,7 +98,7 @@ def loop_of(name):
 
 
 def hparams_of(name, **changes):
-    return make_hparams(CONFIGS[name], TABLE, SCALE, HParams(**changes))
+    return prepare(CONFIGS[name], TABLE, HParams(**changes))[1]
 
 
 @functools.cache
@@ -154,7 +155,7 @@ def test_one_trace_for_every_seed_rule_and_number(name):
     hparams = hparams_of(
         name, noise=5.0, prior_weight=3.0, prior_mix=0.5, learning_rate=0.1, weight_decay=0.0, ridge=2.0
     )
-    other, _ = make_device_table(make_table(seed=1, ragged=False), AnnotatorConfig())
+    other, *_ = prepare(CONFIGS[name], make_table(seed=1, ragged=False))
     key, rule = jax.random.key(7), jnp.int32(len(CONFIGS[name].rules) - 1)
     with count_compilations() as compiled:
         jax.block_until_ready(loop.run(key, hparams, other, rule))
@@ -241,8 +242,8 @@ def test_a_run_that_runs_out_of_pairs_says_so_and_stays_distinct():
     mask = np.zeros((PROMPTS, WIDTH), bool)
     mask[:3, :3] = True
     table = dataclasses.replace(TABLE, mask=mask)
-    device_table, _ = make_device_table(table, AnnotatorConfig())
     loop, _ = loop_of("within")
+    device_table = make_device_table(table, SCALE)
     for rule in (0, 2):
         state, records = loop.run(jax.random.key(0), hparams_of("within"), device_table, jnp.int32(rule))
         pairs, _ = told(state)
@@ -250,7 +251,7 @@ def test_a_run_that_runs_out_of_pairs_says_so_and_stays_distinct():
         np.testing.assert_array_equal(records.status, [1, 1, 1, 1])
         np.testing.assert_array_equal(records.labels, [6, 9, 9, 9])
     with pytest.raises(JarmError, match="holds 9 pairs within prompts, fewer than the 21 labels"):
-        check_budget(CONFIGS["within"], table)
+        check_run(CONFIGS["within"], table)
 
 
 def test_a_batch_of_nans_reaches_the_edge_as_a_status():
@@ -432,13 +433,13 @@ def test_a_pool_is_in_units_of_the_scale():
 
 
 def test_the_noise_is_solved_for_a_flip_rate():
-    config = LoopConfig(annotator=AnnotatorConfig(flip_rate=0.2))
-    low = make_hparams(config, TABLE, SCALE).noise
-    high = make_hparams(dataclasses.replace(config, annotator=AnnotatorConfig(flip_rate=0.4)), TABLE, SCALE).noise
+    config = dataclasses.replace(SHORT, annotator=AnnotatorConfig(flip_rate=0.2))
+    low = check_run(config, TABLE)[1].noise
+    high = check_run(dataclasses.replace(config, annotator=AnnotatorConfig(flip_rate=0.4)), TABLE)[1].noise
     assert low > high > 0
     perfect = dataclasses.replace(config, annotator=AnnotatorConfig(flip_rate=0.0))
-    assert make_hparams(perfect, TABLE, SCALE).noise < 0
-    for leaf in jax.tree.leaves(make_hparams(config, TABLE, SCALE)):
+    assert check_run(perfect, TABLE)[1].noise < 0
+    for leaf in jax.tree.leaves(prepare(config, TABLE)[1]):
         assert leaf.dtype == jnp.float32
         assert not leaf.weak_type
 
@@ -453,7 +454,7 @@ def test_bad_settings_are_named():
     with pytest.raises(JarmError, match="no rule 'dpot': did you mean"):
         make_loop(LoopConfig(rules=("dpot",)))
     with pytest.raises(JarmError, match="no response lengths"):
-        make_device_table(NO_LENGTHS, AnnotatorConfig(length_bias=1.0))
+        check_run(dataclasses.replace(SHORT, annotator=AnnotatorConfig(length_bias=1.0)), NO_LENGTHS)
     for name, value in (
         ("noise", float("nan")),
         ("label_smoothing", 3.0),
@@ -467,7 +468,7 @@ def test_bad_settings_are_named():
         ("epsilon", 1.5),
     ):
         with pytest.raises(JarmError, match=f"`{name}` is"):
-            make_hparams(CONFIGS["within"], TABLE, SCALE, HParams(**{name: value}))
+            check_run(CONFIGS["within"], TABLE, HParams(**{name: value}))
 
 
 @pytest.mark.parametrize("pairs", ["within", "cross", "all"])
@@ -477,18 +478,18 @@ def test_the_budget_is_checked_to_the_pair(pairs):
     same = first // WIDTH == second // WIDTH
     both = real[first] & real[second] & {"within": same, "cross": ~same, "all": True}[pairs]
     config = LoopConfig(pairs=pairs, rounds=1, batch=1, initial=int(both.sum()) - 1)
-    check_budget(config, TABLE)
+    check_run(config, TABLE)
     with pytest.raises(JarmError, match=f"holds {both.sum()} pairs"):
-        check_budget(dataclasses.replace(config, batch=2), TABLE)
+        check_run(dataclasses.replace(config, batch=2), TABLE)
 
 
 def test_too_few_prompts_are_named():
-    with pytest.raises(JarmError, match="10 prompts a round are more than the 9"):
-        check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=10), TABLE)
+    with pytest.raises(JarmError, match="10 prompts per round are more than the 9"):
+        check_run(dataclasses.replace(CONFIGS["within prompts"], prompts=10), TABLE)
     # The smallest two prompts hold one pair and three.
-    check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=4, rounds=1), TABLE)
-    with pytest.raises(JarmError, match="2 prompts a round may hold fewer pairs within prompts than a batch of 5"):
-        check_budget(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=5, rounds=1), TABLE)
+    check_run(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=4, rounds=1), TABLE)
+    with pytest.raises(JarmError, match="2 prompts per round may hold fewer pairs within prompts than a batch of 5"):
+        check_run(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=5, rounds=1), TABLE)
 
 
 def test_without_gold_rewards_nobody_answers():

@@ -438,7 +438,7 @@ def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
     """Also where some had not begun; a program that is asked for is one that fits."""
     monkeypatch.setattr(programs.Program, "_function", lambda self: jax.jit(lambda *arguments: arguments[0]))
     program, (job,) = programs.Program(SMALL.loop(), 8), read_jobs(small(pathlib.Path("out"), {}))
-    pool, _ = make_device_table(job.data.train, job.group.loop.annotator)
+    pool = make_device_table(job.data.train, job.scale)
     barrier = threading.Barrier(6, timeout=60)
 
     def one():
