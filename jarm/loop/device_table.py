@@ -35,6 +35,11 @@ class DeviceTable:
     lengths: Float[Array, "P R"]
     spread: Float[Array, ""]
 
+    @property
+    def flat(self) -> Float[Array, "N d"]:
+        """Embeddings with one row per response, `[N, d]`."""
+        return self.embeddings.reshape(-1, self.embeddings.shape[2])
+
 
 def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HParams()) -> tuple[float, HParams]:
     """Refuse a run that cannot be made, before a device is touched.

@@ -1,0 +1,104 @@
+"""What a rule gets to see in a round: the candidate pairs, and the belief about their responses."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jarm.core.base import Belief, Labelled, PairSpace, RewardHead
+from jarm.core.types import Array, Float, Int, Params, PRNGKey
+from jarm.design.fisher import fisher_weight, pair_information
+from jarm.design.spaces import compact, pair_space, subset
+from jarm.loop.config import LoopConfig
+from jarm.loop.device_table import DeviceTable
+
+
+def draw_candidates(
+    config: LoopConfig, key: PRNGKey, labelled: Labelled, table: DeviceTable
+) -> tuple[Int[Array, "n"] | None, PairSpace]:
+    """The unlabelled pairs on offer in one round.
+
+    Args:
+      config: how many prompts and candidate pairs are drawn, and the kind of pairs.
+      key: chance of the draws.
+      labelled: pairs that are left out.
+      table: the training table.
+
+    Returns:
+      `[n]` the responses that the pairs are about, None for all `N`; and the space, in indices into these responses.
+    """
+    count, width = table.mask.shape
+    key_prompts, key_candidates = jax.random.split(key)
+    if config.prompts is None:
+        prompts = jnp.arange(count, dtype=jnp.int32)
+    else:
+        prompts = jax.random.choice(key_prompts, count, (config.prompts,), replace=False).astype(jnp.int32)
+    size = prompts.shape[0] * width
+    # Place of each prompt among those drawn; one that is not drawn is beyond them, and so are its responses.
+    place = jnp.full(count, prompts.shape[0], jnp.int32).at[prompts].set(jnp.arange(prompts.shape[0], dtype=jnp.int32))
+    ends = jnp.stack([labelled.first, labelled.second], axis=1)
+    local = jnp.where(labelled.mask[:, None], place[ends // width] * width + ends % width, size)
+    space = pair_space(config.pairs, width, table.mask[prompts].reshape(-1), local)
+    responses = None
+    if config.prompts is not None:
+        responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)
+    if config.candidates is None:
+        return responses, space
+    space = subset(key_candidates, space, config.candidates)
+    if 2 * config.candidates >= size:
+        return responses, space
+    # Few pairs of many responses: only the responses at their ends are scored.
+    used, space = compact(space)
+    return (used if responses is None else responses[used]), space
+
+
+def form_belief(
+    config: LoopConfig,
+    head: RewardHead,
+    params: Params,
+    labelled: Labelled,
+    table: DeviceTable,
+    responses: Int[Array, "n"] | None,
+) -> Belief:
+    """The belief of an ensemble about some responses, and about the ends of the labelled pairs.
+
+    Features are the first member's, since those of different heads have no common mean; rewards are the ensemble's.
+
+    Args:
+      config: of the loop; read for the number of members.
+      head: the reward head.
+      params: its parameters, with a leading axis K.
+      labelled: the pairs labelled so far.
+      table: the training table.
+      responses: `[n]` indices of the responses, None for all `N`.
+    """
+    flat = table.flat
+    first_member = jax.tree.map(lambda leaf: leaf[0], params)
+    others = jax.tree.map(lambda leaf: leaf[1:], params)
+
+    def scored(rows: Float[Array, "n d"]) -> tuple[Float[Array, "n F"], Float[Array, "K n"]]:
+        features = head.features(first_member, rows)
+        rewards = [(features @ head.weights(first_member))[None]]
+        if config.fit.members > 1:
+            rewards.append(jax.vmap(head.rewards, in_axes=(0, None))(others, rows))
+        return features, jnp.concatenate(rewards)
+
+    features, member_rewards = scored(flat if responses is None else flat[responses])
+    rewards = member_rewards.mean(axis=0)
+
+    ends = jnp.stack([labelled.first, labelled.second])
+    if responses is None:
+        (phi_first, phi_second), (r_first, r_second) = features[ends], rewards[ends]
+    else:
+        phi, r = scored(flat[ends.reshape(-1)])
+        (phi_first, phi_second), (r_first, r_second) = jnp.split(phi, 2), jnp.split(r.mean(axis=0), 2)
+    real = labelled.mask[:, None]
+    return Belief(
+        features=features,
+        rewards=rewards,
+        member_rewards=member_rewards,
+        labelled_information=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask),
+        num_labelled=labelled.mask.sum(dtype=jnp.int32),
+        labelled_features=jnp.where(real[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
+        labelled_rewards=jnp.where(real, jnp.stack([r_first, r_second], axis=1), 0),
+    )

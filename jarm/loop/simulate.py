@@ -1,0 +1,123 @@
+"""A whole run as one pure function: a scan of ask, annotate and tell that never touches the host."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from jarm.core.base import FitInfo, HParams, Selection
+from jarm.core.status import Status, worst
+from jarm.core.types import Array, Bool, Int, Params, PRNGKey
+from jarm.evaluation.annotators import annotate
+from jarm.evaluation.batch import batch_report
+from jarm.loop.device_table import DeviceTable
+from jarm.loop.steps import Choice, LoopState, Parts, choose, fit, init, tell
+
+
+class RunRecord(NamedTuple):
+    """One run, with a leading axis T + 1 over rounds: after the initial labels, and after each batch.
+
+    Attributes:
+      labels: `[T + 1]` labels so far.
+      wrong: `[T + 1]` how many of them are wrong.
+      params: the heads fitted to them, `[T + 1, K, ...]`.
+      fit: the report of each fit.
+      selection: the next batch; the last round selects nothing, so none of its pairs is valid.
+      batch: diversity and informativeness of that batch.
+      status: `[T + 1]` worst `Status` up to then.
+    """
+
+    labels: Int[Array, "T"]
+    wrong: Int[Array, "T"]
+    params: Params
+    fit: FitInfo
+    selection: Selection
+    batch: dict[str, Array]
+    status: Int[Array, "T"]
+
+
+def run(
+    parts: Parts, key: PRNGKey, hparams: HParams, table: DeviceTable, rule: int | Array = 0
+) -> tuple[LoopState, RunRecord]:
+    """Every round of a loop, against the simulated annotator.
+
+    Args:
+      parts: the static parts of the loop.
+      key: one key is one set of first pairs, heads, candidates and opinions of the annotator.
+      hparams: numbers of the experiment.
+      table: the training table.
+      rule: index into the rules of the configuration, may be traced.
+
+    Returns:
+      The last state, and the record of every round.
+    """
+    key_loop, key_annotator = jax.random.split(key)
+    rounds = parts.config.rounds
+
+    def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
+        return _answer(parts, key_annotator, hparams, state, selection, table)
+
+    def step(carry: tuple[LoopState, Array], last: Bool[Array, ""]) -> tuple[tuple[LoopState, Array], RunRecord]:
+        state, wrong = carry
+        state, info = fit(parts, hparams, state, table)
+        choice = _no_choice(parts.config.batch)
+        if rounds:  # else nothing is ever chosen, and need not be compiled
+            choice = jax.lax.cond(last, lambda: choice, lambda: choose(parts, hparams, state, table, rule))
+        record = RunRecord(
+            labels=state.labelled.mask.sum(dtype=jnp.int32),
+            wrong=wrong,
+            params=state.params,
+            fit=info,
+            selection=choice.selection,
+            batch=_report(choice, table),
+            status=worst(state.status, choice.selection.status),
+        )
+        state, more = answer(state, choice.selection)
+        return (state, wrong + more), record
+
+    state, first = init(parts, key_loop, table)
+    state, wrong = answer(state, first)
+    (state, _), records = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 1) == rounds)
+    return state, records
+
+
+def _answer(
+    parts: Parts, key: PRNGKey, hparams: HParams, state: LoopState, selection: Selection, table: DeviceTable
+) -> tuple[LoopState, Int[Array, ""]]:
+    """Label a batch and record it; and how many of its labels are wrong."""
+    gold, noise = table.gold.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
+    labels, wrong = annotate(key, parts.config.annotator, noise, selection.pairs, gold, table.lengths.reshape(-1))
+    known = jnp.where(selection.valid[:, None], jnp.isfinite(gold[selection.pairs]), True)
+    labels = jnp.where(known.all(axis=1), labels, jnp.nan)  # nobody can answer, and `tell` reports it
+    return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
+
+
+def _report(choice: Choice, table: DeviceTable) -> dict[str, Array]:
+    """Diversity and informativeness of a batch."""
+    gold, (first, second) = table.gold.reshape(-1), choice.selection.pairs.T
+    return batch_report(
+        table.flat[first],
+        table.flat[second],
+        choice.selection.pairs,
+        choice.selection.valid,
+        choice.weight,
+        choice.variance,
+        jnp.abs(gold[first] - gold[second]),
+        width=table.mask.shape[1],
+        scale=table.spread,
+    )
+
+
+def _no_choice(batch: int) -> Choice:
+    """The choice of a round that selects nothing."""
+    none = jnp.zeros(batch, jnp.float32)
+    selection = Selection(
+        pairs=jnp.zeros((batch, 2), jnp.int32),
+        gains=none,
+        valid=jnp.zeros(batch, bool),
+        status=jnp.int32(Status.OK),
+        weights=jnp.ones(batch, jnp.float32),
+    )
+    return Choice(selection, none, none)
