@@ -25,7 +25,9 @@ from jarm.evaluation.metrics import evaluate, reference_lines
 from jarm.evaluation.ranking import best_of_n, spearman
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable, prepare
-from jarm.loop.loop import Loop, LoopState, RunRecord, make_loop
+from jarm.loop.loop import Loop, make_loop
+from jarm.loop.simulate import RunRecord
+from jarm.loop.steps import LoopState
 from jarm.reward.config import FitConfig, HeadConfig
 from jarm.reward.fit import make_fit
 from jarm.reward.heads import linear_head, mlp_head

@@ -22,7 +22,9 @@ from jarm.core.status import JarmError
 from jarm.core.types import Array
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
-from jarm.loop.loop import LoopState, RunRecord, make_loop
+from jarm.loop.loop import make_loop
+from jarm.loop.simulate import RunRecord
+from jarm.loop.steps import LoopState
 
 
 def default_workers() -> int:

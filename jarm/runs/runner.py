@@ -24,7 +24,9 @@ from jarm.core.tables import ResponseTable
 from jarm.core.types import Array, Params
 from jarm.evaluation.metrics import evaluate
 from jarm.loop.device_table import DeviceTable
-from jarm.loop.loop import LoopState, RunRecord, make_loop
+from jarm.loop.loop import make_loop
+from jarm.loop.simulate import RunRecord
+from jarm.loop.steps import LoopState
 from jarm.runs.programs import Program, out_of_memory
 
 T = TypeVar("T")
