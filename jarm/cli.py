@@ -25,7 +25,7 @@ from jarm.report.figures import run_times
 from jarm.runs.config import CompareConfig
 from jarm.runs.grid import SweepConfig, read_sweep
 from jarm.runs.programs import keep_compiled
-from jarm.runs.records import sweep_status
+from jarm.runs.sharing import sweep_status
 from jarm.studies.bench import BenchConfig, bench, table
 from jarm.studies.compare import compare
 from jarm.studies.plan import plan, plan_text
@@ -134,15 +134,15 @@ def _sweep(
     if jax.process_index() == 0:
         failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
         if failed:
-            print(f"{failed:,} run{'s' * (failed != 1)} failed; {read.base.out / 'summary.md'} says why.")
-        print(f"{read.base.out / 'summary.md'}\n{read.base.out / 'curves.png'}")
+            print(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")
+        print(f"{read.out / 'summary.md'}\n{read.out / 'curves.png'}")
         rows = [(rule, row) for each in summary["settings"] for rule, row in each["rules"].items()]
         if lost := sorted({rule for rule, row in rows if row["failed_seeds"] and not row["seeds"]}):
             raise JarmError(f"No run of {', '.join(lost)} ran to its end in some setting, for the reasons there.")
 
 
 def _status(folder: pathlib.Path) -> None:
-    status = sweep_status(read_sweep(folder).base.out if folder.is_file() else folder)
+    status = sweep_status(read_sweep(folder).out if folder.is_file() else folder)
     state = "running" if status["running"] else "done" if status["done"] == status["runs"] else "stopped"
     print(f"{status['done']:,} of {status['runs']:,} runs, {state}")
     for message, count in status["failures"].items():
@@ -164,8 +164,8 @@ def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool =
 
 def _print_plan(config: SweepConfig, *, measure: bool = True) -> None:
     print(plan_text(plan(config, measure=measure)))
-    if (config.base.out / "progress.json").exists():
-        print(f"{sweep_status(config.base.out)['done']:,} runs are in {config.base.out} already")
+    if (config.out / "progress.json").exists():
+        print(f"{sweep_status(config.out)['done']:,} runs are in {config.out} already")
 
 
 def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:

@@ -1,12 +1,13 @@
-"""The grid of a sweep: which options of `jarm compare` vary, over which values, and what of that needs a compilation.
+"""The grid of a sweep: options of `jarm compare` that vary, and their values.
 
 Numbers that a run takes as arrays, the fields of `HParams` and the flip rate of a Bradley-Terry annotator, are traced
-axes: one program runs them all, as it does all seeds and all rules. Other options are static axes: a program for each
-combination of their values.
+axes: one program runs all their values, as it does all seeds and all rules. Other options are static axes: each
+combination of their values compiles a program.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
 import math
@@ -16,36 +17,42 @@ import runpy
 import tomllib
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from jarm.core.base import HParams
 from jarm.core.messages import brief, nearest
 from jarm.core.status import JarmError
 from jarm.loop.config import LoopConfig
 from jarm.runs.config import SOURCE, CompareConfig
+from jarm.runs.records import RENAMED
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
-NUMBERS = tuple(field.name for field in dataclasses.fields(HParams))
 WHOLE = ("out", "rules", "seeds", "workers", "vmap_runs")
 """Options of the sweep as a whole: no axis can have them."""
 OUT = pathlib.Path("out/sweep")
-TAKEN = re.compile(
+RESERVED = re.compile(
     "kind|rule|seed|round|labels|label_error|message|source|device|versions|commit|config|pair_accuracy|nll|brier|"
-    "calibration_error|(spearman|seconds|batch|fit|best_of)(_.*)?"
+    f"calibration_error|(spearman|seconds|batch|fit|best_of)(_.*)?|{'|'.join(RENAMED)}"
 )
-"""Names that records have for other things."""
+"""Column names reserved by the record format."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SweepConfig:
     """A grid of comparisons: every combination of the axes' values, with every rule and every seed of the base.
 
+    Example:
+      Two axes, one of them with a name of its own for options that go together: 2 x 2 settings.
+
+      >>> sizes = [{"name": "often", "batch": 25, "rounds": 16}, {"name": "seldom", "batch": 100, "rounds": 4}]
+      >>> config = SweepConfig(CompareConfig(seeds=16), {"noise": [0.5, 2.0], "size": sizes})
+      >>> [str(setting) for setting in expand(config)][:2]
+      ['noise=0.5, size=often', 'noise=0.5, size=seldom']
+
     Attributes:
-      base: options that all share, among them `rules`, `seeds` and `out`: `out/sweep` if not given, not that of a
-        comparison.
+      base: options that all settings share, among them `rules`, `seeds` and `out`.
       grid: axis -> a sequence of its values. An axis is an option of `jarm compare`; or a name of your own, whose
         values are mappings of several options that go together, each with a `name`.
     """
@@ -53,13 +60,19 @@ class SweepConfig:
     base: CompareConfig = dataclasses.field(default_factory=CompareConfig)
     grid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        if self.base.out == CompareConfig().out:
-            object.__setattr__(self, "base", dataclasses.replace(self.base, out=OUT))
+    @property
+    def out(self) -> pathlib.Path:
+        """Folder of the sweep: the base's, or `out/sweep` where the base has the default of a comparison."""
+        return OUT if self.base.out == CompareConfig.out else pathlib.Path(self.base.out)
 
 
 class Setting(NamedTuple):
-    """One point of the grid: its value on each axis, as records have it, and the options that come of them."""
+    """One combination of the axes' values.
+
+    Attributes:
+      axes: axis -> value, as in the records.
+      config: the options with these values.
+    """
 
     axes: dict[str, Any]
     config: CompareConfig
@@ -67,18 +80,44 @@ class Setting(NamedTuple):
     def __str__(self) -> str:
         return ", ".join(f"{name}={value}" for name, value in self.axes.items()) or "the only setting"
 
+    @property
+    def source(self) -> dict[str, Any]:
+        """Options that choose the data."""
+        return {name: getattr(self.config, name) for name in ("data", *SOURCE)}
 
-class Group(NamedTuple):
-    """Settings that share a program and data: they differ in traced numbers."""
+    @property
+    def loop(self) -> LoopConfig:
+        """The loop as it is compiled: a Bradley-Terry annotator's flip rate becomes a noise, which is traced."""
+        loop = self.config.loop()
+        if loop.annotator.kind != "bradley_terry":
+            return loop
+        return dataclasses.replace(loop, annotator=dataclasses.replace(loop.annotator, flip_rate=None))
 
-    loop: LoopConfig
-    source: dict[str, Any]
-    best_of: tuple[int, ...] | None
-    settings: list[Setting]
+    @contextlib.contextmanager
+    def named_in_errors(self) -> Iterator[None]:
+        """Errors of the block say that they occurred in this setting, if it is one of several."""
+        try:
+            yield
+        except JarmError as error:
+            if not self.axes:
+                raise
+            raise JarmError(f"In the setting {self}: {error}") from error
 
 
 def read_sweep(path: pathlib.Path) -> SweepConfig:
-    """The grid of a file: TOML, with options of `jarm compare` and a table `[grid]`; or Python that sets `config`.
+    """Read the grid of a file: TOML with options of `jarm compare` and a table `[grid]`; or Python that sets `config`.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = pathlib.Path(folder, "noise.toml")
+      ...     _ = path.write_text("seeds = 3\\n[grid]\\nnoise = [0.5, 2]")
+      ...     config = read_sweep(path)
+      >>> config.base.seeds, config.grid, str(config.out)
+      (3, {'noise': [0.5, 2]}, 'out/noise')
+
+    Args:
+      path: a `.toml` or `.py`; its name decides where the sweep is written, `out/NAME`, if the file does not.
 
     Raises:
       JarmError: the file is missing or not readable, or an option or a value is wrong.
@@ -91,22 +130,21 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
         try:
             config = runpy.run_path(str(path)).get("config")
         except (Exception, SystemExit) as error:  # whatever a user's file does
-            raise JarmError(f"{path} does not run ({type(error).__name__}: {brief(error)}): mend it.") from error
+            raise JarmError(f"{path} does not run ({type(error).__name__}: {brief(error)}): repair it.") from error
         if not isinstance(config, SweepConfig):
             raise JarmError(f"{path} sets no `config = SweepConfig(...)`: add that.")
-        out = pathlib.Path(f"out/{path.stem}") if config.base.out == OUT else config.base.out
-        return dataclasses.replace(config, base=dataclasses.replace(config.base, out=out))
+        if config.out != OUT:
+            return config
+        return dataclasses.replace(config, base=dataclasses.replace(config.base, out=pathlib.Path(f"out/{path.stem}")))
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, ValueError) as error:
         raise JarmError(f"{path} is not readable TOML ({error}): put it right.") from None
     grid = table.pop("grid", {})
     if not isinstance(grid, dict):
-        raise JarmError(f"`grid` of {path} is {grid!r}: write a table, [grid], with an axis a line.")
+        raise JarmError(f"`grid` of {path} is {grid!r}: write a table, [grid], with one axis per line.")
     if other := [name for name, value in table.items() if isinstance(value, dict)]:
-        raise JarmError(
-            f"{path} has a table [{other[0]}]{nearest(other[0], ['grid'])}: the only one there is is [grid]."
-        )
+        raise JarmError(f"{path} has a table [{other[0]}]{nearest(other[0], ['grid'])}: [grid] is the only table.")
     if both := [name for name in table if name in grid]:
         raise JarmError(f"{path} has `{both[0]}` above [grid] and in it: leave one of them out.")
     base = {"out": f"out/{path.stem}"} | {name: _value(name, value, str(path)) for name, value in table.items()}
@@ -114,10 +152,10 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
 
 
 def expand(config: SweepConfig) -> list[Setting]:
-    """Every point of the grid, the last axis fastest.
+    """All settings of the grid, the last axis fastest.
 
     Raises:
-      JarmError: an axis that is no option, is empty or holds a value twice, or a value of the wrong type.
+      JarmError: an axis is no option, is empty or holds a value twice, or a value has the wrong type.
     """
     axes: list[list[tuple[str, Any, dict[str, Any]]]] = []
     for name, values in config.grid.items():
@@ -129,7 +167,7 @@ def expand(config: SweepConfig) -> list[Setting]:
             raise JarmError(f"grid.{name} is {values!r}: give a list of values.")
         if not values:
             raise JarmError(f"grid.{name} is empty, so there is nothing to run: give it values, or leave it out.")
-        axes.append([_point(name, value, at) for at, value in enumerate(values)])
+        axes.append([_axis_value(name, value, at) for at, value in enumerate(values)])
         shown = [value for _, value, _ in axes[-1]]
         if twice := [value for at, value in enumerate(shown) if value in shown[:at]]:
             raise JarmError(f"grid.{name} holds {twice[0]!r} twice: leave one out.")
@@ -138,26 +176,25 @@ def expand(config: SweepConfig) -> list[Setting]:
         if setter.setdefault(option, name) != name:
             raise JarmError(f"grid.{setter[option]} and grid.{name} both set `{option}`: leave it to one of them.")
     settings = []
-    for points in itertools.product(*axes):
-        options = {option: value for _, _, given in points for option, value in given.items()}
-        shown_values = {name: value for name, value, _ in points}
-        config_here = dataclasses.replace(config.base, **options)
-        if "noise" in options and (config_here.annotator != "bradley_terry" or config_here.flip_rate is not None):
+    for values in itertools.product(*axes):
+        options = {option: value for _, _, given in values for option, value in given.items()}
+        here = dataclasses.replace(config.base, **options)
+        if "noise" in options and (here.annotator != "bradley_terry" or here.flip_rate is not None):
             raise JarmError(
                 f"grid.{setter['noise']} sets `noise`, which does nothing where the annotator is "
-                f"{config_here.annotator!r} with a flip rate of {config_here.flip_rate}: leave one of them out."
+                f"{here.annotator!r} with a flip rate of {here.flip_rate}: leave one of them out."
             )
-        settings.append(Setting(shown_values, config_here))
+        settings.append(Setting({name: value for name, value, _ in values}, here))
     return settings
 
 
-def _point(axis: str, value: Any, at: int) -> tuple[str, Any, dict[str, Any]]:
-    """The axis, its value as records have it, and the options that it sets."""
+def _axis_value(axis: str, value: Any, at: int) -> tuple[str, Any, dict[str, Any]]:
+    """An axis, its value as records have it, and the options that the value sets."""
     where = f"grid.{axis}[{at}]"
     if not isinstance(value, Mapping):
         value = _value(axis, value, where)
         return axis, value, {axis: value}
-    if axis in OPTIONS or TAKEN.fullmatch(axis):
+    if axis in OPTIONS or RESERVED.fullmatch(axis):
         raise JarmError(f"{where} sets several options, and `{axis}` is the name of something else: name it otherwise.")
     if not isinstance(value.get("name"), str):
         raise JarmError(f"{where} is {dict(value)}: give it a name, such as name = 'small'.")
@@ -168,7 +205,7 @@ def _point(axis: str, value: Any, at: int) -> tuple[str, Any, dict[str, Any]]:
 
 
 def _value(option: str, value: Any, where: str) -> Any:
-    """A value of an option, of its type."""
+    """The value of an option, converted to its type."""
     if option not in OPTIONS:
         raise JarmError(
             f"{where} names `{option}`, which is no option of `jarm compare`{nearest(option, OPTIONS)}; "
@@ -194,22 +231,15 @@ def _value(option: str, value: Any, where: str) -> Any:
     return value
 
 
-def groups(settings: Iterable[Setting]) -> list[Group]:
-    """Settings by the program and the data that they need, those with the same data next to each other.
+def by_program(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """Settings that share program and data, in lists; lists with the same data are neighbours.
 
     Raises:
-      JarmError: a setting that cannot be run, and which.
+      JarmError: a setting cannot be run; the message says which.
     """
-    found: dict[Any, Group] = {}
+    found: dict[Any, dict[Any, list[Setting]]] = {}
     for setting in settings:
-        try:
-            loop, best_of = setting.config.loop(), setting.config.sizes()
-        except JarmError as error:
-            raise JarmError(f"In the setting {setting}: {error}") from error
-        if loop.annotator.kind == "bradley_terry":  # its flip rate becomes a noise, before anything runs
-            loop = dataclasses.replace(loop, annotator=dataclasses.replace(loop.annotator, flip_rate=None))
-        source = {name: getattr(setting.config, name) for name in ("data", *SOURCE)}
-        key = (tuple(source.values()), loop, best_of)
-        found.setdefault(key, Group(loop, source, best_of, [])).settings.append(setting)
-    order = list(dict.fromkeys(key[0] for key in found))
-    return [group for key, group in sorted(found.items(), key=lambda item: order.index(item[0][0]))]
+        with setting.named_in_errors():
+            program = setting.loop, setting.config.sizes()
+        found.setdefault(tuple(setting.source.values()), {}).setdefault(program, []).append(setting)
+    return [shared for programs in found.values() for shared in programs.values()]

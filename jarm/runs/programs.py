@@ -9,11 +9,13 @@ import pathlib
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import NamedSharding, PartitionSpec
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from jarm.core.base import HParams
@@ -25,41 +27,51 @@ from jarm.loop.device_table import DeviceTable
 from jarm.loop.loop import make_loop
 from jarm.loop.simulate import RunRecord
 from jarm.loop.steps import LoopState
+from jarm.runs.results import Result, failure_of
+
+COMPARED, SWEPT = 16, 64
+"""Default number of runs vmapped together on an accelerator, in a comparison and in a sweep; beyond it the slowest run
+dominates."""
 
 
 def default_workers() -> int:
-    """Runs at a time: on a CPU one a core, since XLA finds little to share out in arrays this small; else 1."""
+    """Default number of calls at a time: one per core on a CPU, where XLA hardly splits arrays this small; else 1."""
     if jax.default_backend() != "cpu":
         return 1
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_vmap_runs() -> int:
-    """Seeds of a run under `vmap`: on a CPU 1, where batched runs take longer (`benchmarks/README.md`); else 16."""
-    return 1 if jax.default_backend() == "cpu" else 16
+def default_vmap_runs(most: int = COMPARED) -> int:
+    """Default number of runs under `vmap`: 1 on a CPU, where batched runs are slower (`benchmarks/README.md`)."""
+    return 1 if jax.default_backend() == "cpu" else most
 
 
 class Program:
-    """The program of a configuration, compiled when first asked for; several pools of one shape can share it.
+    """The program of a configuration: compiled when first asked for, and shared by all tables of one shape.
 
     Args:
       config: what is compiled.
-      vmap_runs: points that a device runs at a time, under `vmap` if more than one; halved where XLA says that the
-        program does not fit, and where memory runs out.
-      devices: how many of this process's devices the points of a call are split over.
-      workers: calls that will be at work at a time, whose memory adds up.
+      vmap_runs: runs per device and call, under `vmap` if more than one; halved where XLA says that the program does
+        not fit, and where memory runs out.
+      devices: how many of this process's devices share the runs of a call.
+      workers: calls at a time, whose memory adds up.
+      timed: whether a rule's first call also times a fit and a selection, two small programs more.
     """
 
-    def __init__(self, config: LoopConfig, vmap_runs: int = 1, devices: int = 1, workers: int = 1):
+    def __init__(
+        self, config: LoopConfig, vmap_runs: int = 1, devices: int = 1, workers: int = 1, *, timed: bool = False
+    ):
         self.config, self.vmap_runs, self.devices, self.workers = config, vmap_runs, devices, workers
-        self.mesh = jax.make_mesh((devices,), ("cells",), devices=jax.local_devices()[:devices])
+        self.mesh = jax.make_mesh((devices,), ("runs",), devices=jax.local_devices()[:devices])
         self.seconds_to_compile = math.nan
+        self._timed, self._took = timed, dict[str, dict[str, float]]()
+        self._steps = _steps(config) if timed else {}
         self._compiled: Compiled | None = None
-        self._lock = threading.Lock()
+        self._compiling, self._timing = threading.Lock(), threading.Lock()
 
     @property
     def capacity(self) -> int:
-        """Points of a call that costs no more than one of fewer."""
+        """Number of runs that one call of the program holds."""
         return self.vmap_runs * self.devices
 
     @property
@@ -67,17 +79,43 @@ class Program:
         """Whether it has been asked for."""
         return self._compiled is not None
 
-    def compiled(self, table: DeviceTable) -> tuple[Compiled, int]:
-        """What takes `(keys, hparams, table, rule)`, the first two with an axis of so many points.
+    def __call__(self, rule: str, runs: Sequence[tuple[int, HParams]], table: DeviceTable) -> list[Result]:
+        """Run one rule on a table, as many runs at a time as fit.
+
+        Args:
+          rule: its name.
+          runs: the seed and the numbers of each run.
+          table: as `place` returns it.
 
         Raises:
-          JarmError: not even one point at a time fits into the memory of the device.
+          JarmError: not even one run at a time fits into the memory of the device.
         """
-        with self._lock:
+        results = list[Result]()
+        while len(results) < len(runs):
+            compiled, capacity = self.compiled(table)
+            try:
+                results += self._run(compiled, capacity, rule, runs[len(results) : len(results) + capacity], table)
+            except jax.errors.JaxRuntimeError as error:
+                if not out_of_memory(error):
+                    raise
+                self.halve(capacity, "memory ran out")
+        return results
+
+    def place(self, table: DeviceTable) -> DeviceTable:
+        """Copy a table to every device of the program."""
+        return jax.device_put(table, NamedSharding(self.mesh, PartitionSpec())) if self.devices > 1 else table
+
+    def compiled(self, table: DeviceTable) -> tuple[Compiled, int]:
+        """The program, a function of `(keys, hparams, table, rule)`, and its capacity, the length of the first two.
+
+        Raises:
+          JarmError: not even one run at a time fits into the memory of the device.
+        """
+        with self._compiling:
             while self._compiled is None:
                 start = time.perf_counter()
                 try:
-                    compiled = self._function().lower(*self._arguments(table)).compile()
+                    compiled = jit_runs(self.config, self.vmap_runs, self.mesh).lower(*self._arguments(table)).compile()
                 except jax.errors.JaxRuntimeError as error:
                     if not out_of_memory(error):
                         raise
@@ -92,8 +130,8 @@ class Program:
             return self._compiled, self.capacity
 
     def halve(self, capacity: int, why: str) -> None:
-        """Take half as many points as that, unless another thread has seen to it."""
-        with self._lock:
+        """Halve the capacity, unless another thread has halved it already."""
+        with self._compiling:
             if capacity == self.capacity:
                 self._compiled = None
                 self._fewer(why)
@@ -107,46 +145,103 @@ class Program:
         self.vmap_runs //= 2
         print(f"jarm: {why}: {self.vmap_runs} runs at a time instead of {2 * self.vmap_runs}.", file=sys.stderr)
 
-    def _function(self) -> Any:
-        config = self.config
-        if self.vmap_runs > 1 and config.fit.batching == "auto":
-            # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
-            config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
-        run, alone = make_loop(config).run, self.vmap_runs == 1
-
-        def together(keys: Array, hparams: HParams, table: DeviceTable, rule: Array) -> tuple[LoopState, RunRecord]:
-            if alone:  # without vmap, which would turn every branch into both
-                key, hparams = jax.tree.map(lambda leaf: leaf[0], (keys, hparams))
-                return jax.tree.map(lambda leaf: leaf[None], run(key, hparams, table, rule))
-            return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, table, rule)
-
-        if self.devices == 1:
-            return jax.jit(together)
-        split, whole = PartitionSpec("cells"), PartitionSpec()
-        places = split, split, whole, whole
-        return jax.jit(jax.shard_map(together, mesh=self.mesh, in_specs=places, out_specs=split, check_vma=False))
-
     def _arguments(self, table: DeviceTable) -> tuple[Any, ...]:
-        split = NamedSharding(self.mesh, PartitionSpec("cells")) if self.devices > 1 else None
+        split = NamedSharding(self.mesh, PartitionSpec("runs")) if self.devices > 1 else None
         number = jax.ShapeDtypeStruct((self.capacity,), jnp.float32, sharding=split)
         keys = jax.ShapeDtypeStruct((self.capacity,), jax.random.key(0).dtype, sharding=split)
         hparams = jax.tree.map(lambda _: number, HParams())
         return keys, hparams, table, jax.ShapeDtypeStruct((), jnp.int32)
 
+    def _run(
+        self,
+        compiled: Compiled,
+        capacity: int,
+        rule: str,
+        runs: Sequence[tuple[int, HParams]],
+        table: DeviceTable,
+    ) -> list[Result]:
+        padded = [*runs, *[runs[-1]] * (capacity - len(runs))]
+        keys = jax.vmap(jax.random.key)(np.array([seed for seed, _ in padded], np.uint32))
+        hparams = jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *[hparams for _, hparams in padded])
+        if self.devices > 1:
+            keys, hparams = jax.device_put((keys, hparams), NamedSharding(self.mesh, PartitionSpec("runs")))
+        index = jnp.int32(self.config.rules.index(rule))
+        start = time.perf_counter()
+        state, records = jax.block_until_ready(compiled(keys, hparams, table, index))
+        seconds = (time.perf_counter() - start) / len(runs)
+        with self._timing:
+            if self._timed and rule not in self._took:
+                first = runs[0][1], jax.tree.map(lambda leaf: leaf[0], state), table, index
+                self._took[rule] = {name: _seconds(step, *first) for name, step in self._steps.items()}
+                self._took[rule] |= {"compile": self.seconds_to_compile}
+        # Heads leave the device as well: those of many runs and rounds would fill it.
+        host, params = jax.tree.map(np.asarray, (records._replace(params=None), records.params))
+        return [
+            Result(
+                rule=rule,
+                seed=seed,
+                hparams=hparams,
+                records=jax.tree.map(lambda leaf, i=i: leaf[i], host),
+                params=jax.tree.map(lambda leaf, i=i: leaf[i], params),
+                failure=failure_of(host.status[i]),
+                seconds=seconds,
+                seconds_of=self._took.get(rule, {}),
+            )
+            for i, (seed, hparams) in enumerate(runs)
+        ]
+
+
+def jit_runs(config: LoopConfig, vmap_runs: int, mesh: Mesh) -> Any:
+    """A jitted function of `(keys, hparams, table, rule)` for `vmap_runs` runs on each device of a mesh."""
+    if vmap_runs > 1 and config.fit.batching == "auto":
+        # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
+        config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
+    run = make_loop(config).run
+
+    def run_all(keys: Array, hparams: HParams, table: DeviceTable, rule: Array) -> tuple[LoopState, RunRecord]:
+        if vmap_runs == 1:  # vmap would compute both sides of every branch
+            key, hparams = jax.tree.map(lambda leaf: leaf[0], (keys, hparams))
+            return jax.tree.map(lambda leaf: leaf[None], run(key, hparams, table, rule))
+        return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, table, rule)
+
+    if mesh.size == 1:
+        return jax.jit(run_all)
+    split, whole = PartitionSpec("runs"), PartitionSpec()
+    places = split, split, whole, whole
+    return jax.jit(jax.shard_map(run_all, mesh=mesh, in_specs=places, out_specs=split, check_vma=False))
+
+
+def _steps(config: LoopConfig) -> dict[str, Callable[..., Any]]:
+    """The steps that are timed, as functions of `(hparams, state, table, rule)`."""
+    loop = make_loop(config)
+    fit = jax.jit(loop.fit)
+    return {"fit": lambda hparams, state, table, _: fit(hparams, state, table), "select": jax.jit(loop.select)}
+
+
+def _seconds(step: Callable[..., Any], *args: Any) -> float:
+    """Median wall time of three calls, after one that compiles."""
+    jax.block_until_ready(step(*args))
+    times = []
+    for _ in range(3):
+        start = time.perf_counter()
+        jax.block_until_ready(step(*args))
+        times.append(time.perf_counter() - start)
+    return sorted(times)[1]
+
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:
-    """Whether that is what an error of a device says."""
+    """Whether an error of a device says that its memory is full."""
     return "RESOURCE_EXHAUSTED" in str(error)
 
 
 def program_bytes(program: Compiled) -> int:
-    """What a compiled program takes on each device beside its arguments."""
+    """Memory of a compiled program on each device, in bytes, without its arguments."""
     memory: Any = program.memory_analysis()
     return int(memory.temp_size_in_bytes + memory.output_size_in_bytes)
 
 
 def free_bytes() -> int | None:
-    """Memory that a device, or on a CPU the machine, has left; None where neither says."""
+    """Free memory of a device, or on a CPU of the machine, in bytes; None where neither says."""
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
@@ -163,6 +258,6 @@ def free_bytes() -> int | None:
 
 
 def keep_compiled() -> None:
-    """What goes on, or differs only in numbers, need not compile again."""
+    """Keep compiled programs in a cache on disk, unless the user has chosen one."""
     if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
         jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from jarm import CompareConfig, JarmError, SweepConfig, read_sweep
-from jarm.runs.grid import OPTIONS, expand, groups
+from jarm.runs.grid import OPTIONS, by_program, expand
 
 BASE = CompareConfig(rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1)
 
@@ -44,7 +44,7 @@ def test_a_toml_file_is_the_options_and_the_axes(tmp_path):
     assert (base.rules, base.seeds, base.ridge, base.best_of) == ("entropy,greedy_dopt", 3, 2.0, "2,5")
     assert isinstance(base.ridge, float)
     assert base.standardise is False
-    assert base.out == pathlib.Path("out/noise")  # by the name of the file
+    assert config.out == pathlib.Path("out/noise")  # by the name of the file
     settings = expand(config)
     assert [tuple(setting.axes.values()) for setting in settings[:5]] == [
         (0.5, "linear", "small"),
@@ -91,20 +91,20 @@ def test_a_python_file_sets_config(tmp_path):
 def test_without_axes_there_is_one_setting():
     (setting,) = expand(SweepConfig(BASE))
     assert setting.axes == {}
-    assert setting.config == dataclasses.replace(BASE, out=pathlib.Path("out/sweep"))
+    assert setting.config == BASE
     assert str(setting) == "the only setting"
 
 
 @pytest.mark.parametrize("file", ["options.toml", "options.py"])
 def test_an_option_of_the_top_level_can_say_where_the_folder_is(file, tmp_path):
     text = 'out = "elsewhere"' if file.endswith("toml") else "import jarm\nconfig = jarm.SweepConfig()"
-    out = read_sweep(written(tmp_path, text, file)).base.out
+    out = read_sweep(written(tmp_path, text, file)).out
     assert out == pathlib.Path("elsewhere" if file.endswith("toml") else "out/options")
 
 
 def test_a_sweep_in_python_does_not_write_where_a_comparison_does():
-    assert SweepConfig(CompareConfig(seeds=3)).base.out == pathlib.Path("out/sweep")
-    assert SweepConfig(CompareConfig(out=pathlib.Path("mine"))).base.out == pathlib.Path("mine")
+    assert SweepConfig(CompareConfig(seeds=3)).out == pathlib.Path("out/sweep")
+    assert SweepConfig(CompareConfig(out=pathlib.Path("mine"))).out == pathlib.Path("mine")
 
 
 @pytest.mark.parametrize(
@@ -125,16 +125,16 @@ def test_a_sweep_in_python_does_not_write_where_a_comparison_does():
         ({"both": [{"name": "a", "prior_weight": 1.0}, {"name": "b", "prior_weight": 2.0, "steps": 5}]}, 2),
     ],
 )
-def test_what_is_traced_shares_a_group(axes, programs):
+def test_settings_that_differ_in_traced_numbers_share_a_program(axes, programs):
     settings = expand(grid(**axes))
-    found = groups(settings)
+    found = by_program(settings)
     assert len(found) == programs
-    assert sorted(str(s) for group in found for s in group.settings) == sorted(str(s) for s in settings)
+    assert sorted(str(s) for shared in found for s in shared) == sorted(str(s) for s in settings)
 
 
-def test_groups_with_the_same_data_are_neighbours():
-    found = groups(expand(grid(head=["linear", "mlp:8"], data=["synthetic", "synthetic:outliers"], batch=[5, 6])))
-    assert [group.source["data"] for group in found] == ["synthetic"] * 4 + ["synthetic:outliers"] * 4
+def test_programs_on_the_same_data_are_neighbours():
+    found = by_program(expand(grid(head=["linear", "mlp:8"], data=["synthetic", "synthetic:outliers"], batch=[5, 6])))
+    assert [shared[0].source["data"] for shared in found] == ["synthetic"] * 4 + ["synthetic:outliers"] * 4
 
 
 @pytest.mark.parametrize(
@@ -171,6 +171,7 @@ def test_groups_with_the_same_data_are_neighbours():
         ({"size": [{"name": 5, "batch": 5}]}, "give it a name"),
         ({"noise": [{"name": "a", "batch": 5}]}, "`noise` is the name of something else"),
         ({"seed": [{"name": "a", "batch": 5}]}, "`seed` is the name of something else"),
+        ({"prior": [{"name": "a", "batch": 5}]}, "`prior` is the name of something else"),  # in old folders
         ({"spearman": [{"name": "a", "batch": 5}]}, "`spearman` is the name of something else"),
         ({"best_of_5": [{"name": "a", "batch": 5}]}, "`best_of_5` is the name of something else"),
         ({"batch_mean_gold_gap": [{"name": "a", "batch": 5}]}, "is the name of something else"),
@@ -182,7 +183,7 @@ def test_groups_with_the_same_data_are_neighbours():
 )
 def test_mistakes_in_a_grid_get_a_sentence_that_names_the_place(axes, words):
     with pytest.raises(JarmError, match=words) as error:
-        groups(expand(grid(**axes)))
+        by_program(expand(grid(**axes)))
     assert "\n" not in str(error.value)
 
 
@@ -197,7 +198,7 @@ def test_mistakes_in_a_grid_get_a_sentence_that_names_the_place(axes, words):
         ("a.toml", "[[grid]]\nnoise = [1.0]", "`grid` of .*: write a table"),
         ("a.toml", "[gird]\nnoise = [1.0]", r"has a table \[gird\] \(did you mean 'grid'\?\)"),
         ("a.toml", 'out = ["a"]', "`out` in .*a.toml is .*: give text"),
-        ("a.py", "raise ValueError('one\\ntwo')", r"does not run \(ValueError: one\): mend it"),
+        ("a.py", "raise ValueError('one\\ntwo')", r"does not run \(ValueError: one\): repair it"),
         ("a.py", "import nothing_of_that_name", r"does not run \(ModuleNotFoundError"),
         ("a.py", "def f(:", r"does not run \(SyntaxError"),
         ("a.py", "import sys\nsys.exit(3)", r"does not run \(SystemExit"),

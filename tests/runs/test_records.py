@@ -11,6 +11,7 @@ import pytest
 from jarm import JarmError
 from jarm.core.files import plain
 from jarm.runs.records import RecordFolder, fingerprint, provenance
+from jarm.runs.sharing import GROWING, sweep_status
 
 ROUNDS = 2
 
@@ -24,7 +25,7 @@ FAILED = {"kind": "failed", "rule": "badge", "seed": 1, "message": "diverged"}
 
 
 def opened(path, settings=None, rounds=ROUNDS):
-    return RecordFolder(path, {"batch": 5} if settings is None else settings, rounds=rounds)
+    return RecordFolder.open(path, {"batch": 5} if settings is None else settings, rounds)
 
 
 def holding(path, *runs):
@@ -196,5 +197,30 @@ def test_a_fingerprint_is_of_the_values_and_not_of_their_order():
 def test_files_of_somebody_else_are_not_written_over(tmp_path):
     (tmp_path / "summary.md").write_text("mine")
     with pytest.raises(JarmError, match=r"summary.md stands there without a config.json"):
-        RecordFolder(tmp_path, {}, rounds=0)
+        RecordFolder.open(tmp_path, {}, rounds=0)
     assert (tmp_path / "summary.md").read_text() == "mine"
+
+
+def test_a_folder_of_an_earlier_version_goes_on_with_the_new_names_of_its_options(tmp_path):
+    """As written when `candidates` was `pool` and `prior_weight` was `prior`: setting, axis, options behind a name."""
+    named = {"size=one": {"pool": 100}, "size=two": {"pool": 200}}
+    config = {"noise": 2.0, "pool": 5000, "axes": ["prior", "size"], "named": named}
+    line = {"prior": 0.1, "size": "one", "rounds": 1, "rule": "random", "seed": 0}
+    old = [REFERENCE, *({"kind": "run", **line, "round": t} for t in (0, 1)), {"kind": "failed", **line, "size": "two"}]
+    old[-1] |= {"message": "diverged"}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "progress.json").write_text('{"runs": 8, "compiled": 1}')
+    (tmp_path / "records.jsonl").write_text("".join(json.dumps(each) + "\n" for each in old))
+    before = sweep_status(tmp_path)
+    assert (before["done"], before["failed"]) == (2, 1)
+    settings = {"noise": 2.0, "candidates": 5000, "axes": ["prior_weight", "size"]}
+    settings["named"] = {name: {"candidates": options["pool"]} for name, options in named.items()}
+    with RecordFolder.open(tmp_path, settings, ROUNDS, ("prior_weight", "size"), GROWING) as folder:
+        assert folder.done == {("random", 0, 0.1, "one"), ("random", 0, 0.1, "two")}
+        assert [each.get("prior_weight") for each in folder.read()] == [None, 0.1, 0.1, 0.1]
+        assert not any("prior" in each for each in folder.read())
+    assert json.loads((tmp_path / "config.json").read_text()) == settings
+    assert sweep_status(tmp_path) == before
+    settings["named"]["size=one"] = {"candidates": 300}
+    with pytest.raises(JarmError, match=r"size=one {'candidates': 100} there, {'candidates': 300} here"):
+        RecordFolder.open(tmp_path, settings, ROUNDS, ("prior_weight", "size"), GROWING)

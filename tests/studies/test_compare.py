@@ -14,9 +14,10 @@ import pytest
 
 from jarm import CompareConfig, JarmError, Status, compare
 from jarm.cli import main
-from jarm.data.datasets import load
-from jarm.runs import runner
-from jarm.studies.compare import _settings
+from jarm.runs import programs
+from jarm.runs.driver import settings_of
+from jarm.runs.grid import Setting
+from jarm.runs.jobs import read_jobs
 
 SMALL = CompareConfig(
     rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1
@@ -105,7 +106,7 @@ def test_finished_folder_is_not_run_again(finished, capsys):
         ({"batch": 10_000, "candidates": 0}, "label fewer"),
         ({"batch": 300}, "draw more candidates or label fewer pairs"),
         ({"seeds": 0}, "give at least 1"),
-        ({"vmap_runs": -1}, "--vmap-runs -1"),
+        ({"vmap_runs": -1}, "`vmap_runs` is -1"),
         ({"loss": "hinge"}, "choose one of bradley_terry"),
         ({"best_of": "two"}, "list of numbers"),
         ({"head": "transformer"}, "head"),
@@ -141,20 +142,22 @@ def test_a_folder_knows_its_data_by_content_and_not_by_path(tmp_path):
         np.save(tmp_path / place / "e.npy", rng.normal(size=(160, 32)).astype(np.float32))
         data = {"data": str(tmp_path / place / "t.jsonl"), "embeddings": str(tmp_path / place / "e.npy")}
         config = dataclasses.replace(SMALL, **data, target="score", out=tmp_path / "out")
-        settings.append(_settings(config, load(config.data, embeddings=config.embeddings, target="score")))
+        settings.append(settings_of(read_jobs([Setting({}, config)]), config, None))
     assert settings[0] == settings[1] != settings[2]
 
 
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     """A rule that cannot go on at seed 1 costs that run, not the comparison; and it is not tried again."""
-    make = runner.Runner._results
+    call = programs.Program.__call__
 
-    def failing(self, rule, points, *rest):
-        for result in make(self, rule, points, *rest):
-            bad = (rule, result.seed) == ("greedy_dopt", 1)
-            yield dataclasses.replace(result, failure=Status.SINGULAR.message) if bad else result
+    def failing(self, rule, runs, table):
+        return [
+            dataclasses.replace(result, failure=Status.SINGULAR.message) if (rule, result.seed) == bad else result
+            for result in call(self, rule, runs, table)
+        ]
 
-    monkeypatch.setattr(runner.Runner, "_results", failing)
+    bad = "greedy_dopt", 1
+    monkeypatch.setattr(programs.Program, "__call__", failing)
     summary = compare(dataclasses.replace(SMALL, out=tmp_path))
     failed = [line for line in lines(tmp_path) if line["kind"] == "failed"]
     assert [(line["rule"], line["seed"]) for line in failed] == [("greedy_dopt", 1)]

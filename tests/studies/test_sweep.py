@@ -23,12 +23,14 @@ from jarm.core.files import claim
 from jarm.loop.device_table import make_device_table
 from jarm.report.figures import axis_curves
 from jarm.report.summary import write_sweep_summary
-from jarm.runs import jobs as jobs_module
-from jarm.runs import programs, records, runner
-from jarm.runs.jobs import make_programs, read_jobs, share_of
-from jarm.runs.records import sweep_status
+from jarm.runs import programs, runner
+from jarm.runs.driver import settings_of
+from jarm.runs.grid import expand
+from jarm.runs.jobs import read_jobs, share_of
+from jarm.runs.records import RecordFolder
+from jarm.runs.runner import make_runner
+from jarm.runs.sharing import GROWING, sweep_status
 from jarm.studies import plan as plan_module
-from jarm.studies import sweep as sweep_module
 from jarm.studies.plan import plan_text
 from jarm.testing.tracing import count_compilations
 
@@ -101,7 +103,7 @@ def test_folder_holds_every_run_with_its_place(finished):
     references = [line for line in lines(out) if line["kind"] == "reference"]
     assert {line["rule"] for line in references} >= {"oracle", "mean response"}
     assert all("noise" not in line for line in references)  # one table, whatever the noise
-    assert compiled.count("jit(together)") == 1, compiled  # one program for rules, seeds and values
+    assert compiled.count("jit(run_all)") == 1, compiled  # one program for rules, seeds and values
     assert [row["axes"] for row in summary["settings"]] == [{"noise": 0.5}, {"noise": 2.0}]
     assert all(row["rules"]["greedy_dopt"]["seeds"] == 2 for row in summary["settings"])
     saved = json.loads((out / "summary.json").read_text())
@@ -179,7 +181,7 @@ def test_a_finished_sweep_is_not_run_again_and_one_of_less_shows_less(finished, 
     before = (out / "records.jsonl").read_bytes()
     with count_compilations() as compiled:
         summary = sweep(small(out, {"noise": [2.0]}, seeds=1))
-    assert not [name for name in compiled if "together" in name]
+    assert not [name for name in compiled if "run_all" in name]
     assert (out / "records.jsonl").read_bytes() == before
     assert [row["axes"] for row in summary["settings"]] == [{"noise": 2.0}]
     assert sweep_status(out)["runs"] == sweep_status(out)["done"] == 8
@@ -187,13 +189,13 @@ def test_a_finished_sweep_is_not_run_again_and_one_of_less_shows_less(finished, 
 
 def made(monkeypatch):
     """The runs that are made from now on."""
-    calls, call = [], runner.Runner.__call__
+    calls, call = [], programs.Program.__call__
 
-    def counted(self, rule, points):
-        calls.extend((rule, seed, float(hparams.noise)) for seed, hparams in points)
-        return call(self, rule, points)
+    def counted(self, rule, runs, table):
+        calls.extend((rule, seed, float(hparams.noise)) for seed, hparams in runs)
+        return call(self, rule, runs, table)
 
-    monkeypatch.setattr(runner.Runner, "__call__", counted)
+    monkeypatch.setattr(programs.Program, "__call__", counted)
     return calls
 
 
@@ -234,8 +236,8 @@ def test_an_extended_sweep_runs_what_is_missing(noise, changes, new, finished, t
     ("grid", "changes", "words"),
     [
         ({"noise": NOISE}, {"batch": 6}, "batch 5 there, 6 here"),
-        ({"prior_weight": [1.0]}, {}, r"axes \['noise'\] there, \['prior'\] here, noise None there, 2.0 here"),
-        ({"noise": NOISE, "prior_weight": [0.1]}, {}, r"axes \['noise'\] there, \['noise', 'prior'\] here"),
+        ({"prior_weight": [1.0]}, {}, r"axes \['noise'\] there, \['prior_weight'\] here, noise None there, 2.0 here"),
+        ({"noise": NOISE, "prior_weight": [0.1]}, {}, r"axes \['noise'\] there, \['noise', 'prior_weight'\] here"),
         ({}, {}, r"axes \['noise'\] there, \[\] here"),
         ({"noise": NOISE}, {"data": "synthetic:outliers"}, "data 'synthetic' there, 'synthetic:outliers' here"),
     ],
@@ -256,24 +258,24 @@ def test_a_folder_of_a_comparison_is_no_folder_of_a_sweep(tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["summary.md"]
 
 
-def settings_of(grid, tmp_path, **changes):
-    """What the folder of a sweep says of it, as `config.json` does."""
+def settings_in(grid, tmp_path, **changes):
+    """Settings of the folder of a sweep, as in `config.json`."""
     config = small(tmp_path, grid, **changes)
-    return sweep_module._settings(config, read_jobs(config))
+    return settings_of(read_jobs(expand(config)), config.base, config.grid)
 
 
 def test_what_a_name_or_a_table_stands_for_may_not_change_but_grow(tmp_path):
     """Records have a name and not what it stands for: the folder knows."""
-    folder = lambda settings: records.RecordFolder(tmp_path / "f", settings, 2, (), records.GROWING)  # noqa: E731
+    folder = lambda settings: RecordFolder.open(tmp_path / "f", settings, 2, (), GROWING)  # noqa: E731
     sizes = [{"name": "one", "batch": 5}, {"name": "two", "batch": 6, "rounds": 3}]
-    first = settings_of({"size": sizes, "data": ["synthetic"]}, tmp_path)
+    first = settings_in({"size": sizes, "data": ["synthetic"]}, tmp_path)
     with folder(first) as opened:
         assert opened.settings["named"] == {"size=one": {"batch": 5}, "size=two": {"batch": 6, "rounds": 3}}
         assert list(opened.settings["tables"]) == ["data=synthetic"]
         assert opened.settings["batch"] == 5
         assert "data" not in opened.settings
     grown = [{"name": "three", "steps": 5}, sizes[0]]
-    with folder(settings_of({"size": grown, "data": ["synthetic:outliers"]}, tmp_path)) as opened:
+    with folder(settings_in({"size": grown, "data": ["synthetic:outliers"]}, tmp_path)) as opened:
         assert list(opened.settings["named"]) == ["size=one", "size=two", "size=three"]
         assert len(opened.settings["tables"]) == 2
     with folder(first) as opened:  # less is in it still
@@ -281,9 +283,9 @@ def test_what_a_name_or_a_table_stands_for_may_not_change_but_grow(tmp_path):
     kept = (tmp_path / "f" / "config.json").read_bytes()
     changed = [{"name": "one", "batch": 6}]
     with pytest.raises(JarmError, match=r"size=one {'batch': 5} there, {'batch': 6} here"):
-        folder(settings_of({"size": changed, "data": ["synthetic"]}, tmp_path))
+        folder(settings_in({"size": changed, "data": ["synthetic"]}, tmp_path))
     with pytest.raises(JarmError, match="rounds 2 there, 4 here"):  # `one` leaves it to the base
-        folder(settings_of({"size": sizes, "data": ["synthetic"]}, tmp_path, rounds=4))
+        folder(settings_in({"size": sizes, "data": ["synthetic"]}, tmp_path, rounds=4))
     moved = first | {"tables": {"data=synthetic": {"train": {"seed": 7}, "test": {}}}}
     with pytest.raises(JarmError, match=r"data=synthetic {.*} there, {'train': {'seed': 7}, 'test': {}} here"):
         folder(moved)
@@ -292,7 +294,7 @@ def test_what_a_name_or_a_table_stands_for_may_not_change_but_grow(tmp_path):
 
 def test_an_axis_may_have_the_name_of_a_method(tmp_path):
     grid = {"sizes": [{"name": "a", "data": "synthetic"}, {"name": "b", "data": "synthetic:outliers"}]}
-    assert list(settings_of(grid, tmp_path)["tables"]) == ["sizes=a", "sizes=b"]
+    assert list(settings_in(grid, tmp_path)["tables"]) == ["sizes=a", "sizes=b"]
 
 
 def test_tables_of_one_shape_share_a_program_and_know_their_references(finished, tmp_path):
@@ -302,7 +304,7 @@ def test_tables_of_one_shape_share_a_program_and_know_their_references(finished,
     assert "1 rules" not in plan_text(plan(config, measure=False))
     with count_compilations() as compiled:
         sweep(config)
-    assert compiled.count("jit(together)") == 1
+    assert compiled.count("jit(run_all)") == 1
     oracle = {line["data"]: line for line in lines(out) if line["rule"] == "oracle"}
     assert oracle.keys() == {"synthetic", "synthetic:outliers"}
     assert oracle["synthetic"]["best_of_5"] != oracle["synthetic:outliers"]["best_of_5"]
@@ -330,7 +332,7 @@ def test_an_axis_of_tables_of_two_kinds_and_of_rounds_goes_on(tmp_path):
     config = small(tmp_path / "out", grid, seeds=1)
     with count_compilations() as compiled:
         sweep(config)
-    assert compiled.count("jit(together)") == 2
+    assert compiled.count("jit(run_all)") == 2
     found = runs(tmp_path / "out", "table", "beta")
     assert {key[2]: len(run) for key, run in found.items()} == {"built in": 2, "mine": 3}
     assert len(found) == 8
@@ -403,8 +405,8 @@ def test_a_sweep_of_nothing_but_failures_says_so(tmp_path, capsys):
     assert sweep_status(tmp_path / "out")["failed"] == 2
 
 
-def limited(monkeypatch, most):
-    """A device that runs `most` points at a time."""
+def limited(monkeypatch, most, error="RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes."):
+    """A device that takes `most` runs at a time."""
     compiled = programs.Program.compiled
 
     class Tight(jax.stages.Compiled):
@@ -415,11 +417,11 @@ def limited(monkeypatch, most):
 
         def __call__(self, keys, *rest):
             if len(keys) > most:
-                raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 1 bytes.")
+                raise jax.errors.JaxRuntimeError(error)
             return self.whole(keys, *rest)
 
-    def tight(self, pool):
-        whole, capacity = compiled(self, pool)
+    def tight(self, table):
+        whole, capacity = compiled(self, table)
         return Tight(whole), capacity
 
     monkeypatch.setattr(programs.Program, "compiled", tight)
@@ -436,14 +438,14 @@ def close(folder, other, axis):
 
 def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
     """Also where some had not begun; a program that is asked for is one that fits."""
-    monkeypatch.setattr(programs.Program, "_function", lambda self: jax.jit(lambda *arguments: arguments[0]))
-    program, (job,) = programs.Program(SMALL.loop(), 8), read_jobs(small(pathlib.Path("out"), {}))
-    pool = make_device_table(job.data.train, job.scale)
+    monkeypatch.setattr(programs, "jit_runs", lambda *_: jax.jit(lambda *arguments: arguments[0]))
+    program, (job,) = programs.Program(SMALL.loop(), 8), read_jobs(expand(small(pathlib.Path("out"), {})))
+    device_table = make_device_table(job.data.train, job.scale)
     barrier = threading.Barrier(6, timeout=60)
 
     def one():
         while True:
-            _, capacity = program.compiled(pool)
+            _, capacity = program.compiled(device_table)
             with contextlib.suppress(threading.BrokenBarrierError):
                 barrier.wait(0.2)  # all at the same time, as long as all are there
             if capacity <= 2:
@@ -502,20 +504,17 @@ def test_memory_may_run_out_while_compiling_or_for_the_table(tmp_path, monkeypat
 
     config = small(tmp_path, {"noise": NOISE}, vmap_runs=4)
     with monkeypatch.context() as patch:
-        patch.setattr(programs.Program, "_function", full)
+        patch.setattr(programs, "jit_runs", full)
         with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory .*while it was compiled"):
             sweep(config)
     assert "2 runs at a time instead of 4" in capsys.readouterr().err
-    monkeypatch.setattr(jobs_module, "make_device_table", full)
-    with pytest.raises(JarmError, match=r"In the setting noise=0.5: the training table does not fit into memory"):
+    monkeypatch.setattr(runner, "make_device_table", full)
+    with pytest.raises(JarmError, match=r"In the setting noise=0.5: .*training table does not fit into memory"):
         sweep(config)
 
 
 def test_other_errors_of_a_device_are_not_taken_for_memory(finished, tmp_path, monkeypatch):
-    def broken(*_):
-        raise jax.errors.JaxRuntimeError("INTERNAL: a bug")
-
-    monkeypatch.setattr(runner.Runner, "_run", broken)
+    limited(monkeypatch, 0, "INTERNAL: a bug")
     with pytest.raises(jax.errors.JaxRuntimeError, match="INTERNAL"):
         sweep(small(tmp_path, {"noise": NOISE}))
 
@@ -523,7 +522,7 @@ def test_other_errors_of_a_device_are_not_taken_for_memory(finished, tmp_path, m
 def test_a_program_is_no_larger_than_what_shares_it(tmp_path):
     """Four values of a static axis with two seeds: two runs of a program, and not eight."""
     config = small(tmp_path, {"batch": [2, 3, 4, 5]}, vmap_runs=8)
-    assert make_programs(config, read_jobs(config)).capacity == 2
+    assert make_runner(read_jobs(expand(config)), config.base).capacity == 2
 
 
 @pytest.mark.parametrize(("rules", "processes"), [(1, 2), (2, 2), (4, 2), (4, 6), (3, 2), (7, 4)])
@@ -606,13 +605,14 @@ def test_status_of_what_is_no_sweep_is_a_sentence(finished, tmp_path, capsys):
 
 def test_plan_counts_and_writes_nothing(tmp_path, capsys):
     file = tmp_path / "noise.toml"
-    axes = 'head = ["mlp:8", "mlp:9"]\nprior = [0.1, 1]\n'
+    axes = 'head = ["mlp:8", "mlp:9"]\nprior_weight = [0.1, 1]\n'
     file.write_text(TOML.replace('head = "mlp:8"\n', "") + axes)
     assert main(["plan", str(file), "--no-measure"]) == 0
     said = capsys.readouterr().out
     assert "8 settings x 2 rules x 2 seeds = 32 runs, 2 programs" in said
-    assert "axes that share a program: seeds, rules, noise, prior\naxes that compile: head\n" in said
-    assert "head=mlp:8: 16 runs, 1 a call" in said
+    assert "axes that share a program: seeds, rules, noise, prior_weight\n" in said
+    assert "axes that compile: head\n" in said
+    assert "head=mlp:8: 16 runs, 1 per call" in said
     assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
 
 
@@ -622,9 +622,10 @@ def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
     assert main(["sweep", str(file), "--dry-run", "--workers", "1", "--out", str(tmp_path / "out")]) == 0
     said = capsys.readouterr().out
     assert "2 settings x 2 rules x 2 seeds = 8 runs, one program" in said
-    assert re.search(r"compiled in \d+\.\d s\n  random +\d+\.\d{3} s a run\n  greedy_dopt +\d+\.\d{3} s a run\n", said)
+    assert re.search(
+        r"compiled in \d+\.\d s\n  random +\d+\.\d{3} s per run\n  greedy_dopt +\d+\.\d{3} s per run\n", said
+    )
     assert "on this machine, one call at a time" in said
-    assert "of memory at most" in said
     assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
 
     monkeypatch.setattr(plan_module, "free_bytes", lambda: 10_000)
@@ -661,26 +662,3 @@ def test_bad_arguments_get_a_sentence(args, words, tmp_path, capsys):
     assert words in said
     assert said.count("\n") == 1
     assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
-
-
-@pytest.mark.slow
-def test_a_sweep_keeps_within_the_memory_of_its_plan(tmp_path):
-    """Most memory of the process of a sweep, as the operating system counts it."""
-    file = tmp_path / "noise.toml"
-    file.write_text(TOML)
-    code = (
-        "import resource, sys, jarm.cli; code = jarm.cli.main(sys.argv[1:]);"
-        "print('peak', 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss); sys.exit(code)"
-    )
-    said = {
-        name: subprocess.run(
-            [sys.executable, "-c", code, name, str(file), *more],
-            env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path / name)},  # both compile
-            capture_output=True, text=True, check=True, cwd=pathlib.Path(__file__).parents[2],
-        ).stdout
-        for name, more in (("plan", []), ("sweep", ["--out", str(tmp_path / "out")]))
-    }  # fmt: skip
-    number, unit = re.search(r"([\d.]+) (MiB|GiB) of memory at most", said["plan"]).groups()
-    estimate = float(number) * {"MiB": 1 << 20, "GiB": 1 << 30}[unit]
-    peak = int(said["sweep"].split()[-1])
-    assert 0.3 * estimate < peak <= estimate * 1.01

@@ -12,7 +12,7 @@ import pytest
 from test_compare import in_order, lines
 from test_sweep import TOML
 
-from jarm.runs.records import sweep_status
+from jarm.runs.sharing import sweep_status
 
 
 @pytest.fixture(scope="module")

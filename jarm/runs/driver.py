@@ -1,0 +1,205 @@
+"""The driver of comparisons and sweeps: jobs on all devices and processes, recorded run by run in one folder."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import itertools
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import jax
+from tqdm import tqdm
+
+from jarm.acquisition.registry import source_of
+from jarm.core.distributed import agreed, in_step
+from jarm.core.status import JarmError
+from jarm.evaluation.metrics import reference_lines
+from jarm.runs.config import FREE, SOURCE, CompareConfig
+from jarm.runs.grid import OPTIONS
+from jarm.runs.jobs import Call, Job, calls_of, share_of
+from jarm.runs.records import RecordFolder, fingerprint, provenance
+from jarm.runs.runner import Runner, make_runner, side_by_side
+from jarm.runs.sharing import GROWING, shared_folder, write_progress
+
+Record: TypeAlias = dict[str, Any]
+Made: TypeAlias = tuple[Call, list[list[Record]]]
+"""A call and the records of each of its runs."""
+
+
+def run(
+    jobs: Sequence[Job], base: CompareConfig, out: pathlib.Path, grid: Mapping[str, Any] | None = None
+) -> list[Record]:
+    """Make the runs of some jobs that a folder lacks.
+
+    Under `jax.distributed` every process calls this with the same arguments and makes a share of the runs.
+
+    Args:
+      jobs: what is to be run, in the same order in all processes.
+      base: options that all jobs share, among them `rules` and `seeds`.
+      out: the folder.
+      grid: the axes of a sweep. Without a grid it is a comparison: the first call of each rule goes alone and is timed,
+        and nothing is written until a run has worked.
+
+    Returns:
+      All records of the folder; of processes other than the first, none.
+
+    Raises:
+      JarmError: the folder is at fault, a run does not fit into memory, or in a comparison no run worked.
+    """
+    with in_step():
+        rules, axes, settings = base.rule_names(), tuple(grid or ()), settings_of(jobs, base, grid)
+        runner = make_runner(jobs, base, timed=grid is None)
+        sources = {rule: source for rule in rules if (source := source_of(rule))}
+    # In their order, since calls are dealt out in it.
+    places = [setting.axes for job in jobs for setting in job.settings]
+    if not agreed(repr([settings, axes, rules, base.seeds, places, sources, runner.capacity])):
+        raise JarmError(
+            "The processes have different grids, data, rules or numbers of devices: give all of them the same."
+        )
+    with shared_folder(out, settings, base.rounds, axes) as folder:
+        common = {"config": fingerprint({k: v for k, v in settings.items() if k not in GROWING}), **provenance()}
+        wanted = {(rule, seed, *place.values()) for rule in rules for seed in range(base.seeds) for place in places}
+        progress = {"runs": len(folder.done | wanted)}
+        with in_step():
+            if folder.others:
+                print(
+                    f"jarm: {out} holds runs by {'; '.join(folder.others)}, which are kept; to have them made anew, "
+                    "give another --out.",
+                    file=sys.stderr,
+                )
+            if jax.process_index() == 0:
+                folder.refuse_changed(sources)
+                _append_references(folder, jobs, grid, common)
+                if grid is not None:
+                    write_progress(out, progress | {"compiled": 0})
+        calls = calls_of(jobs, rules, base.seeds, runner.capacity, folder.done)
+        mine = share_of(calls, jax.process_index(), jax.process_count(), len(rules))
+        if jax.process_count() > 1:
+            missing = sum(len(call.runs) for call in mine)
+            print(f"jarm: process {jax.process_index()} has {missing:,} of the missing runs.", file=sys.stderr)
+        made = _make(runner, mine) if grid is not None else _make_timed(runner, mine, worked=bool(folder.done))
+        for call, runs in _shown(made, mine, "compare" if grid is None else "sweep"):
+            own = common | ({"source": sources[call.rule]} if call.rule in sources else {})
+            folder.append([{**line, **own} for lines in runs for line in lines])
+        if grid is not None and jax.process_index() == 0:
+            write_progress(out, progress | {"compiled": runner.compiled})
+    return [] if jax.process_index() else folder.read()
+
+
+def _make(runner: Runner, calls: Sequence[Call]) -> Iterator[Made]:
+    """Make calls side by side, each job's table for as long as it has calls."""
+    left = collections.Counter(id(call.job) for call in calls)
+    for call, runs in side_by_side(lambda call: (call, runner(call)), [(call,) for call in calls], runner.workers):
+        left[id(call.job)] -= 1
+        if not left[id(call.job)]:
+            runner.forget(call.job)
+        yield call, runs
+
+
+def _make_timed(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Iterator[Made]:
+    """Make the first call of each rule alone, so that its timing has the machine to itself, then the others.
+
+    Until a run has worked, the settings may be at fault and not a seed: nothing is passed on.
+
+    Args:
+      runner, calls: the calls of one job.
+      worked: whether a run has worked before.
+
+    Raises:
+      JarmError: in none of the first calls a run worked.
+    """
+    first = {call.rule: call for call in reversed(calls)}
+    alone = [call for call in calls if call is first[call.rule]]
+    rest = [call for call in calls if call is not first[call.rule]]
+    held_back = list[Made]()
+    worked |= jax.process_count() > 1  # other processes have other rules
+    made = itertools.chain(((call, runner(call)) for call in alone), _make(runner, rest))
+    for number, (call, runs) in enumerate(made, 1):
+        worked |= any(lines[0]["kind"] == "run" for lines in runs)
+        held_back.append((call, runs))
+        if worked:
+            yield from held_back
+            held_back = []
+        elif number == len(alone):
+            raise JarmError(f"No rule ran to its end with its first seed. {runs[-1][0]['message']}")
+
+
+def _shown(made: Iterable[Made], calls: Sequence[Call], name: str) -> Iterator[Made]:
+    """The same with a progress bar of the first process."""
+    total = sum(len(call.runs) for call in calls)
+    with tqdm(total=total, unit="run", desc=name, disable=jax.process_index() > 0 or not total) as bar:
+        bar.set_postfix_str("compiling first")
+        for call, runs in made:
+            yield call, runs
+            bar.set_postfix_str(f"{call.rule}, seed {call.runs[-1][0]}", refresh=False)
+            bar.update(len(runs))
+
+
+def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Settings of a folder: everything that its records depend on, beside their place in the grid.
+
+    Axes are left out, since records have their values. Of values that are mappings, records have the names only:
+    `named` holds the options behind the names. `tables` holds the data where an axis chooses them.
+
+    Args:
+      jobs: all jobs.
+      base: options that all jobs share.
+      grid: the axes, or None for a comparison.
+    """
+    options = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    options = _by_name({name: value for name, value in options.items() if name not in (*FREE, *(grid or ()))})
+    choosing = _axes_that_set(grid or {}, {"data", *SOURCE})
+    tables = {}
+    for job in jobs:
+        data = {"train": dict(job.data.train.provenance), "test": dict(job.data.test.provenance)}
+        for setting in job.settings:
+            tables[", ".join(f"{axis}={setting.axes[axis]}" for axis in choosing)] = data
+    if grid is None:
+        return options | tables[""]
+    named = {
+        f"{axis}={value['name']}": _by_name({option: each for option, each in value.items() if option != "name"})
+        for axis, values in grid.items()
+        if axis not in OPTIONS
+        for value in values
+    }
+    return options | {"axes": sorted(grid), "named": named} | ({"tables": tables} if choosing else tables[""])
+
+
+def _by_name(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with files by their names: provenance has fingerprints of their contents, and they may move."""
+    return options | {name: pathlib.Path(options[name]).name for name in ("data", "embeddings") if options.get(name)}
+
+
+def _axes_that_set(grid: Mapping[str, Any], options: set[str]) -> list[str]:
+    return [
+        axis
+        for axis, values in grid.items()
+        if axis in options or (axis not in OPTIONS and any(options & set(value) for value in values))
+    ]
+
+
+def _append_references(
+    folder: RecordFolder, jobs: Sequence[Job], grid: Mapping[str, Any] | None, common: Record
+) -> None:
+    """Append the reference lines (oracle, length, ...), once per test table and evaluation setting.
+
+    Those of a comparison are evaluated at its noise; those of a sweep, where the noise may vary, without.
+    """
+    known = {folder.run_of(line) for line in folder.read() if line["kind"] == "reference"}
+    judging = _axes_that_set(grid or {}, {"data", *SOURCE, "annotator", "gold_scale", "best_of"})
+    places = {
+        tuple((axis, setting.axes[axis]) for axis in judging): job for job in reversed(jobs) for setting in job.settings
+    }
+    for place, job in places.items():
+        names = "oracle", "mean response", *job.data.test.attributes
+        if all(folder.run_of({"rule": name, **dict(place)}) in known for name in names):
+            continue
+        noise = float(job.hparams[0].noise) if grid is None else None
+        lines = [
+            {"kind": "reference", "rule": name, **dict(place), **values, **common}
+            for name, values in reference_lines(job.data.test, noise=noise, **job.judged).items()
+        ]
+        folder.append([line for line in lines if folder.run_of(line) not in known])

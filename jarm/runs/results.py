@@ -1,0 +1,106 @@
+"""Results of runs on the host, their evaluation and their records."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.core.base import HParams, RewardHead
+from jarm.core.files import plain
+from jarm.core.status import JarmError, check
+from jarm.core.tables import ResponseTable
+from jarm.core.types import Params
+from jarm.evaluation.metrics import evaluate
+from jarm.loop.simulate import RunRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One run.
+
+    Attributes:
+      rule, seed, hparams: what was run.
+      records: on the host, with a leading axis over rounds; without the heads.
+      params: heads of every round.
+      failure: sentence of the worst status, or None.
+      seconds: wall time of the run, with other runs beside it; an equal share for one of several under `vmap`.
+      seconds_of: wall times of `fit` and `select` (medians of single calls on the last state of the rule's first run,
+        with nothing beside them), and of `compile` (the program that all runs share); empty if not timed.
+    """
+
+    rule: str
+    seed: int
+    hparams: HParams
+    records: RunRecord
+    params: Params
+    failure: str | None
+    seconds: float
+    seconds_of: Mapping[str, float]
+
+    def lines(self, metrics: Mapping[str, np.ndarray], place: Mapping[str, Any]) -> list[dict[str, Any]]:
+        """Flat records, one per round; batch_* describe the batch labelled just before. One line if the run failed.
+
+        Args:
+          metrics: name -> `[T + 1]`.
+          place: fields that tell the run from those of other settings.
+        """
+        run = {**place, "rule": self.rule, "seed": self.seed}
+        if self.failure:
+            return [{"kind": "failed", **run, "message": self.failure}]
+        lines, records = [], self.records
+        for t in range(len(records.labels)):
+            line = {
+                "kind": "run",
+                **run,
+                "round": t,
+                "labels": records.labels[t],
+                "label_error": records.wrong[t] / records.labels[t],
+                **{name: values[t] for name, values in metrics.items()},
+                **{f"batch_{name}": values[t - 1] if t else math.nan for name, values in records.batch.items()},
+                "fit_train_nll": records.fit.train_nll[t].mean(),
+                "fit_valid_nll": records.fit.valid_nll[t].mean(),
+                "fit_steps": records.fit.steps[t].mean(),
+                **{f"seconds_to_{step}": seconds for step, seconds in self.seconds_of.items()},
+                "seconds": self.seconds,
+            }
+            lines.append({name: plain(value) for name, value in line.items()})
+        return lines
+
+
+def failure_of(status: np.ndarray) -> str | None:
+    """The sentence of the worst status of a run, or None."""
+    try:
+        check(status)
+    except JarmError as error:
+        return str(error)
+    return None
+
+
+def judge(
+    head: RewardHead, results: Sequence[Result], table: ResponseTable, *, pad: int = 1, **judged: Any
+) -> list[dict[str, np.ndarray]]:
+    """`evaluate` the heads of several runs in one walk through the test table, each with the noise of its labels.
+
+    Args:
+      head, table: as for `evaluate`.
+      results: runs of one program.
+      pad: multiple to which the number of runs is padded, so that few shapes compile.
+      judged: the other arguments of `evaluate`.
+
+    Returns:
+      For each run, name -> `[T + 1]`.
+    """
+    rounds = len(results[0].records.labels)
+    padded = [*results, *[results[-1]] * (-len(results) % pad)]
+    params = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *[result.params for result in padded])
+    noise = np.repeat([np.float32(result.hparams.noise) for result in padded], rounds)
+    found = evaluate(head, params, table, noise=noise, **judged)
+    return [
+        {name: values[i * rounds : (i + 1) * rounds] for name, values in found.items()} for i in range(len(results))
+    ]
