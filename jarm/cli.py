@@ -39,7 +39,7 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
     """Compare acquisition rules: how fast does each teach a reward model, and does it beat random here?
 
     With no options it runs on built-in data, a minute or two on two cores. Records are appended run by run: interrupt
-    it as you like, and the same command goes on. On your own data:
+    it at any time, and the same command goes on. On your own data:
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """
@@ -56,7 +56,7 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
 def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
     """Embed prompts and responses with a language model, once, into a store.
 
-    Stop it as you like, with Control-C or without warning: the same command goes on where it was.
+    Stop it at any time, with Control-C or without warning: the same command goes on where it was.
 
     jarm embed --model HuggingFaceTB/SmolLM2-135M --input responses.jsonl --out out/embeddings
     """
@@ -97,7 +97,7 @@ def _sweep(
 ) -> None:
     """Run a grid of comparisons: CONFIG is a .toml with options of `jarm compare` and a table [grid], or a .py.
 
-    Runs are recorded as they finish: stop it as you like, and the same command goes on. See docs/sweeps.md.
+    Runs are recorded as they finish: stop it at any time, and the same command goes on. See docs/sweeps.md.
 
     jarm sweep noise.toml
 
@@ -105,15 +105,15 @@ def _sweep(
 
     Args:
       config: the file; or `status` and the folder of a sweep, or its file.
-      out: folder, instead of the one that the file says.
-      workers: runs at a time, instead of what the file says; 0 takes one a core on a CPU.
-      vmap_runs: runs of a call, instead of what the file says; 0 takes 1 on a CPU, else as many as fit, up to 64.
+      out: folder, instead of the file's.
+      workers: calls at a time, instead of the file's; 0 takes one per core on a CPU, else 1.
+      vmap_runs: runs per call, instead of the file's; 0 takes 1 on a CPU, else as many as fit, up to 64.
       dry_run: plan only, as `jarm plan` does.
       distributed: join the processes that SLURM, Open MPI, Kubernetes or a TPU pod started.
-      coordinator: HOST:PORT of process 0, to join processes that nobody else introduces.
-      processes: how many there are, then.
-      process_id: which of them this is, from 0.
-      local_device: the only device of its host that this process takes, from 0, where there is a process for each.
+      coordinator: HOST:PORT of process 0, to join processes that were started by hand.
+      processes: their number.
+      process_id: the number of this one, from 0.
+      local_device: the only device of its host that this process takes, from 0, where each device has a process.
     """
     if config[:1] == ("status",) and len(config) == 2:
         _status(pathlib.Path(config[1]))
@@ -150,13 +150,13 @@ def _status(folder: pathlib.Path) -> None:
 
 
 def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool = True) -> None:
-    """Say what a sweep will take: runs, programs, bytes and seconds, measured on some runs of every rule.
+    """Estimate the cost of a sweep: runs, programs, bytes and seconds, measured on some runs of every rule.
 
     jarm plan noise.toml
 
     Args:
       config: the file of the sweep.
-      measure: compile its programs, and time some runs of every rule on each.
+      measure: compile the programs, and time some runs of every rule on each.
     """
     keep_compiled()
     _print_plan(read_sweep(config), measure=measure)
@@ -199,12 +199,12 @@ def _rules(check: str | None = None) -> None:
     for name, entry in RULES.items():
         needs = ", ".join(NEEDS[need] for need in entry.needs)
         mark = "; contrib" * entry.contrib
-        print(f"{name:<23} {entry.summary}\n{'':<23} cost {entry.cost}; needs {needs or 'the pool alone'}{mark}")
+        print(f"{name:<23} {entry.summary}\n{'':<23} cost {entry.cost}; needs {needs or 'the candidates alone'}{mark}")
     print(f"\n{COSTS}")
 
 
 def _store_info(store: Store) -> None:
-    """Show what a store of embeddings holds and what made it."""
+    """Show the contents and the provenance of a store of embeddings."""
     for name, value in EmbeddingStore(store).info().items():
         print(f"{name:<24} {value if isinstance(value, str) else json.dumps(value)}")
 
@@ -215,13 +215,13 @@ def _store_verify(store: Store) -> None:
     damage = opened.verify()
     if damage:
         places = ", ".join(f"{shard} rows {first:,} to {last:,}" for shard, first, last in damage[:3])
-        more = f" and {len(damage) - 3:,} places more" if len(damage) > 3 else ""
-        raise JarmError(f"{store} is damaged ({places}{more}): copy these shards again from where the store was made.")
+        more = f" and {len(damage) - 3:,} more places" if len(damage) > 3 else ""
+        raise JarmError(f"{store} is damaged ({places}{more}): copy these shards again from the original store.")
     print(f"{len(opened):,} rows are as they were written.")
     if opened.uncommitted:
         print(
-            f"{opened.uncommitted:,} bytes behind them are in no line of the journal: of an append that was cut short, "
-            "which the next writer drops, or of a journal that was cut: then copy it again before anything is written."
+            f"{opened.uncommitted:,} bytes behind them are in no line of the journal. After an append that was cut "
+            "short the next writer drops them; if the journal was cut, copy it again before anything is written."
         )
 
 
@@ -237,7 +237,7 @@ def _store_export(
 
     Args:
       out: an .npy, which gets NAME.keys.txt beside it, or a .safetensors.
-      table: what was embedded; its texts decide which rows, and their order. By default all, in the store's order.
+      table: embedded tables, whose texts choose and order the rows; by default all rows in the store's order.
       prompt_column: of the table, as for `jarm embed`.
       response_columns: likewise.
       split: likewise.
@@ -263,7 +263,7 @@ _StoreCommand = (
 
 
 def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_StoreCommand]]) -> None:
-    """Look into a store of embeddings, check it, or export it."""
+    """Inspect, check or export a store of embeddings."""
 
 
 def main(args: list[str] | None = None) -> int:

@@ -537,7 +537,7 @@ def test_every_process_gets_about_as_many_calls_of_each_rule(rules, processes):
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
     for grid, changes, words in [
-        ({"length_bias": [0.0, 0.5]}, table(tmp_path), r"In the setting length_bias=0\.5: .*no length bias"),
+        ({"length_bias": [0.0, 0.5]}, table(tmp_path), r"In the setting length_bias=0\.5: .*length bias"),
         (
             {"noise": NOISE, "batch": [5, 10_000]},
             {"candidates": 0},
@@ -631,7 +631,7 @@ def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(plan_module, "free_bytes", lambda: 10_000)
     assert main(["plan", str(file)]) == 1
     said = capsys.readouterr().err
-    assert "In the setting noise=0.5: the training table takes" in said
+    assert "In the setting noise=0.5: The training table takes" in said
     assert said.count("\n") == 1
 
 
