@@ -83,7 +83,6 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
 
     from jarm import CompareConfig, TrainTest, evaluate, prepare, synthetic
     from jarm.runs.programs import Program
-    from jarm.runs.runner import Runner
 
     benchmark = synthetic()
     train, rng = benchmark.train, np.random.default_rng(0)
@@ -101,11 +100,11 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
     )
     loop = CompareConfig(candidates=0).loop()
     data, hparams, scale = prepare(loop, TrainTest(train=train, test=benchmark.test).train)
-    runner, head = Runner(Program(loop), data), loop.head.head()
+    program, head = Program(loop), loop.head.head()
     curves: dict[str, list[float]] = {"random": [], "dopt": [], "greedy_dopt": []}
     for seed in range(seeds):
         for rule, values in curves.items():
-            (result,) = runner(rule, [(seed, hparams)])
+            (result,) = program(rule, [(seed, hparams)], data)
             assert not result.failure, result.failure
             found = evaluate(head, result.params, benchmark.test, noise=float(hparams.noise), scale=scale)
             values.append(float(np.mean(found["spearman"][1:])))

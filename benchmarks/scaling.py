@@ -91,7 +91,7 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
     from jarm.loop.device_table import prepare
     from jarm.runs.config import CompareConfig
     from jarm.runs.programs import Program
-    from jarm.runs.runner import Runner, judge
+    from jarm.runs.results import judge
 
     rng = np.random.default_rng(0)
 
@@ -106,13 +106,10 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
     config = CompareConfig(rules="greedy_dopt", head=f"mlp:{case['head']},{case['head']},{case['head']}", **sizes)
     loop = config.loop()
     device_table, hparams, scale = prepare(loop, train, config.hparams())
-    runner, head = (
-        Runner(Program(dataclasses.replace(loop, rules=("greedy_dopt",))), device_table, timed=False),
-        loop.head.head(),
-    )
+    program, head = Program(dataclasses.replace(loop, rules=("greedy_dopt",))), loop.head.head()
 
     def once(seed: int) -> Any:
-        (result,) = runner("greedy_dopt", [(seed, hparams)])
+        (result,) = program("greedy_dopt", [(seed, hparams)], device_table)
         judge(head, [result], test, annotator=loop.annotator, scale=scale, best_of=None)
         return result
 

@@ -92,7 +92,6 @@ def main() -> None:
         if options.records:
             pathlib.Path(options.records).write_text(records)
         done = {key for key in by_key(records) if key[-1] == LAST}
-    estimate = re.search(r"([\d.]+) GiB of memory at most", planned)
     outcome: dict[str, Any] = {
         "runs": runs,
         "failed": runs - len(done),
@@ -101,7 +100,6 @@ def main() -> None:
         "plan": re.findall(r"^\d.* on this machine.*$", planned, re.M),
         "plan_wall_s": plan_wall,
         "peak_gib": peak / 2**30,
-        "planned_peak_gib": float(estimate[1]) if estimate else None,
     }
     timing.report([timing.row("sweep", "jarm sweep", sizes=sizes, cpu=cpu, wall=wall, outcome=outcome)])
 
@@ -169,13 +167,12 @@ def sampled(
     from jarm.loop.device_table import prepare
     from jarm.runs.config import CompareConfig
     from jarm.runs.programs import Program
-    from jarm.runs.runner import Runner
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     config = CompareConfig(rules=",".join(RULES), **given)
     loop, benchmark = config.loop(), load(**given)
     device_table, hparams, scale = prepare(loop, benchmark.train, config.hparams())
-    runner, head = Runner(Program(loop), device_table, timed=False), loop.head.head()
+    program, head = Program(loop), loop.head.head()
     tables = [(table.embeddings(), table.gold) for table in (benchmark.train, benchmark.test)]
     names = (
         "rounds",
@@ -200,7 +197,7 @@ def sampled(
     operations = []
 
     def ours(rule: str, seed: int, noise: float) -> tuple[list[float], int]:
-        (result,) = runner(rule, [(seed, dataclasses.replace(hparams, noise=np.float32(noise)))])
+        (result,) = program(rule, [(seed, dataclasses.replace(hparams, noise=np.float32(noise)))], device_table)
         found = evaluate(head, result.params, benchmark.test, noise=noise, scale=scale)
         # Each member looks `patience` times more after its best.
         more = loop.fit.check_every * loop.fit.patience

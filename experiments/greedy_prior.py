@@ -34,7 +34,7 @@ from jarm.core.files import replace_text
 from jarm.report.statistics import paired_difference
 from jarm.runs.programs import Program, default_workers
 from jarm.runs.records import provenance
-from jarm.runs.runner import Runner, side_by_side
+from jarm.runs.runner import side_by_side
 
 GRID = [*itertools.product((0.01, 0.1, 1.0), (0.0, 0.5, 1.0)), (10.0, 0.0), (10.0, 1.0), (0.001, 1.0)]
 FINALISTS = [(0.1, 1.0), (1.0, 1.0), (0.1, 0.0), (0.001, 1.0)]  # the last after the grid
@@ -80,7 +80,7 @@ def _curves(config: Config, tables: TrainTest, pairs: str) -> dict[str, np.ndarr
     options = CompareConfig(rules="random,dopt,greedy_dopt,greedy_dopt_blind", pairs=pairs)
     loop = options.loop()
     device_table, hparams, scale = prepare(loop, tables.train)
-    runner, head = Runner(Program(loop), device_table), loop.head.head()
+    program, head = Program(loop), loop.head.head()
     judge = functools.partial(evaluate, head, noise=float(hparams.noise), scale=scale)
     arms = {"random": ("random", hparams, config.seeds), "dopt": ("dopt", hparams, config.seeds)}
     for rule, priors in (("greedy_dopt", GRID), ("greedy_dopt_blind", BLIND)):
@@ -99,7 +99,7 @@ def _curves(config: Config, tables: TrainTest, pairs: str) -> dict[str, np.ndarr
 
     def one(arm: str, seed: int) -> tuple[str, list[float]]:
         rule, hparams, _ = arms[arm]
-        (result,) = runner(rule, [(seed, hparams)])
+        (result,) = program(rule, [(seed, hparams)], device_table)
         if result.failure:
             raise JarmError(f"{arm}, seed {seed}: {result.failure}")
         return f"{arm}, seed {seed}", judge(result.params, tables.test)["spearman"].tolist()
