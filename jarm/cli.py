@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import jax
@@ -49,8 +49,13 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
         print(f"{rule:>18}  {row['verdict']}{failed}")
     print(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
-    if lost := [rule for rule, row in summary["rules"].items() if row["failed_seeds"] and not row["seeds"]]:
-        raise JarmError(f"No run of {', '.join(lost)} ran to its end, for the reason above.")
+    _refuse_lost(summary["rules"].items(), ", for the reason above")
+
+
+def _refuse_lost(rows: Iterable[tuple[str, dict[str, Any]]], why: str) -> None:
+    """Fail where a rule has no whole run."""
+    if lost := dict.fromkeys(rule for rule, row in rows if row["failed_seeds"] and not row["seeds"]):
+        raise JarmError(f"No run of {', '.join(lost)} ran to its end{why}.")
 
 
 def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
@@ -136,9 +141,8 @@ def _sweep(
         if failed:
             print(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")
         print(f"{read.out / 'summary.md'}\n{read.out / 'curves.png'}")
-        rows = [(rule, row) for each in summary["settings"] for rule, row in each["rules"].items()]
-        if lost := sorted({rule for rule, row in rows if row["failed_seeds"] and not row["seeds"]}):
-            raise JarmError(f"No run of {', '.join(lost)} ran to its end in some setting, for the reasons there.")
+        rows = [row for each in summary["settings"] for row in each["rules"].items()]
+        _refuse_lost(sorted(rows, key=lambda row: row[0]), " in some setting, for the reasons there")
 
 
 def _status(folder: pathlib.Path) -> None:

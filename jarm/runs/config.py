@@ -67,7 +67,7 @@ class CompareConfig:
       candidates: candidate pairs drawn at random per round; 0 considers every pair.
       noise: beta of the annotator, P(first preferred) = sigmoid(beta * gold difference / standard deviation);
         negative for no noise.
-      annotator: "bradley_terry", "perfect", or "flip" (wrong with probability flip_rate whatever the pair).
+      annotator: "bradley_terry", "perfect", or "flip" (wrong with probability flip_rate on every pair).
       flip_rate: solve for the noise at which random pairs are answered wrongly this often, such as 0.25.
       gold_scale: divisor of gold differences: "std" of all gold rewards, or a number.
       head: reward head: "linear", or "mlp:64,64,64" for an MLP with these hidden layers.

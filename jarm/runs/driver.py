@@ -37,7 +37,7 @@ def run(
     Under `jax.distributed` every process calls this with the same arguments and makes a share of the runs.
 
     Args:
-      jobs: what is to be run, in the same order in all processes.
+      jobs: the jobs, in the same order in all processes.
       base: options that all jobs share, among them `rules` and `seeds`.
       out: the folder.
       grid: the axes of a sweep. Without a grid it is a comparison: the first call of each rule goes alone and is timed,
@@ -109,7 +109,7 @@ def _make_timed(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Itera
       worked: whether a run has worked before.
 
     Raises:
-      JarmError: in none of the first calls a run worked.
+      JarmError: no run of the first calls worked.
     """
     first = {call.rule: call for call in reversed(calls)}
     alone = [call for call in calls if call is first[call.rule]]

@@ -63,7 +63,8 @@ class SweepConfig:
     @property
     def out(self) -> pathlib.Path:
         """Folder of the sweep: the base's, or `out/sweep` where the base has the default of a comparison."""
-        return OUT if self.base.out == CompareConfig.out else pathlib.Path(self.base.out)
+        out = pathlib.Path(self.base.out)
+        return OUT if out == CompareConfig.out else out
 
 
 class Setting(NamedTuple):

@@ -23,7 +23,7 @@ class Job:
 
     Attributes:
       settings: the settings.
-      loop: what is compiled.
+      loop: the loop that is compiled.
       best_of: sizes of best-of-N, or None for the sizes that suit the test table.
       data: training and test table.
       scale: divisor of gold rewards.

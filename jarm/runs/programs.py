@@ -50,7 +50,7 @@ class Program:
     """The program of a configuration: compiled when first asked for, and shared by all tables of one shape.
 
     Args:
-      config: what is compiled.
+      config: the loop that is compiled.
       vmap_runs: runs per device and call, under `vmap` if more than one; halved where XLA says that the program does
         not fit, and where memory runs out.
       devices: how many of this process's devices share the runs of a call.

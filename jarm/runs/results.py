@@ -25,7 +25,7 @@ class Result:
     """One run.
 
     Attributes:
-      rule, seed, hparams: what was run.
+      rule, seed, hparams: of the run.
       records: on the host, with a leading axis over rounds; without the heads.
       params: heads of every round.
       failure: sentence of the worst status, or None.
@@ -74,7 +74,7 @@ class Result:
 
 
 def failure_of(status: np.ndarray) -> str | None:
-    """The sentence of the worst status of a run, or None."""
+    """Sentence of the worst status of a run, or None."""
     try:
         check(status)
     except JarmError as error:

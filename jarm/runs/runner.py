@@ -99,7 +99,7 @@ class Runner:
             self._tables.pop(id(job), None)
 
     def __call__(self, call: Call) -> list[list[dict[str, Any]]]:
-        """Make the runs of a call and evaluate them: the records of each."""
+        """Make and evaluate the runs of a call, and return the records of each."""
         job, program = call.job, self.program(call.job)
         results = program(call.rule, [(seed, job.hparams[at]) for seed, at in call.runs], self.table(job))
         head, found = job.loop.head.head(), list[dict[str, np.ndarray]]()
