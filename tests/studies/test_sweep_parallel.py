@@ -24,14 +24,26 @@ def job(tmp_path_factory):
     return folder
 
 
-def start(job, out, *options, devices=1, file="noise.toml"):
+def piped(job, devices=1):
+    """Options of a process whose compiled programs are kept and whose output is read."""
     environment = os.environ | {
         "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
         "JAX_COMPILATION_CACHE_DIR": str(job / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "PYTHONPATH": os.pathsep.join(sys.path),
     }
+    return {"env": environment, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+
+
+def start(job, out, *options, devices=1, file="noise.toml"):
     command = [sys.executable, "-m", "jarm.cli", "sweep", str(job / file), "--out", str(out), *options]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return subprocess.Popen(command, **piped(job, devices))
+
+
+def free_address():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
 
 
 def finish(*processes):
@@ -43,11 +55,33 @@ def finish(*processes):
 
 def pair(job, out, files=("noise.toml", "noise.toml"), devices=1):
     """Two processes on one sweep; the second with another file, if one is given."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    common = ("--coordinator", address, "--processes", "2", "--process-id")
+    common = ("--coordinator", free_address(), "--processes", "2", "--process-id")
     return [start(job, out, *common, str(at), devices=devices, file=file) for at, file in enumerate(files)]
+
+
+@pytest.mark.slow
+def test_a_comparison_shares_its_runs_among_processes_too(job):
+    code = """
+import sys
+from test_compare import SMALL
+from jarm import compare
+from jarm.core.distributed import join_if_asked
+import dataclasses, pathlib
+out, coordinator, count, at = sys.argv[1:]
+join_if_asked(False, coordinator or None, *((int(count), int(at)) if coordinator else (None, None)))
+print(list(compare(dataclasses.replace(SMALL, out=pathlib.Path(out)))))
+"""
+    alone = subprocess.Popen([sys.executable, "-c", code, str(job / "alone"), "", "1", "0"], **piped(job))
+    said = finish(alone)
+    assert "rules" in said[0]
+    address = free_address()
+    both = [
+        subprocess.Popen([sys.executable, "-c", code, str(job / "shared"), address, "2", str(at)], **piped(job))
+        for at in (0, 1)
+    ]
+    assert finish(*both)[1] == "[]\n"
+    assert sorted(in_order(job / "shared"), key=place) == sorted(in_order(job / "alone"), key=place)
+    assert not list((job / "shared").glob("process-*"))
 
 
 @pytest.fixture(scope="module")
@@ -170,10 +204,7 @@ def test_processes_whose_folder_is_refused_stop_together(job, reference):
 
 def test_processes_that_see_different_folders_stop_together(job):
     """Before they run anything: each would wait for the other's files."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    common = ("--coordinator", address, "--processes", "2", "--process-id")
+    common = ("--coordinator", free_address(), "--processes", "2", "--process-id")
     both = [start(job, job / f"apart-{at}", *common, str(at)) for at in (0, 1)]
     refused(both, ("is not one folder for all processes",) * 2)
 
