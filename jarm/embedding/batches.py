@@ -1,7 +1,7 @@
-"""Which texts go through the model together: batches of few shapes and little padding, fixed by the whole input alone.
+"""Batches of texts: few shapes and little padding, fixed by the whole input alone.
 
 Texts are put in order of size, cut into chunks that are tokenised one after the other, and sorted by tokens within a
-chunk. Where many share a prompt, a chunk keeps the texts of a prompt together and their common tokens are taken out.
+chunk. Where many share a prompt, a chunk keeps the texts of a prompt together, and their common tokens become a prefix.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from collections.abc import Iterable, Iterator, Sequence
 import numpy as np
 
 CHUNK = 8192
-"""Texts in a chunk, about."""
+"""Approximate number of texts in a chunk."""
 SHAPES, SHARED_SHAPES, PREFIX_SHAPES = 20, 8, 4
-"""How many lengths whole texts are padded to, texts behind prefixes, and prefixes: each is a compilation."""
+"""Numbers of lengths that whole texts, texts behind prefixes, and prefixes are padded to: each is a compilation."""
 
 Encoded = tuple[int, np.ndarray]
-"""The row of a text, and its token ids."""
+"""Row of a text, and its token ids."""
 
 
 @dataclasses.dataclass(frozen=True)
 class TokenBatch:
-    """Padded texts: the first `len(rows)` are those of `rows`, the others fill the shape.
+    """Padded texts: the first k are those of `rows`, the other B - k fill the shape.
 
     Attributes:
-      rows: `[k]` which texts these are.
+      rows: `[k]` indices of the texts.
       tokens: `[B, T]` int32, padded on the right with 0.
-      lengths: `[B]` int32; 0 is an empty prefix.
-      group: `[B]` int32, the prefix that each continues, or None.
+      lengths: `[B]` int32 tokens; 0 for an empty prefix.
+      group: `[B]` int32, the prefix that each text continues, or None.
     """
 
     rows: np.ndarray
@@ -40,7 +40,7 @@ class TokenBatch:
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Batches, after prefixes that they continue, if any; prefixes come as batches whose `rows` are their numbers."""
+    """Batches, and the prefixes that they continue, if any: batches themselves, with their numbers as `rows`."""
 
     batches: list[TokenBatch]
     prefixes: list[TokenBatch]
@@ -54,52 +54,56 @@ class Work:
 
 @dataclasses.dataclass(frozen=True)
 class Shapes:
-    """The shapes that batches may have.
+    """Shapes that batches may have.
 
     Attributes:
-      lengths: that texts, or what is left of them after a prefix, are padded to; longer ones to `round_up`.
-      prefix_lengths: that prefixes are padded to.
+      lengths: padded lengths of texts, or of their rests behind a prefix; longer ones are padded to `round_up`.
+      prefix_lengths: padded lengths of prefixes.
       budget: tokens of a batch on one device, padding included.
-      devices: that a batch is spread over.
-      longest: positions that the model has; nothing is padded beyond them.
-      room: tokens of prefixes, padding included, that are held at once.
+      devices: number of devices that a batch is spread over.
+      max_length: positions of the model; no text is padded beyond them.
+      prefix_tokens: largest number of prefix tokens in memory at once, padding included.
     """
 
     lengths: tuple[int, ...]
     prefix_lengths: tuple[int, ...]
     budget: int
     devices: int
-    longest: int
-    room: int = 0
+    max_length: int
+    prefix_tokens: int = 0
 
     def rows(self, length: int, prefix: int = 0) -> int:
-        """Texts in a batch of this length; with prefixes fewer, as keys and values take room as well."""
+        """Texts in a batch of this length; fewer behind prefixes, whose keys and values take memory as well."""
         return max(1, min(self.budget // length, 4 * self.budget // (length + prefix))) * self.devices
 
     def padded(self, length: int) -> int:
-        """The length that a text is padded to."""
-        return padded_to(length, self.lengths, self.longest)
+        """Padded length of a text."""
+        return padded_to(length, self.lengths, self.max_length)
 
 
 def round_up(length: int) -> int:
-    """The next of a grid of lengths: multiples of 8, and eight steps from each power of two to the next."""
+    """The next length on a grid: multiples of 8, and eight steps from each power of two to the next."""
     step = max(8, (1 << (int(length) - 1).bit_length()) // 16)
     return -(-length // step) * step
 
 
-def choose_lengths(lengths: Sequence[int], most: int) -> tuple[int, ...]:
-    """The lengths of the grid, at most so many, that pad these texts least: exact, by dynamic programming.
+def choose_lengths(lengths: Sequence[int], max_count: int) -> tuple[int, ...]:
+    """The lengths on the grid that pad these texts least, exactly, by dynamic programming.
 
     Args:
-      lengths: tokens of each text; a sample of them will do.
-      most: how many lengths may be chosen; the largest of the grid that is needed is among them.
+      lengths: tokens of each text, or of a sample of the texts.
+      max_count: largest number of lengths to choose; the longest that is needed is among them.
+
+    Example:
+      >>> choose_lengths([3, 5, 20, 22, 90], max_count=2)
+      (24, 96)
     """
     grid, counts = np.unique([round_up(length) for length in lengths], return_counts=True)
     m = len(grid)
     texts = np.concatenate([[0], np.cumsum(counts)])
-    # cost[j]: tokens of the texts up to grid[j - 1], which is chosen; one more choice at each turn.
+    # cost[j]: padded tokens of the texts up to grid[j - 1], where that is chosen; each turn adds one choice.
     cost, chosen = np.where(np.arange(m + 1) == 0, 0.0, np.inf), []
-    for _ in range(min(most, m)):
+    for _ in range(min(max_count, m)):
         step = [[cost[i] + (texts[j] - texts[i]) * float(grid[j - 1]) for i in range(j)] or [0.0] for j in range(m + 1)]
         before = np.array([int(np.argmin(row)) for row in step])
         cost = np.minimum(cost, [row[i] for row, i in zip(step, before, strict=True)])
@@ -112,23 +116,23 @@ def choose_lengths(lengths: Sequence[int], most: int) -> tuple[int, ...]:
     return tuple(sorted(out))
 
 
-def padded_to(length: int, lengths: Sequence[int], longest: int) -> int:
-    """The least of `lengths` that holds this one, else its own on the grid; `longest` at most."""
-    return min(next((padded for padded in lengths if padded >= length), round_up(length)), longest)
+def padded_to(length: int, lengths: Sequence[int], max_length: int) -> int:
+    """The smallest of `lengths` that holds a text, else its own on the grid; `max_length` at most."""
+    return min(next((padded for padded in lengths if padded >= length), round_up(length)), max_length)
 
 
 def part_of(full: int, count: int, devices: int) -> int:
-    """Room for what is left over, in few shapes: eighths of a full batch, or a power of two where that is less."""
+    """Size of a last batch of `count` texts, in few shapes: eighths of a full batch, or a smaller power of two."""
     eighth = -(-full // (8 * devices)) * devices
     return min(full, -(-count // eighth) * eighth, devices << (-(-count // devices) - 1).bit_length())
 
 
 def make_chunks(sizes: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray]:
-    """Cut texts into chunks, the long ones first, or, if grouped, those with long prompts first.
+    """Cut texts into chunks, long texts first, or, if grouped, texts with long prompts first.
 
     Args:
-      sizes: `[n]` about how long each text is, in any unit; if grouped, how long its prompt is.
-      groups: `[n]` int, texts of one number share a prompt; or None. More than `CHUNK` of them are parted.
+      sizes: `[n]` approximate length of each text, or of its prompt if grouped, in any unit.
+      groups: `[n]` int, the prompt of each text; None for texts by themselves. Groups beyond `CHUNK` texts are split.
 
     Returns:
       Rows of each chunk, the rows of a group side by side.
@@ -136,7 +140,7 @@ def make_chunks(sizes: np.ndarray, groups: np.ndarray | None) -> list[np.ndarray
     if groups is None:
         order = np.argsort(-sizes, kind="stable")
         return [order[at : at + CHUNK] for at in range(0, len(order), CHUNK)]
-    order = np.lexsort((groups, -sizes))  # stable, so in order of rows where both are the same
+    order = np.lexsort((groups, -sizes))  # stable: in order of rows where both are equal
     starts = [*np.flatnonzero(np.diff(groups[order], prepend=-1)), len(order)]
     chunks, first = [], 0
     for start, end in itertools.pairwise(starts):
@@ -157,13 +161,13 @@ def plain_work(chunks: Iterable[list[Encoded]], shapes: Shapes) -> Iterator[Work
 
 
 def split_prefixes(texts: list[tuple[int, Encoded]]) -> tuple[list[Encoded], list[Encoded], dict[int, int]]:
-    """The tokens that all texts of a group begin with, apart from the rest.
+    """Split texts into the tokens that their group shares at the beginning, and the rest.
 
     Args:
-      texts: the group of each, and the text.
+      texts: group and text.
 
     Returns:
-      Prefixes, numbered from 0; what is left of each text, one token at least; the number of each row's prefix.
+      Prefixes, numbered from 0; the rest of each text, at least one token; row -> number of its prefix.
     """
     members: dict[int, list[Encoded]] = {}
     for group, text in texts:
@@ -180,29 +184,29 @@ def split_prefixes(texts: list[tuple[int, Encoded]]) -> tuple[list[Encoded], lis
 
 
 def shared_work(chunk: list[tuple[int, Encoded]], shapes: Shapes) -> list[Work]:
-    """The work of a chunk of texts, each with the number of its prompt; in parts where room for prefixes ends."""
+    """The work of a chunk of texts, each with its group; in parts where its prefixes exceed `prefix_tokens`."""
     prefixes, rest, number = split_prefixes(chunk)
-    longest = padded_to(max(1, *(len(ids) for _, ids in prefixes)), shapes.prefix_lengths, shapes.longest)
-    width = shapes.rows(longest)
+    length = padded_to(max(1, *(len(ids) for _, ids in prefixes)), shapes.prefix_lengths, shapes.max_length)
+    width = shapes.rows(length)
     if len(prefixes) <= width:
         width, repeats = part_of(width, len(prefixes), shapes.devices), 1
     else:
         repeats = 1 << (-(-len(prefixes) // width) - 1).bit_length()
-    if width * repeats * longest > shapes.room and len(prefixes) > 1:
+    if width * repeats * length > shapes.prefix_tokens and len(prefixes) > 1:
         half = len(prefixes) // 2
         first = [each for each in chunk if number[each[1][0]] < half]
         second = [each for each in chunk if number[each[1][0]] >= half]
         return [*shared_work(first, shapes), *shared_work(second, shapes)]
-    heads = [_pad(prefixes[at : at + width], width, longest) for at in range(0, len(prefixes), width)]
+    heads = [_pad(prefixes[at : at + width], width, length) for at in range(0, len(prefixes), width)]
     batches = [
         dataclasses.replace(batch, group=_fill([number[row] for row in batch.rows.tolist()], len(batch.tokens)))
-        for batch in _cut_batches(rest, shapes, prefix=longest, last=True)[0]
+        for batch in _cut_batches(rest, shapes, prefix=length, last=True)[0]
     ]
     return [Work(batches, heads)]
 
 
 def _common(texts: list[np.ndarray]) -> int:
-    """How many tokens all begin with, such that each has one left; none if there is one text."""
+    """Number of tokens that all texts share at the beginning, such that each keeps one; 0 for a single text."""
     if len(texts) == 1:
         return 0
     shared = min(map(len, texts)) - 1
@@ -215,7 +219,7 @@ def _common(texts: list[np.ndarray]) -> int:
 def _cut_batches(
     texts: list[Encoded], shapes: Shapes, *, last: bool, prefix: int = 0
 ) -> tuple[list[TokenBatch], list[Encoded]]:
-    """Whole batches, the longest texts first, and what is left; if these are the `last`, it fills a smaller one."""
+    """Whole batches, longest texts first, and the texts left over; if `last`, these fill a smaller batch."""
     texts = sorted(texts, key=lambda text: (-len(text[1]), text[0]))
     batches, at = [], 0
     while at < len(texts):

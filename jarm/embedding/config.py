@@ -5,45 +5,54 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 
-import jax
-
 from jarm.core.status import JarmError
+from jarm.llm.model import DTYPES
 
-SHARE = {"auto": None, "always": True, "never": False}
+SHARE_PROMPTS: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
+"""Values of `EmbedConfig.share_prompts`, and the `share` of `extract` that each stands for."""
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedConfig:
-    """What to embed, with which model, and where to.
+    r"""Texts to embed, the model that embeds them, and the store that keeps the embeddings.
+
+    Example:
+      >>> import pathlib
+      >>> config = EmbedConfig("HuggingFaceTB/SmolLM2-135M", ("responses.jsonl",), pathlib.Path("out/smollm2"))
+      >>> config.layer, config.share_prompts
+      ((-1,), 'auto')
+      >>> EmbedConfig("HuggingFaceTB/SmolLM2-135M", "responses.jsonl")
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: EmbedConfig(input=...) takes several: write ('responses.jsonl',).
 
     Attributes:
       model: folder of a checkpoint as Hugging Face writes it, or an id on its hub.
       input: tables (.jsonl or .parquet), a folder of them, or a dataset of the Hugging Face hub.
       out: folder of the store; with several poolings or layers, a store in it for each.
-      pooling: `last` (real token), `mean` or `cls`, or several of them; by default what the model was trained with:
-        what `1_Pooling` in its folder says, else `last` for decoders and `mean` for encoders.
-      layer: whose output is pooled, or several: 0 is the input of the first, -1 the output of the last.
+      pooling: `last` (real token), `mean` or `cls`, or several of them; by default the pooling that the model was
+        trained with, as `1_Pooling` in its folder says, else `last` for decoders and `mean` for encoders.
+      layer: layer whose output is pooled, or several: 0 is the input of the first, -1 the output of the last.
       normalize: scale embeddings to length 1.
-      template: how prompt and response become one text: columns in braces, such as '{prompt}\\n\\n{response}', or
+      template: how prompt and response become one text: columns in braces, such as '{prompt}\n\n{response}', or
         `chat`, the model's own; by default the latter where there is one.
-      max_length: tokens in a text at most; by default what the model allows.
-      keep: of a text that is too long, its `start` or its `end`; by default `end` if the last token is pooled.
+      max_length: largest number of tokens in a text; by default the model's.
+      keep: the end of a longer text that stays, its `start` or its `end`; by default `end` if the last token is pooled.
       dtype: of the model, `float32` or `bfloat16`; by default the former on a CPU, and the latter elsewhere.
       store_dtype: `bfloat16`, `float32`, or `float16`, which some models overflow; by default the model's.
       max_tokens_per_batch: on each device, padding included; a longer text is a batch of its own. By default 2,048 on a
-        CPU, whose cache then holds what a layer works on, and 16,384 elsewhere.
+        CPU, whose cache then holds the operands of a layer, and 16,384 elsewhere.
       share_prompts: compute the tokens that responses to one prompt share only once (decoders): "always", "never", or
         "auto", where it saves a tenth.
-      prompt_column: of the input, where it is not `prompt`.
-      response_columns: of the input, where they are none of the usual.
-      split: of a dataset of the hub.
-      revision: of a model of the hub.
-      tensor_parallel: devices that a model is spread over, for one that does not fit on one.
+      prompt_column: column of the prompts, where it is not `prompt`.
+      response_columns: columns of the responses, where they have none of the usual names.
+      split: split of a dataset of the hub.
+      revision: revision of a model of the hub.
+      tensor_parallel: devices that a model is spread over, for a model that does not fit on one.
       distributed: join the processes that SLURM, Open MPI, Kubernetes or a TPU pod started, to work on one store.
-      coordinator: HOST:PORT of process 0, to join processes that nobody else introduces.
-      processes: how many there are, then.
-      process_id: which of them this is, from 0.
-      show: print the exact text and the token ids of so many rows, and stop.
+      coordinator: HOST:PORT of process 0, to join processes that no scheduler introduces.
+      processes: number of those processes.
+      process_id: number of this process among them, from 0.
+      show: print the exact text and the token ids of this many rows, and stop.
     """
 
     model: str
@@ -74,20 +83,35 @@ class EmbedConfig:
         for name, kinds in (("input", (str, pathlib.Path)), ("pooling", str), ("layer", int)):
             if isinstance(getattr(self, name), kinds):
                 raise JarmError(f"EmbedConfig({name}=...) takes several: write ({getattr(self, name)!r},).")
-        object.__setattr__(self, "out", pathlib.Path(self.out))
+
+
+def check_config(config: EmbedConfig) -> None:
+    """Refuse settings that no model and no input can have.
+
+    Raises:
+      JarmError: the option that cannot be, by name.
+    """
+    if config.max_tokens_per_batch is not None and config.max_tokens_per_batch < 1:
+        raise JarmError("--max-tokens-per-batch must be at least 1.")
+    if config.share_prompts not in SHARE_PROMPTS:
+        raise JarmError(
+            f"Prompts are shared {', '.join(SHARE_PROMPTS)}, not {config.share_prompts!r}: give one of them."
+        )
+    if config.dtype not in (None, *DTYPES):
+        raise JarmError(f"A model cannot run in dtype {config.dtype!r}: give --dtype {' or '.join(DTYPES)}.")
 
 
 @dataclasses.dataclass(frozen=True)
 class EmbedSummary:
-    """What a run did.
+    """Counts of one run of a job.
 
     Attributes:
-      stores: folders, a pooling and layer each.
-      texts: in the input, and how many of them are `distinct`.
+      stores: folders, one for each pooling and layer.
+      texts, distinct: texts of the input, and distinct ones among them.
       embedded: distinct texts that this run added; the others were there.
-      truncated: texts that were longer than `max_length`, of those that this run has looked at.
+      truncated: texts longer than `max_length`, among those that this run tokenised.
       empty_responses: in the input.
-      tokens, padded: computed by this run, without and with padding.
+      tokens, padded: tokens that this run computed, without and with padding.
       seconds: from the first batch to the last results, compilation included.
     """
 
@@ -103,13 +127,5 @@ class EmbedSummary:
 
     @property
     def waste(self) -> float:
-        """The part of all tokens computed that was padding."""
+        """Share of padding among all tokens computed."""
         return 1 - self.tokens / self.padded if self.padded else 0.0
-
-
-def _dtype(config: EmbedConfig) -> str:
-    return config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
-
-
-def _budget(config: EmbedConfig) -> int:
-    return config.max_tokens_per_batch or (2048 if jax.default_backend() == "cpu" else 16384)

@@ -1,6 +1,6 @@
-"""Texts through a model: planned from the whole input, tokenised ahead of the device, given back batch by batch.
+"""Texts through a model: planned from the whole input, tokenised ahead of the device, embedded batch by batch.
 
-The same texts and settings give the same batches, so whoever stops and comes back gets the same bits.
+The same texts and settings give the same batches, so a run that was stopped and resumed ends with the same bits.
 """
 
 from __future__ import annotations
@@ -36,23 +36,23 @@ from jarm.embedding.batches import (
 )
 from jarm.embedding.tokens import Tokenizer
 from jarm.llm.config import ModelConfig
-from jarm.llm.model import cache_bytes, can_share, concatenate, embed_tokens, prefill
+from jarm.llm.model import Prefix, cache_bytes, can_share, concatenate, embed_tokens, prefill
 from jarm.llm.pooling import Pooling
 from jarm.llm.sharding import any_process, gather, share_prefix, to_mesh
 
 SAMPLE = 1024
-"""Texts whose lengths decide the shapes of batches."""
+"""Number of texts whose lengths decide the shapes of batches."""
 SAVED = 0.1
-"""Prompts are shared where that saves at least this part of all tokens, its padding counted."""
+"""Prompts are shared where that saves at least this share of all tokens, padding counted."""
 CACHE_BYTES = 1 << 32
-"""Of the keys and values of shared prompts, at most, on each device."""
+"""Largest size of the keys and values of shared prompts, on each device."""
 _AHEAD = 2
-"""Batches that the device has before the results of one are asked for."""
+"""Batches queued on the device while the results of an earlier one are awaited."""
 T = TypeVar("T")
 
 
 class Model(NamedTuple):
-    """A model on its devices."""
+    """A model on its devices: architecture, parameters and mesh."""
 
     config: ModelConfig
     params: Params
@@ -60,12 +60,12 @@ class Model(NamedTuple):
 
 
 class Embedded(NamedTuple):
-    """A batch of results.
+    """Embeddings of a batch of texts.
 
     Attributes:
-      rows: `[k]` which texts.
-      values: `[k, d]` float32, one for each pooling.
-      tokens, padded: computed for them, without and with padding; prefixes count once.
+      rows: `[k]` indices of the texts.
+      values: `[k, d]` float32, one array for each pooling.
+      tokens, padded: tokens computed for them, without and with padding; prefixes count once.
     """
 
     rows: np.ndarray
@@ -75,36 +75,37 @@ class Embedded(NamedTuple):
 
 
 class Corpus:
-    """The texts that were read, as one model sees them.
+    """Texts as one model sees them.
 
     Attributes:
-      texts: as they were read.
+      texts: prompts and responses as they were read.
       tokenizer: of the model.
-      cut: those that were longer than `max_length`, of those tokenised so far.
+      truncated: rows tokenised so far whose text was longer than `max_length`.
     """
 
     def __init__(self, texts: Texts, tokenizer: Tokenizer):
         self.texts, self.tokenizer = texts, tokenizer
-        self.cut: set[int] = set()
+        self.truncated: set[int] = set()
 
     def __len__(self) -> int:
         return len(self.texts.columns["response"])
 
-    def place(self, index: int) -> str:
-        """Where a text stands in the input."""
-        return self.texts.places[index]
+    @functools.cached_property
+    def keys(self) -> list[str]:
+        """Key of each text in a store."""
+        return self.texts.keys(self.tokenizer.key_template)
 
     @functools.cached_property
     def sizes(self) -> np.ndarray:
-        """Characters of each text, about, `[n]`."""
+        """Approximate number of characters of each text, `[n]`."""
         template = self.tokenizer.key_template
         return np.array([len(fill(template, self.texts.row(index))) for index in range(len(self))])
 
     def check(self, rows: np.ndarray) -> None:
-        """Refuse at once what `encode` would refuse in the end: the shortest text, and every order of roles.
+        """Encode the shortest text and one of every order of roles, so that a fault shows before the first batch.
 
         Raises:
-          JarmError: a row that cannot be rendered, or has no tokens, by its place.
+          JarmError: as `encode`.
         """
         roles: dict[tuple[str, ...], int] = {}
         for row in rows.tolist():
@@ -117,19 +118,21 @@ class Corpus:
         """Rows with their token ids.
 
         Raises:
-          JarmError: a row that cannot be rendered, or has no tokens, by its place.
+          JarmError: a text that cannot be rendered, or has no tokens, by its place in the input.
         """
         rendered = []
-        for index in rows:
+        for row in rows.tolist():
             try:
-                rendered.append(self.tokenizer.render(self.texts.row(int(index))))
+                rendered.append(self.tokenizer.render(self.texts.row(row)))
             except JarmError as error:
-                raise JarmError(f"{self.place(int(index))}: {error}") from error
+                raise JarmError(f"{self.texts.places[row]}: {error}") from error
         ids, cut = self.tokenizer.encode(rendered)
-        self.cut.update(int(index) for index, each in zip(rows, cut, strict=True) if each)
-        if empty := [int(index) for index, each in zip(rows, ids, strict=True) if not len(each)]:
-            raise JarmError(f"{self.place(empty[0])}: the text is empty, so there is nothing to embed: leave it out.")
-        return [(int(index), each) for index, each in zip(rows, ids, strict=True)]
+        self.truncated.update(row for row, each in zip(rows.tolist(), cut, strict=True) if each)
+        encoded = list(zip(rows.tolist(), ids, strict=True))
+        if empty := [row for row, each in encoded if not len(each)]:
+            place = self.texts.places[empty[0]]
+            raise JarmError(f"{place}: the text is empty, so there is nothing to embed: leave it out.")
+        return encoded
 
 
 def extract(
@@ -148,77 +151,79 @@ def extract(
     Args:
       model: on its devices; every process has to make the same call.
       corpus: all texts.
-      rows: `[k]` those to embed, distinct.
-      poolings: what to take of each text.
+      rows: `[k]` distinct rows to embed.
+      poolings: embeddings to return of each text.
       budget: tokens of a batch on one device, padding included.
-      share: whether texts with one prompt share its computation, which bounds memory for prompts by `CACHE_BYTES` a
-        device; if None, where it saves much.
-      done: `[n]` bool, rows that need no computing any more: batches of nothing else are left out.
-      stop: asked with every batch; if it is true in any process, what was begun before is the last.
+      share: whether texts with one prompt share its computation, within `CACHE_BYTES` per device; None shares where
+        that saves `SAVED`.
+      done: `[n]` bool, rows that need no computing any more: batches of such rows alone are left out.
+      stop: called with every batch; once it is true in any process, no further batch is begun.
 
     Yields:
-      Results, batch by batch.
+      Embeddings, batch by batch.
 
     Raises:
-      JarmError: a row that cannot be embedded, by its place.
+      JarmError: a text that cannot be embedded, by its place, or prompts that this model cannot share.
     """
     if not len(rows):
         return
     if done is None:
         done = np.zeros(len(corpus), bool)
-    works = None
-    if share is not False:
-        most = 2 * round_up(corpus.tokenizer.max_length)  # a prefix and the rest, each with its padding
-        if can_share(model.config, most):
-            works = _shared(model, corpus, rows, budget, share)
-        elif share:
-            raise JarmError(
-                f"A {model.config.family} model reads the beginning of texts of {corpus.tokenizer.max_length:,} tokens "
-                "by what follows, so prompts cannot be shared: leave --share-prompts at auto, or give a smaller "
-                "--max-length."
-            )
-    if works is None:
-        works = _plain(model, corpus, rows, budget)
     several = jax.process_count() > 1
-    waiting: collections.deque[tuple[TokenBatch, Work, tuple[jax.Array, ...], Any]] = collections.deque()
-    stopped: Any = False
-    for work in ahead(works):
+    waiting: collections.deque[_Pending] = collections.deque()
+    stopped = False
+    for work in ahead(_works(model, corpus, rows, budget, share)):
         batches = [batch for batch in work.batches if not done[batch.rows].all()]
-        prefix = _prefix(model, work.prefixes, poolings) if batches and work.prefixes else None
+        prefix = _prefill(model, work.prefixes, poolings) if batches and work.prefixes else None
         for batch in batches:
-            values = embed_tokens(
-                model.params,
-                to_mesh(model.mesh, batch.tokens),
-                to_mesh(model.mesh, batch.lengths),
-                config=model.config,
-                poolings=poolings,
-                prefix=prefix,
-                group=None if batch.group is None else to_mesh(model.mesh, batch.group),
-            )
+            values = _embed(model, batch, poolings, prefix)
             # Prefixes are counted with the first batch that they were computed for.
             counted = [batch, *work.prefixes] if batch is batches[0] else [batch]
-            # All processes have to leave after the same batch, or some wait for the others for ever.
+            # All processes have to leave after the same batch: none may wait for one that has left.
             flag = any_process(model.mesh, stop()) if several else stop()
-            waiting.append((batch, Work(counted, []), gather(model.mesh, values), flag))
+            waiting.append(_Pending(batch.rows, gather(model.mesh, values), Work(counted, []), flag))
             if len(waiting) > _AHEAD:
-                result, stopped = _collected(*waiting.popleft())
-                yield result
+                oldest = waiting.popleft()
+                yield oldest.result()
+                stopped = bool(oldest.stop)
                 if stopped:
                     break
         if stopped:
             break
     while waiting:
-        yield _collected(*waiting.popleft())[0]
+        yield waiting.popleft().result()
 
 
-def _collected(batch: TokenBatch, counted: Work, values: tuple[jax.Array, ...], flag: Any) -> tuple[Embedded, bool]:
-    """Wait for a batch, and for whether to stop after it."""
-    rows = [np.asarray(value)[: len(batch.rows)] for value in values]
-    return Embedded(batch.rows, rows, *counted.tokens), bool(flag)
+class _Pending(NamedTuple):
+    """A batch under way: texts, values on the devices, work counted with it, and whether to stop after it."""
+
+    rows: np.ndarray
+    values: tuple[jax.Array, ...]
+    work: Work
+    stop: Any
+
+    def result(self) -> Embedded:
+        """Wait for the values."""
+        return Embedded(self.rows, [np.asarray(each)[: len(self.rows)] for each in self.values], *self.work.tokens)
 
 
-def _prefix(model: Model, batches: list[TokenBatch], poolings: tuple[Pooling, ...]) -> Any:
-    """Prompts computed, as one."""
+def _embed(
+    model: Model, batch: TokenBatch, poolings: tuple[Pooling, ...], prefix: Prefix | None
+) -> tuple[jax.Array, ...]:
+    """Begin the computation of a batch."""
+    return embed_tokens(
+        model.params,
+        to_mesh(model.mesh, batch.tokens),
+        to_mesh(model.mesh, batch.lengths),
+        config=model.config,
+        poolings=poolings,
+        prefix=prefix,
+        group=None if batch.group is None else to_mesh(model.mesh, batch.group),
+    )
+
+
+def _prefill(model: Model, batches: list[TokenBatch], poolings: tuple[Pooling, ...]) -> Prefix:
+    """Begin the computation of prompts, joined to one prefix."""
     parts = [
         prefill(
             model.params,
@@ -229,9 +234,25 @@ def _prefix(model: Model, batches: list[TokenBatch], poolings: tuple[Pooling, ..
         )
         for batch in batches
     ]
-    # As many as a power of two, so that few shapes compile.
+    # A power of two of parts, so that few shapes compile.
     parts += parts[-1:] * ((1 << (len(parts) - 1).bit_length()) - len(parts))
     return share_prefix(model.mesh, concatenate(parts))
+
+
+def _works(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: bool | None) -> Iterator[Work]:
+    """Work with shared prompts if asked for or worth it, else without."""
+    max_length = corpus.tokenizer.max_length
+    # Of a prefix and the rest, each with its padding.
+    if share is not False and can_share(model.config, 2 * round_up(max_length)):
+        works = _shared(model, corpus, rows, budget, share)
+    elif share:
+        raise JarmError(
+            f"A {model.config.family} model reads the beginning of texts of {max_length:,} tokens by what follows, so "
+            "prompts cannot be shared: leave --share-prompts at auto, or give a smaller --max-length."
+        )
+    else:
+        works = None
+    return _plain(model, corpus, rows, budget) if works is None else works
 
 
 def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Iterator[Work]:
@@ -244,7 +265,7 @@ def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Itera
 
 
 def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: bool | None) -> Iterator[Work] | None:
-    """Work with shared prompts, or None if it may be left and would not save much."""
+    """Work with shared prompts, or None where `share` is None and sharing would not save `SAVED`."""
     prompts = [fill("{prompt}", corpus.texts.row(int(row))) for row in rows]
     numbers: dict[str, int] = {}
     groups = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
@@ -255,7 +276,7 @@ def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: 
     def encode(chunk: np.ndarray) -> list[tuple[int, Encoded]]:
         return list(zip(groups[chunk].tolist(), corpus.encode(rows[chunk]), strict=True))
 
-    # Some texts of prompts of every length decide the shapes.
+    # A few texts of prompts of every length decide the shapes.
     order = np.concatenate(chunks)
     starts = np.flatnonzero(np.diff(groups[order], prepend=-1))
     picked = [order[at : at + 16] for at in starts[_spread(len(starts), SAMPLE // 16)]]
@@ -267,7 +288,7 @@ def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: 
     shapes = Shapes(
         choose_lengths([len(ids) for _, ids in rest], SHARED_SHAPES),
         choose_lengths([max(1, len(ids)) for _, ids in prefixes], PREFIX_SHAPES),
-        # Several batches to a filled cache, so that the last of them, which is not full, does not count for much.
+        # Several batches per filled cache, so that the last, partly empty one costs little.
         max(1, min(budget, room // (8 * devices))),
         devices,
         model.config.max_positions,
@@ -281,20 +302,20 @@ def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: 
     return (work for chunk in chunks for work in shared_work(encode(chunk), shapes))
 
 
-def _spread(count: int, most: int) -> np.ndarray:
-    """At most so many of the numbers below `count`, evenly, the first and the last among them."""
-    return np.unique(np.linspace(0, count - 1, min(count, most)).astype(np.int64))
+def _spread(count: int, max_count: int) -> np.ndarray:
+    """At most `max_count` numbers below `count`, evenly spaced, the first and the last included."""
+    return np.unique(np.linspace(0, count - 1, min(count, max_count)).astype(np.int64))
 
 
-def ahead(items: Iterator[T], most: int = 2) -> Iterator[T]:
-    """The same items, made in a thread that is at most so many ahead; its errors are raised here."""
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(most)
+def ahead(items: Iterator[T], max_ahead: int = 2) -> Iterator[T]:
+    """The same items, made in a thread that is at most `max_ahead` items ahead; its errors are raised here."""
+    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(max_ahead)
     stopped = threading.Event()
 
-    def put(what: tuple[bool, Any]) -> None:
+    def put(entry: tuple[bool, Any]) -> None:
         while not stopped.is_set():
             try:
-                return waiting.put(what, timeout=0.1)
+                return waiting.put(entry, timeout=0.1)
             except queue.Full:
                 continue
 

@@ -1,9 +1,10 @@
-"""An embedding job: what its store was made by, and the batches that are left."""
+"""An embedding job: everything that decides its stores and its batches, read before anything is computed."""
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
@@ -16,26 +17,132 @@ from jax.experimental import multihost_utils
 
 from jarm.core.files import fingerprint, replace_text
 from jarm.core.status import JarmError
+from jarm.data.texts import TEMPLATE, extra_fields, read_texts
 from jarm.data.writer import StoreWriter, explained
-from jarm.embedding.config import EmbedConfig, _dtype
-from jarm.embedding.sentence import trained_pooling
-from jarm.embedding.sink import Sink
+from jarm.embedding.config import EmbedConfig
+from jarm.embedding.extract import Corpus
+from jarm.embedding.sentence import is_sentence_model, trained_pooling
 from jarm.embedding.tokens import Tokenizer
-from jarm.llm.config import ModelConfig
+from jarm.llm.config import ModelConfig, read_config
 from jarm.llm.pooling import Pooling
-from jarm.llm.weights import weight_files
+from jarm.llm.weights import find_checkpoint, weight_files
+
+JOBS = "jobs.json"
+"""File in a store's folder: the number of rows that the store had when each job began; see `plan_rows`."""
 
 
-def _agree(config: EmbedConfig, folder: pathlib.Path, tokenizer: Tokenizer, keys: Sequence[str]) -> None:
-    """Refuse to start where processes were given different texts, models or settings."""
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """A command, its model and its texts.
+
+    Attributes:
+      config: the settings, as given.
+      folder: the checkpoint.
+      model: architecture of the model.
+      poolings: each pooling at each layer asked for; one store each.
+      corpus: all texts.
+    """
+
+    config: EmbedConfig
+    folder: pathlib.Path
+    model: ModelConfig
+    poolings: tuple[Pooling, ...]
+    corpus: Corpus
+
+    @property
+    def dtype(self) -> str:
+        """Dtype of the model: float32 on a CPU and bfloat16 elsewhere, unless given."""
+        return self.config.dtype or ("float32" if jax.default_backend() == "cpu" else "bfloat16")
+
+    @property
+    def store_dtype(self) -> str:
+        """Dtype of the stores: the model's, unless given."""
+        return self.config.store_dtype or self.dtype
+
+    @property
+    def budget(self) -> int:
+        """Tokens of a batch on one device, padding included."""
+        return self.config.max_tokens_per_batch or (2048 if jax.default_backend() == "cpu" else 16384)
+
+    @functools.cached_property
+    def weights(self) -> str:
+        """Fingerprint of all weights of the checkpoint."""
+        prints = [fingerprint(path) for path in weight_files(self.folder)]
+        return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
+
+    def made_by(self) -> dict[pathlib.Path, dict[str, Any]]:
+        """Store folder -> everything that decides its rows."""
+        config, out = self.config, pathlib.Path(self.config.out)
+        common = {
+            "model": self.folder.resolve().name if self.folder == pathlib.Path(config.model) else config.model,
+            "revision": config.revision,
+            "config": hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()[:16],
+            "weights": self.weights,
+            **self.corpus.tokenizer.made_by,
+            "normalize": config.normalize,
+            "compute_dtype": self.dtype,
+        }
+        made = {}
+        for pooling in self.poolings:
+            layer = pooling.layer_of(len(self.model.layers))
+            path = out if len(self.poolings) == 1 else out / f"{pooling.kind}-{layer}"
+            made[path] = {**common, "pooling": pooling.kind, "layer": layer}
+        return made
+
+
+def read_job(config: EmbedConfig) -> Job:
+    """Find the model, and read the texts as it will see them.
+
+    Args:
+      config: checked settings.
+
+    Raises:
+      JarmError: an input, a model, a layer or a template that cannot be used, by name.
+    """
+    folder = find_checkpoint(config.model, config.revision)
+    model = read_config(folder)
+    kinds = config.pooling or (trained_pooling(folder) or ("mean" if model.encoder else "last"),)
+    poolings = tuple(dict.fromkeys(Pooling(kind, layer) for kind in kinds for layer in config.layer))
+    for pooling in poolings:
+        pooling.layer_of(len(model.layers))
+    if not poolings:
+        raise JarmError("There is no layer to pool: give --layer -1 for the last.")
+    texts = read_texts(
+        config.input,
+        prompt=config.prompt_column,
+        responses=config.response_columns,
+        extra=extra_fields(config.template or ""),
+        split=config.split,
+    )
+    # Texts that were split only to find their prompts are joined again as they were, and models trained on plain texts
+    # get plain texts, whatever chat template their tokenizers bring along.
+    plain = texts.template != TEMPLATE or is_sentence_model(folder)
+    tokenizer = Tokenizer(
+        folder,
+        template=config.template or (texts.template if plain else None),
+        max_length=config.max_length,
+        keep=config.keep or ("end" if any(pooling.kind == "last" for pooling in poolings) else "start"),
+        window=model.max_positions,
+    )
+    return Job(config, folder, model, poolings, Corpus(texts, tokenizer))
+
+
+def refuse_differences(job: Job) -> None:
+    """Refuse to start where processes were given different texts, models or settings.
+
+    Raises:
+      JarmError: the kinds of things that differ, by name.
+    """
     if jax.process_count() == 1:
         return
-    settings = dataclasses.replace(config, model="", input=(), out=pathlib.Path(), process_id=None, coordinator=None)
+    settings = dataclasses.replace(
+        job.config, model="", input=(), out=pathlib.Path(), process_id=None, coordinator=None
+    )
     parts = {
-        "texts": json.dumps(list(keys)),
-        "tokenizers or templates": json.dumps(tokenizer.made_by, sort_keys=True),
-        "models": _weights(folder) + (folder / "config.json").read_text(),
-        "settings": repr(settings) + _dtype(config),
+        "texts": json.dumps(job.corpus.keys),
+        "tokenizers or templates": json.dumps(job.corpus.tokenizer.made_by, sort_keys=True),
+        "models": job.weights + (job.folder / "config.json").read_text(),
+        "settings": repr(settings) + job.dtype,
     }
     own = np.array([list(hashlib.sha256(part.encode()).digest()) for part in parts.values()], np.uint8)
     every = np.asarray(multihost_utils.process_allgather(own))
@@ -43,86 +150,45 @@ def _agree(config: EmbedConfig, folder: pathlib.Path, tokenizer: Tokenizer, keys
         raise JarmError(f"The processes have different {' and '.join(other)}: give all of them the same.")
 
 
-def _poolings(config: EmbedConfig, folder: pathlib.Path, shape: ModelConfig) -> tuple[Pooling, ...]:
-    """Every pooling at every layer that was asked for."""
-    kinds = config.pooling or (trained_pooling(folder) or ("mean" if shape.encoder else "last"),)
-    poolings = tuple(dict.fromkeys(Pooling(kind, layer) for kind in kinds for layer in config.layer))
-    for pooling in poolings:
-        pooling.layer_of(len(shape.layers))
-    if not poolings:
-        raise JarmError("There is no layer to pool: give --layer -1 for the last.")
-    return poolings
+def plan_rows(job: Job, writers: Sequence[StoreWriter]) -> tuple[np.ndarray, np.ndarray]:
+    """Rows to embed, and rows that are done; the same in all processes.
 
-
-def _made_by(
-    config: EmbedConfig,
-    folder: pathlib.Path,
-    shape: ModelConfig,
-    tokenizer: Tokenizer,
-    poolings: Sequence[Pooling],
-) -> dict[pathlib.Path, dict[str, Any]]:
-    """For each store, all that decides its rows."""
-    common = {
-        "model": folder.resolve().name if folder == pathlib.Path(config.model) else config.model,
-        "revision": config.revision,
-        "config": hashlib.sha256((folder / "config.json").read_bytes()).hexdigest()[:16],
-        "weights": _weights(folder),
-        **tokenizer.made_by,
-        "normalize": config.normalize,
-        "compute_dtype": _dtype(config),
-    }
-    made = {}
-    for pooling in poolings:
-        layer = pooling.layer_of(len(shape.layers))
-        path = config.out if len(poolings) == 1 else config.out / f"{pooling.kind}-{layer}"
-        made[path] = {**common, "pooling": pooling.kind, "layer": layer}
-    return made
-
-
-def _weights(folder: pathlib.Path) -> str:
-    """A fingerprint of all weights of a checkpoint."""
-    prints = [fingerprint(path) for path in weight_files(folder)]
-    return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
-
-
-JOBS = "jobs.json"
-"""In a store's folder: how many rows it had when each job began; see `plan_job`."""
-
-
-def plan_job(sink: Sink, settings: Sequence[Any]) -> tuple[np.ndarray, np.ndarray]:
-    """What there is to embed, `[k]` rows, and what of all is done, `[n]` bool; the same in all processes.
-
-    Texts that were in the store when this job began are no part of it. Its start is kept beside the store, so that
-    after an interruption the job is the same, with the same batches, and what was done since is only skipped.
+    Texts that the stores held when this job began are no part of it. Its start is kept beside each store, so that after
+    an interruption the job has the same rows in the same batches, and only skips those done since.
 
     Args:
-      sink: where results go.
-      settings: whatever else makes it this job.
+      job: the job.
+      writers: its stores; none in any process but the first.
+
+    Returns:
+      `[k]` rows of the job, one for each distinct text, and `[n]` bool, whether each of all rows is in every store.
     """
     first_of: dict[str, int] = {}
-    for row, key in enumerate(sink.keys):
+    for row, key in enumerate(job.corpus.keys):
         first_of.setdefault(key, row)
-    job = hashlib.sha256(json.dumps([list(settings), list(first_of)]).encode()).hexdigest()
-    there = [set(writer.keys) for writer in sink.writers]
-    before = [set(writer.keys[: _start(writer, job)]) for writer in sink.writers]
+    devices = [jax.device_count(), jax.devices()[0].device_kind, jax.lib.__version__]
+    settings = [job.budget, job.config.share_prompts, job.config.tensor_parallel, *devices]
+    name = hashlib.sha256(json.dumps([settings, list(first_of)]).encode()).hexdigest()
+    there = [set(writer.keys) for writer in writers]
+    before = [set(writer.keys[: _rows_at_start(writer, name)]) for writer in writers]
     flags = np.array(
         [[not all(key in each for each in before), all(key in each for each in there)] for key in first_of]
     )
     if jax.process_count() > 1:
         flags = np.asarray(multihost_utils.broadcast_one_to_all(flags))
     rows = np.array(list(first_of.values()))
-    done = np.zeros(len(sink.keys), bool)
+    done = np.zeros(len(job.corpus), bool)
     done[rows] = flags[:, 1]
     return rows[flags[:, 0]], done
 
 
-def _start(writer: StoreWriter, job: str) -> int:
-    """How many rows the store had when this job began, which may be now."""
+def _rows_at_start(writer: StoreWriter, name: str) -> int:
+    """Number of rows that a store had when a job of this name began, which may be now."""
     path, jobs = writer.path / JOBS, {}
     with contextlib.suppress(OSError, ValueError):
         jobs = json.loads(path.read_text())
-    if isinstance(jobs, dict) and isinstance(jobs.get(job), int) and jobs[job] <= len(writer):
-        return int(jobs[job])
+    if isinstance(jobs, dict) and isinstance(jobs.get(name), int) and jobs[name] <= len(writer):
+        return int(jobs[name])
     with explained(writer.path):
-        replace_text(path, json.dumps({**(jobs if isinstance(jobs, dict) else {}), job: len(writer)}, indent=1) + "\n")
+        replace_text(path, json.dumps({**(jobs if isinstance(jobs, dict) else {}), name: len(writer)}, indent=1) + "\n")
     return len(writer)

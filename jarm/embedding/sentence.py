@@ -1,4 +1,4 @@
-"""What sentence-transformers wrote beside a model: how it pools, and what it adds that jarm does not have."""
+"""Files of sentence-transformers beside a model: its pooling, and modules that jarm does not compute."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ MODULES = ("Transformer", "Pooling", "Normalize")
 
 
 def is_sentence_model(folder: pathlib.Path) -> bool:
-    """Whether a checkpoint is one of sentence-transformers."""
+    """Whether a checkpoint was written by sentence-transformers."""
     return (folder / "modules.json").exists()
 
 
 def trained_pooling(folder: pathlib.Path) -> str | None:
-    """The pooling that a model was trained with; None if nobody says.
+    """The pooling that a model was trained with, or None where its folder does not say.
 
     Args:
       folder: the checkpoint.
 
     Raises:
-      JarmError: it was trained with something that jarm does not compute.
+      JarmError: the model was trained with a pooling or a module that jarm does not compute.
     """
     for module in _read(folder / "modules.json") or []:
         kind = str(module.get("type", "")).rsplit(".", 1)[-1]

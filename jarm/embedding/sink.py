@@ -1,4 +1,4 @@
-"""From results to stores: which texts are still to be embedded, and rows on their way to disk."""
+"""From results to stores: opening them, and committing rows every few megabytes or seconds."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from jarm.data.writer import StoreWriter
 from jarm.embedding.extract import Corpus, Embedded
 
 COMMIT_BYTES, COMMIT_SECONDS = 4 << 20, 5.0
-"""Rows wait for no longer than this before they are committed."""
+"""Rows are committed once they fill this many bytes, or the first of them has waited this many seconds."""
 
 
 def open_stores(
     stack: contextlib.ExitStack, made: Mapping[pathlib.Path, Mapping[str, Any]], width: int, dtype: str
 ) -> list[StoreWriter]:
-    """Writers in the first process, none in the others; if it cannot have them, all processes stop.
+    """Writers in the first process, none in the others; all processes stop if the first cannot open a store.
 
     Args:
-      stack: what closes them.
-      made: for each folder, what makes its rows.
-      width: of a row.
-      dtype: of a store.
+      stack: closes the writers when it is left.
+      made: store folder -> everything that decides its rows.
+      width: d, numbers in a row.
+      dtype: of the stores.
 
     Raises:
-      JarmError: as `StoreWriter`, or in other processes that the first one could not open a store.
+      JarmError: as `StoreWriter` in the first process; in the others, that the first failed.
     """
     writers: list[StoreWriter] = []
     failure = None
@@ -47,20 +47,21 @@ def open_stores(
     if failure is not None:
         raise failure
     if not opened:
-        raise JarmError("Process 0 could not open the store, and says why: mend that and start all of them again.")
+        raise JarmError("Process 0 could not open the store, and says why: repair that and start all of them again.")
     return writers
 
 
 class Sink:
-    """Results on their way to stores: they wait until a few megabytes are together, or a few seconds have passed.
+    """Results on their way to stores, held until a few megabytes are together or a few seconds have passed.
 
     Attributes:
-      keys: of all texts.
+      corpus: all texts.
       writers: a store for each pooling; none in any process but the first.
+      normalize: whether rows are scaled to length 1.
     """
 
-    def __init__(self, keys: Sequence[str], writers: Sequence[StoreWriter], normalize: bool, corpus: Corpus):
-        self.keys, self.writers, self.normalize, self.corpus = keys, writers, normalize, corpus
+    def __init__(self, corpus: Corpus, writers: Sequence[StoreWriter], normalize: bool):
+        self.corpus, self.writers, self.normalize = corpus, writers, normalize
         self._waiting: list[Embedded] = []
         self._since = time.monotonic()
 
@@ -68,12 +69,12 @@ class Sink:
         """Take a batch of results.
 
         Raises:
-          JarmError: a text came out as NaN or infinite; those beside it are taken.
+          JarmError: an embedding is NaN or infinite; the others of the batch are taken.
         """
         finite = np.all([np.isfinite(value).all(axis=1) for value in result.values], axis=0)
         self._waiting.append(result._replace(rows=result.rows[finite], values=[v[finite] for v in result.values]))
         if not finite.all():
-            place = self.corpus.place(int(result.rows[np.argmin(finite)]))
+            place = self.corpus.texts.places[int(result.rows[np.argmin(finite)])]
             raise JarmError(
                 f"{place}: the embedding is NaN or infinite, as may happen in bfloat16 or with damaged weights: leave "
                 "that text out, or run in --dtype float32 into another store."
@@ -83,11 +84,11 @@ class Sink:
             self.commit()
 
     def commit(self) -> None:
-        """Write what waits; it is on disk when this returns."""
+        """Write the waiting rows; they are on disk when this returns."""
         waiting, self._waiting, self._since = self._waiting, [], time.monotonic()
         if not waiting:
             return
-        keys = [self.keys[row] for each in waiting for row in each.rows.tolist()]
+        keys = [self.corpus.keys[row] for each in waiting for row in each.rows.tolist()]
         for at, writer in enumerate(self.writers):
             rows = np.concatenate([each.values[at] for each in waiting])
             if self.normalize:

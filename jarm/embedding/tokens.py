@@ -1,4 +1,4 @@
-"""From prompt and response to token ids: template, special tokens, truncation; what decides them has a fingerprint."""
+"""From prompt and response to token ids: template, special tokens, truncation, and a fingerprint of all three."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from jarm.data.store import fields, fill
 from jarm.data.texts import TEMPLATE
 
 CHAT = "chat"
-"""The template that is the model's own."""
+"""Name of the model's own template."""
 CHAT_KEY = "{prompt}\x1e{response}"
-"""What the key of a text stands for under a chat template: no prompt and response make another pair's."""
+"""Template of keys under a chat template: no two pairs of prompt and response fill it alike."""
 KEEP = ("start", "end")
 _ENDLESS = 1 << 30
-# Templates may write the day into a text; a store has to hold the same text on all days.
+# Templates may write the date into a text; a store has to hold the same text on all days.
 _DATED, _DAY = "strftime_now", "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
 
 class Tokenizer:
-    """Texts of one model: `render` joins a row's columns, `encode` gives the ids of texts.
+    """Texts of one model: `render` joins the columns of a row, `encode` gives the ids of texts.
 
     Attributes:
       template: `chat`, or columns in braces.
-      key_template: what `key_of` is taken of, in columns.
-      max_length: tokens in a text, special ones included.
-      keep: where a text is longer, its `start` or its `end` stays, and the special tokens around it.
-      made_by: all of it that decides the ids, for a store.
+      key_template: template of the texts whose keys a store has.
+      max_length: largest number of tokens in a text, special ones included.
+      keep: the end of a longer text that stays, `start` or `end`, with the special tokens around it.
+      made_by: all settings that decide the ids, for the `made_by` of a store.
     """
 
     def __init__(self, folder: pathlib.Path, *, template: str | None, max_length: int | None, keep: str, window: int):
@@ -44,23 +44,12 @@ class Tokenizer:
             `{prompt}\\n\\n{response}`.
           max_length: at most the window; if None, the window, or less where the tokenizer says so.
           keep: `start` or `end`.
-          window: positions that the model has.
+          window: positions of the model.
 
         Raises:
-          JarmError: no tokenizer, no chat template where one is asked for, or a template or length that cannot be.
+          JarmError: no tokenizer, no chat template where one is asked for, or a template or length that does not fit.
         """
-        from transformers import AutoTokenizer  # heavy, and needed by nobody who only reads embeddings
-        from transformers.utils import logging
-
-        logging.set_verbosity_error()  # lengths are checked, counted and reported here
-        try:
-            self._tokenizer = AutoTokenizer.from_pretrained(folder)
-        except Exception as error:  # every library below has its own kinds
-            reason = " ".join(str(error).split())[:200]
-            raise JarmError(
-                f"{folder} has no tokenizer that transformers can read ({reason}): download tokenizer.json and "
-                "tokenizer_config.json again."
-            ) from error
+        self._tokenizer = _load(folder)
         own = self._tokenizer.chat_template
         if isinstance(own, str) and _DATED in own:
             own = self._tokenizer.chat_template = _DAY + own
@@ -73,24 +62,21 @@ class Tokenizer:
             )
         self.key_template = CHAT_KEY if self.template == CHAT else self.template
         if keep not in KEEP:
-            raise JarmError(f"Of a text too long one keeps the {' or the '.join(KEEP)}, not the {keep!r}.")
+            raise JarmError(
+                f"Truncation keeps the start or the end of a text, not the {keep!r}: give --keep start or end."
+            )
         self.keep = keep
         self._bos = self._tokenizer.bos_token_id
         self._head, self._tail = self._special()
         usual = min(window, self._tokenizer.model_max_length)
         self.max_length = usual if max_length is None else max_length
         if not self._head + self._tail < self.max_length <= window:
-            least = self._head + self._tail + 1
+            special = self._head + self._tail
             raise JarmError(
-                f"Texts cannot be cut to {self.max_length:,} tokens: give a --max-length of {least} to {window:,}, the "
-                f"positions of this model, of which {least - 1} go to special tokens."
+                f"Texts cannot be cut to {self.max_length:,} tokens: give a --max-length of {special + 1} to "
+                f"{window:,}, the positions of this model, of which {special} go to special tokens."
             )
-        # Neither truncates, pads nor warns from here on, whatever its files say.
         self._tokenizer.model_max_length = _ENDLESS
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            backend.no_truncation()
-            backend.no_padding()
         self.made_by: dict[str, Any] = {
             "template": self.key_template,
             "chat_template": _hash(json.dumps(own)) if self.template == CHAT else None,
@@ -100,13 +86,13 @@ class Tokenizer:
         }
 
     def render(self, row: Mapping[str, Any]) -> str:
-        """The exact text that the model gets of a row, without the special tokens that the tokenizer adds.
+        """The exact text of a row, without the special tokens that the tokenizer adds.
 
         Args:
-          row: `prompt` and `response`, each a text or a list of messages, and whatever else the template names.
+          row: `prompt` and `response`, each a text or a list of messages, and the other columns of the template.
 
         Raises:
-          JarmError: messages without a chat template, or a chat template that refuses them.
+          JarmError: messages without a chat template, or messages that the chat template refuses.
         """
         if self.template != CHAT:
             for name in fields(self.template):
@@ -121,14 +107,14 @@ class Tokenizer:
         messages += [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
         try:
             return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        except Exception as error:  # templates are programs
+        except Exception as error:  # templates are programs and raise anything
             reason = " ".join(str(error).split())[:200]
             raise JarmError(f"The model's chat template refuses these messages ({reason}).") from error
 
     def encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
-        """Token ids of rendered texts, each int32, and whether each had to be cut.
+        """Token ids of rendered texts, each int32, and whether each was truncated.
 
-        A chat template writes its own special tokens; else the tokenizer adds them. BOS is never there twice.
+        A chat template writes its own special tokens; else the tokenizer adds them. A second BOS is dropped.
         """
         own = self.template == CHAT
         batch = self._tokenizer(
@@ -144,7 +130,7 @@ class Tokenizer:
         return [self._cut(ids) if cut else ids for ids, cut in zip(out, long, strict=True)], long
 
     def words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
-        """Tokens in writing."""
+        """Tokens as the vocabulary writes them."""
         return [str(self._tokenizer.convert_ids_to_tokens(int(i))) for i in ids]
 
     def _cut(self, ids: np.ndarray) -> np.ndarray:
@@ -156,14 +142,14 @@ class Tokenizer:
         return np.concatenate([ids[:head], kept, ids[len(ids) - tail :]])
 
     def _special(self) -> tuple[int, int]:
-        """How many special tokens the tokenizer puts before and after a text."""
+        """Numbers of special tokens that the tokenizer puts before and after a text."""
         with_, without = (self._tokenizer("a", add_special_tokens=add)["input_ids"] for add in (True, False))
         n = len(without)
         head = next((i for i in range(len(with_) - n + 1) if with_[i : i + n] == without), 0)
         return head, len(with_) - n - head
 
     def _fingerprint(self, folder: pathlib.Path) -> str:
-        """Of the whole tokenizer where it is of the usual kind, else of its files."""
+        """Fingerprint of the whole tokenizer where it is a fast one, else of its files."""
         backend = getattr(self._tokenizer, "backend_tokenizer", None)
         if backend is not None:
             return _hash(backend.to_str())
@@ -171,6 +157,27 @@ class Tokenizer:
             path for path in folder.iterdir() if path.name.startswith(("tokenizer", "vocab", "merges", "sp"))
         )
         return _hash("".join(hashlib.sha256(path.read_bytes()).hexdigest() for path in files))
+
+
+def _load(folder: pathlib.Path) -> Any:
+    """The tokenizer of a checkpoint, which neither truncates, pads nor warns, whatever its files say."""
+    from transformers import AutoTokenizer  # heavy, and unused by those who only read embeddings
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()  # lengths are checked, counted and reported here
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except Exception as error:  # each library below has its own kinds
+        reason = " ".join(str(error).split())[:200]
+        raise JarmError(
+            f"{folder} has no tokenizer that transformers can read ({reason}): download tokenizer.json and "
+            "tokenizer_config.json again."
+        ) from error
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+    return tokenizer
 
 
 def _hash(text: str) -> str:

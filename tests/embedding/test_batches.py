@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jarm.embedding import batches as plan
+from jarm.embedding import batches as batching
 from jarm.embedding.batches import (
     Shapes,
     choose_lengths,
@@ -67,13 +67,13 @@ def test_plain_work_has_every_text_once(lengths, budget, devices):
 def test_padding_of_many_ragged_texts_is_small():
     rng = np.random.default_rng(0)
     lengths = np.clip(np.exp(rng.normal(5.2, 0.8, 6000)), 5, 512).astype(int)
-    shapes = Shapes(choose_lengths(lengths[::6].tolist(), plan.SHAPES), (), 8192, 1, 512)
+    shapes = Shapes(choose_lengths(lengths[::6].tolist(), batching.SHAPES), (), 8192, 1, 512)
     texts = texts_of(lengths)
     parts = (texts[at : at + 1000] for at in range(0, 6000, 1000))
     works = list(plain_work(parts, shapes))
     real, padded = np.sum([work.tokens for work in works], axis=0)
     assert 1 - real / padded < 0.1
-    assert len({batch.tokens.shape for work in works for batch in work.batches}) <= plan.SHAPES + 1
+    assert len({batch.tokens.shape for work in works for batch in work.batches}) <= batching.SHAPES + 1
 
 
 @given(
@@ -132,7 +132,7 @@ def test_sharing_costs_little_with_few_responses_and_a_large_model(responses, ro
     prefixes, rest, _ = split_prefixes(chunk)
     lengths = [
         choose_lengths([len(ids) for _, ids in part], most)
-        for part, most in ((rest, plan.SHARED_SHAPES), (prefixes, plan.PREFIX_SHAPES))
+        for part, most in ((rest, batching.SHARED_SHAPES), (prefixes, batching.PREFIX_SHAPES))
     ]
     works = shared_work(chunk, Shapes(*lengths, min(budget, room // (8 * devices)), devices, 8192, room))
     padded = sum(work.tokens[1] for work in works)
@@ -145,7 +145,7 @@ def test_chunks_keep_groups_together(groups, seed):
     groups = np.array(groups)
     sizes = np.random.default_rng(seed).integers(1, 40, 8)[groups]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(plan, "CHUNK", 12)
+        patch.setattr(batching, "CHUNK", 12)
         chunks = make_chunks(sizes, groups)
     assert sorted(np.concatenate(chunks)) == list(range(len(groups)))
     assert all(len(chunk) <= 12 for chunk in chunks)
@@ -154,7 +154,7 @@ def test_chunks_keep_groups_together(groups, seed):
 
 
 def test_chunks_of_large_groups_are_parted(monkeypatch):
-    monkeypatch.setattr(plan, "CHUNK", 4)
+    monkeypatch.setattr(batching, "CHUNK", 4)
     chunks = make_chunks(np.array([1] * 10 + [3] * 2), np.array([0] * 10 + [1] * 2))
     assert [len(chunk) for chunk in chunks] == [2, 4, 4, 2]
     assert sorted(np.concatenate(chunks)) == list(range(12))

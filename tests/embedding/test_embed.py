@@ -22,7 +22,7 @@ from jarm.data.datasets import load
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.writer import StoreWriter
 from jarm.embedding import embed as embed_module
-from jarm.embedding import sink as embed_stores
+from jarm.embedding import sink
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.embedding.tokens import Tokenizer
@@ -144,16 +144,16 @@ def test_a_table_finds_its_rows_in_the_store(tmp_path, folder):
     scored = [{**row, "score": float(at % 7)} for at, row in enumerate(rows)]
     table = write_rows(tmp_path / "r.jsonl", scored)
     embed(settings(folder, table, tmp_path / "store"))
-    benchmark = load(table, embeddings=tmp_path / "store", target="score", standardise=False)
+    tables = load(table, embeddings=tmp_path / "store", target="score", standardise=False)
     store = EmbeddingStore(tmp_path / "store")
     prompts = list(dict.fromkeys(row["prompt"] for row in rows))
     found = set()
-    for side in benchmark:
+    for side in tables:
         for places, mask, gold in zip(side.rows, side.mask, side.gold, strict=True):
             found |= {(int(place), float(score)) for place, score in zip(places[mask], gold[mask], strict=True)}
     keys = [key_of(f"{row['prompt']}\n\n{row['response']}") for row in rows]
     assert found == set(zip(store.indices(keys).tolist(), [row["score"] for row in scored], strict=True))
-    assert sum(len(side.rows) for side in benchmark) == len(prompts)
+    assert sum(len(side.rows) for side in tables) == len(prompts)
 
 
 @pytest.mark.parametrize("ending", ["npy", "safetensors"])
@@ -186,7 +186,7 @@ class Died(Exception):
 @pytest.fixture
 def dies_after(monkeypatch):
     """Every batch is a commit, and after so many of them the process dies."""
-    monkeypatch.setattr(embed_stores, "COMMIT_BYTES", 1)
+    monkeypatch.setattr(sink, "COMMIT_BYTES", 1)
     append = StoreWriter.append
 
     def set_up(commits):
