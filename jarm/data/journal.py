@@ -1,4 +1,4 @@
-"""The layout of an embedding store on disk: what made it, and which rows are committed (`docs/store.md`).
+"""Layout of an embedding store on disk: its settings, and its committed rows (`docs/store.md`).
 
 A store is `meta.json`, `journal.jsonl`, and shards of raw rows. A row is committed when the journal has its line, and a
 line is written only after its rows are on disk; each carries checksums of the rows and of itself.
@@ -38,14 +38,14 @@ class Commit(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Meta:
-    """What holds for a whole store.
+    """Properties of a whole store.
 
     Attributes:
       dtype: `bfloat16`, `float32` or `float16`, little-endian.
       width: d, numbers in a row.
       shard_rows: rows in every shard but the last.
-      made_by: what decides the values: model, revision, hashes, layer, pooling, template, truncation, ...
-      jarm: the version that made the store; another may go on with it.
+      made_by: settings that decide the values: model, revision, hashes, layer, pooling, template, truncation, ...
+      jarm: version that made the store; other versions may add to it.
     """
 
     dtype: str
@@ -61,7 +61,7 @@ class Meta:
 
 
 class Journal(NamedTuple):
-    """The commits of a store, the row of each key, and how many bytes of the file hold whole lines."""
+    """Commits of a store, key -> row, and the number of bytes of the file that hold whole lines."""
 
     commits: list[Commit]
     row_of: dict[str, int]
@@ -79,21 +79,21 @@ def is_key(key: object) -> bool:
 
 
 def shard_name(number: int) -> str:
-    """The file of a shard."""
+    """Name of the file of a shard."""
     return f"shard-{number:05d}.bin"
 
 
 def write_meta(folder: Path, meta: Meta) -> None:
-    """Write `meta.json`, whole or not at all, with a checksum of what it says."""
+    """Write `meta.json`, whole or not at all, with a checksum of its other entries."""
     content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(meta)}
     replace_text(folder / META, json.dumps({**content, "crc": _crc_of(content)}, indent=2) + "\n")
 
 
 def read_meta(folder: Path) -> Meta:
-    """What holds for the store in a folder.
+    """Read the properties of the store in a folder.
 
     Raises:
-      JarmError: there is none, it is damaged, or a later jarm made it.
+      JarmError: no store is there, `meta.json` is damaged, or its format has another version.
     """
     path = folder / META
     if not path.is_file():
@@ -118,16 +118,16 @@ def read_meta(folder: Path) -> Meta:
 
 
 def encode_commit(start: int, keys: Sequence[str], crc: int) -> bytes:
-    """The line of a commit, with its own CRC-32 at the end."""
+    """Line of a commit in the journal, with its own CRC-32 at the end."""
     body = json.dumps({"start": start, "keys": list(keys), "crc": f"{crc:08x}"})[:-1]
     return f'{body}, "line": "{zlib.crc32(body.encode()):08x}"}}\n'.encode()
 
 
 def read_journal(folder: Path, meta: Meta) -> Journal:
-    """The whole lines of the journal; what follows the last of them was never committed.
+    """Read the whole lines of the journal; bytes behind the last newline were never committed.
 
     Raises:
-      JarmError: a line is damaged, or all is missing, as no interrupted write leaves it.
+      JarmError: a line is damaged or the journal is missing, which no interrupted write causes.
     """
     commits: list[Commit] = []
     row_of: dict[str, int] = {}
@@ -143,7 +143,7 @@ def read_journal(folder: Path, meta: Meta) -> Journal:
             if not line.endswith(b"\n"):
                 if decoded is None:
                     break
-                decoded = None  # only the byte that ends the line is not what it was
+                decoded = None  # the line is whole, so its newline was changed, not cut
             commit, keys = decoded or (None, [])
             first = len(row_of)
             row_of.update(zip(keys, range(first, first + len(keys)), strict=True))
@@ -158,7 +158,7 @@ def read_journal(folder: Path, meta: Meta) -> Journal:
 
 
 def _decode_commit(line: bytes, start: int, meta: Meta) -> tuple[Commit, list[str]] | None:
-    """The commit of a line and its keys; None if it is not one that can begin at this row."""
+    """Commit and keys of a line; None if the line is damaged, or its commit does not begin at this row."""
     body, tail = line[:-_TAIL], line[-_TAIL:]
     if tail != f', "line": "{zlib.crc32(body):08x}"}}'.encode():
         return None

@@ -1,4 +1,4 @@
-"""Files in: arrays that stay on disk, columns of tables, fingerprints; each complaint is one sentence with its cure."""
+"""Files in: arrays that stay on disk, and columns of tables; each error is one sentence with its cure."""
 
 from __future__ import annotations
 
@@ -19,16 +19,20 @@ from jarm.core.messages import brief, listed
 from jarm.core.status import JarmError
 
 Pick = Callable[[list[str]], Sequence[str]]
-
-
+"""All column names of a table in, the columns to read out."""
+SCAN_BYTES = 1 << 24
+"""Bytes of an array that are searched for NaN at a time."""
 _MISFITS = pa.ArrowException, OverflowError, UnicodeEncodeError
-_SCAN = 1 << 24
 
 
 class Columns(NamedTuple):
-    """The columns asked for that a table has, all its column names, and which of them hold numbers or lists of them.
+    """Columns read of a table.
 
-    `lines` is, in a JSONL file, the line of each row, counted from 1; blank lines hold no row.
+    Attributes:
+      table: the columns asked for, as far as the table has them.
+      names: all its columns.
+      numeric: its columns of numbers, or of lists of numbers.
+      lines: line of each row in a JSONL file, from 1; blank lines hold no row. None for other files.
     """
 
     table: pa.Table
@@ -41,7 +45,7 @@ def open_npy(path: PathLike) -> np.ndarray:
     """The array of an `.npy` file, memory-mapped read-only and never copied; bfloat16 is recognised.
 
     Raises:
-      JarmError: if the file is missing, truncated, empty, no `.npy`, in Fortran order, or not of a float type.
+      JarmError: the file is missing, truncated, empty, no `.npy`, in Fortran order, or not of a float type.
     """
     path = existing_file(path)
     try:
@@ -62,20 +66,20 @@ def open_npy(path: PathLike) -> np.ndarray:
         raise JarmError(f"{path} is in Fortran order: save np.ascontiguousarray of it, so that a row can be mapped.")
     if 0 in shape or not shape:
         raise JarmError(f"{path} holds no rows (shape {shape}): give at least one response.")
-    held, promised = path.stat().st_size - start, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    if held < promised:
+    size, promised = path.stat().st_size - start, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    if size < promised:
         raise JarmError(
-            f"{path} is truncated: it holds {held:,} of the {promised:,} bytes that its header promises for "
+            f"{path} is truncated: it holds {size:,} of the {promised:,} bytes that its header promises for "
             f"shape {shape}; copy or download it again."
         )
     return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
 
 
 def nonfinite_rows(array: np.ndarray) -> Iterator[int]:
-    """Indices of the rows (first axis) with a NaN or an infinity, read in blocks of at most 16 MiB or one row."""
-    step = max(1, _SCAN // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))))
+    """Indices of rows (first axis) with a NaN or an infinity, read in blocks of 16 MiB, or one row if that is more."""
+    step = max(1, SCAN_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))))
     for start in range(0, len(array), step):
-        with np.errstate(over="ignore"):  # what float32 cannot hold is infinite in every use
+        with np.errstate(over="ignore"):  # values beyond float32 are infinite in every use
             finite = np.isfinite(array[start : start + step].astype(np.float32))
         finite = finite.reshape(min(step, len(array) - start), -1)
         if not finite.all():
@@ -83,7 +87,7 @@ def nonfinite_rows(array: np.ndarray) -> Iterator[int]:
 
 
 def refuse_nonfinite(array: np.ndarray, name: str, width: int | None = None) -> None:
-    """Raise `JarmError` that names the rows with NaN or an infinity; `width` is R where rows are P * R responses."""
+    """Raise a `JarmError` that names the rows with NaN or an infinity; `width` is R where rows are P * R responses."""
     rows = list(nonfinite_rows(array))
     if rows:
         raise JarmError(
@@ -93,15 +97,15 @@ def refuse_nonfinite(array: np.ndarray, name: str, width: int | None = None) -> 
 
 
 def read_columns(path: PathLike, wanted: Iterable[str], pick: Pick | None = None) -> Columns:
-    """The wanted columns of a Parquet or JSONL table, as far as it has them.
+    """Read columns of a Parquet or JSONL table.
 
     Args:
       path: `.parquet` or `.jsonl`.
-      wanted: columns that may be needed.
-      pick: those of them that are, by all the names that the table turns out to have.
+      wanted: columns to read, as far as the table has them.
+      pick: chooses among `wanted` once all column names of the table are known; None takes all.
 
     Raises:
-      JarmError: if the file is missing, truncated (with the line number for JSONL), empty, or of another kind.
+      JarmError: the file is missing, truncated (with the line number for JSONL), empty, or of another kind.
     """
     path = existing_file(path)
     if path.suffix == ".parquet":
@@ -183,7 +187,7 @@ def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns
 
 
 def _first_misfit(values: list[Any]) -> int:
-    """The first value that Arrow cannot put into one column with those before it."""
+    """Index of the first value that Arrow cannot put into one column with the values before it."""
     fits, fails = 0, len(values)
     while fails - fits > 1:
         middle = (fits + fails) // 2

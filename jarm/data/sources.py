@@ -1,4 +1,4 @@
-"""Tables in, wherever they are: files, folders of shards, datasets on disk or on the Hugging Face hub."""
+"""Tables from files, folders of shards, and datasets on disk or on the Hugging Face hub."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from jarm.core.status import JarmError
 from jarm.data.readers import Columns, Pick, is_list, is_messages, read_columns
 
 RESPONSES = ("response", "responses", "completion")
-"""Names of a column of responses; a table with several of them is read by the first."""
+"""Names of a column of responses, by precedence."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDINGS = (".parquet", ".jsonl")
 
 
 class Source(NamedTuple):
-    """A table, and what a complaint calls it."""
+    """A table, and its name in errors."""
 
     name: str
     columns: Columns
@@ -36,7 +36,7 @@ class Source(NamedTuple):
         return f"{self.name}, row {row}" if lines is None else f"{self.name}, line {lines[row]}"
 
     def column(self, name: str) -> pa.ChunkedArray:
-        """A column.
+        """A column without gaps.
 
         Raises:
           JarmError: a value is missing.
@@ -69,13 +69,13 @@ class Source(NamedTuple):
 def read_sources(
     inputs: Sequence[PathLike], wanted: Sequence[str], needed: Callable[[str, list[str]], list[str]], split: str | None
 ) -> Iterator[Source]:
-    """The tables of all inputs, in their order.
+    """Tables of all inputs, in their order.
 
     Args:
-      inputs: as `read_texts` takes them.
+      inputs: as for `read_texts`.
       wanted: columns that may be needed.
-      needed: those of them that are, by the name of a table and the names of its columns.
-      split: of a dataset; by default `train`.
+      needed: name of a table and names of its columns in, the columns needed out.
+      split: split of a dataset; by default `train`.
 
     Raises:
       JarmError: an input is missing, damaged or of another kind; `datasets` is needed and not installed.
@@ -101,7 +101,7 @@ def read_sources(
 
 
 def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Columns:
-    """The columns needed of a dataset on disk or on the hub."""
+    """Columns of a dataset on disk or on the hub."""
     try:
         import datasets
     except ImportError:
@@ -109,7 +109,7 @@ def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Colu
         raise JarmError(f"{name} {what}: to read it, `pip install 'jarm[hub]'`.") from None
     try:
         data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split or "train")
-    except Exception as error:  # datasets and what it calls raise what they like
+    except Exception as error:  # datasets and its dependencies raise anything
         what = "a dataset on disk" if saved else "a file or folder here, nor as a dataset of the hub"
         raise JarmError(f"{name} cannot be read as {what} ({brief(error)}): check the name and the split.") from error
     if isinstance(data, datasets.DatasetDict):
@@ -125,17 +125,17 @@ def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Colu
 
 
 def one_row_a_response(source: Source, target: str | None) -> tuple[pa.Table, np.ndarray]:
-    """A table with a row for each response, whether it has one a row or a list of them.
+    """A table with one row per response, from a table with one response or a list of responses per row.
 
     Args:
-      source: a table whose responses are in the first of `RESPONSES` that it has; without any it stays as it is.
-      target: the column of scores, if there is one; as many a row as responses.
+      source: a table whose responses are in the first of `RESPONSES` that it has; without any it stays unchanged.
+      target: column of scores, if there is one; as many per row as responses.
 
     Returns:
-      The columns, the response in `response`, and the row of the old table that each row was in, `[n]`.
+      The table, with the response in `response`, and the source row of each of its rows, `[n]`.
 
     Raises:
-      JarmError: a list is missing, empty, or not as long as that of the scores.
+      JarmError: a list of responses is missing, empty, or not as long as the list of scores.
     """
     table = source.columns.table
     own = next((name for name in RESPONSES if name in table.column_names), "response")
@@ -160,7 +160,7 @@ def one_row_a_response(source: Source, target: str | None) -> tuple[pa.Table, np
             )
     others = {name: table[name] for name in table.column_names if name not in flat}
     for name, column in others.items():
-        if pa.types.is_string(column.type):  # repeated, it may outgrow its offsets of 32 bits
+        if pa.types.is_string(column.type):  # repeated texts may outgrow offsets of 32 bits
             column = column.cast(pa.large_string())
         flat[name] = column.take(rows)
     return pa.table(flat), rows

@@ -1,4 +1,4 @@
-"""Embeddings of mean 0 and variance 1 in every dimension, so that one learning rate suits every embedding model."""
+"""Embeddings of mean 0 and variance 1 in each dimension, so that one learning rate suits every embedding model."""
 
 from __future__ import annotations
 
@@ -9,23 +9,24 @@ import numpy as np
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 
-_CHUNK = 1 << 24
+CHUNK = 1 << 24
+"""Numbers of the training embeddings that are read at a time."""
 
 
 def standardised(tables: TrainTest) -> TrainTest:
-    """The tables with embeddings `(e - mean) / deviation` in each dimension, measured on its training responses.
+    """The tables with embeddings `(e - mean) / deviation` in each dimension, measured on the training responses.
 
     Language models put most of a hidden state into a few dimensions, and sentence embedders give vectors of norm 1: a
-    head trained on either as it is starts far from where its optimiser works well (`experiments/README.md` has what
-    that costs). The store stays as it is; rows are transformed as they are read. Each training row is read once, 16
-    million numbers at a time. A dimension that does not vary becomes 0.
+    head trained on raw embeddings starts far from where its optimiser works well (`experiments/README.md` has the
+    cost). The store stays unchanged; rows are transformed as they are read. Each training row is read once here. A
+    constant dimension becomes 0.
 
     Raises:
-      JarmError: an embedding of a training response is not finite.
+      JarmError: a training embedding is not finite, or all are equal.
     """
     train = dataclasses.replace(tables.train, mean=None, deviation=None)
     prompts, responses, d = train.shape
-    step = max(1, _CHUNK // (responses * d))
+    step = max(1, CHUNK // (responses * d))
     count, total, squares = int(train.mask.sum()), np.zeros(d), np.zeros(d)
     anchor = train.store[train.rows[train.mask][0]].astype(np.float64)  # sums of differences from it stay small
     for start in range(0, prompts, step):

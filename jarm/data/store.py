@@ -21,42 +21,51 @@ from jarm.core.status import JarmError
 from jarm.data.journal import DTYPES, Commit, read_journal, read_meta, shard_name
 
 _FIELD = re.compile(r"\{(\w+)\}")
-_PICKED = 1024  # rows gathered at a time
+_GATHERED = 1024  # rows of an export that are gathered at a time
 _SAFETENSORS = {"bfloat16": "BF16", "float32": "F32", "float16": "F16"}
 
 
 def key_of(text: str) -> str:
-    """The key of a text: the first 32 hexadecimal digits of the SHA-256 of its UTF-8 bytes, exactly as it is."""
+    """Key of a text: the first 32 hexadecimal digits of the SHA-256 of its exact UTF-8 bytes.
+
+    Example:
+      >>> key_of("test")
+      '9f86d081884c7d659a2feaa0c55ad015'
+    """
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:32]
 
 
 def fields(template: str) -> list[str]:
-    """The columns that a template like `{prompt}\\n\\n{response}` names."""
+    """Columns that a template like `{prompt}\\n\\n{response}` names."""
     return list(dict.fromkeys(_FIELD.findall(template)))
 
 
 def fill(template: str, row: Mapping[str, Any]) -> str:
     """A template with the values of a row in the place of their names; braces in the values mean nothing.
 
-    A str stands as it is, anything else, such as a list of messages, as `canonical` JSON.
+    A str stands unchanged, any other value, such as a list of messages, as `canonical` JSON.
+
+    Example:
+      >>> fill("{prompt} -> {response}", {"prompt": "2 {a}", "response": [{"role": "user", "content": "b"}]})
+      '2 {a} -> [{"content":"b","role":"user"}]'
     """
     return _FIELD.sub(lambda field: value if isinstance(value := row[field[1]], str) else canonical(value), template)
 
 
 def canonical(value: Any) -> str:
-    """JSON with sorted keys and no spaces, its Unicode as it is; keys whose value is None are left out."""
+    """JSON with sorted keys, no spaces and unescaped Unicode; keys whose value is None are left out."""
     return json.dumps(without_none(value), sort_keys=True, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def without_none(value: Any) -> Any:
     """A value of JSON without the keys whose value is None, at any depth: Arrow adds them."""
     if isinstance(value, Mapping):
-        return {key: without_none(held) for key, held in value.items() if held is not None}
-    return [without_none(held) for held in value] if isinstance(value, list | tuple) else value
+        return {key: without_none(inner) for key, inner in value.items() if inner is not None}
+    return [without_none(inner) for inner in value] if isinstance(value, list | tuple) else value
 
 
 class Damage(NamedTuple):
-    """Rows `first` to `last` of a store, in one shard, of which at least one is not what was written."""
+    """Rows `first` to `last` of a store, in one shard, at least one of them changed since it was written."""
 
     shard: str
     first: int
@@ -66,12 +75,23 @@ class Damage(NamedTuple):
 class EmbeddingStore:
     """Embeddings `[n, d]` on disk and the keys of their texts, as committed when the store was opened.
 
-    `store[i]`, `store[i:j]` and `store[indices]` read as an array does; nothing else is held in memory but the keys.
-    A process may write to the store meanwhile: it only adds.
+    `store[i]`, `store[i:j]` and `store[indices]` read as an array does; only the keys are in memory. Another process
+    may add rows meanwhile.
+
+    Example:
+      >>> import tempfile
+      >>> from jarm.data.writer import StoreWriter
+      >>> folder, keys = tempfile.mkdtemp(), [key_of("one"), key_of("two")]
+      >>> with StoreWriter(folder, 3, {"model": "mine"}, dtype="float32") as writer:
+      ...     writer.append(keys, np.array([[1, 2, 3], [4, 5, 6]]))
+      2
+      >>> store = EmbeddingStore(folder)
+      >>> store.shape, store.rows([key_of("two")])
+      ((2, 3), array([[4., 5., 6.]], dtype=float32))
 
     Attributes:
       path: the folder.
-      meta: dtype, width and what made it.
+      meta: dtype, width and `made_by`.
       shape: `(n, d)`.
       dtype: of a value.
     """
@@ -82,7 +102,7 @@ class EmbeddingStore:
         """Open a store for reading.
 
         Raises:
-          JarmError: there is none, or `meta.json` or the journal is damaged.
+          JarmError: no store is there, or `meta.json` or the journal is damaged.
         """
         self.path = Path(path)
         self.meta = read_meta(self.path)
@@ -109,10 +129,10 @@ class EmbeddingStore:
 
     @property
     def template(self) -> str:
-        """How the texts of the keys are made of a table's columns.
+        """Template that makes the texts of the keys from a table's columns.
 
         Raises:
-          JarmError: the store does not say it.
+          JarmError: the store has none.
         """
         template = self.meta.made_by.get("template")
         if not isinstance(template, str) or not fields(template):
@@ -124,12 +144,12 @@ class EmbeddingStore:
 
     @property
     def keys(self) -> list[str]:
-        """The key of each row."""
+        """Key of each row."""
         return list(self._journal.row_of)
 
     @property
     def shards(self) -> int:
-        """How many shards hold rows."""
+        """Number of shards that hold rows."""
         return -(-len(self) // self.meta.shard_rows)
 
     def shard(self, number: int) -> np.memmap:
@@ -141,10 +161,10 @@ class EmbeddingStore:
         if number not in self._shards:
             path = self.path / shard_name(number)
             rows = min(self.meta.shard_rows, len(self) - number * self.meta.shard_rows)
-            held = path.stat().st_size if path.is_file() else 0
-            if held < rows * self.meta.row_bytes:
+            size = path.stat().st_size if path.is_file() else 0
+            if size < rows * self.meta.row_bytes:
                 raise JarmError(
-                    f"{path} holds {held:,} of the {rows * self.meta.row_bytes:,} bytes that the journal counts: copy "
+                    f"{path} holds {size:,} of the {rows * self.meta.row_bytes:,} bytes that the journal counts: copy "
                     "it again from where the store was made."
                 )
             self._shards[number] = np.memmap(path, self.dtype, mode="r", shape=(rows, self.meta.width))
@@ -168,11 +188,11 @@ class EmbeddingStore:
         return rows.reshape(*indices.shape, self.meta.width)
 
     def indices(self, keys: Iterable[str]) -> np.ndarray:
-        """The row of each key, `[k]` int64; -1 where there is none."""
+        """Row of each key, `[k]` int64; -1 where the store lacks it."""
         return np.fromiter((self._journal.row_of.get(key, -1) for key in keys), np.int64)
 
     def rows(self, keys: Sequence[str]) -> np.ndarray:
-        """The rows of some keys, `[k, d]`.
+        """Rows of some keys, `[k, d]`.
 
         Raises:
           JarmError: the store lacks a key.
@@ -180,7 +200,7 @@ class EmbeddingStore:
         return self.gather(self._existing(keys))
 
     def _existing(self, keys: Sequence[str]) -> np.ndarray:
-        """The row of each key, all of which have to be there."""
+        """Row of each key; refuses keys that the store lacks."""
         indices = self.indices(keys)
         missing = np.flatnonzero(indices < 0)
         if missing.size:
@@ -191,7 +211,7 @@ class EmbeddingStore:
         return indices
 
     def fingerprint(self, indices: np.ndarray) -> str:
-        """A SHA-256, hexadecimal, of what some rows hold, by the journal's checksums; the store may grow meanwhile."""
+        """SHA-256, hexadecimal, of some rows, by the journal's checksums; it stays as other rows are added."""
         starts = np.array([commit.start for commit in self._journal.commits])
         commits = np.unique(np.searchsorted(starts, indices.reshape(-1), side="right") - 1)
         checksums = [self._journal.commits[commit] for commit in commits]
@@ -199,7 +219,7 @@ class EmbeddingStore:
         return hashlib.sha256(text.encode() + indices.astype("<i8").tobytes()).hexdigest()
 
     def info(self) -> dict[str, Any]:
-        """What the store is, in numbers and names."""
+        """Sizes, dtype and settings of the store, by name."""
         return {
             "rows": len(self),
             "width": self.meta.width,
@@ -214,8 +234,8 @@ class EmbeddingStore:
     @property
     def uncommitted(self) -> int:
         """Bytes in shards behind the committed rows, which the next writer drops."""
-        held = sum(path.stat().st_size for path in self.path.glob("shard-*.bin"))
-        return max(0, held - len(self) * self.meta.row_bytes)
+        size = sum(path.stat().st_size for path in self.path.glob("shard-*.bin"))
+        return max(0, size - len(self) * self.meta.row_bytes)
 
     def verify(self) -> list[Damage]:
         """Read every committed byte, one commit at a time, and compare it with the journal's checksums."""
@@ -234,10 +254,10 @@ class EmbeddingStore:
 
         Args:
           out: the file.
-          keys: whose rows, in this order, however often each; by default all, in the store's order.
+          keys: keys whose rows to write, in this order, with repeats; by default all, in the store's order.
 
         Raises:
-          JarmError: another ending, a key that is not there, damage in a shard, or a file that cannot be written.
+          JarmError: another ending, a key that the store lacks, damage in a shard, or a file that cannot be written.
         """
         out = Path(out)
         if out.suffix not in (".npy", ".safetensors"):
@@ -251,7 +271,7 @@ class EmbeddingStore:
             _write_whole(out, lambda file: self._write_safetensors(file, keys, rows))
 
     def _commits(self) -> Iterator[tuple[Commit, bytes]]:
-        """Each commit and the bytes that its shard has there, as far as it has them."""
+        """Each commit, and its bytes as far as the shard has them."""
         file, opened = None, -1
         try:
             for commit in self._journal.commits:
@@ -282,11 +302,11 @@ class EmbeddingStore:
             yield data
 
     def _picked_rows(self, indices: np.ndarray) -> Iterator[bytes]:
-        """Rows by index, after all are found to be undamaged."""
+        """Rows by index, once no row of the store is damaged."""
         for _ in self._whole_rows():
             pass
-        for at in range(0, len(indices), _PICKED):
-            yield self.gather(indices[at : at + _PICKED]).tobytes()
+        for at in range(0, len(indices), _GATHERED):
+            yield self.gather(indices[at : at + _GATHERED]).tobytes()
 
     def _write_npy(self, file: IO[bytes], count: int, rows: Iterable[bytes]) -> None:
         descr = "|V2" if self.meta.dtype == "bfloat16" else self.dtype.str

@@ -1,8 +1,8 @@
 """A benchmark made of formulas: nothing to download, and not made for any rule.
 
-Every mechanism is one that stores of real embeddings show: a spectrum that falls as a power law, topics of unequal
-size, prompts whose responses vary a lot or hardly, responses that nearly repeat another one, a reward with an offset
-for each prompt, and a weak pull of length. `docs/data.md` says where this is still kinder than real data.
+Real embeddings show every one of its mechanisms: a spectrum that falls as a power law, topics of unequal size, prompts
+whose responses vary a lot or hardly, responses that nearly repeat another one, a reward with an offset for each prompt,
+and a weak pull of length. `docs/data.md` lists the ways in which real data are harder.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ class SyntheticConfig:
     """Sizes and mechanisms of the synthetic benchmark.
 
     Attributes:
-      train, test: prompts to label, and prompts to be judged on.
-      responses, test_responses: responses a prompt in each.
+      train, test: numbers of prompts to label, and of prompts for evaluation.
+      responses, test_responses: responses per prompt in each.
       width: d of the embeddings.
-      power: a of the spectrum; the k-th principal direction has a variance proportional to k ** -a.
+      power: exponent a of the spectrum; the k-th principal direction has a variance proportional to k ** -a.
       topics: clusters of prompts; topic t = 1, 2, ... is drawn in proportion to 1 / t.
       between: share of the embeddings' variance that lies between prompts, half of it between topics.
       spread: standard deviation of the log of a prompt's own scale of variation; 0 makes prompts alike.
       copies: share of the responses that nearly repeat another response of their prompt.
-      copy_noise: distance of a copy from its source, relative to that of a response from its prompt's centre.
-      outliers: share of the responses whose embedding is replaced by a far one that says nothing of their gold.
-      far: distance of an outlier from its prompt's centre, relative to that of other responses.
-      terms: sinusoids in the teacher, and as many products.
+      copy_noise: distance of a copy from its source, relative to the distance of a response from its prompt's centre.
+      outliers: share of the responses whose embedding is replaced by a far one, independent of their gold.
+      far: distance of an outlier from its prompt's centre, relative to the distance of other responses.
+      terms: number of sinusoids in the teacher, and of products.
       frequency: standard deviation of a sinusoid's argument, in radians; larger is harder.
-      products: share of gold's within-prompt variance that the products make.
+      products: share of the products in gold's within-prompt variance.
       offset: standard deviation of the prompts' offsets, in within-prompt standard deviations of gold.
       length_pull: correlation of log length with gold, within prompts.
     """
@@ -70,27 +70,34 @@ VARIANTS: Mapping[str, SyntheticConfig] = MappingProxyType(
         "outliers": dataclasses.replace(_ISOTROPIC, outliers=0.15),
     }
 )
-"""Named settings. `isotropic`: every pair teaches about as much as any other, so choosing gains little.
-`outliers`: the pairs that optimal designs pay most for teach nothing, so they are expected to lose to random."""
+"""Named settings. `isotropic`: all pairs are about equally informative, so selection gains little.
+`outliers`: the pairs that optimal designs prefer are uninformative, so these are expected to lose to random."""
 
 
 def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> TrainTest:
-    """A benchmark of prompts in topics, responses around prompts, and a teacher that no head can equal.
+    """Tables of prompts in topics, responses around prompts, and gold from a teacher that no head can equal.
 
     Embedding `e_pi = m_t(p) + c_p + s_p n_pi` in principal coordinates, then rotated; gold
     `g_pi = a sum_j sin(f u_j.e + b_j) + b sum_j (v_j.e)(w_j.e) + o_p`. `docs/data.md` explains every term.
 
     Args:
-      seed: of every draw, the teacher's too; the same seed gives the same benchmark.
+      seed: seed of every draw, the teacher included.
       config: sizes and mechanisms.
 
     Returns:
-      Train and test tables of one world: same topics and teacher, other prompts. Embeddings have unit variance a
-      coordinate, on average; gold has unit variance within the training prompts. Rulers: `length` (characters),
+      Train and test tables with the same topics and teacher, and other prompts. Embeddings have unit variance per
+      coordinate, on average; gold has unit variance within the training prompts. Attributes: `length` (characters),
       `position` (index in the prompt) and `prompt_cosine` (cosine to the prompt's centre).
 
     Raises:
-      JarmError: if a size is too small to form a pair, or a share lies outside [0, 1].
+      JarmError: a size is too small to form a pair, or a share lies outside [0, 1].
+
+    Example:
+      >>> train, test = synthetic(0, SyntheticConfig(train=50, width=8))
+      >>> train.shape, test.shape  # prompts, responses per prompt, width
+      ((50, 10, 8), (100, 20, 8))
+      >>> sorted(train.attributes), round(float(train.gold.var(axis=1).mean()), 3)
+      (['length', 'position', 'prompt_cosine'], 1.0)
     """
     _check(config)
     rng = np.random.default_rng(seed)
@@ -107,7 +114,7 @@ def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> T
 
 
 class _World(NamedTuple):
-    """What train and test share: spectrum `[d]`, topics `[topics, d]`, a rotation `[d, d]`, and the teacher."""
+    """Common to train and test: spectrum `[d]`, topics `[topics, d]`, a rotation `[d, d]`, and the teacher."""
 
     deviation: np.ndarray
     topics: np.ndarray
@@ -124,7 +131,7 @@ class _World(NamedTuple):
             deviation=deviation,
             topics=np.sqrt(config.between / 2) * deviation * rng.standard_normal((config.topics, d)),
             rotation=np.linalg.qr(rng.standard_normal((d, d)))[0],
-            # The teacher's axes know nothing of the spectrum: as a random network's, they are isotropic.
+            # The teacher's axes are isotropic, as a random network's, whatever the spectrum.
             axes=rng.standard_normal((3, d, config.terms)) / np.sqrt(d),
             phase=rng.uniform(-np.pi / 4, np.pi / 4, config.terms),
         )
@@ -155,7 +162,7 @@ class _Draw(NamedTuple):
         sine, left, right = world.axes
         sines = np.sin(config.frequency * embedding @ sine + world.phase).sum(axis=-1)
         products = ((embedding @ left) * (embedding @ right)).sum(axis=-1)
-        # The teacher has judged the text; what follows is an embedder that does not understand some texts.
+        # The teacher has scored the texts; the embedder now misunderstands some of them.
         lost = rng.random((P, R, 1)) < config.outliers
         elsewhere = config.far * scale * world.deviation * rng.standard_normal((P, R, d))
         embedding = np.where(lost, centre[:, None] + elsewhere, embedding)
@@ -166,7 +173,7 @@ class _Draw(NamedTuple):
 
 
 def _sources(rng: np.random.Generator, P: int, R: int, copies: int) -> np.ndarray:
-    """Which response each one repeats, `[P, R]`: itself, but for `copies` random ones, which repeat an original."""
+    """Response that each one repeats, `[P, R]`: itself, except for `copies` random ones, which repeat an original."""
     source = np.tile(np.arange(R), (P, 1))
     order = rng.permuted(source, axis=1)
     repeated = np.take_along_axis(order, rng.integers(copies, R, size=(P, copies)), axis=1)
@@ -211,10 +218,10 @@ def _table(
 
 
 def _check(config: SyntheticConfig) -> None:
-    least = {"train": 1, "test": 1, "responses": 2, "test_responses": 2, "width": 1, "topics": 1, "terms": 1}
-    for name, bound in least.items():
-        if getattr(config, name) < bound:
-            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give at least {bound}.")
+    minima = {"train": 1, "test": 1, "responses": 2, "test_responses": 2, "width": 1, "topics": 1, "terms": 1}
+    for name, minimum in minima.items():
+        if getattr(config, name) < minimum:
+            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give at least {minimum}.")
     for name in ("between", "copies", "outliers", "products", "length_pull"):
         if not 0 <= getattr(config, name) <= 1:
             raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give a share from 0 to 1.")

@@ -1,4 +1,4 @@
-"""A table of responses, one row each, and their embeddings: an `.npy` in the same order, or a store."""
+"""A table of responses, and their embeddings in an `.npy` of the same order or in a store."""
 
 from __future__ import annotations
 
@@ -23,9 +23,10 @@ from jarm.data.store import EmbeddingStore, canonical, fields, fill, key_of
 from jarm.data.texts import content
 
 TEST_SHARE = 0.25
-"""Share of the prompts that a table without a split column puts in the test set, by a hash of the prompt."""
+"""Share of test prompts, by a hash of the prompt, where a table has no split column."""
 
-_COSINE_ROWS = 4096
+COSINE_ROWS = 4096
+"""Pairs of texts whose words are counted at a time."""
 
 
 def load_table(
@@ -114,14 +115,14 @@ def load_table(
 
 
 def split_by(table: ResponseTable, is_test: np.ndarray) -> TrainTest:
-    """Split a table by prompt; the embeddings are shared.
+    """Split a table by prompt; both sides share its embeddings.
 
     Args:
       table: P prompts.
       is_test: `[P]` bool.
 
     Raises:
-      JarmError: `is_test` is no such array; numbers of prompts would not split them.
+      JarmError: `is_test` is no such array, but numbers of prompts, for example.
     """
     is_test = np.asarray(is_test)
     if is_test.dtype != bool or is_test.shape != table.rows.shape[:1]:
@@ -134,13 +135,17 @@ def split_by(table: ResponseTable, is_test: np.ndarray) -> TrainTest:
 
 
 def stated(table: ResponseTable, split: str) -> ResponseTable:
-    """The table with the numbers of its side in its provenance."""
+    """The table with the name and the sizes of its side in its provenance."""
     counts = {"split": split, "prompts": len(table.rows), "responses": int(table.mask.sum())}
     return dataclasses.replace(table, provenance={**table.provenance, **counts})
 
 
 def check_sides(tables: TrainTest, name: str) -> TrainTest:
-    """The tables, or `JarmError` where a side has no prompts or none with two responses."""
+    """The tables, if each side has a prompt with two responses.
+
+    Raises:
+      JarmError: a side has no prompts, or none with two responses.
+    """
     for split, table in zip(("train", "test"), tables, strict=True):
         if not len(table.rows):
             raise JarmError(f"{name} has no {split} prompts: give it more prompts, or a split column with both sides.")
@@ -158,7 +163,7 @@ def _opened(embeddings: PathLike) -> Any:
 
 
 def _places(name: str, columns: pa.Table, store: EmbeddingStore, place: Callable[[int], str]) -> np.ndarray:
-    """The row of the store that has the text of each response, `[n]`."""
+    """Row of the store that has the text of each response, `[n]`."""
     template = store.template
     for column in fields(template):
         if column not in columns.column_names:
@@ -193,7 +198,7 @@ def _described(store: Any, embeddings: PathLike, places: np.ndarray) -> dict[str
 
 
 def _prompts(name: str, columns: pa.Table, names: Sequence[str]) -> pa.DictionaryArray:
-    """The prompt of each row, as codes into the distinct prompts in order of first appearance."""
+    """Prompt of each row, as codes into the distinct prompts in order of first appearance."""
     key = next((key for key in ("prompt_id", "prompt") if key in names), None)
     if key is None:
         raise JarmError(f"{name} has neither a column prompt_id nor prompt ({', '.join(names)}): add one of them.")
@@ -262,7 +267,7 @@ def _hashed(prompt: object) -> float:
 
 
 def _grouped(code: np.ndarray, P: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows of each prompt in their order, `[P, R]`, and the mask; padding points at the prompt's first row."""
+    """Rows of each prompt in their order, and the mask, both `[P, R]`; padding repeats the prompt's first row."""
     counts = np.bincount(code, minlength=P)
     order = np.argsort(code, kind="stable")
     starts = np.cumsum(counts) - counts
@@ -271,13 +276,18 @@ def _grouped(code: np.ndarray, P: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def bag_cosine(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
-    """Cosine of the word counts of two columns of texts, `[n]` float32: letters and digits, lower case.
+    """Cosine of the word counts of two columns of texts, `[n]` float32; 0 where either text has no words.
 
-    0 where either text has no words.
+    Words are runs of letters and digits, in lower case.
+
+    Example:
+      >>> first, second = pa.chunked_array([["Say a!"]]), pa.chunked_array([["say A, a"]])
+      >>> bag_cosine(first, second)  # say 1, a 1 against say 1, a 2: 3 / sqrt(2 * 5)
+      array([0.9486833], dtype=float32)
     """
     parts = [
-        _bag_cosine(first.slice(at, _COSINE_ROWS), second.slice(at, _COSINE_ROWS))
-        for at in range(0, len(first), _COSINE_ROWS)
+        _bag_cosine(first.slice(at, COSINE_ROWS), second.slice(at, COSINE_ROWS))
+        for at in range(0, len(first), COSINE_ROWS)
     ]
     return np.concatenate(parts) if parts else np.zeros(0, np.float32)
 
@@ -313,5 +323,5 @@ def _numpy(column: pa.ChunkedArray) -> np.ndarray:
 
 
 def choice(numeric: Sequence[str]) -> str:
-    """Words for the columns that could be the target."""
+    """Part of a sentence that names the columns that could be the target."""
     return f"columns of numbers are {', '.join(numeric)}" if numeric else "it has no column of numbers"

@@ -1,7 +1,7 @@
-"""Texts in: the prompts and responses of tables and datasets, in the layouts that people have.
+"""Prompts and responses of tables and datasets, in the usual layouts.
 
-A table is read by the first of `LAYOUTS` that it has the columns of, and by what these hold; `docs/data.md` has the
-rules. Each complaint is one sentence that names the file and the row.
+The first of `LAYOUTS` whose columns a table has decides how it is read, together with the types of these columns;
+`docs/data.md` has the rules. Each error is one sentence that names the file and the row.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from jarm.data.sources import RESPONSES, Source, read_sources
 from jarm.data.store import fields, fill, key_of, without_none
 
 LAYOUTS = (*((name,) for name in RESPONSES), ("chosen", "rejected"), ("messages",))
-"""Columns of responses, by precedence. The first three want a column of prompts besides, the last takes none."""
+"""Columns of responses, by precedence. The first three need a column of prompts, the last takes none."""
 
 TEMPLATE, JOINED = "{prompt}\n\n{response}", "{prompt}{response}"
 
@@ -33,15 +33,15 @@ Conversation = list[dict[str, Any]]
 
 @dataclass(frozen=True)
 class Places:
-    """Where each text stands in the input: `places[i]` says it in words, such as `a.jsonl, line 12, response 3`.
+    """Places of texts in the input: `places[i]` is a place in words, such as `a.jsonl, line 12, response 3`.
 
     Attributes:
-      names: of the files.
-      starts: the first text of each file.
-      counted: what the rows of each file are counted in, `row` from 0 or `line` from 1.
-      rows: the row or line of each text.
-      slots: which response of its row each text is.
-      columns: what the slots are called, where they are columns.
+      names: names of the files.
+      starts: index of the first text of each file.
+      counted: unit of the rows of each file, `row` from 0 or `line` from 1.
+      rows: row or line of each text.
+      slots: position of each text among the responses of its row.
+      columns: columns of the slots, where responses stand in columns of their own.
     """
 
     names: list[str]
@@ -64,14 +64,14 @@ class Places:
 
 
 class Texts(NamedTuple):
-    """Prompts and responses, one of each a text.
+    """Texts, each one prompt and one response.
 
     Attributes:
       columns: `prompt`, `response` and the extra columns, all of one length. A prompt or a response is a str or a list
-        of messages; a response that is one message of the assistant is its content.
-      places: where each text stands in the input.
-      layout: how the input was read, in words.
-      template: how prompt and response make one text, if nothing else is said.
+        of messages; a response of one message is the content of the message.
+      places: place of each text in the input.
+      layout: layout of the input, in words.
+      template: default template that joins prompt and response.
     """
 
     columns: dict[str, list]
@@ -80,17 +80,17 @@ class Texts(NamedTuple):
     template: str
 
     def row(self, index: int) -> dict[str, Any]:
-        """The columns of one text."""
+        """Columns of one text."""
         return {name: values[index] for name, values in self.columns.items()}
 
     def keys(self, template: str) -> list[str]:
-        """The key that each text has in a store of this template."""
+        """Key of each text in a store of this template."""
         rows = zip(*self.columns.values(), strict=True)
         return [key_of(fill(template, dict(zip(self.columns, row, strict=True)))) for row in rows]
 
 
 def extra_fields(template: str) -> list[str]:
-    """The columns that a template names besides prompt and response."""
+    """Columns that a template names besides prompt and response."""
     return [name for name in fields(template) if name not in ("prompt", "response")]
 
 
@@ -102,15 +102,15 @@ def read_texts(
     extra: Sequence[str] = (),
     split: str | None = None,
 ) -> Texts:
-    """Read prompts and responses; a row with several responses gives several texts, in its order.
+    """Read prompts and responses; a row with several responses gives as many texts, in the order of the row.
 
     Args:
       inputs: `.jsonl` and `.parquet` files, folders of them (read in the order of their names), folders that
         `datasets.save_to_disk` wrote, and ids of datasets on the Hugging Face hub; all of one layout.
-      prompt: the column of prompts, where it has another name.
-      responses: the columns of responses, where they have other names.
+      prompt: column of prompts, where it is not `prompt`.
+      responses: columns of responses, where they have none of the usual names.
       extra: further columns to read; a value is repeated for each response of its row.
-      split: of a dataset; by default `train`.
+      split: split of a dataset; by default `train`.
 
     Raises:
       JarmError: an input is missing, damaged, or of no known layout, a text is missing, or `datasets` is needed and
@@ -146,18 +146,18 @@ def _joined(parts: list[Texts]) -> Texts:
     )
 
 
-# Which columns
+# Choice of columns
 
 
 class _Wanted(NamedTuple):
-    """Names of columns, as far as the user gave them."""
+    """Names of columns that the user gave."""
 
     prompt: str | None
     responses: tuple[str, ...]
     extra: tuple[str, ...]
 
     def chosen(self, name: str, names: list[str]) -> tuple[str | None, tuple[str, ...]]:
-        """Of a table with these columns, that of the prompts, if there is one, and those of the responses."""
+        """The column of prompts, if any, and the columns of responses of a table called `name`."""
         for column in (*self.named(), *self.extra):
             if column not in names:
                 raise JarmError(f"{name} has no column {column!r}{nearest(column, names)}: it has {', '.join(names)}.")
@@ -178,19 +178,20 @@ class _Wanted(NamedTuple):
         )
 
     def named(self) -> list[str]:
+        """Columns of prompts and responses that the user gave."""
         return [*([] if self.prompt is None else [self.prompt]), *self.responses]
 
     def needed(self, name: str, names: list[str]) -> list[str]:
-        """All columns to read of a table."""
+        """All columns to read of a table with these names."""
         prompt, responses = self.chosen(name, names)
         return list(dict.fromkeys([*([] if prompt is None else [prompt]), *responses, *self.extra]))
 
     def possible(self) -> list[str]:
-        """All columns that may have to be read of a table that nothing is known about."""
+        """All columns that may have to be read of a table whose names are not known yet."""
         return [*self.named(), *self.extra, "prompt", *itertools.chain(*LAYOUTS)]
 
 
-# What they hold
+# Values of the columns
 
 _TEXT, _MESSAGES, _LISTS = "text", "messages", "lists of texts"
 _KEYS = frozenset(("role", "content"))
@@ -216,7 +217,7 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
         if prompts is None or _hold_prompts(source, responses, prompts, sides, kind):
             layout = f"{' + '.join(responses)}, which begin with the prompt"
             template = JOINED if kind == _TEXT else TEMPLATE
-            prompts, sides = (_part_strings if kind == _TEXT else _part_conversations)(sides)
+            prompts, sides = (_split_strings if kind == _TEXT else _split_conversations)(sides)
             if kind == _TEXT and not any(prompts):
                 raise JarmError(
                     f"{source.name}: {' and '.join(responses)} have no prompts, and no common beginning in any row "
@@ -245,11 +246,11 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
 
 
 def _kind(source: Source, names: Sequence[str]) -> str:
-    """What columns hold, all of them alike: text, messages or lists of texts."""
+    """Kind of the values of columns, alike in all: text, messages or lists of texts."""
     kinds = [_kind_of(source, name) for name in names]
     if len(set(kinds)) > 1:
-        held = ", ".join(f"{name} {kind}" for name, kind in zip(names, kinds, strict=True))
-        raise JarmError(f"{source.name}: the columns of responses hold different things ({held}): write them alike.")
+        found = ", ".join(f"{name} {kind}" for name, kind in zip(names, kinds, strict=True))
+        raise JarmError(f"{source.name}: the columns of responses hold different things ({found}): write them alike.")
     return kinds[0]
 
 
@@ -261,8 +262,8 @@ def _kind_of(source: Source, name: str) -> str:
     if inner is not None and (pa.types.is_null(inner) or is_text(inner)):
         return _LISTS
     if inner is not None and pa.types.is_struct(inner):
-        held = {field.name: field.type for field in inner}
-        if all(key in held and (is_text(held[key]) or pa.types.is_null(held[key])) for key in _KEYS):
+        types = {field.name: field.type for field in inner}
+        if all(key in types and (is_text(types[key]) or pa.types.is_null(types[key])) for key in _KEYS):
             return _MESSAGES
     raise JarmError(
         f"{source.at(0)}: {name} holds {kind}: give text, a list of messages with role and content, both of them text, "
@@ -287,12 +288,12 @@ def _values(source: Source, name: str, kind: str) -> list[Any]:
             row = len(values) + int(np.searchsorted(ends, bad, side="right"))
             raise JarmError(f"{source.at(row)}: a message of {name} has no role or no content; give each message both.")
         parts = [messages[start:end] for start, end in itertools.pairwise([0, *ends.tolist()])]
-        values += [None if gone else part for gone, part in zip(chunk.is_null().to_pylist(), parts, strict=True)]
+        values += [None if null else part for null, part in zip(chunk.is_null().to_pylist(), parts, strict=True)]
     return values
 
 
 def _messages(values: pa.StructArray) -> Conversation:
-    """Messages as Python has them; keys that a message lacks, and Arrow adds as nulls, are dropped again."""
+    """Messages as Python dictionaries, without the keys that Arrow adds as nulls."""
     if {field.name for field in values.type} == _KEYS:
         roles, contents = pc.struct_field(values, "role"), pc.struct_field(values, "content")
         if not roles.null_count + contents.null_count:
@@ -302,7 +303,7 @@ def _messages(values: pa.StructArray) -> Conversation:
 
 
 def _answers(source: Source, name: str, kind: str) -> list[Any]:
-    """A column of responses: text, or messages of which the last is the assistant's."""
+    """A column of responses: text, or messages that end with one of the assistant."""
     source.column(name)
     values = _values(source, name, kind)
     if kind == _MESSAGES:
@@ -318,7 +319,7 @@ def _answers(source: Source, name: str, kind: str) -> list[Any]:
 
 
 def content(answer: str | Conversation) -> str | Conversation:
-    """A response; of a single message its content."""
+    """A response; the content, if it is a single message."""
     return answer[0]["content"] if isinstance(answer, list) and len(answer) == 1 else answer
 
 
@@ -331,7 +332,7 @@ def _says(prompt: str | Conversation) -> bool:
 
 
 def _hold_prompts(source: Source, names: Sequence[str], prompts: list[Any], sides: list[list[Any]], kind: str) -> bool:
-    """Whether responses are conversations from their beginning, or strings that all begin with their row's prompt."""
+    """Whether responses hold their prompts: whole conversations, or strings that begin with the prompt of their row."""
     if kind == _TEXT:
         return (
             len(sides) > 1
@@ -353,30 +354,30 @@ def _hold_prompts(source: Source, names: Sequence[str], prompts: list[Any], side
     return whole
 
 
-def _part_conversations(sides: list[list[Conversation]]) -> tuple[list[Conversation], list[list[Conversation]]]:
-    """The messages that conversations share are the prompt; what follows, at least the last message, the response."""
+def _split_conversations(sides: list[list[Conversation]]) -> tuple[list[Conversation], list[list[Conversation]]]:
+    """Split each row at the end of the shared messages, the prompt; a response keeps at least its last message."""
     prompts: list[Conversation] = []
     rests: list[list[Conversation]] = [[] for _ in sides]
     for row in zip(*sides, strict=True):
         first, *others = row
-        most = min(map(len, row)) - 1
-        shared = next((at for at in range(most) if any(other[at] != first[at] for other in others)), most)
+        bound = min(map(len, row)) - 1
+        shared = next((at for at in range(bound) if any(other[at] != first[at] for other in others)), bound)
         prompts.append(first[:shared])
         for rest, messages in zip(rests, row, strict=True):
             rest.append(messages[shared:])
     return prompts, rests
 
 
-def _part_strings(sides: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """The beginning that strings share is the prompt, up to the assistant's last turn or to a white space."""
+def _split_strings(sides: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Split each row at the end of the shared beginning, the prompt: the assistant's last turn, or a white space."""
     ends = [_prompt_end(row) if len(row) > 1 else 0 for row in zip(*sides, strict=True)]
     prompts = [text[:end] for text, end in zip(sides[0], ends, strict=True)]
     return prompts, [[text[end:] for text, end in zip(side, ends, strict=True)] for side in sides]
 
 
 def _prompt_end(texts: Sequence[str]) -> int:
-    """Where the prompt that texts share ends."""
-    first, last = min(texts), max(texts)  # whatever these share, those between them share, too
+    """Length of the prompt that texts share."""
+    first, last = min(texts), max(texts)  # all texts share a beginning that these two share
     same, differs = 0, len(first) + 1
     while differs - same > 1:
         middle = (same + differs) // 2
@@ -387,5 +388,7 @@ def _prompt_end(texts: Sequence[str]) -> int:
     turn = first.rfind(_TURN, 0, same)
     if turn >= 0:
         return turn + len(_TURN)
-    words = (first[:same] + "|").rsplit(None, 1)  # the mark is of the last word, so that a white space is a boundary
+    words = (first[:same] + "|").rsplit(
+        None, 1
+    )  # the mark extends the last word, so that a white space before it counts
     return len(words[0]) if len(words) > 1 else 0

@@ -1,4 +1,4 @@
-"""Writing to a store of embeddings: what `append` has returned from survives any kind of death of the process."""
+"""Writing to a store of embeddings: rows survive any death of the process once `append` has returned."""
 
 from __future__ import annotations
 
@@ -31,17 +31,26 @@ from jarm.data.journal import (
 )
 
 COMMIT_ROWS, COMMIT_BYTES = 4096, 1 << 24
-"""At most so many rows and bytes share a line of the journal, so that `verify` can say where damage is."""
+"""Largest numbers of rows and bytes that share a line of the journal: `verify` finds damage line by line."""
 
 
 class StoreWriter:
     """A store of embeddings, open for appending by one process; a context manager.
 
-    Each text is embedded once: a row whose key is there already, or stands twice in one call, is left out.
+    Each text has one row: a row whose key the store has, or that repeats a key of the same call, is left out.
+
+    Example:
+      >>> import tempfile
+      >>> from jarm.data.store import key_of
+      >>> with StoreWriter(tempfile.mkdtemp(), 2, {"model": "mine"}, dtype="float32") as writer:
+      ...     writer.append([key_of("one"), key_of("two")], np.eye(2))
+      ...     writer.append([key_of("one")], np.ones((1, 2)))
+      2
+      0
 
     Attributes:
       path: the folder.
-      meta: dtype, width and what made it.
+      meta: dtype, width and `made_by`.
     """
 
     def __init__(
@@ -53,20 +62,20 @@ class StoreWriter:
         dtype: str = "bfloat16",
         shard_bytes: int = 1 << 30,
     ) -> None:
-        """Open or make a store. What a killed writer left uncommitted is dropped; every committed row stays.
+        """Open or make a store. Rows that a killed writer left uncommitted are dropped; committed rows stay.
 
         Args:
           path: the folder.
           width: d, numbers in a row.
-          made_by: all that decides the values, as JSON has it; the store is refused to a writer that differs in any.
-            If it has a `template` with the columns of a table, such as `{prompt}\\n\\n{response}`, filling it in gives
-            the texts of the keys, and `load_table` finds the rows by itself.
+          made_by: all settings that decide the values, as JSON; a store with other settings is refused. With a
+            `template` that names the columns of a table, such as `{prompt}\\n\\n{response}`, `load_table` finds the
+            rows by itself.
           dtype: `bfloat16`, `float32`, or `float16`, which hidden states of some models overflow.
-          shard_bytes: size of a new store's shards, rounded down to whole rows; an old store keeps its own.
+          shard_bytes: size of a new store's shards, rounded down to whole rows; an existing store keeps its own.
 
         Raises:
-          JarmError: the folder holds a store made by something else, damage, or other files of a store; it cannot be
-            written; or another process writes to it. What is in it stays as it is.
+          JarmError: the folder holds a store with other settings, damage, or a part of a store; it cannot be written;
+            or another process writes to it. Its files stay unchanged.
         """
         if dtype not in DTYPES:
             raise JarmError(f"A store has no dtype {dtype!r}{nearest(dtype, DTYPES)}: use {', '.join(DTYPES)}.")
@@ -106,22 +115,22 @@ class StoreWriter:
 
     @property
     def keys(self) -> list[str]:
-        """The key of each committed row."""
+        """Key of each committed row."""
         return list(self._row_of)
 
     def append(self, keys: Sequence[str], rows: Any) -> int:
-        """Add rows, on disk and committed when this returns; two syncs a call, so a few MB at once are best.
+        """Add rows, on disk and committed when this returns. A call takes two syncs, so a few MB at once are best.
 
         Args:
           keys: `key_of` the text of each row.
           rows: `[k, d]`, of any float type; rounded to the store's.
 
         Returns:
-          How many rows were new.
+          Number of rows that were new.
 
         Raises:
-          JarmError: keys and rows do not fit, a value is not finite or overflows the store's dtype, or there is no
-            room. What was committed before still is, and another `append` may follow.
+          JarmError: keys and rows do not fit, a value is not finite or overflows the store's dtype, or the disk is
+            full. Earlier rows stay committed, and another `append` may follow.
         """
         rows = np.asarray(rows)
         if rows.ndim != 2 or rows.shape != (len(keys), self.meta.width):
@@ -162,7 +171,7 @@ class StoreWriter:
         return stored
 
     def _commit(self, keys: Sequence[str], rows: np.ndarray) -> None:
-        """Rows to disk, then their lines; after any failure or interruption it is as if nothing had been asked."""
+        """Write rows to disk, then their lines; a failure or an interruption leaves the store as it was."""
         start, end, lines = len(self), self._end, b""
         try:
             with explained(self.path):
@@ -170,7 +179,7 @@ class StoreWriter:
                     within = slice(commit.start - start, commit.stop - start)
                     lines += encode_commit(commit.start, keys[within], commit.crc)
                 self._file.truncate(end)
-                _write_at(self._file, end, lines)
+                write_at(self._file, end, lines)
                 os.fsync(self._file.fileno())
             self._row_of.update(zip(keys, range(start, start + len(keys)), strict=True))
             self._end = end + len(lines)
@@ -183,7 +192,7 @@ class StoreWriter:
             raise
 
     def _pieces(self, rows: np.ndarray) -> Iterator[Commit]:
-        """Write rows to their shards and sync them, piece by piece; no piece crosses a shard's end."""
+        """Write rows to their shards and sync them, in pieces that lie within one shard."""
         row_bytes, per_shard = self.meta.row_bytes, self.meta.shard_rows
         first = start = len(self)
         while start < first + len(rows):
@@ -193,7 +202,7 @@ class StoreWriter:
             path = self.path / shard_name(number)
             new = not path.exists()
             with _opened(path) as file:
-                _write_at(file, within * row_bytes, data)
+                write_at(file, within * row_bytes, data)
                 os.fsync(file.fileno())
             if new:
                 _sync_folder(self.path)
@@ -201,11 +210,11 @@ class StoreWriter:
             start += count
 
     def _made_or_refused(self, meta: Meta) -> Meta:
-        """What the folder's store was made with, after comparing; of a new one, what was asked for."""
+        """Properties of the folder's store, if they fit those given; a new store gets those given."""
         if (self.path / META).exists():
             old = read_meta(self.path)
             theirs, ours = ({"dtype": m.dtype, "width": m.width, **m.made_by} for m in (old, meta))
-            # Of a model whose weights are known, the names are for people: folders are renamed.
+            # Where the weights have a fingerprint, names are for people only: folders are renamed.
             names = {"model", "revision"} if "weights" in ours else set()
             other = [n for n in dict.fromkeys([*theirs, *ours]) if theirs.get(n) != ours.get(n) and n not in names]
             if other and (_size(self.path / JOURNAL) or any(self.path.glob("shard-*.bin"))):
@@ -222,18 +231,18 @@ class StoreWriter:
         return meta
 
     def _cut_shards(self) -> None:
-        """Drop rows that were never committed; refuse, and touch nothing, where committed ones are not there."""
-        held = {path: path.stat().st_size for path in self.path.glob("shard-*.bin")}
+        """Drop rows that were never committed; refuse, and touch nothing, where committed rows are missing."""
+        found = {path: path.stat().st_size for path in self.path.glob("shard-*.bin")}
         full, rest = divmod(len(self), self.meta.shard_rows)
         wanted = {number: self.meta.shard_rows for number in range(full)} | ({full: rest} if rest else {})
         sizes = {self.path / shard_name(number): rows * self.meta.row_bytes for number, rows in wanted.items()}
         for path, size in sizes.items():
-            if held.get(path, 0) < size:
+            if found.get(path, 0) < size:
                 raise JarmError(
-                    f"{path} holds {held.get(path, 0):,} of the {size:,} bytes that the journal counts: copy it again "
+                    f"{path} holds {found.get(path, 0):,} of the {size:,} bytes that the journal counts: copy it again "
                     "from where the store was made."
                 )
-        for path, size in held.items():
+        for path, size in found.items():
             if path not in sizes:
                 path.unlink()
             elif size > sizes[path]:
@@ -248,7 +257,7 @@ def _finite(rows: np.ndarray, dtype: str) -> np.ndarray:
 
 
 def _opened(path: Path) -> IO[bytes]:
-    """A file for reading and writing, made if need be; unbuffered, so that a failed write is not made again."""
+    """A file for reading and writing, created if missing; unbuffered, so that closing repeats no failed write."""
     return path.open("r+b", buffering=0) if path.exists() else path.open("x+b", buffering=0)
 
 
@@ -256,7 +265,8 @@ def _size(path: Path) -> int:
     return path.stat().st_size if path.exists() else 0
 
 
-def _write_at(file: IO[bytes], offset: int, data: Any) -> None:
+def write_at(file: IO[bytes], offset: int, data: Any) -> None:
+    """Write all bytes at an offset of an unbuffered file."""
     file.seek(offset)
     left = memoryview(data)
     while left:
@@ -264,7 +274,7 @@ def _write_at(file: IO[bytes], offset: int, data: Any) -> None:
 
 
 def _sync_folder(path: Path) -> None:
-    """Make the names of new files last, where the system knows how."""
+    """Make the names of new files durable, where the system can."""
     with contextlib.suppress(OSError):
         folder = os.open(path, os.O_RDONLY)
         try:
@@ -275,7 +285,7 @@ def _sync_folder(path: Path) -> None:
 
 @contextlib.contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """What the system says, in one sentence with its cure."""
+    """Turn errors of the system into one sentence with its cure."""
     try:
         yield
     except OSError as error:

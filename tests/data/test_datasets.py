@@ -14,7 +14,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 
-from jarm.core import files as core_files
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data import readers, standardise, tables
@@ -185,25 +184,8 @@ def test_blocks_find_what_the_whole_would(rows, width, bad, scan):
     for row in expected:
         array[row, row % width] = np.inf if row % 2 else np.nan
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(readers, "_SCAN", scan)
+        patch.setattr(readers, "SCAN_BYTES", scan)
         assert list(readers.nonfinite_rows(array)) == expected
-
-
-def test_fingerprint_of_small_and_large_files(tmp_path, monkeypatch):
-    path = tmp_path / "e.npy"
-    path.write_bytes(bytes(1000))
-    first = readers.fingerprint(path)
-    assert readers.fingerprint(path) == first
-    path.write_bytes(bytes(999) + b"1")
-    assert readers.fingerprint(path) != first
-
-    monkeypatch.setattr(core_files, "WHOLE", 0)
-    monkeypatch.setattr(core_files, "_BLOCK", 8)
-    seen = {readers.fingerprint(path)}
-    for change in (bytes(998) + b"11", b"1" + bytes(998) + b"1", bytes(1000)):
-        path.write_bytes(change)
-        seen.add(readers.fingerprint(path))
-    assert len(seen) == 4
 
 
 # --- tables ---------------------------------------------------------------------------------------------------
@@ -245,7 +227,7 @@ def test_table_is_grouped_by_prompt_padded_and_masked(tmp_path, kind):
     np.testing.assert_array_equal(test.attributes["position"], [[0, 1, 0]])
     # "Say a!" against "Hello you" (nothing) and "say A, a" (say 1, a 2)
     np.testing.assert_allclose(test.attributes["prompt_cosine"], [[0, 3 / np.sqrt(2 * 5), 0]], rtol=1e-6)
-    assert all(ruler.dtype == np.float32 for ruler in train.attributes.values())
+    assert all(values.dtype == np.float32 for values in train.attributes.values())
     assert train.store.base is test.store.base or np.shares_memory(train.store, test.store)
     assert shares_file(train.store)
     np.testing.assert_array_equal(train.embeddings()[0, 1], np.arange(10, 15))
@@ -276,7 +258,7 @@ def test_standardised_embeddings_have_no_mean_and_unit_variance(tmp_path, dtype,
     )
     raw[:, 2] = 7
     paths = write(tmp_path, ROWS, "jsonl", raw)
-    monkeypatch.setattr(standardise, "_CHUNK", 1)
+    monkeypatch.setattr(standardise, "CHUNK", 1)
     train, test = load(paths[0], embeddings=paths[1], target="score")
     own = raw[train.rows[train.mask]].astype(np.float64)
     deviation = np.where(own.std(axis=0) > 0, own.std(axis=0), np.inf)
@@ -318,7 +300,7 @@ def test_without_scores_there_is_no_gold(tmp_path):
     assert load_table(*write(tmp_path, ROWS), None).train.gold is None
 
 
-def test_only_the_rulers_that_the_columns_allow(tmp_path):
+def test_only_the_attributes_that_the_columns_allow(tmp_path):
     rows = [{"prompt_id": i // 2, "score": 1, "side": "train" if i < 4 else "test"} for i in range(8)]
     train, _ = load_table(*write(tmp_path, rows), "score", split="side")
     assert set(train.attributes) == {"position"}
@@ -332,9 +314,9 @@ def many(P, R=2):
 
 def test_hash_split_depends_on_the_prompt_alone(tmp_path):
     def test_prompts(rows, name):
-        benchmark = load_table(*write(tmp_path, rows, name=name), "score")
-        assert benchmark.train.provenance["split_by"] == "hash, 25% test"
-        return {rows[row]["prompt_id"] for row in benchmark.test.rows[:, 0]}
+        train, test = load_table(*write(tmp_path, rows, name=name), "score")
+        assert train.provenance["split_by"] == "hash, 25% test"
+        return {rows[row]["prompt_id"] for row in test.rows[:, 0]}
 
     few, all_of_them = test_prompts(many(60), "few"), test_prompts(many(400)[::-1], "all")
     assert few == {prompt for prompt in all_of_them if prompt < 60}
@@ -447,7 +429,7 @@ def test_bag_cosine_against_counting(pairs, rows):
         expected.append(sum(a[w] * b.get(w, 0) for w in a) / norm if norm else 0.0)
     first, second = (pa.chunked_array([pa.array(side, pa.string())]) for side in zip(*pairs, strict=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "_COSINE_ROWS", rows)
+        patch.setattr(tables, "COSINE_ROWS", rows)
         np.testing.assert_allclose(tables.bag_cosine(first, second), expected, rtol=1e-6)
 
 
@@ -495,5 +477,7 @@ def test_real_embeddings(target, length):
     assert train.mask.all()
     assert train.store.dtype == np.float16
     np.testing.assert_allclose(np.linalg.norm(test.embeddings(), axis=-1), 1, atol=2e-3)
-    ruler = np.mean([spearmanr(*pair).statistic for pair in zip(test.gold, test.attributes["length"], strict=True)])
-    assert ruler == pytest.approx(length, abs=0.01)
+    correlation = np.mean(
+        [spearmanr(*pair).statistic for pair in zip(test.gold, test.attributes["length"], strict=True)]
+    )
+    assert correlation == pytest.approx(length, abs=0.01)

@@ -25,7 +25,7 @@ import jarm
 from jarm import JarmError
 from jarm.cli import main
 from jarm.data import writer as writing
-from jarm.data.journal import DTYPES
+from jarm.data.journal import DTYPES, read_journal, read_meta
 from jarm.data.store import Damage, EmbeddingStore, fill, key_of
 from jarm.data.writer import StoreWriter
 
@@ -313,7 +313,7 @@ def test_no_room_says_so_and_what_was_there_stays(tmp_path, limit):
 
 
 def test_rows_are_on_disk_before_their_line_is_written(tmp_path, monkeypatch):
-    done, write, sync = [], writing._write_at, os.fsync
+    done, write, sync = [], writing.write_at, os.fsync
 
     def log(what, number):
         inode = os.fstat(number).st_ino
@@ -321,7 +321,7 @@ def test_rows_are_on_disk_before_their_line_is_written(tmp_path, monkeypatch):
 
     with writer(tmp_path) as store:
         add(store, *range(8))
-        monkeypatch.setattr(writing, "_write_at", lambda f, *rest: (log("write", f.fileno()), write(f, *rest)))
+        monkeypatch.setattr(writing, "write_at", lambda f, *rest: (log("write", f.fileno()), write(f, *rest)))
         monkeypatch.setattr(writing.os, "fsync", lambda number: (log("sync", number), sync(number)))
         add(store, *range(8, 15))
         monkeypatch.undo()
@@ -362,7 +362,12 @@ def test_every_flipped_byte_of_the_rows_is_found(tmp_path):
     with writer(tmp_path) as store:
         add(store, *range(4))
         add(store, *range(4, 13))
-    assert [(c.start, c.stop) for c in EmbeddingStore(tmp_path)._journal.commits] == [(0, 4), (4, 10), (10, 13)]
+    commits = read_journal(tmp_path, read_meta(tmp_path)).commits
+    assert [(commit.start, commit.stop) for commit in commits] == [
+        (0, 4),
+        (4, 10),
+        (10, 13),
+    ]
     for number, first, last, base in ((0, 0, 3, 0), (0, 4, 9, 0), (1, 10, 12, 10)):
         path = tmp_path / f"shard-{number:05d}.bin"
         data = path.read_bytes()

@@ -32,7 +32,7 @@ def test_shapes_and_dtypes():
         assert np.isfinite(table.store).all()
         assert np.isfinite(table.gold).all()
         assert set(table.attributes) == {"length", "position", "prompt_cosine"}
-        assert all(ruler.dtype == np.float32 and ruler.shape == table.gold.shape for ruler in table.attributes.values())
+        assert all(each.dtype == np.float32 and each.shape == table.gold.shape for each in table.attributes.values())
     assert train.provenance["seed"] == 3
     assert train.provenance["width"] == 12
     assert (train.provenance["split"], test.provenance["split"]) == ("train", "test")
@@ -97,9 +97,9 @@ def test_a_copy_is_worth_about_what_its_source_is_worth():
 
 
 @pytest.mark.parametrize("variant", sorted(VARIANTS))
-def test_rulers_are_weak(variant):
+def test_attributes_are_weak(variant):
     test = synthetic(0, VARIANTS[variant]).test
-    values = {name: within_spearman(test.gold, ruler) for name, ruler in test.attributes.items()}
+    values = {name: within_spearman(test.gold, scores) for name, scores in test.attributes.items()}
     assert 0.2 < values["length"] < 0.4
     assert abs(values["position"]) < 0.1
     assert abs(values["prompt_cosine"]) < 0.3
