@@ -1,6 +1,6 @@
-"""What a checkpoint is: Hugging Face configs read into one small frozen record, by a table of families.
+"""Architectures: Hugging Face configs read into one small frozen record, by a table of families.
 
-Adding a family is one entry of `FAMILIES`: how its layers differ from Llama's, and what it calls its tensors.
+A new family is one entry of `FAMILIES`: the differences of its layers from Llama's, and the names of its tensors.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _GEMMA_NAMES = _LLAMA_NAMES | _AFTER_NAMES | {"mlp_norm": "pre_feedforward_layer
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """How a family's layers differ from Llama's; where a flag may be a string, it names the config's attribute.
+    """Differences of a family's layers from Llama's; a flag given as a string names the config's attribute.
 
-    `names` are the tensors of ours in the checkpoint's words, without `.weight` and `.bias`; where several of ours have
-    one name, the tensor holds them one after the other, or head by head if `interleaved`. `ignored` are regular
-    expressions of tensors that embedding text does not need. `requires` are settings with the values that jarm has.
+    `names` maps parameters to tensors of the checkpoint, without `.weight` and `.bias`; a tensor of several parameters
+    holds them one after the other, or head by head if `interleaved`. `ignored` are regular expressions of tensors that
+    embedding text does not need. `requires` maps settings to the values that jarm computes.
     """
 
     names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _LLAMA_NAMES)
@@ -47,7 +47,7 @@ class Family:
     interleaved: bool = False
     transposed: bool = False  # kernels stored as [in, out]
     ignored: tuple[str, ...] = ()
-    text_config: str | None = None  # where a multimodal config keeps the language model's
+    text_config: str | None = None  # attribute of a multimodal config with the language model's
     encoder: bool = False
 
     norm: str = "rms"  # or "layer"
@@ -68,7 +68,7 @@ class Family:
     partial_rotary: bool = False
     rotary_layers: str | None = None  # a list: 0 for a layer without positions
     windows: str = "none"  # "all" layers, or by "layer_types"
-    attention_scale: str | None = None  # scale is this attribute ** -0.5 rather than head_dim ** -0.5
+    attention_scale: str | None = None  # the scale is this attribute ** -0.5 rather than head_dim ** -0.5
     softcap: str | None = None
     scale_embeddings: bool = False  # by sqrt(width)
     requires: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -209,12 +209,17 @@ ACTIVATIONS = {
     "silu": "silu",
     "relu": "relu",
 }
-"""Names of activations in configs, and ours."""
+"""Name of an activation in configs -> its name in `jarm.llm.layers.ACTIVATIONS`."""
 
 
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
-    """What may differ from layer to layer: positions seen (itself included; none is all), and how positions turn."""
+    """Differences between layers.
+
+    Attributes:
+      window: positions that a token sees, its own included; None for all.
+      rope: rotary positions, or None.
+    """
 
     window: int | None
     rope: Rope | None
@@ -222,7 +227,7 @@ class LayerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides the shapes and the arithmetic of a model; hashable, so a static argument."""
+    """All settings that decide the shapes and the arithmetic of a model; hashable, for a static argument."""
 
     family: str
     encoder: bool
@@ -260,7 +265,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
       folder: a checkpoint as Hugging Face writes it.
 
     Raises:
-      JarmError: no config there, or one that asks for what jarm does not compute exactly.
+      JarmError: no config there, or a setting that jarm does not compute exactly.
     """
     path = folder / "config.json"
     try:
@@ -273,11 +278,11 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     if model_type not in FAMILIES:
         raise JarmError(f"Unknown model_type '{model_type}' in {path}: jarm knows {', '.join(FAMILIES)}.")
 
-    from transformers import AutoConfig  # heavy, and needed by nobody who only reads embeddings
+    from transformers import AutoConfig  # heavy, and unused by those who only read embeddings
 
     try:
         hf = AutoConfig.from_pretrained(folder)
-    except Exception as error:  # every library below has its own kinds
+    except Exception as error:  # each library below has its own kinds
         raise JarmError(f"transformers does not accept {path}: {' '.join(str(error).split())}") from error
     try:
         return convert_config(hf)
@@ -286,7 +291,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
 
 
 def convert_config(hf: Any) -> ModelConfig:
-    """Turn a config object of transformers into ours.
+    """The `ModelConfig` of a config object of transformers.
 
     Args:
       hf: a `PreTrainedConfig` of a family in `FAMILIES`.
@@ -361,12 +366,12 @@ def _layers(hf: Any, family: Family, head_dim: int) -> tuple[LayerConfig, ...]:
     if "sliding_attention" in types and not window:
         raise JarmError("A layer is of the type sliding_attention, but there is no `sliding_window` in the config.")
 
-    turned = getattr(hf, family.rotary_layers) if family.rotary_layers else [1] * depth
+    rotary = getattr(hf, family.rotary_layers) if family.rotary_layers else [1] * depth
     parameters = getattr(hf, "rope_parameters", None) or {}
     by_type = {name: parameters.get(name) if name in parameters else parameters for name in set(types)}
 
     def rope(layer: int) -> Rope | None:
-        if not (family.rotary and turned[layer]):
+        if not (family.rotary and rotary[layer]):
             return None
         return make_rope(by_type[types[layer]], head_dim, hf.max_position_embeddings, partial=family.partial_rotary)
 

@@ -40,7 +40,7 @@ class DecoderLayer(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, layers, final norm; right padding and a causal mask.
 
-    With a `past`, positions go on from the end of each text's prefix, and rotary tables are the same for all texts.
+    With a `past`, positions continue at the end of each text's prefix, and rotary tables are the same for all texts.
     """
 
     def __init__(self, config: ModelConfig, dtype: Any):
@@ -53,7 +53,7 @@ class Decoder(nnx.Module):
     def __call__(
         self, tokens: Array, lengths: Array, watch: Watch, past: Past | None = None
     ) -> tuple[Array, Array, Any]:
-        """Hidden states before the first layer and after the final norm, and what `watch` said after each layer."""
+        """Hidden states before the first layer and after the final norm, and the results of `watch` per layer."""
         start = self.embed(tokens)
         start = start * jnp.asarray(self.config.embed_scale, start.dtype)
         index = jnp.arange(tokens.shape[1])[None]
@@ -62,8 +62,8 @@ class Decoder(nnx.Module):
             tables = {rope: rotary_tables(rope, lengths, tokens.shape[1]) for rope in ropes}
         else:
             index = past.lengths[:, None] + index
-            most = past.keys.shape[2] + tokens.shape[1]
-            whole = {rope: rotary_tables(rope, lengths[:1], most) for rope in ropes}
+            positions = past.keys.shape[2] + tokens.shape[1]
+            whole = {rope: rotary_tables(rope, lengths[:1], positions) for rope in ropes}
             tables = {rope: (cos[0, index], sin[0, index]) for rope, (cos, sin) in whole.items()}
         if self.positions is not None:
             start = start + self.positions(index)

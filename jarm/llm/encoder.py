@@ -22,7 +22,7 @@ class EncoderLayer(nnx.Module):
         self.mlp_norm = Norm(config, config.width, lead)
 
     def __call__(self, x: Array, tables: Tables, lengths: Array, past: Past | None) -> tuple[Array, KeysValues]:
-        """Hidden states after this layer, and its keys and values; nothing precedes an encoder's texts."""
+        """Hidden states after this layer, and its keys and values; an encoder's texts have no prefix."""
         attended, kept = self.attention(x, tables, lengths)
         x = self.attention_norm(x + attended)
         return self.mlp_norm(x + self.mlp(x)), kept
@@ -39,7 +39,7 @@ class Encoder(nnx.Module):
         self.stack = Stack(EncoderLayer, config, dtype)
 
     def __call__(self, tokens: Array, lengths: Array, watch: Watch) -> tuple[Array, Array, Any]:
-        """Hidden states before the first and after the last layer, and what `watch` said after each."""
+        """Hidden states before the first and after the last layer, and the results of `watch` after each."""
         first_type = self.types(jnp.zeros(1, jnp.int32))[None]
         start = self.embed(tokens) + first_type + self.positions(jnp.arange(tokens.shape[1]))[None]
         start = self.embed_norm(start)

@@ -1,4 +1,4 @@
-"""The parts that decoders and encoders share: linear maps, norms, attention, MLPs and stacks of layers.
+"""Parts of decoders and encoders: linear maps, norms, attention, MLPs and stacks of layers.
 
 Parameters have the names `kernel` ([out, in], as checkpoints store them), `scale`, `bias` and `table`. Norms, softmax
 and rotary tables are in float32 whatever the dtype of the model.
@@ -90,7 +90,7 @@ class Embedding(nnx.Module):
 
 
 def flash_applies(platform: str, capability: float, dtype: Any, head_dim: int) -> bool:
-    """Whether cuDNN's flash attention takes this: Ampere, half precision, head_dim of 8 n up to 128 (256 on Hopper)."""
+    """Whether cuDNN's flash attention applies: Ampere, half precision, head_dim of 8 n up to 128 (256 on Hopper)."""
     half = dtype in (jnp.bfloat16, jnp.float16)
     return (
         platform == "gpu"
@@ -112,11 +112,11 @@ def _implementation(q: Array) -> Any:
 def visible(
     queries: int, keys: int, window: int | None, prefix: Int[Array, "B"] | None = None
 ) -> Bool[Array, "rows {queries} {keys}"]:
-    """Which keys each token sees: those of its own and earlier positions, as far as the window reaches.
+    """Whether each token sees each key: keys of its own and earlier positions, within the window.
 
     Args:
-      queries, keys: how many there are; where there are more keys, the first `keys - queries` are of prefixes.
-      window: positions seen, that of the token itself included; none is all.
+      queries, keys: their numbers; the first `keys - queries` keys belong to prefixes.
+      window: positions that a token sees, its own included; None for all.
       prefix: tokens in each text's prefix, which is padded on the right.
 
     Returns:
@@ -132,14 +132,14 @@ def visible(
 
 
 BLOCK = 128
-"""Queries of a head whose scores are held at once, where texts and heads go one after the other."""
+"""Queries of a head whose scores are in memory at once, if `in_turn`."""
 TOKENS = 2048
-"""Tokens that an MLP maps at once, then."""
+"""Tokens that an MLP maps at once, if `in_turn`."""
 
 
 def in_turn() -> bool:
-    """Whether texts and heads go one after the other: on a lone CPU, whose cache then holds what they need."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1  # turns would gather what devices share
+    """Whether texts and heads are computed one after the other: on a lone CPU, so that operands stay in its cache."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1  # a loop would gather arrays split over devices
 
 
 def attend(
@@ -154,11 +154,20 @@ def attend(
     softcap: float | None,
     prefix: Int[Array, "B"] | None = None,
 ) -> Float[Array, "B T H D"]:
-    """Attention of right-padded texts; H heads share K pairs of keys and values.
+    """Attention of right-padded texts, softmax(scale q k^T) v; H heads share K pairs of keys and values.
 
-    If causal, no real token sees padding, so there is no mask for it, unless `prefix` says how many of the first S - T
-    keys precede each text. A window counts the token itself. `jax.nn.dot_product_attention` has no soft-capped scores,
-    c tanh(s / c), and no turns (`in_turn`): both are computed here.
+    Args:
+      q, k, v: queries, keys and values.
+      lengths: tokens in each text.
+      causal: whether a token sees only earlier ones; no real token then sees padding, which needs no mask.
+      scale: factor of the scores.
+      window: positions that a token sees, its own included; None for all.
+      softcap: c of soft-capped scores c tanh(s / c), or None.
+      prefix: tokens that precede each text among the first S - T keys; None if S = T.
+
+    Returns:
+      One vector for each query. Soft caps and `in_turn` are computed here, and the rest by
+      `jax.nn.dot_product_attention`, which has neither.
     """
     turns = in_turn()
     if softcap is None and not turns:
@@ -203,7 +212,7 @@ def _attend_one(
     softcap: float | None,
     block: int,
 ) -> Float[Array, "G T D"]:
-    """The heads of one text that share keys and values, a block of queries at a time."""
+    """Heads of one text that share keys and values, a block of queries at a time."""
     out = []
     for start in range(0, len(seen), block):
         stop = min(start + block, len(seen))
@@ -220,13 +229,13 @@ def _attend_one(
 
 
 class Past(NamedTuple):
-    """The prefixes that B texts go on from, which G of them may share.
+    """The G prefixes that B texts continue.
 
     Attributes:
       keys, values: `[layers, G, Tp, K, D]`, right-padded, keys after their rotation.
       lengths: `[B]` tokens in the prefix of each text.
-      group: `[B]` which of the G it is.
-      layer: whose keys and values are next.
+      group: `[B]` index of the prefix of each text.
+      layer: the current layer.
     """
 
     keys: Array
@@ -236,7 +245,7 @@ class Past(NamedTuple):
     layer: int | Array = 0
 
     def before(self, keys: Array, values: Array) -> KeysValues:
-        """Keys and values of the texts behind those of their prefixes, in this layer."""
+        """Keys and values of the prefixes, followed by those of the texts, in this layer."""
         prefix = self.keys[self.layer, self.group], self.values[self.layer, self.group]
         return jnp.concatenate([prefix[0], keys], axis=1), jnp.concatenate([prefix[1], values], axis=1)
 
@@ -256,7 +265,7 @@ class Attention(nnx.Module):
         self.k_norm = Norm(config, shared if whole else size, lead) if config.qk_norm else None
 
     def __call__(self, x: Array, tables: Tables, lengths: Array, past: Past | None = None) -> tuple[Array, KeysValues]:
-        """What each token takes from those it sees, and the keys and values of these tokens."""
+        """Attention output of each token, and the keys and values of these tokens."""
         config, layer = self.config, self.layer
 
         def heads(projection: Linear, norm: Norm | None) -> Array:
@@ -303,13 +312,13 @@ class MLP(nnx.Module):
 
 
 Layer = Callable[[Array, Tables, Array, Past | None], tuple[Array, KeysValues]]
-"""Hidden states, rotary tables, lengths of texts and what precedes them in; hidden states, keys and values out."""
+"""Hidden states, rotary tables, lengths of texts and their prefixes in; hidden states, keys and values out."""
 Watch = Callable[[Array, KeysValues], Any]
-"""What to keep of a layer: its hidden states, keys and values in, any pytree out."""
+"""Hidden states, keys and values of a layer in; any pytree to keep of them out."""
 
 
 def scan_plan(layers: Sequence[Any]) -> tuple[int, int]:
-    """The shortest period of kinds of layers, and how often it fits; (0, 0) where a scan would run once."""
+    """The shortest period of kinds of layers, and its number of repeats; (0, 0) where a scan would run once."""
     for period in range(1, len(layers) // 2 + 1):
         if all(layer == layers[i % period] for i, layer in enumerate(layers)):
             return period, len(layers) // period
@@ -317,7 +326,7 @@ def scan_plan(layers: Sequence[Any]) -> tuple[int, int]:
 
 
 class Stack(nnx.Module):
-    """All layers: a scan over whole periods, so that depth does not cost compile time, then what is left over.
+    """All layers: a scan over whole periods, so that depth does not cost compile time, then the remaining layers.
 
     Layer i < period * repeats is entry i // period of `cycle[i % period]`; the others follow in `tail`.
     """
@@ -330,7 +339,7 @@ class Stack(nnx.Module):
     def __call__(
         self, x: Array, tables: Tables, lengths: Array, watch: Watch, past: Past | None = None
     ) -> tuple[Array, Any]:
-        """Hidden states after the last layer, and what `watch` said after each, with a leading axis of layers."""
+        """Hidden states after the last layer, and the results of `watch` after each, with a leading axis of layers."""
         seen = []
 
         def at(layer: int | Array) -> Past | None:

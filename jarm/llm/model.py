@@ -48,13 +48,13 @@ def abstract_params(config: ModelConfig, dtype: str = "float32") -> Params:
 
 @record
 class Prefix:
-    """The beginnings of texts, computed once for all texts that share them: `prefill` makes it.
+    """Beginnings of texts, which `prefill` computes once for all texts that share them.
 
     Attributes:
       keys, values: `[layers, G, Tp, K, D]` in the model's dtype, keys after their rotation.
       lengths: `[G]` tokens in each prefix.
-      pooled: `[G, d]` for each pooling: the embeddings of the prefixes themselves.
-      poolings: what `pooled` holds.
+      pooled: `[G, d]` for each pooling: embeddings of the prefixes themselves.
+      poolings: the poolings of `pooled`.
     """
 
     keys: Array
@@ -69,21 +69,21 @@ def cache_bytes(config: ModelConfig, dtype: str) -> int:
     return 2 * len(config.layers) * config.kv_heads * config.head_dim * jnp.dtype(DTYPES[dtype]).itemsize
 
 
-def can_share(config: ModelConfig, longest: int = 1 << 30) -> bool:
+def can_share(config: ModelConfig, max_length: int = 1 << 30) -> bool:
     """Whether the beginning of a text can be computed before the rest is known.
 
-    In an encoder every token sees the rest. The rope types `dynamic` and `longrope` turn all of a text by its length,
-    once that is past the length they were trained for.
+    In an encoder every token sees the rest. The rope types `dynamic` and `longrope` rotate a whole text by its length,
+    once that exceeds the length they were trained for.
 
     Args:
       config: the model.
-      longest: tokens, padding included, of the longest prefix and the longest rest together; the default is any number.
+      max_length: tokens of the longest prefix and the longest rest together, padding included; by default any number.
     """
 
     def frequencies(rope: Rope) -> np.ndarray:
         function, _, _ = ROPE_TYPES[rope.kind]
         with jax.ensure_compile_time_eval():
-            found, _ = function(rope, jnp.array([1, longest]), **dict(rope.parameters))
+            found, _ = function(rope, jnp.array([1, max_length]), **dict(rope.parameters))
             return np.atleast_2d(np.asarray(found))
 
     ropes = {layer.rope for layer in config.layers if layer.rope is not None}
@@ -114,7 +114,7 @@ def _run(
     keep: bool = False,
     past: Past | None = None,
 ) -> tuple[tuple[Array, ...], KeysValues | None]:
-    """Pooled hidden states of these tokens, and the keys and values of all layers, if they are to be kept."""
+    """Pooled hidden states of these tokens, and the keys and values of all layers if `keep`."""
     depth = len(config.layers)
     wanted = [(pooling.kind, pooling.layer_of(depth)) for pooling in poolings]
     inner = sorted({kind for kind, layer in wanted if 0 < layer < depth})
@@ -143,17 +143,17 @@ def prefill(
     config: ModelConfig,
     poolings: tuple[Pooling, ...] = (Pooling(),),
 ) -> Prefix:
-    """Compute beginnings of texts, such as prompts, once; `embed_tokens` goes on from them.
+    """Compute beginnings of texts, such as prompts, once; `embed_tokens` continues from them.
 
     Args:
       params: as for `embed_tokens`.
       tokens: token ids of the prefixes, padded on the right with any id of the vocabulary.
-      lengths: tokens in each prefix; 0 is an empty one, or padding.
+      lengths: tokens in each prefix; 0 for an empty prefix, or padding.
       config: the model.
       poolings: those that `embed_tokens` will be asked for.
 
     Returns:
-      What the rest of each text needs of its beginning.
+      Keys, values and pooled hidden states of the prefixes.
 
     Raises:
       JarmError: as `embed_tokens`, or a model whose texts cannot share prefixes (`can_share`).
@@ -169,7 +169,7 @@ def concatenate(prefixes: Sequence[Prefix]) -> Prefix:
     """Join prefixes of the same padded length and the same poolings, one group after the other.
 
     Raises:
-      JarmError: prefixes of other lengths or poolings.
+      JarmError: the prefixes differ in padded length or poolings.
     """
     shapes = {(prefix.keys.shape[2], prefix.poolings) for prefix in prefixes}
     if len(shapes) != 1:
@@ -193,26 +193,26 @@ def embed_tokens(
     prefix: Prefix | None = None,
     group: Int[Array, "B"] | None = None,
 ) -> tuple[Float[Array, "B d"], ...]:
-    """Embed texts: one pass through the model, and one vector a text for each pooling.
+    """Embed texts: one pass through the model, and one vector per text for each pooling.
 
-    In float32, products are in float32 on accelerators too. With a `prefix`, tokens are the rest of each text behind
-    its prefix, and the embedding is that of the whole.
+    In float32, matrix products are in float32 on accelerators too. With a `prefix`, tokens are the rest of each text
+    behind its prefix, and the embedding is that of the whole text.
 
     Args:
       params: as `abstract_params` describes them; `jarm.llm.weights.load_model` reads them.
       tokens: token ids, padded on the right with any id of the vocabulary.
       lengths: tokens in each text or rest, 1 or more.
       config: the model.
-      poolings: what to return.
-      prefix: what `prefill` or `concatenate` returned, for the same poolings.
-      group: the index of each text's prefix.
+      poolings: embeddings to return.
+      prefix: result of `prefill` or `concatenate` for the same poolings.
+      group: index of each text's prefix.
 
     Returns:
       Embeddings in float32, in the order of `poolings`.
 
     Raises:
-      JarmError: a layer that is not there, more tokens than a model with learned positions has positions, or a prefix
-        of other poolings, without `group`, or for a model whose texts cannot share prefixes (`can_share`).
+      JarmError: a layer that the model lacks, more tokens than a model with learned positions has positions, or a
+        prefix of other poolings, without `group`, or for a model whose texts cannot share prefixes (`can_share`).
     """
     if prefix is None or group is None:
         if prefix is not None or group is not None:
@@ -221,7 +221,7 @@ def embed_tokens(
         return _run(params, tokens, lengths, config, poolings)[0]
     if prefix.poolings != poolings:
         raise JarmError("The prefix was computed for other poolings: give `prefill` those of `embed_tokens`.")
-    # Of prefix and rest together only the padded length is known here, and padding may lie past the last position.
+    # Only the padded length of prefix and rest together is known here, and padding may lie beyond the last position.
     _check_room(config, tokens.shape[1])
     _check_sharing(config, prefix.keys.shape[2] + tokens.shape[1])
     before = prefix.lengths[group]

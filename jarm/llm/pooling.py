@@ -1,4 +1,4 @@
-"""From hidden states of tokens to one vector a text."""
+"""From hidden states of tokens to one vector per text."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ KINDS = ("last", "mean", "cls")
 
 @dataclasses.dataclass(frozen=True)
 class Pooling:
-    """Which token of which layer: `last` (the last real one), `mean` (of all real ones) or `cls` (the first).
+    """Hidden state taken of a text, and its layer.
 
-    Layers count as `hidden_states` of transformers: 0 is the input of the first layer, and the last, -1, the output of
-    the model with its final norm.
+    Attributes:
+      kind: `last` (of the last real token), `mean` (over all real tokens) or `cls` (of the first token).
+      layer: as in `hidden_states` of transformers: 0 is the input of the first layer; the last, -1, is the output of
+        the model with its final norm.
     """
 
     kind: str = "last"
@@ -28,7 +30,7 @@ class Pooling:
             raise JarmError(f"Unknown pooling '{self.kind}': choose one of {', '.join(KINDS)}.")
 
     def layer_of(self, depth: int) -> int:
-        """The layer counted from 0, of a model with this many layers."""
+        """The layer counted from 0, in a model of `depth` layers."""
         if not -depth - 1 <= self.layer <= depth:
             raise JarmError(
                 f"There is no layer {self.layer} in a model of {depth}: choose from {-depth - 1} to {depth}."
@@ -37,15 +39,20 @@ class Pooling:
 
 
 def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"]) -> Float[Array, "B d"]:
-    """DeviceTable the hidden states of right-padded texts, in float32.
+    """Pool the hidden states of right-padded texts, in float32.
 
     Args:
       kind: `last`, `mean` or `cls`.
-      hidden: hidden states; those past a text's end do not count.
+      hidden: hidden states; padding is ignored.
       lengths: tokens in each text, 1 or more.
 
     Returns:
-      One vector a text, in float32.
+      One vector per text.
+
+    Example:
+      >>> hidden = jnp.arange(6.0).reshape(1, 3, 2)  # one text, padded to 3 tokens, of width 2
+      >>> pool("mean", hidden, jnp.array([2]))
+      Array([[1., 2.]], dtype=float32)
     """
     if kind == "cls":
         return hidden[:, 0].astype(jnp.float32)
@@ -64,17 +71,17 @@ def follow(
     rest: Float[Array, "B d"],
     lengths: Int[Array, "B"],
 ) -> Float[Array, "B d"]:
-    """DeviceTable texts whose two parts are pooled already.
+    """Pool whole texts from their two pooled parts.
 
     Args:
       kind: `last`, `mean` or `cls`.
       first: the pooled first parts.
-      before: tokens in each first part, which may have none.
+      before: tokens in each first part, 0 or more.
       rest: the pooled second parts.
       lengths: tokens in each second part, 1 or more.
 
     Returns:
-      One vector a text, in float32.
+      One vector per text, in float32.
     """
     if kind == "last":
         return rest

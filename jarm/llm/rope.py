@@ -16,7 +16,15 @@ from jarm.core.types import Array, Float, Int
 
 @dataclasses.dataclass(frozen=True)
 class Rope:
-    """How positions turn queries and keys: the first `width` numbers of a head, by angles position * frequency."""
+    """Rotation of queries and keys by position: angles position * frequency, one for each pair of numbers of a head.
+
+    Attributes:
+      kind: type of scaling, an entry of `ROPE_TYPES`.
+      theta: base of the frequencies, theta ** (-2 j / width) before scaling.
+      width: leading numbers of a head that are rotated.
+      max_positions: positions that the model was trained for.
+      parameters: name and value of the parameters of the type.
+    """
 
     kind: str
     theta: float
@@ -29,7 +37,7 @@ Frequencies = tuple[np.ndarray | Array, float]
 
 
 def _exponents(rope: Rope) -> np.ndarray:
-    # In float32 like everything here, since that is the arithmetic in which the published models were trained.
+    # In float32, the arithmetic in which the published models were trained.
     return np.arange(0, rope.width, 2, dtype=np.float32) / np.float32(rope.width)
 
 
@@ -80,7 +88,7 @@ def _yarn(
     truncate: bool = True,
 ) -> Frequencies:
     def dimension(turns: float) -> float:
-        """Where a frequency makes that many turns within the original context."""
+        """Index of the frequency that makes this many turns within the original context."""
         return (
             rope.width * math.log(original_max_position_embeddings / (turns * 2 * math.pi)) / 2 / math.log(rope.theta)
         )
@@ -113,7 +121,7 @@ def _longrope(
     factor: float | None = None,
     attention_factor: float | None = None,
 ) -> Frequencies:
-    # One text is long or short by its own length, so that its embedding does not depend on its batch.
+    # The length of each text alone decides, so that its embedding does not depend on its batch.
     short, long = (np.asarray(one, np.float32) for one in (short_factor, long_factor))
     chosen = jnp.where((lengths > original_max_position_embeddings)[:, None], long[None], short[None])
     if factor is None:
@@ -125,7 +133,7 @@ def _longrope(
 
 
 _TRAINED = ("original_max_position_embeddings",)
-# The function of each kind, then the parameters it needs and those it may have.
+# Kind -> its function, the parameters it needs, and those it may have.
 ROPE_TYPES: dict[str, tuple[Callable[..., Frequencies], tuple[str, ...], tuple[str, ...]]] = {
     "default": (_default, (), ()),
     "linear": (_linear, ("factor",), ()),
@@ -141,13 +149,13 @@ ROPE_TYPES: dict[str, tuple[Callable[..., Frequencies], tuple[str, ...], tuple[s
 
 
 def make_rope(parameters: Mapping[str, Any] | None, head_dim: int, max_positions: int, *, partial: bool) -> Rope:
-    """Read `rope_parameters` of a config; whatever is unknown, missing or would be ignored is refused by name.
+    """Read `rope_parameters` of a config; unknown, missing and ignored parameters are refused by name.
 
     Args:
-      parameters: as transformers 5 normalises them: `rope_type`, `rope_theta` and what the type needs.
+      parameters: as transformers 5 normalises them: `rope_type`, `rope_theta` and the parameters of the type.
       head_dim: numbers in a head.
       max_positions: the config's `max_position_embeddings`.
-      partial: whether the family turns a part of the head (`partial_rotary_factor`).
+      partial: whether the family rotates a part of the head (`partial_rotary_factor`).
 
     Raises:
       JarmError: no parameters, an unknown type, or parameters that the type does not have.
@@ -163,7 +171,9 @@ def make_rope(parameters: Mapping[str, Any] | None, head_dim: int, max_positions
         raise JarmError(f"Unknown rope_type '{kind}': jarm knows {', '.join(ROPE_TYPES)}.")
     share = float(given.pop("partial_rotary_factor", 1.0))
     if share != 1 and not partial:
-        raise JarmError(f"This family turns whole heads, but the config says partial_rotary_factor = {share}: drop it.")
+        raise JarmError(
+            f"This family rotates whole heads, but the config says partial_rotary_factor = {share}: drop it."
+        )
     _, needed, optional = ROPE_TYPES[kind]
     missing = [name for name in needed if name not in given]
     unknown = [name for name in given if name not in (*needed, *optional)]
@@ -174,7 +184,7 @@ def make_rope(parameters: Mapping[str, Any] | None, head_dim: int, max_positions
     for name in ("short_factor", "long_factor"):
         if name in given and len(given[name]) != (width + 1) // 2:
             raise JarmError(
-                f"`{name}` has {len(given[name])} numbers, but {width} rotary numbers a head need half of them."
+                f"`{name}` has {len(given[name])} numbers, but {width} rotary numbers per head need half of them."
             )
     frozen = tuple((name, _frozen(name, value)) for name, value in sorted(given.items()))
     return Rope(kind, theta, width, max_positions, frozen)
@@ -190,7 +200,7 @@ def _frozen(name: str, value: Any) -> Any:
 def rotary_tables(
     rope: Rope, lengths: Int[Array, "B"], positions: int
 ) -> tuple[Float[Array, "rows T half"], Float[Array, "rows T half"]]:
-    """Cosine and sine of position * frequency in float32; one row for all texts, or B where the length matters."""
+    """Cosine and sine of position * frequency in float32; one row for all texts, or B if their lengths matter."""
     function, _, _ = ROPE_TYPES[rope.kind]
     frequencies, factor = function(rope, lengths, **dict(rope.parameters))
     rows = jnp.atleast_2d(jnp.asarray(frequencies, jnp.float32))
@@ -201,9 +211,9 @@ def rotary_tables(
 def rotate(
     x: Float[Array, "B T H D"], cos: Float[Array, "rows T half"], sin: Float[Array, "rows T half"]
 ) -> Float[Array, "B T H D"]:
-    """Turn each pair (x_j, x_{j + half}) by its angle, in float32; numbers past the rotary ones stay."""
+    """Rotate each pair (x_j, x_{j + half}) by its angle, in float32; numbers behind the rotary ones stay."""
     half = cos.shape[-1]
     cos, sin = cos[:, :, None, :], sin[:, :, None, :]
     first, second, rest = jnp.split(x.astype(jnp.float32), [half, 2 * half], axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
-    return turned.astype(x.dtype)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin, rest], axis=-1)
+    return rotated.astype(x.dtype)

@@ -26,9 +26,9 @@ from jarm.llm.model import Prefix
 from jarm.llm.weights import Put, load_params
 
 DATA, MODEL = "data", "model"
-# The last axes of a parameter, by its name; an axis that is not here is whole on every device. What is split by outputs
-# feeds what is split by inputs, whose partial sums meet in one all-reduce; biases of those are added after it. A table
-# split by width would leave hidden states split by width: an all-gather more before each attention and MLP.
+# The last axes of a parameter, by its name; all other axes are whole on every device. Kernels split by outputs feed
+# kernels split by inputs, whose partial sums meet in one all-reduce; biases of the latter are added after it. A table
+# split by width would leave hidden states split by width: one more all-gather before each attention and MLP.
 RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
     (r"embed\.table", (MODEL, None)),
     (r".*\.(q|k|v|gate|up)\.kernel", (MODEL, None)),
@@ -40,11 +40,11 @@ RULES: tuple[tuple[str, tuple[str | None, ...]], ...] = (
 def make_mesh(tensor_parallel: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with the axes `data` and `model` over all devices of all processes.
 
-    The devices of a group that shares one model are neighbours: in one process wherever its devices are enough.
+    The devices that share one model are neighbours: in one process wherever its devices are enough.
 
     Args:
-      tensor_parallel: over how many devices a model is split.
-      devices: those to take, if not all.
+      tensor_parallel: number of devices that a model is split over.
+      devices: devices to take; by default all.
 
     Raises:
       JarmError: the devices cannot be divided into such groups.
@@ -62,8 +62,8 @@ def split_config(config: ModelConfig, mesh: Mesh) -> ModelConfig:
     """The config of a model as `put_on` places it: with copies of key-value heads where they are too few to split.
 
     Query head h of H reads key-value head floor(h K / H) of K. With each of the K repeated r times in a row it reads
-    floor(h K r / H), a copy of the same; r is the least that lets the model axis divide K r. Each device then has the
-    heads that its queries read and no others: attention needs no communication, which is also what cuDNN's asks for.
+    floor(h K r / H), a copy of the same head; r is the smallest number for which the model axis divides K r. Each
+    device then has exactly the heads that its queries read: attention needs no communication, as cuDNN's requires.
 
     Args:
       config: the model.
@@ -73,10 +73,10 @@ def split_config(config: ModelConfig, mesh: Mesh) -> ModelConfig:
       JarmError: attention heads or the width of MLPs that the model axis does not divide.
     """
     groups = mesh.shape[MODEL]
-    for count, what in ((config.heads, "attention heads"), (config.mlp_width, "numbers in each MLP")):
+    for count, unit in ((config.heads, "attention heads"), (config.mlp_width, "numbers in each MLP")):
         if count % groups:
             raise JarmError(
-                f"The {count} {what} of this {config.family} cannot be split over {groups} devices: choose a "
+                f"The {count} {unit} of this {config.family} cannot be split over {groups} devices: choose a "
                 f"`tensor_parallel` that divides {math.gcd(config.heads, config.mlp_width)}."
             )
     return dataclasses.replace(config, kv_heads=math.lcm(config.kv_heads, groups))
@@ -86,7 +86,7 @@ def put_on(mesh: Mesh, config: ModelConfig) -> Put:
     """A `put` for `load_model` that gives each device its part of a parameter, by `RULES`.
 
     A vocabulary that the model axis does not divide (GPT-2's 50257) stays whole on every device. Each array is on its
-    devices before the next is read, so a process holds its part of the model and one parameter.
+    devices before the next is read, so a process has its part of the model and one parameter in memory.
 
     Args:
       mesh: of `make_mesh`.
@@ -100,14 +100,16 @@ def put_on(mesh: Mesh, config: ModelConfig) -> Put:
     def put(name: str, array: np.ndarray) -> Array:
         if copies > 1:
             array = _repeat_heads(name, array, config, copies)
-        held = jax.make_array_from_callback(array.shape, sharding_of(name, array.shape, mesh), lambda part: array[part])
-        return jax.block_until_ready(held)
+        placed = jax.make_array_from_callback(
+            array.shape, sharding_of(name, array.shape, mesh), lambda part: array[part]
+        )
+        return jax.block_until_ready(placed)
 
     return put
 
 
 def sharding_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
-    """Where a parameter lives, by its name; whole on every device if a table's rows cannot be divided."""
+    """Sharding of a parameter, by its name; whole on every device if a table's rows cannot be divided."""
     split = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), ())
     if name.endswith(".table") and shape[0] % mesh.shape[MODEL]:
         split = ()
@@ -131,7 +133,7 @@ def load_sharded(
 
     Args:
       folder: a checkpoint.
-      config: what `read_config` says of it.
+      config: config of the checkpoint, of `read_config`.
       mesh: of `make_mesh`.
       dtype: `float32` or `bfloat16`.
 
@@ -142,10 +144,10 @@ def load_sharded(
 
 
 def to_mesh(mesh: Mesh, batch: np.ndarray) -> Array:
-    """A batch that every process has whole, as one array split over the data axis; each sends only its own rows.
+    """A batch that every process has whole, as one array split over the data axis.
 
     Raises:
-      JarmError: rows that the data axis does not divide.
+      JarmError: the data axis does not divide the number of rows.
     """
     if len(batch) % mesh.shape[DATA]:
         raise JarmError(
@@ -164,16 +166,16 @@ def gather(mesh: Mesh, arrays: Any) -> Any:
 
 
 def share_prefix(mesh: Mesh, prefix: Prefix) -> Prefix:
-    """Prefixes where any text can go on from them: all on every device, of each only the heads that it computes."""
+    """Prefixes that any text can continue: all on every device, each with the heads that the device computes."""
     heads, whole = NamedSharding(mesh, PartitionSpec(None, None, None, MODEL)), NamedSharding(mesh, PartitionSpec())
     return jax.device_put(prefix, dataclasses.replace(jax.tree.map(lambda _: whole, prefix), keys=heads, values=heads))
 
 
 def any_process(mesh: Mesh, flag: bool) -> Array:
-    """Whether the flag of any process is up: one truth value, the same everywhere, computed without waiting.
+    """Whether the flag is true in any process: one value, the same everywhere, computed without waiting.
 
     A process that left the loop over batches alone, for a signal or an error, would leave the others waiting for it.
-    Called after each batch and read with its results, this lets all of them leave after the same one.
+    Called after each batch and read with its results, this lets all processes leave after the same batch.
     """
     every = NamedSharding(mesh, PartitionSpec((DATA, MODEL)))
     return gather(mesh, jnp.any(jax.make_array_from_callback((mesh.size,), every, lambda part: np.array([flag]))))

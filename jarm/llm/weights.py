@@ -19,9 +19,10 @@ from jarm.llm.layers import scan_plan
 from jarm.llm.model import abstract_params
 
 Put = Callable[[str, np.ndarray], Any]
+"""Path of a parameter and its array on the host in, the array on its devices out."""
 
 PREFIXES = ("", "model.", "transformer.", "gpt_neox.", "bert.", "model.language_model.", "language_model.model.")
-# Output heads, which embedding text does not need, and tables that old versions saved along.
+# Output heads, which embedding text does not need, and tables that old versions saved as well.
 IGNORED = (r"(language_model\.)?lm_head\.(weight|bias)", r".*\.rotary_emb\.inv_freq")
 LEAVES = {"kernel": "weight", "scale": "weight", "table": "weight", "bias": "bias"}
 OLD_ENDINGS = {".gamma": ".weight", ".beta": ".bias"}
@@ -36,7 +37,7 @@ def find_checkpoint(model: str | pathlib.Path, revision: str | None = None) -> p
       revision: of the id: a branch, a tag or a commit.
 
     Raises:
-      JarmError: neither a folder nor an id that can be had.
+      JarmError: neither a folder nor an id that can be downloaded.
     """
     folder = pathlib.Path(model)
     if folder.is_dir():
@@ -50,13 +51,13 @@ def find_checkpoint(model: str | pathlib.Path, revision: str | None = None) -> p
         return pathlib.Path(
             snapshot_download(str(model), revision=revision, allow_patterns=wanted, ignore_patterns=["consolidated*"])
         )
-    except Exception as error:  # every library below has its own kinds
+    except Exception as error:  # each library below has its own kinds
         reason = " ".join(str(error).split())[:200]
         raise JarmError(f"No folder '{model}', and it cannot be had from the Hugging Face hub: {reason}") from error
 
 
 class Checkpoint:
-    """All tensors of a folder, memory-mapped; headers are read and compared at once, data when asked for."""
+    """All tensors of a folder, memory-mapped; headers are read and compared at once, data on demand."""
 
     def __init__(self, folder: pathlib.Path):
         from safetensors import SafetensorError, safe_open
@@ -67,13 +68,13 @@ class Checkpoint:
                 file = safe_open(path, framework="numpy")
             except (OSError, SafetensorError) as error:
                 raise JarmError(f"{path} is not a whole safetensors file ({error}): download it again.") from error
-            held = set(file.keys())
-            if expected is not None and held != expected:
-                odd = sorted(held ^ expected)[0]
+            names = set(file.keys())
+            if expected is not None and names != expected:
+                odd = sorted(names ^ expected)[0]
                 raise JarmError(
                     f"{path.name} and model.safetensors.index.json do not agree on '{odd}': download both again."
                 )
-            for name in held:
+            for name in names:
                 ours = next((name.removesuffix(a) + b for a, b in OLD_ENDINGS.items() if name.endswith(a)), name)
                 if ours in self.tensors:
                     raise JarmError(
@@ -82,7 +83,7 @@ class Checkpoint:
                 self.tensors[ours] = file, name
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor, from the header; refuses dtypes that are not plain floating point."""
+        """Shape of a tensor, from the header; refuses dtypes other than plain floating point."""
         file, theirs = self.tensors[name]
         header = file.get_slice(theirs)
         if header.get_dtype() not in DTYPES:
@@ -99,10 +100,10 @@ class Checkpoint:
 
 
 def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
-    """The files that a checkpoint's weights are read from.
+    """Files with the weights of a checkpoint.
 
     Raises:
-      JarmError: they are missing, or pickled.
+      JarmError: the files are missing, or pickled.
     """
     return [path for path, _ in _files(folder)]
 
@@ -141,17 +142,18 @@ def load_model(
 ) -> tuple[ModelConfig, Params]:
     """Read a checkpoint: its config, and its parameters as `embed_tokens` takes them.
 
-    Besides the model, one parameter of all its layers is held at a time.
+    Besides the model, one parameter of all its layers is in memory at a time.
 
     Args:
       model: a folder, or a Hugging Face id.
       dtype: `float32` or `bfloat16`; norms are in float32 in both.
       revision: of the id.
       put: called with a parameter's path, such as `stack.cycle.0.attention.q.kernel`, and its array, to bring it to
-        devices; kernels are [..., out, in]. To the default device unless given.
+        devices; kernels are [..., out, in]. By default to the default device.
 
     Raises:
-      JarmError: whatever is unknown, missing, left over, of another shape, pickled or damaged, by name.
+      JarmError: a tensor that is unknown, missing, left over or of another shape, or a file that is pickled or damaged,
+        by name.
     """
     folder = find_checkpoint(model, revision)
     config = read_config(folder)
@@ -191,12 +193,12 @@ Source = tuple[str, Callable[[np.ndarray], np.ndarray]]
 def _plan(
     folder: pathlib.Path, config: ModelConfig, abstract: Params, checkpoint: Checkpoint
 ) -> dict[str, list[Source]]:
-    """For each parameter, the tensor of each of its layers and what to take of it; checks all before reading any."""
+    """Tensor and its part for each layer of each parameter; all are checked before any is read."""
     family = FAMILIES[config.family]
     prefix = next((p for p in PREFIXES if f"{p}{family.names['embed']}.weight" in checkpoint.tensors), "")
     period, repeats = scan_plan(config.layers)
 
-    # Which parameters share a tensor: its parts, in order, with the shape that one layer has of each.
+    # Tensor -> its parts: parameter, layer within the parameter, and shape of one layer.
     wanted: dict[str, list[tuple[str, int, tuple[int, ...]]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(abstract):
         name = _dotted(path)
@@ -250,7 +252,7 @@ def _module(name: str) -> str:
 
 
 def _taker(flip: bool, groups: int, start: int, end: int) -> Callable[[np.ndarray], np.ndarray]:
-    """Rows `start` to `end` of a tensor; if it comes in groups (heads), that share of each group."""
+    """A function that takes rows `start` to `end` of a tensor, or their share of each of its groups (heads)."""
 
     def take(tensor: np.ndarray) -> np.ndarray:
         tensor = tensor.T if flip else tensor

@@ -258,7 +258,7 @@ YARN = {"rope_type": "yarn", "rope_theta": 10.0, "original_max_position_embeddin
         ),
         ("smollm2", "rope_parameters", YARN, "rope_type 'yarn' lacks factor"),
         ("smollm2", "rope_parameters", YARN | {"factor": 2, "odd": 1}, "rope_type 'yarn' has unknown odd"),
-        ("smollm2", "rope_parameters", {"rope_theta": 1.0, "partial_rotary_factor": 0.5}, "turns whole heads"),
+        ("smollm2", "rope_parameters", {"rope_theta": 1.0, "partial_rotary_factor": 0.5}, "partial_rotary_factor"),
         ("smollm2", "layer_types", ["sliding_attention"] * 3, "does not fit a llama of 3 layers"),
         (
             "smollm3",
@@ -296,7 +296,7 @@ def test_config_files_that_are_refused(copy):
     with pytest.raises(JarmError, match=r"config\.json: Unknown activation 'mish'"):
         read_config(copy("qwen2", config=lambda raw: raw | {"hidden_act": "mish"}))
     long = {"short_factor": [1.0, 1.0], "long_factor": [1.0] * 3, "original_max_position_embeddings": 8}
-    with pytest.raises(JarmError, match=r"`short_factor` has 2 numbers, but 6 rotary numbers a head need half of them"):
+    with pytest.raises(JarmError, match="`short_factor` has 2 numbers, but 6 rotary numbers"):
         make_rope({"rope_type": "longrope", "rope_theta": 10.0, **long}, 6, 16, partial=False)
 
 
