@@ -16,6 +16,13 @@ class ResponseTable:
     Responses are indices into `store`, so that a ragged table, a split of a table, or a store in which equal texts
     share a row all cost no copy. A table lives on the host; `embeddings` gathers only the prompts asked for.
 
+    Example:
+      >>> rows = np.array([[0, 1], [2, 0]])  # two prompts with two responses, of which two share an embedding
+      >>> table = ResponseTable(np.eye(3), rows, np.ones((2, 2), bool), gold=np.zeros((2, 2), np.float32))
+      >>> table.shape, table.take(np.array([1])).embeddings()
+      ((2, 2, 3), array([[[0., 0., 1.],
+              [1., 0., 0.]]], dtype=float32))
+
     Attributes:
       store: `[n, d]` embeddings, any float type, possibly memory-mapped.
       rows: `[P, R]` int, the row of `store` of each response; any valid row where `mask` is false.
@@ -62,7 +69,15 @@ class ResponseTable:
 
 
 class TrainTest(NamedTuple):
-    """A table whose pairs are labelled, and a table of other prompts for evaluation; R may differ, d may not."""
+    """A table whose pairs are labelled, and a table of other prompts for evaluation; R may differ, d may not.
+
+    Example:
+      >>> first, second = (ResponseTable(np.eye(4), np.array([row]), np.ones((1, 2), bool)) for row in ([0, 1], [2, 3]))
+      >>> tables = TrainTest(train=first, test=second)
+      >>> tables.test.embeddings()
+      array([[[0., 0., 1., 0.],
+              [0., 0., 0., 1.]]], dtype=float32)
+    """
 
     train: ResponseTable
     test: ResponseTable

@@ -1,7 +1,7 @@
-"""Cached embeddings in: the built-in benchmark, the published layout, or a table of responses beside an array.
+"""Tables with cached embeddings: the built-in ones, the published layout, or a table of responses beside an array.
 
-`load` takes whatever the user points at. Embeddings stay on disk, memory-mapped; everything that would spoil an
-experiment later (wrong shapes, NaN, prompts without a pair) is one sentence here.
+Embeddings stay on disk, memory-mapped; everything that would spoil an experiment later (wrong shapes, NaN, prompts
+without a pair) is one sentence here.
 """
 
 from __future__ import annotations
@@ -40,21 +40,26 @@ def load(
 
     Args:
       data: a folder is read by `load_published`, a table by `load_table`.
-      embeddings, target: for a table, and needed there: the `.npy` of its rows or the store that has its texts, and the
-        column of its gold scores.
-      gen, emb, task: for a folder: the setting, as far as the folder holds several.
-      seed: of the synthetic benchmark.
+      embeddings, target: required for a table: the `.npy` of its rows or the store that has its texts, and the column
+        of its gold scores.
+      gen, emb, task: for a folder: the setting, if the folder holds several.
+      seed: seed of the synthetic tables.
       standardise: whether embeddings are given mean 0 and variance 1 in each dimension, as `standardised` does.
       validate: whether to read all embeddings once in search of NaN and infinities.
 
     Raises:
-      JarmError: if the data is not there, damaged, or not what the options fit.
+      JarmError: the data are missing, damaged, or of a kind that the options do not fit.
+
+    Example:
+      >>> train, test = load("synthetic")
+      >>> train.shape, test.shape  # prompts, responses per prompt, width of an embedding
+      ((200, 10, 32), (100, 20, 32))
     """
-    tables = _as_it_is(data, embeddings, target, gen, emb, task, seed, validate)
+    tables = _raw(data, embeddings, target, gen, emb, task, seed, validate)
     return standardised(tables) if standardise else tables
 
 
-def _as_it_is(
+def _raw(
     data: PathLike,
     embeddings: PathLike | None,
     target: str | None,
@@ -68,11 +73,11 @@ def _as_it_is(
     table_options = {"embeddings": embeddings, "target": target}
     folder_options = {"gen": gen, "emb": emb, "task": task}
     if name == "synthetic" or name.startswith("synthetic:"):
-        _refuse(name, "the synthetic benchmark", table_options | folder_options)
+        _refuse(name, "a built-in data set", table_options | folder_options)
         variant = name.partition(":")[2] or "default"
         if variant not in VARIANTS:
             raise JarmError(
-                f"The synthetic benchmark has no variant {variant!r}{nearest(variant, VARIANTS)}: "
+                f"The synthetic tables have no variant {variant!r}{nearest(variant, VARIANTS)}: "
                 f"use one of {', '.join(VARIANTS)}."
             )
         return synthetic(seed, VARIANTS[variant])
@@ -103,13 +108,13 @@ def load_published(
     The layout of Shen, Sun and Ton (arXiv 2502.04354). Embeddings are memory-mapped and never copied.
 
     Args:
-      directory: where the four files of a setting lie.
-      gen, emb, task: the generating model, the embedding model and the task; those that the folder leaves no choice
-        about may be omitted.
+      directory: folder of the four files of a setting.
+      gen, emb, task: the generating model, the embedding model and the task; each may be omitted if the folder has only
+        one.
       validate: whether to read all embeddings once in search of NaN and infinities.
 
     Raises:
-      JarmError: if no setting or several fit, a file is missing or damaged, shapes disagree, or a value is not finite.
+      JarmError: no setting or several fit, a file is missing or damaged, shapes disagree, or a value is not finite.
     """
     directory = Path(directory)
     if not directory.is_dir():

@@ -1,4 +1,4 @@
-"""A benchmark made of formulas: nothing to download, and not made for any rule.
+"""Tables made of formulas: nothing to download, and favourable to no rule.
 
 Real embeddings show every one of its mechanisms: a spectrum that falls as a power law, topics of unequal size, prompts
 whose responses vary a lot or hardly, responses that nearly repeat another one, a reward with an offset for each prompt,
@@ -20,7 +20,7 @@ from jarm.core.tables import ResponseTable, TrainTest
 
 @dataclasses.dataclass(frozen=True)
 class SyntheticConfig:
-    """Sizes and mechanisms of the synthetic benchmark.
+    """Sizes and mechanisms of the synthetic tables.
 
     Attributes:
       train, test: numbers of prompts to label, and of prompts for evaluation.

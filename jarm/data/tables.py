@@ -41,24 +41,36 @@ def load_table(
 
     Rows of one `prompt_id` (of one `prompt`, without that column) are the responses of one prompt, wherever they
     stand; prompts are in order of first appearance. Prompts with fewer responses than others are padded and masked.
-    A row may also hold a list of `responses` and one of their scores: it counts as a row for each of them.
+    A row may also hold a list of `responses` and a list of their scores: it counts as a row for each response.
 
     Args:
       table: `.parquet` or `.jsonl`.
       embeddings: `.npy` (n, d) in the table's order, or the folder of an `EmbeddingStore`, whose rows are found by
         their texts: its template filled in with the table's columns. Either is memory-mapped and never copied.
-      target: the column of gold scores (arbitrary units, larger is better), or None for a table without.
-      split: the column that says `train` or `test`, alike in all rows of a prompt; by default `split` where there is
-        one, else a hash puts about a quarter of the prompts in the test set, the same ones whatever else is there.
-      validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store takes none.
+      target: column of gold scores (arbitrary units, larger is better), or None for a table without scores.
+      split: column of `train` or `test`, the same in all rows of a prompt; by default `split` if the table has it,
+        else a hash of each prompt puts about a quarter of the prompts in the test set.
+      validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store has none.
 
     Returns:
       Train and test tables over one store, with the attributes that the columns allow: `length` (characters of
       `response`), `position` (index in the prompt), `prompt_cosine` (of the word counts of `prompt` and `response`).
 
     Raises:
-      JarmError: if a file is missing or damaged, a column is missing or has gaps, the two files disagree, the store
+      JarmError: a file is missing or damaged, a column is missing or has gaps, the two files disagree, the store
         lacks a text, a value is not finite, or a side of the split has no prompt with two responses.
+
+    Example:
+      >>> import json, tempfile
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> rows = [{"prompt": f"p{p}", "response": "no" * r, "score": r} for p in range(6) for r in (1, 2)]
+      >>> _ = (folder / "rows.jsonl").write_text("\\n".join(map(json.dumps, rows)))
+      >>> np.save(folder / "rows.npy", np.arange(36.0).reshape(12, 3))  # one row of width 3 per response
+      >>> train, test = load_table(folder / "rows.jsonl", folder / "rows.npy", "score")
+      >>> train.shape[1:], len(train.rows) + len(test.rows)
+      ((2, 3), 6)
+      >>> train.gold[0], train.attributes["length"][0]
+      (array([1., 2.], dtype=float32), array([2., 4.], dtype=float32))
     """
     name, store = str(table), _opened(embeddings)
     wanted = ["prompt_id", "prompt", *RESPONSES, split or "split", *([] if target is None else [target])]

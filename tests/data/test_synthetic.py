@@ -1,4 +1,4 @@
-"""The synthetic benchmark: deterministic, shaped as stated, with the mechanisms it claims and no help to any rule."""
+"""The synthetic tables: deterministic, shaped as stated, with the mechanisms it claims and no help to any rule."""
 
 import dataclasses
 
