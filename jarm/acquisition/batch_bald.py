@@ -23,7 +23,7 @@ from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.greedy import default_shortlist
 from jarm.design.passes import best_pairs
 from jarm.design.scorer import Scorer
-from jarm.design.spaces import most_pairs, pair_count, prompts_of
+from jarm.design.spaces import max_pairs, pair_count
 from jarm.design.top import top_scores
 
 CANDIDATES = 10_000
@@ -159,7 +159,7 @@ def batch_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace,
     Gain: nats; 0 where the batch is saturated. Source: Kirsch et al. (arXiv 1906.08158), whose released code samples
     configurations.
     """
-    count = most_pairs(space) if space.pairs is not None else min(most_pairs(space), CANDIDATES)
+    count = max_pairs(space) if space.pairs is not None else min(max_pairs(space), CANDIDATES)
     scorer = bald_scorer(belief, space)
     finite = jnp.isfinite(belief.member_rewards).all(axis=0)
     best = top_scores(scorer, finite, space, max(count, k))
@@ -194,7 +194,7 @@ class _Prompts(NamedTuple):
 
 
 def _prompts(belief: Belief, space: PairSpace) -> _Prompts:
-    prompt_of = prompts_of(space)
+    prompt_of = space.prompt_of
     count = -(-prompt_of.shape[0] // space.width) if space.prompt is None else prompt_of.shape[0]
     eligible = space.eligible
     features = jnp.where(eligible[:, None], belief.features, 0)
@@ -346,7 +346,7 @@ def bal_pm(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: 
         bald=bald_scorer(belief, space),
         prompts=prompts,
         log_diameter=jnp.log(2 * jnp.sqrt(jnp.maximum(prompts.square_radius, 0)) + 1e-4),
-        prompt_of=prompts_of(space),
+        prompt_of=space.prompt_of,
         wanted=jnp.minimum(pair_count(space), k),
         shortlist=default_shortlist(space) + k,
     )

@@ -23,7 +23,7 @@ from jarm.core.linalg import matmul, square_sum
 from jarm.core.status import Status, worst
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.fisher import centred, chunked
-from jarm.design.spaces import TILE, compact, is_in, most_pairs, subset
+from jarm.design.spaces import TILE, as_list, compact, is_in, max_pairs, subset
 from jarm.design.top import best_first
 
 CANDIDATES = 10_000
@@ -78,15 +78,14 @@ def candidates(key: PRNGKey, space: PairSpace, k: int) -> PairSpace:
     size, width = space.eligible.shape[0], space.width
     within = space.kind == "within"
     count = max(CANDIDATES, 4 * k)
-    if most_pairs(space) > count:
+    if max_pairs(space) > count:
         return subset(key, space, count)
     first, second = jnp.triu_indices(width if within else size, 1)
     pairs = jnp.stack([first, second], axis=1).astype(jnp.int32)
     if within:
         starts = jnp.arange(0, size, width, dtype=jnp.int32)
         pairs = (starts[:, None, None] + pairs[None]).reshape(-1, 2)
-    pairs = jnp.where(is_in(space, pairs)[:, None], pairs, size)
-    return PairSpace("listed", width, space.eligible, jnp.zeros((0, 2), jnp.int32), pairs=pairs, prompt=space.prompt)
+    return as_list(space, jnp.where(is_in(space, pairs)[:, None], pairs, size))
 
 
 def make_points(

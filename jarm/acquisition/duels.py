@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.status import Status, worst
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
-from jarm.design.spaces import alive_pairs, prompts_of
+from jarm.design.spaces import may_pair, valid_pairs
 
 First = Callable[[PRNGKey, Any, Bool[Array, "n"]], tuple[Float[Array, "n"], Any]]
 """`(key, stats of n responses, allowed) -> (scores, memory)`; the choice of the second response gets the memory."""
@@ -93,12 +93,12 @@ def duels(
       The pairs in the order they were drawn, gains 0. Status NONFINITE, or EXHAUSTED where there are fewer pairs.
     """
     size = space.eligible.shape[0]
-    prompts = size // space.width if space.prompt is None else size
+    prompts = space.num_prompts
     key, key_order = jax.random.split(key)
     game = _Game(
         space=space,
         stats=stats,
-        prompt_of=prompts_of(space),
+        prompt_of=space.prompt_of,
         ticket=jax.random.uniform(key_order, (prompts,)),
         first=first,
         second=second,
@@ -179,17 +179,15 @@ def _partner_counts(space: PairSpace) -> Int[Array, "N"]:
     """Number of responses with which each response has a pair in the space."""
     size, eligible = space.eligible.shape[0], space.eligible
     if space.pairs is not None:
-        ends, valid = space.pairs, alive_pairs(space)
+        ends, valid = space.pairs, valid_pairs(space)
         count, sign = jnp.zeros(size, jnp.int32), 1
     else:
-        prompt_of, ends = prompts_of(space), jnp.minimum(space.excluded, size - 1)
+        prompt_of, ends = space.prompt_of, space.excluded
         same = jax.ops.segment_sum(eligible.astype(jnp.int32), prompt_of, size)[prompt_of]
         total = eligible.sum(dtype=jnp.int32)
         count = {"within": same - 1, "cross": total - same, "all": jnp.full(size, total - 1)}[space.kind]
         count, sign = jnp.where(eligible, count, 0), -1
-        valid = (space.excluded < size).all(axis=1) & eligible[ends].all(axis=1)
-        if space.kind != "all":
-            valid &= (prompt_of[ends[:, 0]] == prompt_of[ends[:, 1]]) == (space.kind == "within")
+        valid = may_pair(space, space.excluded)
     return count.at[jnp.where(valid[:, None], ends, size)].add(sign, mode="drop")
 
 
@@ -197,7 +195,7 @@ def _partners_left(
     space: PairSpace, anchor: Int[Array, "c"], arena: Int[Array, "c n"], i: Int[Array, "c"], pairs: Int[Array, "k 2"]
 ) -> Bool[Array, "c n"]:
     """Whether each response of each arena has a pair with i that is in the space and not in the batch."""
-    size, prompt_of = space.eligible.shape[0], prompts_of(space)
+    size, prompt_of = space.eligible.shape[0], space.prompt_of
     allowed = space.eligible[arena] & (arena != i[:, None])
     if space.kind == "cross":
         allowed &= prompt_of[arena] != prompt_of[i][:, None]

@@ -23,7 +23,7 @@ from jarm.design.criteria import epig as epig_criterion
 from jarm.design.fisher import centred
 from jarm.design.greedy import greedy
 from jarm.design.scorer import Scorer
-from jarm.design.spaces import most_pairs, sample_pairs, subset
+from jarm.design.spaces import max_pairs, sample_pairs, subset
 from jarm.design.top import best_first, top_pairs, top_scores
 
 TARGETS = 64
@@ -184,7 +184,7 @@ def epig(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     # In a space of fewer pairs all are targets, some repeatedly.
     targets = targets[jnp.arange(TARGETS) % jnp.maximum(valid.sum(), 1)]
     ends, rewards = belief.features[targets], belief.rewards[targets]
-    if space.pairs is None and most_pairs(space) > CANDIDATES:
+    if space.pairs is None and max_pairs(space) > CANDIDATES:
         offered = subset(key_offered, space, max(k, CANDIDATES))
     else:
         offered = space

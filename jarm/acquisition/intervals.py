@@ -25,7 +25,7 @@ from jarm.core.linalg import distances, square_sum
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.fisher import centred, fisher_weight
 from jarm.design.scorer import Scorer
-from jarm.design.spaces import alive_pairs, get_tile, pair_count, sample_pairs, tile_count
+from jarm.design.spaces import get_tile, pair_count, sample_pairs, tile_count, valid_pairs
 from jarm.design.top import top_scores
 
 WINDOW = 0.05
@@ -173,7 +173,7 @@ def delta_quantile(
 def _window(stats: IntervalStats, half: Half, space: PairSpace, k: int) -> tuple[Float[Array, ""], Float[Array, ""]]:
     """The largest and the smallest gap in the rank window of `delta_quantile`, half-way to the gaps beside it."""
     if space.pairs is not None:
-        ends, valid = jnp.minimum(space.pairs, space.eligible.shape[0] - 1), alive_pairs(space)
+        ends, valid = jnp.minimum(space.pairs, space.eligible.shape[0] - 1), valid_pairs(space)
         count = valid.sum(dtype=jnp.float32)
     else:
         ends, valid = sample_pairs(jax.random.key(0), space, SAMPLED)
@@ -200,7 +200,7 @@ def _min_over_partners(value: Half, stats: IntervalStats, space: PairSpace) -> F
         return jax.tree.map(lambda leaf: leaf[place], stats)
 
     if space.pairs is not None:
-        ends, valid = jnp.minimum(space.pairs, len(minimum) - 1), alive_pairs(space)
+        ends, valid = jnp.minimum(space.pairs, len(minimum) - 1), valid_pairs(space)
         for one, other in (ends.T, ends.T[::-1]):
             minimum = minimum.at[one].min(jnp.where(valid, value(at(one), at(other)), jnp.inf))
         return minimum

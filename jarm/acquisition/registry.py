@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import hashlib
 import pathlib
 
@@ -23,6 +22,7 @@ from jarm.acquisition.contrib import optimal_design as contrib_optimal_design
 from jarm.acquisition.contrib import stochastic as contrib_stochastic
 from jarm.acquisition.user_rules import rule_of_file
 from jarm.core.base import Rule
+from jarm.core.messages import choose
 from jarm.core.status import JarmError
 
 NEEDS = {
@@ -171,16 +171,12 @@ def get_rule(name: str) -> Rule:
       >>> batch.pairs.tolist(), [round(gain, 1) for gain in batch.gains.tolist()]
       ([[1, 3], [0, 3]], [-0.1, -0.9])
     """
-    if name in RULES:
-        return RULES[name].rule
     path, colon, function = name.rpartition(":")
     if colon and path.endswith(".py"):
         return rule_of_file(pathlib.Path(path), function)
     if name.endswith(".py"):
         raise JarmError(f"{name!r} is a file and no rule: give FILE.py:FUNCTION.")
-    near = difflib.get_close_matches(name, RULES, n=1)
-    hint = f"did you mean {near[0]!r}?" if near else f"choose from {', '.join(RULES)}, or FILE.py:FUNCTION."
-    raise JarmError(f"There is no rule {name!r}: {hint}")
+    return RULES[choose("rule", name, RULES, "or FILE.py:FUNCTION")].rule
 
 
 def source_of(name: str) -> str | None:

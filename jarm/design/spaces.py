@@ -369,9 +369,6 @@ def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
     return responses, local
 
 
-most_pairs, alive_pairs = max_pairs, valid_pairs
-
-
 def prompts_of(space: PairSpace) -> Int[Array, "N"]:
     """The prompt of each response."""
     return space.prompt_of
