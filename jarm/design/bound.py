@@ -31,7 +31,7 @@ from jarm.design.fisher import centred
 from jarm.design.greedy import greedy
 from jarm.design.passes import best_pairs
 from jarm.design.scorer import Best
-from jarm.design.spaces import TILE
+from jarm.design.spaces import TILE, as_list
 
 _STILL = 1e-5
 """Weight no longer moves between pairs whose u differ by less than this share."""
@@ -360,7 +360,5 @@ def rounded(
     _require_d(criterion, "Rounding a design")
     # Of a design every pair is one of the space; a listed space has its pairs in order, padding last.
     order = jax.lax.sort((design.pairs[:, 0], design.pairs[:, 1]), num_keys=2)
-    listed = dataclasses.replace(
-        space, kind="listed", pairs=jnp.stack(order, axis=1), excluded=jnp.zeros((0, 2), jnp.int32), costs=None
-    )
+    listed = as_list(space, jnp.stack(order, axis=1))
     return greedy(criterion, features, rewards, listed, prior, k, limits=limits)[0]

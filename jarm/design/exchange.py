@@ -26,7 +26,7 @@ from jarm.design.fisher import centred, fisher_weight, with_weights
 from jarm.design.greedy import greedy
 from jarm.design.passes import best_pairs
 from jarm.design.scorer import Scorer
-from jarm.design.spaces import TILE, exclude, find, prompts_of
+from jarm.design.spaces import TILE, as_list, exclude, find
 
 _LEAST = 1e-4
 """A swap counts where it multiplies the determinant by more than 1 + this: ten times what float32 can vouch for."""
@@ -153,7 +153,7 @@ def exchange(
     features, rewards, prior = (jnp.asarray(each, jnp.float32) for each in (features, rewards, prior))
     space = jax.tree.map(jnp.asarray, space)
     limits = Limits() if limits is None else limits
-    size, k, home = features.shape[0], selection.pairs.shape[0], prompts_of(space)
+    size, k, home = features.shape[0], selection.pairs.shape[0], space.prompt_of
     most = 10 * k if swaps is None else swaps
     finite = ((jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)) | ~space.eligible).all()
     features, rewards = centred(features, space), jnp.where(space.eligible, rewards, 0)
@@ -176,7 +176,7 @@ def exchange(
     def ends(pairs: Int[Array, "k 2"]) -> _End:
         """Numbers of each response, given the batch."""
         uses = jnp.zeros(size, jnp.int32).at[pairs].add(1, mode="drop")
-        prompts = -(-size // space.width) if space.prompt is None else size
+        prompts = space.num_prompts
         homes = jnp.where(pairs < size, home[jnp.minimum(pairs, size - 1)], prompts)
         used = jnp.zeros(prompts, jnp.int32).at[homes[:, 0]].add(1, mode="drop")
         used = used.at[jnp.where(homes[:, 0] == homes[:, 1], prompts, homes[:, 1])].add(1, mode="drop")
@@ -336,5 +336,5 @@ def _ordered(
 ) -> Selection:
     """Pairs in greedy order."""
     listed = jnp.stack(jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2), axis=1)
-    only = dataclasses.replace(space, kind="listed", pairs=listed, excluded=jnp.zeros((0, 2), jnp.int32))
+    only = as_list(space, listed)
     return greedy(criterion, features, rewards, only, prior, pairs.shape[0], shortlist=pairs.shape[0])[0]

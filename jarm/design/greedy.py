@@ -22,7 +22,7 @@ from jarm.design.criteria import D_OPTIMAL, Criterion, Numbers
 from jarm.design.fisher import centred
 from jarm.design.passes import best_pairs
 from jarm.design.scorer import Scorer
-from jarm.design.spaces import TILE, pair_count, prompts_of, whitens_differences
+from jarm.design.spaces import TILE, pair_count, whitens_differences
 
 _SLACK = 1e-5
 """By this share a ceiling is raised: what rounding may hide, in a pass, from the pairs left out."""
@@ -144,8 +144,8 @@ def greedy(
     space = jax.tree.map(jnp.asarray, space)
     limits = Limits() if limits is None else limits
     size, width = features.shape
-    home = prompts_of(space)
-    prompts = -(-size // space.width) if space.prompt is None else size
+    home = space.prompt_of
+    prompts = space.num_prompts
     finite = jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)
     features = centred(features, space)
     rewards = jnp.where(space.eligible, rewards, 0)  # what no pair reaches may be anything

@@ -367,8 +367,3 @@ def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
         prompt=jnp.zeros(room, jnp.int32).at[slot].set(prompt, mode="drop"),
     )
     return responses, local
-
-
-def prompts_of(space: PairSpace) -> Int[Array, "N"]:
-    """The prompt of each response."""
-    return space.prompt_of
