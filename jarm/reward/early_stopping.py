@@ -1,89 +1,196 @@
-"""MLP heads by AdamW, stopped early on held-out labels."""
+"""MLP heads by AdamW, stopped early: deal the pairs, find the number of steps on held-out pairs, finish on all."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
+import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
-from jarm.core.base import FitInfo, HParams, RewardHead
+from jarm.core.base import FitInfo, RewardHead
 from jarm.core.status import Status
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 from jarm.reward.config import FitConfig
-from jarm.reward.training import Pairs, Task, _over, pair_loss, smallest, weighted_mean
+from jarm.reward.training import FitParts, FitProblem, Pairs, TrainingSet, pair_loss, smallest_capacity, weighted_mean
 
-_Descent: TypeAlias = tuple[Float[Array, "W"], optax.OptState]
-"""Where a descent stands: the parameters as one vector, which compiles faster than many, and the optimiser."""
-
-
-class _Descend(NamedTuple):
-    """AdamW on the loss of a task, as functions of where it stands."""
-
-    start: Callable[[Params], _Descent]
-    steps: Callable[[PRNGKey, Array, _Descent, Task, Array | int, Array | int], _Descent]
-    nll: Callable[[Float[Array, "W"], Task], Float[Array, ""]]
-    params: Callable[[Float[Array, "W"]], Params]
+_State: TypeAlias = tuple[Float[Array, "W"], optax.OptState]
+"""Parameters as one vector, which compiles faster than many arrays, and the state of the optimiser."""
 
 
-def _make_descend(
-    head: RewardHead, config: FitConfig, hparams: HParams, example: Params, table: Float[Array, "N d"]
-) -> _Descend:
-    optimiser = optax.adamw(hparams.learning_rate, weight_decay=hparams.weight_decay)
+def fit_by_descent(parts: FitParts, key: PRNGKey, problem: FitProblem) -> tuple[Params, FitInfo]:
+    """Members by AdamW: find the number of steps on held-out pairs, then take them on all pairs.
 
-    # Kernels are descended on as [out, in]: XLA on CPU forms the gradient of a wide first layer as [in, out] at a fifth
-    # of that speed, and Adam, elementwise, does not mind.
-    def flip(params: Params) -> Params:
-        return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, params)
+    With one fold the heads of the search are the members, as they were at the best check.
+    """
+    key_order, key_search, key_finish = jax.random.split(key, 3)
+    config, members = parts.config, len(problem.weights)
+    descent = _make_descent(parts, problem)
+    starts = jax.vmap(descent.start)(problem.starts)
+    steps, nll, finite = jnp.int32(config.steps), jnp.float32(jnp.nan), jnp.bool_(True)
+    if config.holdout:
+        deal = _deal(config, key_order, problem)
+        found = _find(descent, key_search, deal, starts, problem.pairs.weight)
+        steps, nll, finite = found.best_steps, found.best_nll, found.finite
+    if config.holdout and config.folds == 1:
+        params, weights = jax.vmap(descent.params)(found.best), deal.weights
+    else:
+        params, weights = _finish(descent, key_finish, steps, starts, problem.weights), problem.weights
 
-    _, unravel = jax.flatten_util.ravel_pytree(flip(example))
+    def train_nll(xs: tuple[Params, Float[Array, "L"]]) -> Float[Array, ""]:
+        return _chunked_loss(config.loss, parts.head, xs[0], problem.embeddings, problem.pairs._replace(weight=xs[1]))
 
-    def start(params: Params) -> _Descent:
-        vector, _ = jax.flatten_util.ravel_pytree(flip(params))
-        return vector, optimiser.init(vector)
+    losses = parts.over_members(train_nll, (params, weights))
+    return params, FitInfo(
+        train_nll=losses,
+        valid_nll=jnp.full(members, nll),
+        steps=jnp.full(members, steps),
+        status=jnp.where(finite & jnp.isfinite(losses), Status.OK, Status.DIVERGED).astype(jnp.int32),
+    )
 
-    def params(vector: Float[Array, "W"]) -> Params:
-        return flip(unravel(vector))
 
-    def loss(vector: Float[Array, "W"], pairs: Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
-        return pairs.mean_loss(config.loss, head.rewards(params(vector), rows))
+@dataclasses.dataclass(frozen=True)
+class _Descent:
+    """AdamW on the mean loss of training sets, over the rows of one array.
 
-    def minibatch(key: PRNGKey, pairs: Pairs, size: int) -> Task:
-        total = jnp.cumsum(pairs.weight)
-        at = jnp.searchsorted(total, total[-1] * jax.random.uniform(key, (size,)), side="right")
-        drawn = pairs.take(at.clip(max=len(total) - 1))
-        return drawn._replace(pairs=drawn.pairs._replace(weight=jnp.ones(size)))
+    Attributes:
+      parts: head and configuration.
+      optimiser: AdamW.
+      unravel: parameters of a vector.
+      rows: `[N, d]` embeddings that training sets index.
+      pairs: the labelled pairs, as indices into `rows`.
+      own_rows: whether each head reads the responses of its own pairs, each once; else all read `rows`.
+    """
+
+    parts: FitParts
+    optimiser: optax.GradientTransformation
+    unravel: Callable[[Array], Params]
+    rows: Float[Array, "N d"]
+    pairs: Pairs
+    own_rows: bool
+
+    def start(self, params: Params) -> _State:
+        """Where a descent from these parameters starts."""
+        vector, _ = jax.flatten_util.ravel_pytree(_transposed(params))
+        return vector, self.optimiser.init(vector)
+
+    def params(self, vector: Float[Array, "W"]) -> Params:
+        """The parameters of a vector."""
+        return _transposed(self.unravel(vector))
+
+    def loss(self, vector: Float[Array, "W"], pairs: Pairs, rows: Float[Array, "U d"]) -> Float[Array, ""]:
+        """Mean loss of pairs."""
+        return pairs.mean_loss(self.parts.config.loss, self.parts.head.rewards(self.params(vector), rows))
 
     def steps(
-        key: PRNGKey, index: Array, descent: _Descent, task: Task, first: Array | int, last: Array | int
-    ) -> _Descent:
+        self, key: PRNGKey, index: Array, state: _State, train: TrainingSet, first: Array | int, last: Array | int
+    ) -> _State:
         """Steps number `first` to `last` of the head of that index."""
-        key, rows = jax.random.fold_in(key, index), task.rows(table)
+        key, rows, size = jax.random.fold_in(key, index), train.rows(self.rows), self.parts.config.batch_size
 
-        def step(i: Int[Array, ""], descent: _Descent) -> _Descent:
-            vector, opt = descent
-            if config.batch_size is None:
-                gradient = jax.grad(loss)(vector, task.pairs, rows)
+        def step(i: Int[Array, ""], state: _State) -> _State:
+            vector, opt = state
+            if size is None:
+                gradient = jax.grad(self.loss)(vector, train.pairs, rows)
             else:
-                drawn = minibatch(jax.random.fold_in(key, i), task.pairs, config.batch_size)
-                gradient = jax.grad(loss)(vector, drawn.pairs, drawn.rows(rows))
-            updates, opt = optimiser.update(gradient, opt, vector)
+                drawn = _minibatch(jax.random.fold_in(key, i), train.pairs, size)
+                gradient = jax.grad(self.loss)(vector, drawn.pairs, drawn.rows(rows))
+            updates, opt = self.optimiser.update(gradient, opt, vector)
             return optax.apply_updates(vector, updates), opt
 
-        return jax.lax.fori_loop(first, last, step, descent)
+        return jax.lax.fori_loop(first, last, step, state)
 
-    def nll(vector: Float[Array, "W"], task: Task) -> Float[Array, ""]:
-        return loss(vector, task.pairs, task.rows(table))
+    def training_sets(self, weights: Float[Array, "H L"], max_responses: int) -> tuple[TrainingSet, int, Array]:
+        """The training sets of H heads.
 
-    return _Descend(start, steps, nll, params)
+        Args:
+          weights: `[H, L]` weights of the pairs for each head.
+          max_responses: upper bound on the responses of a head.
+
+        Returns:
+          The sets, with a leading axis H; room for responses in each; and how many the largest has.
+        """
+        weighted = jax.vmap(lambda weight: self.pairs._replace(weight=weight))(weights)
+        if not self.own_rows:
+            return TrainingSet(weighted, None), 0, jnp.int32(0)
+        n, room = len(self.rows), min(len(self.rows), max_responses)
+        sets, used = jax.vmap(lambda pairs: pairs.compact(n, room))(weighted)
+        return sets, room, used.max()
+
+
+def _make_descent(parts: FitParts, problem: FitProblem) -> _Descent:
+    own_rows = parts.sequential and parts.config.batch_size is None
+    rows, pairs = problem.embeddings, problem.pairs
+    if not parts.sequential and parts.config.batch_size is None:
+        # Heads under vmap share the rows of all labelled pairs, so that these are read once for all of them; a row for
+        # each end of a pair, since adding up the gradients of a shared row has no fixed order on an accelerator.
+        everything = pairs.take(jnp.arange(len(pairs.weight), dtype=jnp.int32))
+        rows, pairs = everything.rows(rows), everything.pairs
+    _, unravel = jax.flatten_util.ravel_pytree(_transposed(jax.tree.map(lambda leaf: leaf[0], problem.starts)))
+    optimiser = optax.adamw(problem.hparams.learning_rate, weight_decay=problem.hparams.weight_decay)
+    return _Descent(parts, optimiser, unravel, rows, pairs, own_rows)
+
+
+def _transposed(params: Params) -> Params:
+    """Kernels as [out, in] and back: XLA on CPU forms the gradient of a wide first layer as [in, out] at a fifth of
+    that speed, and Adam, elementwise, is the same either way.
+    """
+    return jax.tree.map(lambda leaf: leaf.T if leaf.ndim == 2 else leaf, params)
+
+
+def _minibatch(key: PRNGKey, pairs: Pairs, size: int) -> TrainingSet:
+    """Pairs drawn with replacement in proportion to their weight; each drawn pair weighs 1."""
+    total = jnp.cumsum(pairs.weight)
+    at = jnp.searchsorted(total, total[-1] * jax.random.uniform(key, (size,)), side="right")
+    drawn = pairs.take(at.clip(max=len(total) - 1))
+    return drawn._replace(pairs=drawn.pairs._replace(weight=jnp.ones(size)))
+
+
+class _Deal(NamedTuple):
+    """Labelled pairs dealt to H heads, each of which holds out one part.
+
+    Attributes:
+      weights: `[H, L]` weights of the pairs that each head trains on; 0 for its part.
+      held_out: `[H, M]` places of the pairs of its part; L where there are fewer.
+      max_held_out: pairs of the largest part.
+    """
+
+    weights: Float[Array, "H L"]
+    held_out: Int[Array, "H M"]
+    max_held_out: Int[Array, ""]
+
+
+def _deal(config: FitConfig, key: PRNGKey, problem: FitProblem) -> _Deal:
+    """Deal the labelled pairs into parts at random: part p is every P-th pair of a random order, from p on."""
+    weight, capacity, parts = problem.pairs.weight, len(problem.pairs.weight), config.parts
+    heads = len(problem.weights) if config.folds == 1 else config.folds
+    weights = problem.weights if config.folds == 1 else jnp.tile(weight, (config.folds, 1))
+    labelled, part = weight > 0, (jnp.arange(heads, dtype=jnp.int32) % parts)[:, None]
+    order = jnp.argsort(jnp.where(labelled, jax.random.uniform(key, (capacity,)), 2.0))  # the unlabelled come last
+    dealt = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32) % parts)
+    places = part + jnp.arange(0, capacity, parts, dtype=jnp.int32)[None, :]
+    return _Deal(
+        weights=jnp.where(dealt[None, :] == part, 0.0, weights),
+        held_out=order.at[places].get(mode="fill", fill_value=capacity),
+        max_held_out=(labelled.sum() + parts - 1) // parts,
+    )
 
 
 class _Search(NamedTuple):
-    """Where all heads stand, after how many steps, and what was best so far."""
+    """All heads of a search, their number of steps, and the best so far.
 
-    heads: _Descent
+    Attributes:
+      heads: where each stands.
+      steps: steps taken.
+      best: `[H, W]` parameters at the check of the lowest held-out loss.
+      best_nll, best_steps: that loss, in nats, and the steps up to it.
+      finite: whether the last held-out loss was finite.
+    """
+
+    heads: _State
     steps: Int[Array, ""]
     best: Float[Array, "H W"]
     best_nll: Float[Array, ""]
@@ -91,22 +198,48 @@ class _Search(NamedTuple):
     finite: Bool[Array, ""]
 
 
+def _find(descent: _Descent, key: PRNGKey, deal: _Deal, starts: _State, weight: Float[Array, "L"]) -> _Search:
+    """Find the number of steps: all heads descend side by side until the mean held-out loss stops falling."""
+    parts, config, capacity = descent.parts, descent.parts.config, len(weight)
+    heads = jnp.arange(len(deal.weights), dtype=jnp.int32)
+    sets, room, used = descent.training_sets(deal.weights, 2 * (capacity - capacity // config.parts))
+
+    def advance(states: _State, first: Array, last: Array) -> tuple[_State, Float[Array, "H"]]:
+        """Take all heads from one number of steps to another, and their held-out losses there."""
+
+        def one(xs: tuple[Array, _State, TrainingSet, Array]) -> tuple[_State, Float[Array, ""]]:
+            index, state, train, held_out = xs
+
+            def sized(responses: int, count: int) -> tuple[_State, Float[Array, ""]]:
+                after = descent.steps(key, index, state, train.narrow(responses), first, last)
+                valid = descent.pairs.take(held_out[:count])
+                return after, descent.loss(after[0], valid.pairs, valid.rows(descent.rows))
+
+            needs = (room, used), (deal.held_out.shape[1], deal.max_held_out)
+            return smallest_capacity(descent.own_rows, sized, *needs)
+
+        return parts.over_members(one, (heads, states, sets, deal.held_out))
+
+    held_out_weight = weight.at[deal.held_out].get(mode="fill", fill_value=0.0).sum(axis=1)
+    return _search(config, advance, jax.tree.map(lambda leaf: leaf[heads % len(leaf)], starts), held_out_weight)
+
+
 def _search(
     config: FitConfig,
-    advance: Callable[[_Descent, Array, Array], tuple[_Descent, Float[Array, "H"]]],
-    heads: _Descent,
+    advance: Callable[[_State, Array, Array], tuple[_State, Float[Array, "H"]]],
+    heads: _State,
     weights: Float[Array, "H"],
 ) -> _Search:
-    """Descend with all heads side by side, until the mean loss of all that they hold out stops falling.
+    """Advance all heads from check to check while the mean held-out loss falls.
 
     Args:
-      config: when to look, and how patiently.
-      advance: takes all heads from one number of steps to another, and says what they then lose on what they hold out.
+      config: steps between checks, and patience.
+      advance: `(heads, first, last) -> (heads, losses)`, the losses on the pairs that each holds out.
       heads: where they start.
-      weights: of what each holds out.
+      weights: `[H]` weight of each loss.
     """
 
-    def look(search: _Search) -> _Search:
+    def check(search: _Search) -> _Search:
         last = jnp.minimum(search.steps + config.check_every, config.steps)
         heads, losses = advance(search.heads, search.steps, last)
         nll = weighted_mean(losses, weights)
@@ -125,107 +258,29 @@ def _search(
         return patient & (search.steps < config.steps) & search.finite
 
     search = _Search(heads, jnp.int32(0), heads[0], jnp.float32(jnp.inf), jnp.int32(0), jnp.bool_(True))
-    return jax.lax.while_loop(going, look, search)
+    return jax.lax.while_loop(going, check, search)
 
 
-def _early_stopped(
-    head: RewardHead,
-    config: FitConfig,
-    in_turn: bool,
-    key: PRNGKey,
-    hparams: HParams,
-    starts: Params,
-    embeddings: Float[Array, "N d"],
-    pairs: Pairs,
-    weights: Float[Array, "K L"],
-) -> tuple[Params, FitInfo]:
-    """Members by AdamW: find the number of steps on pairs held out, then take them on all pairs."""
-    key_order, key_search, key_finish = jax.random.split(key, 3)
-    members, capacity = weights.shape
-    own_rows = in_turn and config.batch_size is None
-    table, indexed = embeddings, pairs
-    if not in_turn and config.batch_size is None:
-        # Heads under vmap share the rows of all labelled pairs, so that these are read once for all of them; a row for
-        # each end of a pair, since adding up the gradients of a shared row has no fixed order on an accelerator.
-        everything = pairs.take(jnp.arange(capacity, dtype=jnp.int32))
-        table, indexed = everything.rows(embeddings), everything.pairs
-    descend = _make_descend(head, config, hparams, jax.tree.map(lambda leaf: leaf[0], starts), table)
-    begin = jax.vmap(descend.start)(starts)
+def _finish(
+    descent: _Descent, key: PRNGKey, steps: Int[Array, ""], starts: _State, weights: Float[Array, "K L"]
+) -> Params:
+    """Fresh members after that many steps on all labelled pairs."""
+    sets, room, used = descent.training_sets(weights, 2 * weights.shape[1])
+    heads = jnp.arange(len(weights), dtype=jnp.int32)
 
-    def tasks(weights: Float[Array, "H L"], most: int) -> tuple[Task, int, Int[Array, ""]]:
-        """What heads train on, room for its responses, and how many the largest has."""
-        weighted = jax.vmap(lambda weight: indexed._replace(weight=weight))(weights)
-        if not own_rows:
-            return Task(weighted, None), 0, jnp.int32(0)
-        room = min(len(table), most)
-        task, used = jax.vmap(lambda one: one.compact(len(table), room))(weighted)
-        return task, room, used.max()
+    def finish(responses: int) -> Params:
+        def one(xs: tuple[Array, _State, TrainingSet]) -> Params:
+            return descent.params(descent.steps(key, *xs, 0, steps)[0])
 
-    steps, nll, finite = jnp.int32(config.steps), jnp.float32(jnp.nan), jnp.bool_(True)
-    if config.holdout:
-        heads = jnp.arange(members if config.folds == 1 else config.folds, dtype=jnp.int32)
-        weights_found = weights if config.folds == 1 else jnp.tile(pairs.weight, (config.folds, 1))
-        # Pairs in random order, the unlabelled last: part p is every P-th of them from p on.
-        labelled, part = pairs.weight > 0, (heads % config.parts)[:, None]
-        order = jnp.argsort(jnp.where(labelled, jax.random.uniform(key_order, (capacity,)), 2.0))
-        deal = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32) % config.parts)
-        seen = jnp.where(deal[None, :] == part, 0.0, weights_found)
-        places = part + jnp.arange(0, capacity, config.parts, dtype=jnp.int32)[None, :]
-        held = order.at[places].get(mode="fill", fill_value=capacity)
-        most_held = (labelled.sum() + config.parts - 1) // config.parts
-        task, room, used = tasks(seen, 2 * (capacity - capacity // config.parts))
+        return descent.parts.over_members(one, (heads, starts, sets.narrow(responses)))
 
-        def advance(descents: _Descent, first: Array, last: Array) -> tuple[_Descent, Float[Array, "H"]]:
-            def one(xs: tuple[Array, _Descent, Task, Array]) -> tuple[_Descent, Float[Array, ""]]:
-                index, descent, train, out = xs
-
-                def sized(size: int, count: int) -> tuple[_Descent, Float[Array, ""]]:
-                    there = descend.steps(key_search, index, descent, train.narrow(size), first, last)
-                    return there, descend.nll(there[0], indexed.take(out[:count]))
-
-                return smallest(own_rows, sized, (room, used), (held.shape[1], most_held))
-
-            return _over(in_turn, one, (heads, descents, task, held))
-
-        found = _search(
-            config,
-            advance,
-            jax.tree.map(lambda leaf: leaf[heads % members], begin),
-            pairs.weight.at[held].get(mode="fill", fill_value=0.0).sum(axis=1),
-        )
-        best, nll, steps, finite = jax.vmap(descend.params)(found.best), found.best_nll, found.best_steps, found.finite
-
-    if config.holdout and config.folds == 1:
-        params = best
-    else:
-        seen = weights
-        task, room, used = tasks(weights, 2 * capacity)
-
-        def finish(size: int) -> Params:
-            def one(xs: tuple[Array, _Descent, Task]) -> Params:
-                return descend.params(descend.steps(key_finish, *xs, 0, steps)[0])
-
-            return _over(in_turn, one, (jnp.arange(members, dtype=jnp.int32), begin, task.narrow(size)))
-
-        params = smallest(own_rows, finish, (room, used))
-
-    def train_nll(xs: tuple[Params, Float[Array, "L"]]) -> Float[Array, ""]:
-        return _chunked_loss(config.loss, head, xs[0], embeddings, pairs._replace(weight=xs[1]))
-
-    losses = _over(in_turn, train_nll, (params, seen))
-    ok = finite & jnp.isfinite(losses)
-    return params, FitInfo(
-        train_nll=losses,
-        valid_nll=jnp.full(members, nll),
-        steps=jnp.full(members, steps),
-        status=jnp.where(ok, Status.OK, Status.DIVERGED).astype(jnp.int32),
-    )
+    return smallest_capacity(descent.own_rows, finish, (room, used))
 
 
 def _chunked_loss(
     kind: str, head: RewardHead, params: Params, embeddings: Float[Array, "N d"], pairs: Pairs
 ) -> Float[Array, ""]:
-    """Weighted mean loss of pairs, looked up a few at a time."""
+    """Weighted mean loss of pairs, whose embeddings are gathered a few at a time."""
 
     def one(pair: Pairs) -> Float[Array, ""]:
         first, second = (head.rewards(params, embeddings[end]) for end in (pair.first, pair.second))

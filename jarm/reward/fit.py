@@ -1,30 +1,30 @@
-"""Fit reward heads to labelled pairs: Newton's method for linear heads, early-stopped AdamW for the others.
-
-A response is scored once, however many pairs it is in, and padding costs little where the device can branch.
-"""
+"""Fit reward heads to labelled pairs: Newton's method for linear heads, early-stopped AdamW for the others."""
 
 from __future__ import annotations
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 
 from jarm.core.base import Fit, FitInfo, HParams, Labelled, RewardHead
 from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Params, PRNGKey
 from jarm.reward.config import FitConfig
-from jarm.reward.early_stopping import _early_stopped
-from jarm.reward.losses import bradley_terry, smooth
-from jarm.reward.newton import newton
-from jarm.reward.training import Pairs, _over, weighted_mean
+from jarm.reward.early_stopping import fit_by_descent
+from jarm.reward.losses import smooth
+from jarm.reward.newton import fit_by_newton
+from jarm.reward.training import FitParts, FitProblem, Pairs
 
 
 def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     """Make the function that fits `config.members` heads to labelled pairs.
 
-    It minimises the weighted mean loss of the pairs early-stopped, with decoupled weight decay; or, for a linear head,
-    the weighted sum with `ridge / 2 |w|^2` added, exactly. `FitInfo.valid_nll` is the held-out loss at the number of
-    steps taken, the leave-one-out loss of a linear head, or NaN if nothing is held out.
+    An MLP minimises the weighted mean loss of the pairs by AdamW with decoupled weight decay, stopped early. A linear
+    head minimises the weighted sum plus `ridge / 2 |w|^2`, exactly. `FitInfo.valid_nll` is the held-out loss at the
+    number of steps taken, the leave-one-out loss of a linear head, or NaN where nothing is held out.
+
+    A response is scored once, however many pairs it is in. A loss that needs a column of the table beside the
+    embeddings takes it where its `fit` is made: `labelled.first` and `labelled.second` index the N rows of
+    `DeviceTable.attributes[name].reshape(-1)` as they index the embeddings.
 
     Args:
       head: the head to fit.
@@ -32,18 +32,32 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
 
     Returns:
       `fit(key, hparams, embeddings, labelled, warm=None) -> (params, info)`, params with a leading axis K. It is pure:
-      jit, scan, map and vmap it as you like. A warm start has seen the pairs that it is about to hold out.
+      jit, scan, map and vmap it as you like. A warm start has seen the pairs that the fit then holds out.
 
     Raises:
       JarmError: an ensemble of linear heads that would all be equal.
+
+    Example:
+      >>> import jax, jax.numpy as jnp
+      >>> from jarm.core.base import HParams, Labelled
+      >>> from jarm.reward.heads import linear_head
+      >>> embeddings = jnp.eye(4)  # 4 responses, d = 4
+      >>> first, second = jnp.array([0, 2]), jnp.array([1, 3])
+      >>> labelled = Labelled(first, second, jnp.array([1.0, 0.0]), jnp.ones(2), jnp.ones(2, bool))
+      >>> fit = make_fit(linear_head(), FitConfig(members=1))
+      >>> params, info = fit(jax.random.key(0), HParams(), embeddings, labelled)
+      >>> params["out"]["kernel"].shape  # K, d, 1
+      (1, 4, 1)
+      >>> print(jnp.sign(params["out"]["kernel"]).ravel())
+      [ 1. -1. -1.  1.]
     """
-    if head.linear and config.members > 1 and config.ensemble == "init":
-        raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
     linear_ensemble = head.linear and config.members > 1
+    if linear_ensemble and config.ensemble == "init":
+        raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
     bootstrap = config.ensemble == "bootstrap" or (config.ensemble == "auto" and linear_ensemble)
-    in_turn = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
-    members = config.members
-    fit_all = _newton if head.linear else _early_stopped
+    sequential = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
+    parts, members = FitParts(head, config, sequential), config.members
+    fit_members = fit_by_newton if head.linear else fit_by_descent
 
     @jax.jit
     def fit(
@@ -62,38 +76,7 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
         weights = jnp.tile(weight, (members, 1))
         if bootstrap:
             weights *= jax.random.poisson(key_weight, 1.0, weights.shape).astype(jnp.float32)
-        params, info = fit_all(head, config, in_turn, key_fit, hparams, warm, embeddings, pairs, weights)
+        params, info = fit_members(parts, key_fit, FitProblem(hparams, warm, embeddings, pairs, weights))
         return params, info._replace(status=info.status.max())
 
     return fit
-
-
-def _newton(
-    head: RewardHead,
-    config: FitConfig,
-    in_turn: bool,
-    key: PRNGKey,
-    hparams: HParams,
-    starts: Params,
-    embeddings: Float[Array, "N d"],
-    pairs: Pairs,
-    weights: Float[Array, "K L"],
-) -> tuple[Params, FitInfo]:
-    """Linear members, exactly."""
-    del key
-    x, label, ends = embeddings[pairs.first] - embeddings[pairs.second], pairs.label, 1
-    if config.loss == "classification":  # each response against nothing, with the label of its place
-        x = jnp.concatenate([embeddings[pairs.first], embeddings[pairs.second]])
-        label, ends = jnp.concatenate([label, 1 - label]), 2
-
-    def one(xs: tuple[Params, Float[Array, "L"]]) -> tuple[Params, FitInfo]:
-        start, weight = xs[0], jnp.tile(xs[1], ends)
-        ridge, (_, unravel) = jnp.asarray(hparams.ridge), jax.flatten_util.ravel_pytree(start)
-        found = newton(x, label, weight, ridge, head.weights(start), steps=config.newton_steps)
-        train_nll = ends * weighted_mean(bradley_terry(found.margin, label), weight)
-        valid_nll = ends * weighted_mean(bradley_terry(found.margin_left_out, label), jnp.tile(pairs.weight, ends))
-        return unravel(found.weights), FitInfo(train_nll, valid_nll, found.steps, found.status)
-
-    # Hessians at the precision of their type: on some accelerators a plain product has a third of its digits.
-    with jax.default_matmul_precision("highest"):
-        return _over(in_turn, one, (starts, weights))

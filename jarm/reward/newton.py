@@ -1,4 +1,4 @@
-"""Ridge Bradley-Terry regression by Newton's method: exact fits of linear heads, in a few steps."""
+"""Linear heads, exactly: ridge Bradley-Terry regression by Newton's method, in a few steps."""
 
 from __future__ import annotations
 
@@ -6,16 +6,49 @@ from collections.abc import Callable
 from typing import NamedTuple, TypeAlias
 
 import jax
+import jax.flatten_util
 import jax.numpy as jnp
 import jax.scipy.linalg
 
+from jarm.core.base import FitInfo
 from jarm.core.status import Status
-from jarm.core.types import Array, Bool, Float, Int
+from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 from jarm.reward.losses import bradley_terry
+from jarm.reward.training import FitParts, FitProblem, weighted_mean
+
+
+def fit_by_newton(parts: FitParts, key: PRNGKey, problem: FitProblem) -> tuple[Params, FitInfo]:
+    """Linear members, each at the minimum of its weighted loss plus `ridge / 2 |w|^2`; nothing is drawn."""
+    del key
+    hparams, starts, embeddings, pairs, weights = problem
+    x, label, ends = embeddings[pairs.first] - embeddings[pairs.second], pairs.label, 1
+    if parts.config.loss == "classification":  # each response against zero, with the label of its place
+        x = jnp.concatenate([embeddings[pairs.first], embeddings[pairs.second]])
+        label, ends = jnp.concatenate([label, 1 - label]), 2
+
+    def one(xs: tuple[Params, Float[Array, "L"]]) -> tuple[Params, FitInfo]:
+        start, weight = xs[0], jnp.tile(xs[1], ends)
+        ridge, (_, unravel) = jnp.asarray(hparams.ridge), jax.flatten_util.ravel_pytree(start)
+        found = newton(x, label, weight, ridge, parts.head.weights(start), steps=parts.config.newton_steps)
+        train_nll = ends * weighted_mean(bradley_terry(found.margin, label), weight)
+        valid_nll = ends * weighted_mean(bradley_terry(found.margin_left_out, label), jnp.tile(pairs.weight, ends))
+        return unravel(found.weights), FitInfo(train_nll, valid_nll, found.steps, found.status)
+
+    # Hessians at the precision of their type: on some accelerators a plain product has a third of its digits.
+    with jax.default_matmul_precision("highest"):
+        return parts.over_members(one, (starts, weights))
 
 
 class NewtonFit(NamedTuple):
-    """Weights, the margins of the pairs under them and with each pair left out (approximated), steps, `Status`."""
+    """A fit of one linear head.
+
+    Attributes:
+      weights: `[d]`.
+      margin: `[L]` margins of the pairs, in logits.
+      margin_left_out: `[L]` margin of each pair with this pair left out of the fit, approximated.
+      steps: scalar int32, Newton steps taken.
+      status: scalar int32 `Status`.
+    """
 
     weights: Float[Array, "d"]
     margin: Float[Array, "L"]
@@ -25,6 +58,8 @@ class NewtonFit(NamedTuple):
 
 
 class _State(NamedTuple):
+    """Weights, steps taken, the relative decrement before the last step, and whether steps got stuck or restarted."""
+
     weights: Float[Array, "d"]
     steps: Int[Array, ""]
     decrement: Float[Array, ""]
@@ -32,9 +67,9 @@ class _State(NamedTuple):
     restarted: Bool[Array, ""]
 
 
-_HALVINGS = (*range(0, 4), *range(4, 32, 3))  # halvings: where pairs are saturated, a whole step leads far off
-_SMALL = 1e-5  # decrement, relative to the criterion, of a minimum in float32
-_LEAST = 1e-7  # where the criterion no longer moves in float32
+_HALVINGS = (*range(0, 4), *range(4, 32, 3))  # where pairs are saturated, a whole step leads far off
+_SMALL = 1e-5  # decrement of a minimum in float32, relative to the criterion
+_SMALLEST = 1e-7  # decrement at which the criterion no longer moves in float32
 
 
 def newton(
@@ -50,8 +85,8 @@ def newton(
 
     A step solves with the Hessian exactly, by Cholesky of the smaller of its d x d form and its L x L dual, and is
     halved until the criterion falls enough. At a minimum the Newton decrement `g^T H^-1 g` is small relative to the
-    criterion. Where the start is worse than zero, or the steps from it get stuck before a minimum, they start anew from
-    zero. The margin with a pair left out is one Newton step away: `m + h g / (1 - h v)`, with g and v the derivatives
+    criterion. Steps restart from zero where the start is worse than zero, or where they get stuck before a minimum. The
+    margin with a pair left out is one Newton step away: `m + h g / (1 - h v)`, with g and v the derivatives
     of the pair's loss and h = x^T H^-1 x.
 
     Args:
@@ -60,11 +95,11 @@ def newton(
       weight: `[L]`, weight of the pair; 0 leaves it out.
       ridge: precision of the prior on each weight.
       start: `[d]` weights to start from.
-      steps: most steps.
+      steps: maximum number of steps.
 
     Returns:
-      The fit; `SINGULAR` if the steps did not lead to a minimum: for separable pairs without a ridge, or where a
-      Hessian was not positive definite in float32; `DIVERGED` if the criterion at the start was NaN.
+      The fit. Its status is `SINGULAR` where the steps did not lead to a minimum: separable pairs without a ridge, or
+      a Hessian that is not positive definite in float32. It is `DIVERGED` where the criterion at the start is NaN.
 
     Source: Rad and Maleki, "A scalable estimate of the out-of-sample prediction error via approximate leave-one-out
     cross-validation", JRSS-B 2020, for the margins left out.
@@ -77,7 +112,7 @@ def newton(
         return weight * ((1.0 - label) * p - label * q), weight * p * q
 
     def along(weights: Float[Array, "d"], direction: Float[Array, "d"]) -> Float[Array, "_"]:
-        """The criterion at all lengths, of which the last is 0."""
+        """The criterion after steps of all lengths along a direction; the last length is 0."""
         margin, change = x @ weights, x @ direction
 
         def at(length: Float[Array, ""]) -> Float[Array, ""]:
@@ -89,10 +124,10 @@ def newton(
     def step(state: _State) -> _State:
         margin = x @ state.weights
         slope, curvature = derivatives(margin)
-        curvature = jnp.maximum(curvature, 1e-20 * jnp.abs(slope))  # some, where it underflows and the slope does not
+        curvature = jnp.maximum(curvature, 1e-20 * jnp.abs(slope))  # it may underflow where the slope does not
         direction = factorise(x, curvature, ridge)[0](state.weights, margin, slope)
         change = x @ direction
-        # The decrement twice, equal but for rounding: where they differ, the step is not Newton's.
+        # The decrement in two forms, equal but for rounding: where they differ, this is no Newton step.
         decrease = -jnp.vdot(slope, change) - ridge * jnp.vdot(state.weights, direction)
         squared = jnp.vdot(curvature, change**2) + ridge * jnp.vdot(direction, direction)
         criteria = along(state.weights, jnp.where(jnp.isfinite(decrease), direction, 0.0))
@@ -112,7 +147,7 @@ def newton(
     at_start = along(start, jnp.zeros_like(start))[-1]
     worse = at_start > jnp.log(2.0) * weight.sum()
     state = _State(jnp.where(worse, 0.0, start), jnp.int32(0), jnp.float32(jnp.inf), jnp.bool_(False), worse)
-    state = jax.lax.while_loop(lambda s: (s.decrement > _LEAST) & ~s.stuck & (s.steps < steps), step, state)
+    state = jax.lax.while_loop(lambda s: (s.decrement > _SMALLEST) & ~s.stuck & (s.steps < steps), step, state)
 
     margin = x @ state.weights
     slope, curvature = derivatives(margin)
@@ -131,7 +166,7 @@ _Factorised: TypeAlias = tuple[Callable[[Array, Array, Array], Array], Callable[
 
 
 def _primal(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> _Factorised:
-    """With H = x^T diag(curvature) x + ridge I: the Newton direction, and a function for all x_l^T H^-1 x_l."""
+    """Functions of H = x^T diag(curvature) x + ridge I: the Newton direction, and the leverages x_l^T H^-1 x_l."""
     factor = jnp.linalg.cholesky((x.T * curvature[None, :]) @ x + ridge * jnp.eye(x.shape[1], dtype=x.dtype))
 
     def direction(weights: Float[Array, "d"], margin: Float[Array, "L"], slope: Float[Array, "L"]) -> Float[Array, "d"]:
@@ -144,10 +179,10 @@ def _primal(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[A
 
 
 def _dual(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> _Factorised:
-    """The same with B = ridge I + s x x^T s, s = sqrt(curvature).
+    """The same by way of B = ridge I + s x x^T s, s = sqrt(curvature).
 
-    Where a step ends, weights are x^T s B^-1 (s m - slope / s), which does not divide by the ridge, as Woodbury does:
-    H^-1 = (I - x^T s B^-1 s x) / ridge.
+    A step ends at the weights x^T s B^-1 (s m - slope / s): unlike Woodbury, H^-1 = (I - x^T s B^-1 s x) / ridge, this
+    form does not divide by the ridge.
     """
     root, gram = jnp.sqrt(curvature), x @ x.T
     factor = jnp.linalg.cholesky(root[:, None] * gram * root[None, :] + ridge * jnp.eye(len(x), dtype=x.dtype))
