@@ -1,8 +1,8 @@
 """Simulated annotators: gold rewards in, labels out.
 
-Every annotator says P(first preferred) for a pair; its answer is 1 where a uniform number fixed by the key and the
-pair falls below that. So one key is one annotator with one opinion of each pair: asked twice, or by another rule, it
-answers the same, which pairs the comparison of rules over seeds.
+An annotator has a probability P(first preferred) for each pair, and answers 1 where a uniform number, fixed by the key
+and the pair, falls below it. So one key is one annotator with one opinion of each pair, whichever rule asks
+and whenever: runs of two rules can be compared in pairs.
 """
 
 from __future__ import annotations
@@ -21,17 +21,25 @@ KINDS = ("bradley_terry", "perfect", "flip")
 
 @dataclasses.dataclass(frozen=True)
 class AnnotatorConfig:
-    """What an annotator is.
+    """A simulated annotator.
 
     Attributes:
       kind: `bradley_terry`: P = sigmoid(noise * (gold difference) / scale), where a negative noise is a perfect
-        annotator, as in the published code; `perfect`: the larger gold; `flip`: the larger gold, flipped with
+        annotator, as in the published code; `perfect`: the response of larger gold; `flip`: the same, flipped with
         probability `flip_rate`.
       scale: `std` (standard deviation of all gold rewards) or a positive number.
-      flip_rate: for `flip` the share of wrong answers; for `bradley_terry`, if given, noise is solved for so that
-        random pairs are answered wrongly this often, and `HParams.noise` is not looked at.
-      length_bias: added to the logit for each standard deviation by which the first response is longer (to the gold
-        difference, in units of the scale, where the annotator is not noisy).
+      flip_rate: for `flip` the share of wrong answers; for `bradley_terry` the share of random pairs to answer wrongly,
+        in [0, 0.5): the noise is solved for, and `HParams.noise` is ignored.
+      length_bias: bias towards longer responses, in logits per standard deviation of length; without noise it is added
+        to the gold difference, in units of the scale.
+
+    Example:
+      >>> import jarm
+      >>> jarm.AnnotatorConfig("flip", flip_rate=0.25)
+      AnnotatorConfig(kind='flip', scale='std', flip_rate=0.25, length_bias=0.0)
+      >>> jarm.AnnotatorConfig("flip")
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: The annotator 'flip' needs a share of wrong answers: give `flip_rate`, such as 0.25.
     """
 
     kind: str = "bradley_terry"
@@ -47,7 +55,7 @@ class AnnotatorConfig:
         if self.kind == "perfect" and self.flip_rate is not None:
             raise JarmError("The annotator 'perfect' is never wrong: leave `flip_rate` out, or choose 'flip'.")
         if self.flip_rate is not None and not 0 <= self.flip_rate < 0.5:
-            raise JarmError(f"A flip rate of {self.flip_rate} is not in [0, 0.5): an annotator is at worst a coin.")
+            raise JarmError(f"A flip rate of {self.flip_rate} is not in [0, 0.5): at 0.5 an annotator is a coin.")
         if isinstance(self.scale, str) and self.scale != "std":
             raise JarmError(f"A reward scale of {self.scale!r} is neither 'std' nor a positive number.")
         if not isinstance(self.scale, str) and not 0 < self.scale < float("inf"):
@@ -57,7 +65,15 @@ class AnnotatorConfig:
 
 
 def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) -> float:
-    """What gold differences are divided by: `config.scale`, or the standard deviation of all gold rewards."""
+    """The unit of gold differences: `config.scale`, or the standard deviation of all gold rewards.
+
+    Args:
+      config: the annotator.
+      gold, mask: `[P, R]`.
+
+    Raises:
+      JarmError: all gold rewards are equal.
+    """
     if not isinstance(config.scale, str):
         return float(config.scale)
     spread = float(np.std(gold[mask], dtype=np.float64))
@@ -71,17 +87,26 @@ def solve_noise(
 ) -> float:
     """The noise beta at which a Bradley-Terry annotator answers random pairs of a space wrongly at a given rate.
 
-    The expected error, mean of sigmoid(-beta |gold difference| / scale), falls with beta, so bisection finds it.
+    The expected error, the mean of sigmoid(-beta |gold difference| / scale), falls with beta: bisection finds beta.
 
     Args:
       flip_rate: the wanted rate, in (0, 0.5).
       gold, mask: `[P, R]`.
-      scale: what gold differences are divided by.
+      scale: unit of gold differences.
       pairs: kind of the pair space.
-      draws: how many random pairs stand for all; gold ties are left out.
+      draws: random pairs that stand for all; gold ties are left out.
 
     Returns:
       beta, within 1e-6 relative.
+
+    Raises:
+      JarmError: the rate is out of range, or the gold rewards of every pair drawn are equal.
+
+    Example:
+      >>> import jarm
+      >>> train, test = jarm.synthetic(seed=0)
+      >>> print(f"{solve_noise(0.25, train.gold, train.mask, scale=1.0):.2f}")
+      1.30
     """
     if not 0 < flip_rate < 0.5:
         raise JarmError(f"A flip rate of {flip_rate} cannot be reached by any temperature: give one in (0, 0.5).")
@@ -117,8 +142,8 @@ def preference(
 
     Args:
       config: the annotator.
-      noise: beta; negative or infinite for none.
-      gap: gold of the first minus gold of the second, divided by the scale.
+      noise: beta; negative or infinite for an annotator without noise.
+      gap: gold of the first minus gold of the second, in units of the scale.
       longer: length of the first minus length of the second, in standard deviations.
     """
     bias = config.length_bias * longer
@@ -143,21 +168,21 @@ def annotate(
 
     Args:
       key: the annotator; the same key gives the same answer to the same pair.
-      config: what it is.
-      noise: beta of the Bradley-Terry annotator.
+      config: its kind.
+      noise: beta of a Bradley-Terry annotator.
       pairs: `[k, 2]` response indices.
       gold: `[N]` gold rewards, in units of the scale.
-      lengths: `[N]` response lengths in standard deviations; looked at only with a length bias.
+      lengths: `[N]` response lengths in standard deviations; read only with a length bias.
 
     Returns:
-      Labels `[k]`, and `[k]` whether each is wrong (against the gold order; half of the ties are).
+      Labels `[k]`, and `[k]` whether each is wrong: against the gold order, where a tie is a coin.
     """
     first, second = pairs[:, 0], pairs[:, 1]
 
     def opinion(low: Array, high: Array) -> Array:
         return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, low), high))
 
-    # The opinion belongs to the pair, not to its order: the mirror image gets the mirror answer.
+    # The opinion belongs to the pair, not to its order: a mirrored pair gets the mirrored answer.
     low, high = jnp.minimum(first, second), jnp.maximum(first, second)
     gap, longer = gold[low] - gold[high], lengths[low] - lengths[high]
     low_wins = jax.vmap(opinion)(low, high) < preference(config, noise, gap, longer)

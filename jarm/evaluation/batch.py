@@ -1,4 +1,4 @@
-"""What a labelled batch is like: how diverse, and how informative."""
+"""Diversity and informativeness of a labelled batch."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ def batch_report(
 
     With z the embedding differences of its pairs and s the mean squared difference of two random responses:
     `diversity_log_det = log det(I + Z Z^T / s)`, in nats; `diversity_distance`: mean over two pairs of
-    `min(|z - z'|, |z + z'|) / sqrt(s)`, as a pair and its mirror image are one. Then `distinct_responses` and
+    `min(|z - z'|, |z + z'|) / sqrt(s)`, since a pair and its mirror image are one. Further `distinct_responses`,
     `distinct_prompts`, `mean_fisher_weight` p (1 - p), `mean_member_variance`, and `mean_gold_gap`. All are 0 for an
     empty batch.
 
     Args:
       first, second: `[B, d]` embeddings of the pairs' responses.
-      pairs: `[B, 2]` int32 indices of the responses; n belongs to prompt n // width.
+      pairs: `[B, 2]` int32 indices of the responses; response n belongs to prompt n // width.
       valid: `[B]`, false where nothing was selected.
       fisher_weight: `[B]` under the ensemble that chose the pair.
-      variance: `[B]` of the pair's reward difference over the members of that ensemble.
-      gold_gap: `[B]` gold difference, any sign, in the caller's unit.
+      variance: `[B]` variance of the pair's reward difference over the members of that ensemble.
+      gold_gap: `[B]` gold difference, any sign, any unit.
       width: R, padding included.
       scale: s.
 

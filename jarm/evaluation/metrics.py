@@ -1,4 +1,4 @@
-"""How good a reward model is on test prompts.
+"""Metrics of reward models on test prompts.
 
 Functions take one prompt and are batched outside; `evaluate` walks a memory-mapped test set in chunks.
 """
@@ -23,17 +23,21 @@ from jarm.evaluation.annotators import AnnotatorConfig, preference
 from jarm.evaluation.ranking import centred_ranks, correlation, expected_best, ranking, subset_cdf
 
 BINS = 15
+"""Bins of the calibration error."""
 OFFSETS = 16
+"""Partners of a response in the test pairs, where it has more than 32 others."""
 CALIBRATED = ("nll", "brier", "calibration_error")
+"""Metrics that compare probabilities, and so need the annotator's."""
 BEST_OF = (5, 10, 30, 50, 100, 300, 500)
+"""Sizes n of best-of-n that are reported where prompts have more responses."""
 
 
 def pair_offsets(width: int) -> tuple[np.ndarray, np.ndarray]:
     """The within-prompt test pairs (i, i + o mod R): every pair if R <= 33, else those of 16 evenly spread offsets o.
 
     Returns:
-      `[J, R]` int32 partner of each response under each offset, and `[J, R]` bool, false on the half of the
-      offset R/2 that repeats the other.
+      `[J, R]` int32 partner of each response under each offset; and `[J, R]` bool, false on the half of the offset R/2
+      that repeats the other half.
     """
     half = width // 2
     offsets = np.arange(1, half + 1)
@@ -45,7 +49,7 @@ def pair_offsets(width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 class _Truth(NamedTuple):
-    """What does not depend on a head, of one prompt; computed once for all heads."""
+    """One prompt's part of the metrics that no head changes; computed once for all heads."""
 
     gold: Float[Array, "R"]
     mask: Bool[Array, "R"]
@@ -54,8 +58,8 @@ class _Truth(NamedTuple):
     gap: Float[Array, "J R"]
 
 
-class _Judge(NamedTuple):
-    """By what one head is judged: the annotator's noise, the scale of gold, and the order statistics of best-of-n."""
+class _Constants(NamedTuple):
+    """The annotator's noise, the scale of gold, and the order statistics of best-of-n."""
 
     noise: Float[Array, ""]
     scale: Float[Array, ""]
@@ -69,13 +73,15 @@ def _truths(gold: Float[Array, "R"], mask: Bool[Array, "R"]) -> _Truth:
     return _Truth(gold, mask, centred_ranks(ranking(gold, mask), mask), real, gold[None, :] - gold[partner])
 
 
-def _score(annotator: AnnotatorConfig, judge: _Judge, pred: Float[Array, "R"], truth: _Truth) -> dict[str, Array]:
-    """One prompt under one head: values that may be undefined, and sums over pairs."""
+def _score(
+    annotator: AnnotatorConfig, constants: _Constants, pred: Float[Array, "R"], truth: _Truth
+) -> dict[str, Array]:
+    """The metrics of one prompt under one head: values that may be NaN, and sums over pairs."""
     ranks = ranking(pred, truth.mask)
-    wins = preference(annotator, judge.noise, truth.gap / judge.scale, jnp.zeros_like(truth.gap))
+    wins = preference(annotator, constants.noise, truth.gap / constants.scale, jnp.zeros_like(truth.gap))
     partner, _ = pair_offsets(pred.shape[0])
     margin = pred[None, :] - pred[partner]
-    # One exponential serves all: confidence is the larger of p and 1 - p.
+    # One exponential serves all metrics: confidence is the larger of p and 1 - p.
     decay = jnp.exp(-jnp.abs(margin))
     confidence = 1 / (1 + decay)
     agree = jnp.where(margin > 0, wins, jnp.where(margin < 0, 1 - wins, 0.5))
@@ -90,20 +96,20 @@ def _score(annotator: AnnotatorConfig, judge: _Judge, pred: Float[Array, "R"], t
     return {
         "spearman": correlation(centred_ranks(ranks, truth.mask), truth.ranks),
         "rankable": (truth.ranks != 0).any().astype(jnp.int32),
-        "best": jax.vmap(lambda cdf: expected_best(ranks, truth.gold, truth.mask, cdf))(judge.cdfs),
+        "best": jax.vmap(lambda cdf: expected_best(ranks, truth.gold, truth.mask, cdf))(constants.cdfs),
         "pairs": total(truth.real),
         "untied": total(untied),
         "right": total(jnp.where(untied, right, 0)),
         "nll": total(jnp.where(truth.real, loss, 0)),
         "brier": total(jnp.where(truth.real, brier, 0)),
-        # One pass a bin: a scatter is faster, but not in the same order twice on an accelerator.
+        # One pass per bin: a scatter is faster, but adds in no fixed order on an accelerator.
         "over": jax.lax.map(lambda b: jnp.where(place == b, over, 0).sum(), jnp.arange(BINS)),
     }
 
 
-def _sums(annotator: AnnotatorConfig, judge: _Judge, pred: Array, truth: _Truth) -> dict[str, Array]:
-    """Sums over the prompts of a chunk; of what may be undefined, also how many are defined."""
-    each = jax.vmap(functools.partial(_score, annotator, judge))(pred, truth)
+def _sums(annotator: AnnotatorConfig, constants: _Constants, pred: Array, truth: _Truth) -> dict[str, Array]:
+    """Sums over the prompts of a chunk; of values that may be NaN, also how many are not."""
+    each = jax.vmap(functools.partial(_score, annotator, constants))(pred, truth)
     sums = {}
     for name in ("spearman", "best"):
         values = each.pop(name)
@@ -117,7 +123,7 @@ def _sums(annotator: AnnotatorConfig, judge: _Judge, pred: Array, truth: _Truth)
 def _evaluate_chunk(
     params: Params,
     noise: Float[Array, "H"],
-    judge: _Judge,
+    constants: _Constants,
     embeddings: Float[Array, "p R d"],
     gold: Float[Array, "p R"],
     mask: Bool[Array, "p R"],
@@ -135,7 +141,7 @@ def _evaluate_chunk(
             return head.rewards(member, flat)
 
         each = jax.vmap(rewards)(members) if batched_heads else jax.lax.map(rewards, members)
-        return _sums(annotator, judge._replace(noise=own), each.mean(0).reshape(mask.shape), truth)
+        return _sums(annotator, constants._replace(noise=own), each.mean(0).reshape(mask.shape), truth)
 
     # Heads one after the other, so that memory does not grow with their number.
     with jax.default_matmul_precision("highest"):
@@ -144,14 +150,14 @@ def _evaluate_chunk(
 
 @functools.partial(jax.jit, static_argnames=("annotator",))
 def _score_chunk(
-    judge: _Judge,
+    constants: _Constants,
     scores: Float[Array, "p R"],
     gold: Float[Array, "p R"],
     mask: Bool[Array, "p R"],
     *,
     annotator: AnnotatorConfig,
 ) -> dict[str, Array]:
-    sums = _sums(annotator, judge, scores, _truths(gold, mask))
+    sums = _sums(annotator, constants, scores, _truths(gold, mask))
     return {name: value[None] for name, value in sums.items()}
 
 
@@ -201,14 +207,14 @@ def _means(
 
 
 def best_of_sizes(table: ResponseTable) -> tuple[int, ...]:
-    """The n worth reporting: the most responses that 90 % of the prompts have, and those of 5, 10, ..., 500 below.
+    """The n worth reporting: the largest n that 90 % of the prompts have, and those of 5, 10, ..., 500 below it.
 
     Prompts with fewer than two responses do not count, unless there are no others.
     """
     counts = table.mask.sum(axis=1)
     several = counts[counts > 1]
-    most = int(np.sort(several)[several.size // 10]) if several.size else int(counts.max())
-    return (*(n for n in BEST_OF if n < most), most)
+    largest = int(np.sort(several)[several.size // 10]) if several.size else int(counts.max())
+    return (*(n for n in BEST_OF if n < largest), largest)
 
 
 def _has_odds(annotator: AnnotatorConfig, noise: Any, scale: float | None) -> bool:
@@ -218,7 +224,8 @@ def _has_odds(annotator: AnnotatorConfig, noise: Any, scale: float | None) -> bo
 
 def _prepare(
     table: ResponseTable, noise: float | None, scale: float | None, best_of: tuple[int, ...] | None
-) -> tuple[np.ndarray, tuple[int, ...], _Judge]:
+) -> tuple[np.ndarray, tuple[int, ...], _Constants]:
+    """Checked arguments: gold, the n of best-of-n, and the constants of the metrics."""
     if table.gold is None:
         raise JarmError("The test table has no gold rewards, so no metric can be computed: name a score column.")
     if not table.mask.any():
@@ -226,22 +233,27 @@ def _prepare(
     best_of = best_of_sizes(table) if best_of is None else best_of
     width = table.mask.shape[1]
     if best_of and min(best_of) < 1:
-        raise JarmError(f"The best of {min(best_of)} responses is nothing: ask for the best of 1 or more.")
+        raise JarmError(f"`best_of` holds {min(best_of)}, and no response is the best of so few: give 1 or more.")
     cdfs = np.stack([subset_cdf(n, width) for n in best_of]) if best_of else np.zeros((0, width + 1, width + 1))
-    judge = _Judge(
+    constants = _Constants(
         jnp.float32(0 if noise is None else noise),
         jnp.float32(1 if scale is None else scale),
         jnp.asarray(cdfs, jnp.float32),
     )
-    return table.gold, best_of, judge
+    return table.gold, best_of, constants
 
 
 def chunk_size(shape: tuple[int, int, int], widest: int, chunk_bytes: int) -> int:
-    """Prompts a chunk, so that it takes about `chunk_bytes`, in equal shares.
+    """Prompts per chunk of about `chunk_bytes`, in equal shares.
 
     A response takes 4 (4d + 4 widest + 10 J) bytes: two chunks of embeddings in flight, each once as read and once as
-    float32; the activations of one head, in and out of a layer with what its activation function needs; and J test
-    pairs, ten numbers each.
+    float32; the activations of one head, before and after a layer and inside its activation function; and J test pairs
+    of ten numbers each.
+
+    Args:
+      shape: `(P, R, d)`.
+      widest: width of the widest layer.
+      chunk_bytes: memory to take.
     """
     prompts, R, d = shape
     response = 4 * (4 * d + 4 * widest + 10 * min(OFFSETS, max(R // 2, 1)))
@@ -263,30 +275,30 @@ def evaluate(
 ) -> dict[str, np.ndarray]:
     """Metrics of H reward models, each the mean of K heads, on a test table that is read once, in chunks.
 
-    `spearman`: mean over prompts of the within-prompt correlation; `spearman_undefined`: prompts left out of it;
-    `spearman_share`: prompts in it, of those where gold has a ranking (two responses or more, not all equal, no NaN),
-    so that `spearman * spearman_share` counts what a model leaves undefined as 0.
-    `best_of_{n}`: expected gold reward of the best-predicted of n responses; `best_of_{n}_undefined`: prompts with
-    fewer, left out of it. Of the within-prompt pairs of `pair_offsets`, where the annotator prefers the first response
-    with probability `p* = sigmoid(noise (gold difference) / scale)`: `pair_accuracy`: share ordered as gold does, ties
-    of gold left out, predicted ties half right; `nll`: expected `-log p` of the label in nats; `brier`: expected
-    squared error of p; `calibration_error`: `sum_b |sum_{pairs in b} (confidence - p* of the predicted order)| / pairs`
-    over 15 equal bins b of confidence `max(p, 1 - p)` in [.5, 1], which is the same whichever response comes first.
-
-    `nll`, `brier` and `calibration_error` are not in the result where `p*` is not known: for a `bradley_terry`
-    annotator where `noise` or `scale` is None. A `perfect` annotator and one who `flip`s need neither.
+    * `spearman`: mean over prompts of the within-prompt correlation; `spearman_undefined`: prompts left out of it;
+      `spearman_share`: prompts in it, of those where gold has a ranking (two responses or more, not all equal, no NaN).
+      So `spearman * spearman_share` counts a prompt that a model leaves undefined as 0.
+    * `best_of_{n}`: expected gold reward of the best-predicted of n responses; `best_of_{n}_undefined`: prompts with
+      fewer responses, left out of it.
+    * `pair_accuracy`: share of the pairs of `pair_offsets` ordered as by gold; ties of gold are left out, and predicted
+      ties are half right.
+    * With `p* = sigmoid(noise (gold difference) / scale)`, the annotator's probability to prefer the first response:
+      `nll`: expected `-log p` of the label, in nats; `brier`: expected squared error of p; `calibration_error`:
+      `sum_b |sum_{pairs in b} (confidence - p* of the predicted order)| / pairs` over 15 equal bins b of confidence
+      `max(p, 1 - p)` in [.5, 1], which is the same whichever response comes first. These three are left out where `p*`
+      is unknown: for a `bradley_terry` annotator where `noise` or `scale` is None.
 
     Args:
       head: the reward head.
       params: leaves `[H, K, ...]`.
       table: test prompts with gold rewards.
-      annotator: who labels; a length bias is not part of what is judged by, and its `scale` is not looked at.
+      annotator: whose labels the models learn from; its length bias and its `scale` are ignored.
       noise: beta of a `bradley_terry` annotator, as in the labels, a number or `[H]`; negative or infinite for perfect
         labels.
-      scale: what gold differences are divided by, in units of gold, as in the labels (`annotators.reward_scale`).
+      scale: unit of gold differences, as in the labels (`annotators.reward_scale`).
       best_of: the n of best-of-n; by default `best_of_sizes(table)`.
-      chunk_bytes: about how much memory to take beyond the parameters; pages of a memory-mapped file that the system
-        keeps in its cache are not counted.
+      chunk_bytes: about how much memory to take beyond the parameters, not counting pages of a memory-mapped file that
+        the system keeps in its cache.
       batched_heads: whether the K heads of a model are one batched product; by default not on a CPU, where that is
         slower.
 
@@ -295,8 +307,17 @@ def evaluate(
 
     Raises:
       JarmError: the table has no gold rewards or no responses, or an n of `best_of` is below 1.
+
+    Example:
+      >>> import jax, jarm
+      >>> train, test = jarm.synthetic(seed=0)
+      >>> head = jarm.HeadConfig(hidden=()).head()
+      >>> params = jax.tree.map(lambda leaf: leaf[None, None], head.init(jax.random.key(0), 32))  # H = K = 1
+      >>> metrics = jarm.evaluate(head, params, test, best_of=(1,))  # a fresh linear head predicts 0 everywhere
+      >>> metrics["pair_accuracy"].tolist(), metrics["spearman_undefined"].tolist()
+      ([0.5], [100])
     """
-    gold, best_of, judge = _prepare(table, None, scale, best_of)
+    gold, best_of, constants = _prepare(table, None, scale, best_of)
     batched_heads = jax.default_backend() != "cpu" if batched_heads is None else batched_heads
     leaves = jax.tree.leaves(params)
     widest = max(leaf.shape[-1] for leaf in leaves) * (leaves[0].shape[1] if batched_heads else 1)
@@ -308,7 +329,7 @@ def evaluate(
     unbiased = dataclasses.replace(annotator, length_bias=0.0)
     noises = jnp.broadcast_to(jnp.asarray(0 if noise is None else noise, jnp.float32), leaves[0].shape[:1])
     kernel = functools.partial(
-        _evaluate_chunk, params, noises, judge, head=head, annotator=unbiased, batched_heads=batched_heads
+        _evaluate_chunk, params, noises, constants, head=head, annotator=unbiased, batched_heads=batched_heads
     )
     sums = _in_chunks(kernel, read, len(gold), size)
     return _means(sums, len(gold), best_of, _has_odds(annotator, noise, scale))
@@ -326,15 +347,15 @@ def evaluate_scores(
 ) -> dict[str, float]:
     """The metrics of `evaluate` for given scores `[P, R]`.
 
-    `nll`, `brier` and `calibration_error` are of scores taken as log odds, and not there without `noise` and `scale`.
+    `nll`, `brier` and `calibration_error` take scores as log odds; they are left out without `noise` and `scale`.
     """
-    gold, best_of, judge = _prepare(table, noise, scale, best_of)
+    gold, best_of, constants = _prepare(table, noise, scale, best_of)
     size = chunk_size((*table.mask.shape, 1), 1, chunk_bytes)
 
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
         return np.asarray(scores[prompts], np.float32), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
-    kernel = functools.partial(_score_chunk, judge, annotator=dataclasses.replace(annotator, length_bias=0.0))
+    kernel = functools.partial(_score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0))
     sums = _in_chunks(kernel, read, len(gold), size)
     means = _means(sums, len(gold), best_of, _has_odds(annotator, noise, scale))
     return {name: value.item() for name, value in means.items()}
@@ -345,7 +366,7 @@ def _oracle_log_odds(
 ) -> np.ndarray:
     if annotator.kind == "bradley_terry" and noise is not None and scale is not None and 0 <= noise < np.inf:
         return gold * np.float32(noise / scale)
-    # Sure of every order, however small the difference: e**-64 is nothing.
+    # Certain of every order, however small the difference: e**-64 is below the resolution of float32.
     return 64 * np.unique(gold, return_inverse=True)[1].reshape(gold.shape).astype(np.float32)
 
 
@@ -357,19 +378,19 @@ def reference_lines(
     scale: float | None = None,
     best_of: tuple[int, ...] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """What no reward model is needed for: the oracle, the mean response, and every ruler of the table.
+    """The metrics of scores without a reward model: the oracle, the mean response, and every attribute of the table.
 
-    The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the least that can be had,
-    0 but for ties where the annotator is perfect (one who `flip`s has odds that no reward has, so there it has none).
-    The mean response is a constant prediction: best-of-n is the mean gold reward, Spearman is undefined, `nll` is
-    log 2. Rulers are not log odds: they have no `nll`, `brier` or `calibration_error`; their sign is left as it is.
-    Without `noise` and `scale` no line has these three, as for `evaluate`.
+    The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the smallest possible, 0 but
+    for ties where the annotator is perfect. (No reward has the odds of an annotator who `flip`s, so there the oracle
+    has no `nll`.) The mean response is a constant prediction: best-of-n is the mean gold reward, Spearman is undefined,
+    `nll` is log 2. Attributes are baseline scores, with the sign that they have; they are not log odds, so they have no
+    `nll`, `brier` or `calibration_error`. Without `noise` and `scale` no line has these three, as for `evaluate`.
 
     Args:
       table, annotator, noise, scale, best_of: as for `evaluate`.
 
     Returns:
-      `oracle`, `mean response` or ruler -> metrics.
+      `oracle`, `mean response` or the name of an attribute -> metrics.
     """
     gold, *_ = _prepare(table, noise, scale, best_of)
     measure = functools.partial(
@@ -386,5 +407,5 @@ def reference_lines(
     return {
         "oracle": oracle,
         "mean response": measure(np.zeros_like(gold)),
-        **{name: ordinal(ruler) for name, ruler in table.attributes.items()},
+        **{name: ordinal(scores) for name, scores in table.attributes.items()},
     }

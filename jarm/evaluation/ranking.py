@@ -1,6 +1,6 @@
 """Metrics of order, of one prompt: Spearman's rank correlation, and exact best-of-n.
 
-Both follow from one primitive, `ranking`: how many responses score less than each, and how many no more.
+Both follow from one primitive, `ranking`: for each response, how many score less, and how many no more.
 """
 
 from __future__ import annotations
@@ -14,14 +14,17 @@ import numpy as np
 
 from jarm.core.types import Array, Bool, Float, Int
 
-# Up to this R comparing all pairs takes less processor time than sorting (9 times at 20, a fifth at 54).
 COMPARE_UP_TO = 32
+"""Largest R at which all pairs are compared: a ninth of the processor time of sorting at 20, 5 times as much at 54."""
 
 
 class Ranking(NamedTuple):
-    """For each response how many score less (`below`), and how many no more, itself included (`upto`); and of how many.
+    """The ranking of one prompt's responses.
 
-    Where `mask` is false the two are meaningless. A prompt with a NaN among its scores has no ranking: `size` is 0.
+    Attributes:
+      below: `[R]` int32, how many score less; any number where `mask` is false.
+      upto: `[R]` int32, how many score no more, itself included; any number where `mask` is false.
+      size: scalar int32, responses ranked; 0 where a score is NaN, since then there is no ranking.
     """
 
     below: Int[Array, "R"]
@@ -30,13 +33,13 @@ class Ranking(NamedTuple):
 
 
 def _sortable(scores: Float[Array, "R"]) -> Int[Array, "R"]:
-    """Integers in the order of the scores: XLA sorts integers about five times faster than floats on a CPU."""
+    """Integers in the order of the scores: on a CPU XLA sorts integers about five times faster than floats."""
     bits = jax.lax.bitcast_convert_type(jnp.where(scores == 0, jnp.float32(0), scores), jnp.int32)
     return bits ^ ((bits >> 31) & jnp.int32(0x7FFFFFFF))
 
 
 def ranking(scores: Float[Array, "R"], mask: Bool[Array, "R"], *, compare_up_to: int = COMPARE_UP_TO) -> Ranking:
-    """Exact ranking of one prompt's responses, ties and all.
+    """Exact ranking of one prompt's responses, ties included.
 
     `below_i = #{j: x_j < x_i}`, `upto_i = #{j: x_j <= x_i}`; the average rank is `(below + upto + 1) / 2`.
 
@@ -51,7 +54,7 @@ def ranking(scores: Float[Array, "R"], mask: Bool[Array, "R"], *, compare_up_to:
         less = (scores[:, None] < scores[None, :]) & mask[:, None]
         no_more = (scores[:, None] <= scores[None, :]) & mask[:, None]
         return Ranking(less.sum(0, dtype=jnp.int32), no_more.sum(0, dtype=jnp.int32), size)
-    # Padding goes behind every number, infinity included.
+    # Padding sorts behind every number, infinity included.
     keys = jnp.where(mask, _sortable(scores), jnp.int32(0x7FFFFFFF))
     ordered = jax.lax.sort(keys, is_stable=False)
     below = jnp.searchsorted(ordered, keys, side="left").astype(jnp.int32)
@@ -61,13 +64,13 @@ def ranking(scores: Float[Array, "R"], mask: Bool[Array, "R"], *, compare_up_to:
 
 
 def centred_ranks(ranks: Ranking, mask: Bool[Array, "R"]) -> Float[Array, "R"]:
-    """Twice the average rank less its mean, over the size: whole numbers until the division, so ties are exact."""
+    """Twice the average rank minus its mean, over the size: whole numbers until the division, so ties are exact."""
     twice = (ranks.below + ranks.upto - ranks.size) / jnp.maximum(ranks.size, 1)
     return jnp.where(mask & (ranks.size > 0), twice, 0)
 
 
 def correlation(a: Float[Array, "R"], b: Float[Array, "R"]) -> Float[Array, ""]:
-    """Of two centred vectors; NaN where one of them is zero."""
+    """Correlation of two centred vectors; NaN where one of them is zero."""
     spread = jnp.sqrt((a * a).sum()) * jnp.sqrt((b * b).sum())
     return jnp.where(spread > 0, jnp.clip((a * b).sum() / jnp.where(spread > 0, spread, 1), -1, 1), jnp.nan)
 
@@ -81,6 +84,11 @@ def spearman(pred: Float[Array, "R"], gold: Float[Array, "R"], mask: Bool[Array,
       pred: `[R]` predicted rewards.
       gold: `[R]` gold rewards.
       mask: `[R]`, true where a response exists.
+
+    Example:
+      >>> rewards, gold = jnp.array([0.1, 0.2, 0.4, 0.3]), jnp.array([1.0, 2.0, 3.0, 4.0])
+      >>> print(f"{spearman(rewards, gold, jnp.ones(4, bool)):.1f}")
+      0.8
     """
     return correlation(centred_ranks(ranking(pred, mask), mask), centred_ranks(ranking(gold, mask), mask))
 
@@ -89,7 +97,7 @@ def spearman(pred: Float[Array, "R"], gold: Float[Array, "R"], mask: Bool[Array,
 def subset_cdf(n: int, size: int) -> np.ndarray:
     """`C(k, n) / C(N, n)` for all N, k <= size: the chance that n of N responses are all among the k worst.
 
-    By log-gamma in float64. Rows N < n are NaN: there is no such subset.
+    Computed by log-gamma in float64. Rows N < n are NaN, since there is no such subset.
 
     Returns:
       `[size + 1, size + 1]` float32, by N and k.
@@ -111,7 +119,7 @@ def expected_best(
     row = cdf[ranks.size]
     real = mask & (ranks.size > 0)
     below, upto = jnp.where(real, ranks.below, 0), jnp.where(real, ranks.upto, 1)
-    # Tied responses share what their group gets; the weights of a prompt sum to 1.
+    # Tied responses share the weight of their group; the weights of a prompt sum to 1.
     weight = (row[upto] - row[below]) / (upto - below)
     best = jnp.where(real, weight * gold, 0).sum()
     return jnp.where(jnp.isnan(row[0]), jnp.nan, best)
@@ -126,7 +134,7 @@ def best_of_n(pred: Float[Array, "R"], gold: Float[Array, "R"], mask: Bool[Array
       pred: `[R]` predicted rewards.
       gold: `[R]` gold rewards.
       mask: `[R]`, true where a response exists.
-      n: how many are drawn.
+      n: responses drawn.
 
     Returns:
       The expectation, in units of gold; NaN where the prompt has fewer than n responses, or a NaN prediction.

@@ -16,18 +16,23 @@ class LoopConfig:
     """The shape of a run: everything that decides what is compiled.
 
     Attributes:
-      rules: acquisition rules that may run, by name or as functions; which of them does is a traced index, so that
-        all are compiled together and the rest of the loop once.
+      rules: acquisition rules that may run, by name or as functions. A traced index says which one does, so that all
+        are compiled together and the rest of the loop once.
       pairs: kind of the pair space: `within`, `cross` or `all`.
       rounds: T, batches labelled after the initial one.
       batch: B, pairs labelled per round.
       initial: random pairs labelled before the first round.
-      prompts: prompts drawn afresh each round to form the space, or None for all of them.
-      candidates: pairs drawn from the space each round as candidates, or None for every pair of it.
+      prompts: prompts drawn per round to form the space, or None for all of them.
+      candidates: candidate pairs drawn per round from the space, or None for all of them.
       head: the reward head.
-      fit: how it is fitted.
+      fit: how the head is fitted.
       annotator: who answers.
-      warm_start: whether a round's fit starts from the last round's parameters.
+      warm_start: whether the fit of a round starts from the parameters of the round before.
+
+    Example:
+      >>> import jarm
+      >>> jarm.LoopConfig(rounds=8, batch=50, initial=50).budget  # labels in all
+      450
     """
 
     rules: tuple[str | Rule, ...] = ("greedy_dopt",)
@@ -45,10 +50,10 @@ class LoopConfig:
     def __post_init__(self) -> None:
         if self.pairs not in KINDS:
             raise JarmError(f"There is no pair space {self.pairs!r}: choose from {', '.join(KINDS)}.")
-        for name, least in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("candidates", 1)):
+        for name, low in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("candidates", 1)):
             value = getattr(self, name)
-            if value is not None and value < least:
-                raise JarmError(f"`{name}` is {value}, and must be at least {least}.")
+            if value is not None and value < low:
+                raise JarmError(f"`{name}` is {value}: give at least {low}.")
         if self.candidates is not None and self.candidates < self.batch:
             raise JarmError(
                 f"{self.candidates} candidate pairs cannot fill a batch of {self.batch}: draw more candidates or label "

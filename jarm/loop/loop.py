@@ -63,12 +63,14 @@ def make_loop(config: LoopConfig) -> Loop:
       >>> train, test = jarm.synthetic(seed=0)
       >>> table, hparams, scale = jarm.prepare(config, train)
       >>> loop = jarm.make_loop(config)
-      >>> state, records = jax.jit(loop.run)(jax.random.key(0), hparams, table, rule=1)
-      >>> records.labels.tolist()  # after the initial labels, and after each batch
-      [10, 15, 20]
+      >>> # Shapes alone, in a second; `jax.jit(loop.run)(key, hparams, table, 1)` compiles and runs.
+      >>> state, records = jax.eval_shape(loop.run, jax.random.key(0), hparams, table, rule=1)
       >>> records.selection.pairs.shape  # rounds + 1, pairs per batch, two responses
       (3, 5, 2)
-      >>> jarm.check(records.status)  # raises if anything went wrong
+      >>> records.params["out"]["kernel"].shape  # rounds + 1, members, embedding width, 1
+      (3, 1, 32, 1)
+      >>> state.labelled.first.shape  # 10 + 2 x 5 labels
+      (20,)
     """
     rules, head = find_rules(config), config.head.head()
     parts = Parts(config, rules, head, make_fit(head, config.fit))

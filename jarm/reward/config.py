@@ -13,25 +13,33 @@ from jarm.reward.heads import linear_head, mlp_head
 class FitConfig:
     """The static part of a fit; numbers that can be swept are in `HParams`.
 
-    An MLP is stopped early. Heads train side by side, each without its own part of the labelled pairs, until the mean
-    loss of all that they hold out stops falling. With one fold these heads are the members, as they were at the best
-    look. With more they only find the number of steps, which fresh members then take on all pairs. For a single head
-    `folds=2, holdout=0.5` is better than the default, since 50 labels are too few to stop on a fifth of them
-    (`benchmarks/README.md` has both).
+    MLP heads use early stopping: each head holds out its own part of the labelled pairs, and all stop when the mean
+    held-out loss stops falling. `folds=1` keeps the heads of the best check as members. More folds only choose the
+    number of steps, and fresh members take as many on all pairs. For a single head `folds=2, holdout=0.5` is better
+    than the default, since 50 labels are too few to stop on a fifth of them (`benchmarks/README.md` has both).
 
     Attributes:
       loss: `bradley_terry` of pairs, or `classification` of each response by itself.
       members: K, heads in the ensemble.
-      ensemble: how members differ: `init` (keys of their own), `bootstrap` (and Poisson(1) weights of the pairs), or
-        `auto`: the former, but the latter for linear heads, whose fit has one answer.
-      steps: most steps of Adam.
+      ensemble: how members differ: `init` (where they start), `bootstrap` (also Poisson(1) weights of the pairs), or
+        `auto`: `bootstrap` for linear heads, whose fit has one answer, else `init`.
+      steps: maximum number of Adam steps.
       holdout: share of the labelled pairs in a part, rounded to one in a whole number; 0 takes all `steps`.
-      folds: number of parts held out to find the number of steps; or 1: member k holds out part k, and is kept.
-      check_every: steps between two looks at the held-out pairs.
-      patience: looks without a lower held-out loss before stopping.
-      batch_size: pairs a step, drawn with replacement in proportion to their weight; None takes all pairs every step.
-      newton_steps: most Newton steps of a linear head.
-      batching: heads by `vmap`, one by one by `map`, or `auto`: as measured to be faster on the backend.
+      folds: parts held out to find the number of steps; 1 keeps the heads of the search, of which head k holds out
+        part k.
+      check_every: steps between two checks of the held-out loss.
+      patience: checks without a lower held-out loss before stopping.
+      batch_size: pairs per step, drawn with replacement in proportion to their weight; None takes all pairs.
+      newton_steps: maximum number of Newton steps of a linear head.
+      batching: members together by `vmap`, one after the other by `map`, or `auto`: the faster one on the backend.
+
+    Example:
+      >>> import jarm
+      >>> jarm.FitConfig(holdout=0.2).parts  # parts that the labelled pairs are dealt into
+      5
+      >>> jarm.FitConfig(loss="hinge")
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: FitConfig.loss is 'hinge': choose one of bradley_terry, classification.
     """
 
     loss: str = "bradley_terry"
@@ -70,20 +78,36 @@ class FitConfig:
 
     @property
     def parts(self) -> int:
-        """Parts that the pairs are dealt into, of which `folds` are held out."""
+        """Parts that the labelled pairs are dealt into."""
         return round(1 / self.holdout) if self.holdout else 1
 
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """A head in words, for the command line and for records: no hidden layer means linear."""
+    """A reward head in words, for the command line and for records.
+
+    Attributes:
+      hidden: widths of the hidden layers; none makes the head linear.
+      activation: `gelu`, `gelu_tanh`, `relu`, `silu` or `tanh`.
+
+    Example:
+      >>> import jarm
+      >>> jarm.HeadConfig.parse("mlp:64,32")
+      HeadConfig(hidden=(64, 32), activation='gelu')
+      >>> str(jarm.HeadConfig(hidden=()))
+      'linear'
+    """
 
     hidden: tuple[int, ...] = (64, 64, 64)
     activation: str = "gelu"
 
     @classmethod
     def parse(cls, text: str) -> HeadConfig:
-        """Read `linear`, `mlp`, `mlp:64,64,64` or `mlp:64,64:relu`; `str` of a config gives such a text back."""
+        """Read `linear`, `mlp`, `mlp:64,64,64` or `mlp:64,64:relu`; `str` of a config writes such a text.
+
+        Raises:
+          JarmError: the text is none of these, or names an unknown activation.
+        """
         kind, _, rest = text.partition(":")
         if kind == "linear" and not rest:
             return cls(hidden=())
@@ -104,5 +128,5 @@ class HeadConfig:
         return f"mlp:{','.join(map(str, self.hidden))}:{self.activation}"
 
     def head(self) -> RewardHead:
-        """The head itself."""
+        """The functions of the head."""
         return mlp_head(self.hidden, self.activation) if self.hidden else linear_head()

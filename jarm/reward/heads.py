@@ -21,7 +21,7 @@ from jarm.core.types import Array, Float, Params, PRNGKey
 
 
 def _gelu(x: Array) -> Array:
-    # With erf, as in PyTorch; `jax.nn.gelu` takes erfc, whose precision far out costs a tenth of a fit's time.
+    # By erf, as in PyTorch; `jax.nn.gelu` takes erfc, whose precision in the tails costs a tenth of a fit's time.
     return 0.5 * x * (1.0 + jax.lax.erf(math.sqrt(0.5) * x))
 
 
@@ -35,10 +35,10 @@ ACTIVATIONS: dict[str, Callable[[Array], Array]] = {
 
 
 def _kernels(key: PRNGKey, shapes: Sequence[tuple[int, int]]) -> list[Array]:
-    """LeCun-normal kernels, from one draw, as every draw takes a third of a second to compile.
+    """LeCun-normal kernels, from one draw, since every draw takes a third of a second to compile.
 
-    The output starts at a tenth of it, so that what hidden layers happen to say is not mistaken for knowledge when
-    labels are few; at zero, where there are none.
+    The output layer starts at a tenth of that scale, so that random features do not pass for knowledge when labels are
+    few; at zero in a linear head.
     """
     *hidden, last = [fan_in**-0.5 for fan_in, _ in shapes]
     sizes = [math.prod(shape) for shape in shapes]

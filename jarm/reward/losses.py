@@ -1,6 +1,8 @@
-"""Losses of one labelled pair, in nats, from rewards or their difference; all elementwise, all with logits.
+"""Losses of one labelled pair, in nats: elementwise functions of rewards or of their difference, in logits.
 
-A label in [0, 1] is the probability that the first response is preferred.
+A label in [0, 1] is the probability that the first response is preferred. A loss of one's own has the signature of
+`bradley_terry` or `classification`; further columns of a table reach it as arguments, gathered at the ends of the pairs
+(`table.attributes[name].reshape(-1)[labelled.first]`).
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ def smooth(label: Float[Array, "*batch"], amount: Array | float) -> Float[Array,
 def bradley_terry(margin: Float[Array, "*batch"], label: Float[Array, "*batch"]) -> Float[Array, "*batch"]:
     """Negative log-likelihood: `label softplus(-m) + (1 - label) softplus(m)`, m the margin.
 
-    Value and gradient, `sigmoid(m) - label`, keep their relative precision on both sides, however large the margin.
+    Value and gradient, `sigmoid(m) - label`, keep their relative precision at any margin, of either sign.
 
     Args:
       margin: `r_first - r_second`, in logits.
@@ -35,9 +37,9 @@ def classification(
     reward_second: Float[Array, "*batch"],
     label: Float[Array, "*batch"],
 ) -> Float[Array, "*batch"]:
-    """Each response classified by itself as preferred or not; an upper bound of `bradley_terry`.
+    """Classify each response by itself as preferred or not: an upper bound of `bradley_terry`.
 
-    `bradley_terry(r1, label) + bradley_terry(r2, 1 - label)`: no reward is compared with its partner.
+    `bradley_terry(r1, label) + bradley_terry(r2, 1 - label)`: no reward is compared with that of its partner.
 
     Args:
       reward_first, reward_second: rewards, read as logits of "preferred".

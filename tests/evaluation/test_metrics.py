@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable
-from jarm.evaluation import batch as bought
+from jarm.evaluation import batch as labelled_batch
 from jarm.evaluation import metrics
 from jarm.evaluation import ranking as order
 from jarm.evaluation.annotators import AnnotatorConfig
 from jarm.reward.heads import linear_head, mlp_head
+from jarm.testing.tracing import count_compilations
 
 CONSTANTS = {"noise": 2.0, "scale": 1.5}
 
@@ -23,7 +24,7 @@ CONSTANTS = {"noise": 2.0, "scale": 1.5}
 spearman = jax.jit(order.spearman)
 best_of_n = jax.jit(order.best_of_n, static_argnames="n")
 ranking = jax.jit(order.ranking, static_argnames="compare_up_to")
-batch_report = jax.jit(bought.batch_report, static_argnames="width")
+batch_report = jax.jit(labelled_batch.batch_report, static_argnames="width")
 
 
 def make_table(P, R, d, seed=0, ragged=True, ties=True):
@@ -211,9 +212,9 @@ def test_a_second_evaluation_compiles_nothing(key):
     table, head = make_table(5, 4, 3), linear_head()
     params = jax.tree.map(lambda leaf: jnp.ones((2, 1, *leaf.shape)), head.init(key, 3))
     metrics.evaluate(head, params, table, chunk_bytes=2000)
-    before = metrics._evaluate_chunk._cache_size()
-    metrics.evaluate(head, params, table, chunk_bytes=2000, noise=3.0, scale=2.0)
-    assert metrics._evaluate_chunk._cache_size() == before
+    with count_compilations() as compiled:
+        metrics.evaluate(head, params, table, chunk_bytes=2000, noise=3.0, scale=2.0)
+    assert not compiled
 
 
 def test_reference_lines_bound_what_a_model_can_do():
@@ -316,7 +317,7 @@ def test_more_than_there_are_is_undefined():
 
 def test_bad_input_is_named():
     table = make_table(3, 4, 2)
-    with pytest.raises(JarmError, match="best of 0 responses is nothing"):
+    with pytest.raises(JarmError, match="best_of"):
         metrics.evaluate_scores(table.gold, table, best_of=(0,))
     with pytest.raises(JarmError, match="no gold rewards"):
         metrics.reference_lines(ResponseTable(table.store, table.rows, table.mask))

@@ -45,7 +45,7 @@ def make_table(seed=0, ragged=True):
 TABLE = make_table()
 NO_LENGTHS = dataclasses.replace(TABLE, attributes={})
 SHORT = LoopConfig(rounds=1, batch=5, initial=5)
-POOL, _, SCALE = prepare(SHORT, TABLE)
+DEVICE_TABLE, _, SCALE = prepare(SHORT, TABLE)
 
 
 def in_order(key, hparams, belief, space, k):
@@ -103,23 +103,23 @@ def hparams_of(name, **changes):
 
 @functools.cache
 def run_of(name, rule, seed=0):
-    return jax.device_get(loop_of(name)[0].run(jax.random.key(seed), hparams_of(name), POOL, jnp.int32(rule)))
+    return jax.device_get(loop_of(name)[0].run(jax.random.key(seed), hparams_of(name), DEVICE_TABLE, jnp.int32(rule)))
 
 
-def told(state):
+def recorded(state):
     labelled = state.labelled
     keep = np.asarray(labelled.mask)
     return np.stack([labelled.first, labelled.second], axis=1)[keep], np.asarray(labelled.label)[keep]
 
 
 @pytest.mark.parametrize(("name", "rule"), RULES)
-def test_a_run_buys_what_it_should_and_nothing_twice(name, rule):
+def test_a_run_labels_its_budget_and_no_pair_twice(name, rule):
     config = CONFIGS[name]
     state, records = run_of(name, rule)
     assert (records.status == Status.OK).all()
     assert state.status == Status.OK
     np.testing.assert_array_equal(records.labels, config.initial + config.batch * np.arange(config.rounds + 1))
-    pairs, labels = told(state)
+    pairs, labels = recorded(state)
     assert len(pairs) == config.budget
     assert len({tuple(pair) for pair in pairs.tolist()}) == config.budget, "a pair was labelled twice"
     assert (pairs[:, 0] < pairs[:, 1]).all()
@@ -127,8 +127,8 @@ def test_a_run_buys_what_it_should_and_nothing_twice(name, rule):
     same = pairs[:, 0] // WIDTH == pairs[:, 1] // WIDTH
     assert {"within": same.all(), "cross": not same.any(), "all": True}[config.pairs]
     # The records tell the same story: batch after batch, the last round selects nothing.
-    bought = records.selection.pairs[:-1].reshape(-1, 2)
-    np.testing.assert_array_equal(pairs[config.initial :], bought)
+    acquired = records.selection.pairs[:-1].reshape(-1, 2)
+    np.testing.assert_array_equal(pairs[config.initial :], acquired)
     assert records.selection.valid[:-1].all()
     assert not records.selection.valid[-1].any()
     gold = np.float64(TABLE.gold).reshape(-1)
@@ -141,7 +141,7 @@ def test_a_run_buys_what_it_should_and_nothing_twice(name, rule):
 
 
 def test_all_pairs_uses_both_kinds_of_pair():
-    pairs, _ = told(run_of("all prompts drawn", 0)[0])
+    pairs, _ = recorded(run_of("all prompts drawn", 0)[0])
     same = pairs[:, 0] // WIDTH == pairs[:, 1] // WIDTH
     assert 0 < same.sum() < len(pairs)
 
@@ -167,7 +167,7 @@ def test_one_trace_for_every_seed_rule_and_number(name):
 def test_the_same_key_gives_the_same_run_and_another_another(name):
     loop, _ = loop_of(name)
     for rule in range(len(CONFIGS[name].rules)):
-        again = jax.device_get(loop.run(jax.random.key(0), hparams_of(name), POOL, jnp.int32(rule)))
+        again = jax.device_get(loop.run(jax.random.key(0), hparams_of(name), DEVICE_TABLE, jnp.int32(rule)))
         jax.tree.map(np.testing.assert_array_equal, without_keys(again), without_keys(run_of(name, rule)))
         first, other = run_of(name, rule)[1], run_of(name, rule, seed=1)[1]
         assert (first.selection.pairs != other.selection.pairs).any()
@@ -184,8 +184,8 @@ def test_rules_of_one_seed_share_their_start_and_their_annotator():
     answers = {}
     shared = 0
     for state, record in zip(states, records, strict=True):
-        pairs, labels = told(state)
-        np.testing.assert_array_equal(pairs[:6], told(states[0])[0][:6])
+        pairs, labels = recorded(state)
+        np.testing.assert_array_equal(pairs[:6], recorded(states[0])[0][:6])
         jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[0], b[0]), record.params, records[0].params)
         for pair, label in zip(map(tuple, pairs.tolist()), labels, strict=True):
             shared += pair in answers
@@ -201,16 +201,16 @@ def test_ask_and_tell_by_hand_are_run():
     config, (loop, _), hparams = CONFIGS[name], loop_of(name), hparams_of(name)
     expected, records = run_of(name, 0)
     key_loop, key_annotator = jax.random.split(jax.random.key(0))
-    gold, lengths = POOL.gold.reshape(-1), POOL.lengths.reshape(-1)
+    gold, lengths = DEVICE_TABLE.gold.reshape(-1), DEVICE_TABLE.lengths.reshape(-1)
     answer = jit(annotate, static_argnums=1)
-    state, selection = loop.init(key_loop, POOL)
+    state, selection = loop.init(key_loop, DEVICE_TABLE)
     for round in range(config.rounds + 1):
         key = jax.random.clone(key_annotator)
         labels, _ = answer(key, config.annotator, hparams.noise, selection.pairs, gold, lengths)
         state = loop.tell(state, selection, labels)
         if round == config.rounds:
             break
-        state, selection = loop.ask(hparams, state, POOL, rule)
+        state, selection = loop.ask(hparams, state, DEVICE_TABLE, rule)
         np.testing.assert_array_equal(selection.pairs, records.selection.pairs[round])
         np.testing.assert_allclose(selection.gains, records.selection.gains[round], rtol=1e-4, atol=1e-6)
         jax.tree.map(
@@ -218,8 +218,8 @@ def test_ask_and_tell_by_hand_are_run():
             state.params,
             records.params,
         )
-    np.testing.assert_array_equal(told(state)[0], told(expected)[0])
-    np.testing.assert_array_equal(told(state)[1], told(expected)[1])
+    np.testing.assert_array_equal(recorded(state)[0], recorded(expected)[0])
+    np.testing.assert_array_equal(recorded(state)[1], recorded(expected)[1])
 
 
 def test_seeds_and_numbers_under_vmap_are_the_runs_one_by_one():
@@ -227,9 +227,9 @@ def test_seeds_and_numbers_under_vmap_are_the_runs_one_by_one():
     hparams = [hparams_of("all prompts drawn", noise=noise, ridge=ridge) for noise, ridge in ((2.0, 1.0), (0.5, 3.0))]
     stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *hparams)
     run = jit(jax.vmap(make_loop(CONFIGS["all prompts drawn"]).run, in_axes=(0, 0, None, None)))
-    _, together = run(jax.random.split(jax.random.key(3)), stacked, POOL, jnp.int32(0))
+    _, together = run(jax.random.split(jax.random.key(3)), stacked, DEVICE_TABLE, jnp.int32(0))
     for place in range(2):
-        _, alone = loop.run(jax.random.split(jax.random.key(3))[place], hparams[place], POOL, jnp.int32(0))
+        _, alone = loop.run(jax.random.split(jax.random.key(3))[place], hparams[place], DEVICE_TABLE, jnp.int32(0))
         np.testing.assert_array_equal(together.selection.pairs[place], alone.selection.pairs)
         np.testing.assert_array_equal(together.wrong[place], alone.wrong)
         np.testing.assert_allclose(
@@ -246,7 +246,7 @@ def test_a_run_that_runs_out_of_pairs_says_so_and_stays_distinct():
     device_table = make_device_table(table, SCALE)
     for rule in (0, 2):
         state, records = loop.run(jax.random.key(0), hparams_of("within"), device_table, jnp.int32(rule))
-        pairs, _ = told(state)
+        pairs, _ = recorded(state)
         assert len({tuple(pair) for pair in pairs.tolist()}) == len(pairs) == 9
         np.testing.assert_array_equal(records.status, [1, 1, 1, 1])
         np.testing.assert_array_equal(records.labels, [6, 9, 9, 9])
@@ -256,7 +256,7 @@ def test_a_run_that_runs_out_of_pairs_says_so_and_stays_distinct():
 
 def test_a_batch_of_nans_reaches_the_edge_as_a_status():
     loop, _ = loop_of("within")
-    broken = dataclasses.replace(POOL, embeddings=POOL.embeddings.at[0, 0, 0].set(jnp.nan))
+    broken = dataclasses.replace(DEVICE_TABLE, embeddings=DEVICE_TABLE.embeddings.at[0, 0, 0].set(jnp.nan))
     _, records = loop.run(jax.random.key(0), hparams_of("within"), broken, jnp.int32(2))
     assert (records.status[:-1] >= Status.DIVERGED).all()
 
@@ -270,17 +270,17 @@ def test_a_warm_start_continues_from_the_last_heads():
     step = float(hparams.learning_rate * (2 + hparams.weight_decay * np.abs(kernels).max()))
     most = records.fit.steps[1:].max() * step
     assert 0 < np.abs(np.diff(kernels, axis=0)).max() < most
-    fresh = loop_of(name)[0].init(jax.random.key(0), POOL)[0].params["hidden"][0]["kernel"]
+    fresh = loop_of(name)[0].init(jax.random.key(0), DEVICE_TABLE)[0].params["hidden"][0]["kernel"]
     assert np.abs(fresh[0] - fresh[1]).max() > 4 * most
 
 
 def test_tell_stores_only_answered_pairs_and_never_beyond_the_budget():
     config = CONFIGS["within"]
     loop, _ = loop_of("within")
-    state, first = loop.init(jax.random.key(0), POOL)
+    state, first = loop.init(jax.random.key(0), DEVICE_TABLE)
     some = dataclasses.replace(first, valid=jnp.array([1, 0, 1, 1, 0, 1], bool))
     state = loop.tell(state, some, jnp.array([1.0, 9, 0, 1, 9, 0.25]))
-    pairs, labels = told(state)
+    pairs, labels = recorded(state)
     np.testing.assert_array_equal(pairs, np.asarray(first.pairs)[[0, 2, 3, 5]])
     np.testing.assert_array_equal(labels, [1, 0, 1, 0.25])
     for _ in range(10):
@@ -292,7 +292,7 @@ def test_tell_stores_only_answered_pairs_and_never_beyond_the_budget():
 
 def test_labels_weigh_what_the_rule_says():
     loop, _ = loop_of("within")
-    state, first = loop.init(jax.random.key(0), POOL)
+    state, first = loop.init(jax.random.key(0), DEVICE_TABLE)
     weights = jnp.arange(1.0, 7.0)
     some = dataclasses.replace(first, weights=weights, valid=jnp.array([1, 0, 1, 1, 0, 1], bool))
     state = loop.tell(state, some, jnp.ones(6))
@@ -330,7 +330,7 @@ def test_a_rule_that_is_not_there_is_a_status():
     for name, count in (("within", 3), ("all prompts drawn", 1)):
         loop, _ = loop_of(name)
         for rule in (-1, count):
-            _, records = loop.run(jax.random.key(0), hparams_of(name), POOL, jnp.int32(rule))
+            _, records = loop.run(jax.random.key(0), hparams_of(name), DEVICE_TABLE, jnp.int32(rule))
             assert (records.status[:-1] == Status.NO_RULE).all()
 
 
@@ -352,18 +352,18 @@ def test_few_candidates_of_many_responses_are_chosen_as_among_all():
         rules=("entropy",), pairs="cross", rounds=3, batch=4, initial=5, candidates=8, head=LINEAR, fit=ONE
     )
     loop = make_loop(config)
-    state, first = jit(loop.init)(jax.random.key(0), POOL)
+    state, first = jit(loop.init)(jax.random.key(0), DEVICE_TABLE)
     weights = jax.random.normal(jax.random.key(1), (1, D, 1))
     state = dataclasses.replace(
         jit(loop.tell)(state, first, jnp.ones(5)), params={"hidden": {}, "out": {"kernel": weights}}
     )
-    selection = jit(loop.select)(HParams(), state, POOL)
+    selection = jit(loop.select)(HParams(), state, DEVICE_TABLE)
     key_space, _ = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
     _, key_candidates = jax.random.split(key_space)
     past = jnp.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
-    space = subset(key_candidates, pair_space("cross", WIDTH, POOL.mask.reshape(-1), past), 8)
+    space = subset(key_candidates, pair_space("cross", WIDTH, DEVICE_TABLE.mask.reshape(-1), past), 8)
     ends = np.asarray(space.pairs)
-    rewards = np.asarray(POOL.embeddings.reshape(-1, D) @ weights[0, :, 0], np.float64)
+    rewards = np.asarray(DEVICE_TABLE.embeddings.reshape(-1, D) @ weights[0, :, 0], np.float64)
     margins = np.abs(rewards[ends[:, 0]] - rewards[ends[:, 1]])
     np.testing.assert_array_equal(selection.pairs, ends[np.argsort(margins)[:4]])
     np.testing.assert_allclose(selection.gains, -np.sort(margins)[:4], rtol=1e-4)
@@ -381,12 +381,12 @@ def test_a_belief_is_what_the_heads_say(head, members, candidates):
 
     fit = FitConfig(members=members, steps=5)
     loop = make_loop(LoopConfig(rules=(listening,), batch=4, initial=5, candidates=candidates, head=head, fit=fit))
-    state, first = jit(loop.init)(jax.random.key(0), POOL)
+    state, first = jit(loop.init)(jax.random.key(0), DEVICE_TABLE)
     state = jit(loop.tell)(state, first, jnp.ones(5))
-    jit(loop.select)(HParams(), state, POOL)
+    jit(loop.select)(HParams(), state, DEVICE_TABLE)
     jax.effects_barrier()
     [(belief, pairs)] = seen
-    flat, model = POOL.embeddings.reshape(-1, D), head.head()
+    flat, model = DEVICE_TABLE.embeddings.reshape(-1, D), head.head()
     rewards = jax.vmap(model.rewards, (0, None))(state.params, flat)
     features = model.features(jax.tree.map(lambda leaf: leaf[0], state.params), flat)
     ends = np.stack([state.labelled.first, state.labelled.second], axis=1)[:5]
@@ -420,16 +420,16 @@ def test_other_annotators_and_fits_run(name):
     assert state.labelled.mask.sum() == 16
 
 
-def test_a_pool_is_in_units_of_the_scale():
-    np.testing.assert_allclose(np.asarray(POOL.gold) * SCALE, TABLE.gold, rtol=1e-6)
+def test_gold_on_the_device_is_in_units_of_the_scale():
+    np.testing.assert_allclose(np.asarray(DEVICE_TABLE.gold) * SCALE, TABLE.gold, rtol=1e-6)
     real = TABLE.mask
-    assert np.std(np.asarray(POOL.gold)[real]) == pytest.approx(1, rel=1e-5)
-    assert np.asarray(POOL.lengths)[real].mean() == pytest.approx(0, abs=1e-5)
-    assert np.asarray(POOL.lengths)[real].std() == pytest.approx(1, rel=1e-5)
-    assert not np.asarray(POOL.embeddings)[~real].any()
+    assert np.std(np.asarray(DEVICE_TABLE.gold)[real]) == pytest.approx(1, rel=1e-5)
+    assert np.asarray(DEVICE_TABLE.lengths)[real].mean() == pytest.approx(0, abs=1e-5)
+    assert np.asarray(DEVICE_TABLE.lengths)[real].std() == pytest.approx(1, rel=1e-5)
+    assert not np.asarray(DEVICE_TABLE.embeddings)[~real].any()
     x = np.float64(TABLE.embeddings())[real]
     mean_square = np.square(x[:, None] - x[None]).sum(axis=2).mean()
-    assert float(POOL.spread) == pytest.approx(mean_square, rel=1e-5)
+    assert float(DEVICE_TABLE.spread) == pytest.approx(mean_square, rel=1e-5)
 
 
 def test_the_noise_is_solved_for_a_flip_rate():
@@ -449,9 +449,9 @@ def test_bad_settings_are_named():
         LoopConfig(pairs="listed")
     with pytest.raises(JarmError, match="`batch` is 0"):
         LoopConfig(batch=0)
-    with pytest.raises(JarmError, match="10 candidate pairs cannot fill a batch of 50"):
+    with pytest.raises(JarmError, match="10 candidate pairs"):
         LoopConfig(candidates=10)
-    with pytest.raises(JarmError, match="no rule 'dpot': did you mean"):
+    with pytest.raises(JarmError, match="'dpot'"):
         make_loop(LoopConfig(rules=("dpot",)))
     with pytest.raises(JarmError, match="no response lengths"):
         check_run(dataclasses.replace(SHORT, annotator=AnnotatorConfig(length_bias=1.0)), NO_LENGTHS)
