@@ -3,7 +3,7 @@
     python -m benchmarks.bound --out benchmarks/results/bound.jsonl
 
 All pairs of N responses, F = 64, with the default prior of `greedy_dopt`. The bound is that of the best continuous
-design with weights in [0, 1] (`jarm.design_bound`); the D-efficiency exp((log det - bound) / F) is at least that.
+design with weights in [0, 1] (`jarm.design.bound`); the D-efficiency exp((log det - bound) / F) is at least that.
 A share of the gain is (log det - that of the prior) over (bound - that of the prior). Swaps start from the greedy batch
 and from a random one. Times are processor seconds without compilation, one run.
 """

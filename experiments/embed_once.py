@@ -27,7 +27,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import tyro
 
-from jarm import CompareConfig, EmbeddingStore, JarmError, compare, key_of
+from jarm import CompareConfig, EmbeddingStore, JarmError, compare
+from jarm.data.store import key_of
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,11 +1,17 @@
 """The rooms of jarm: imports go down and never back up. A room imports what `ALLOWED` says, and all may import core."""
 
 import ast
+import doctest
+import importlib
+import inspect
 import pathlib
 import subprocess
 import sys
+import types
 
 import pytest
+
+import jarm
 
 PACKAGE = pathlib.Path(__file__).parents[1] / "jarm"
 FLOORS = [
@@ -90,6 +96,30 @@ def test_no_module_imports_itself_by_a_detour():
         free = {name for name, others in graph.items() if not others & graph.keys()}
         assert free, f"a circle among {sorted(graph)}"
         graph = {name: others for name, others in graph.items() if name not in free}
+
+
+def test_no_name_of_a_package_shadows_a_module_of_it():
+    for folder in [PACKAGE, *(path for path in PACKAGE.rglob("*") if (path / "__init__.py").exists())]:
+        package = importlib.import_module(".".join(folder.relative_to(PACKAGE.parent).parts))
+        for module in [path.stem for path in folder.glob("*.py")] + [
+            path.parent.name for path in folder.glob("*/*.py")
+        ]:
+            assert isinstance(vars(package).get(module, package), types.ModuleType), f"{package.__name__}.{module}"
+
+
+def test_every_function_of_the_top_has_an_example():
+    for name in jarm.__all__:
+        if inspect.isfunction(function := getattr(jarm, name)):
+            assert ">>>" in (function.__doc__ or ""), f"jarm.{name} has no example in its docstring"
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if ">>>" in path.read_text()], ids=name_of)
+def test_examples_in_docstrings_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    module = importlib.import_module(f"jarm.{name_of(path)}")
+    done = doctest.testmod(module, optionflags=doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE)
+    assert done.attempted
+    assert not done.failed
 
 
 def test_importing_jarm_loads_nothing_heavy_and_touches_no_device():
