@@ -1,9 +1,9 @@
-"""What a pair is worth to a batch: the criteria of optimal experimental design, each as a function of a few numbers.
+"""Criteria of optimal experimental design: the worth of a pair to a batch, each a function of a few numbers.
 
-Given the information A so far (prior, past labels, batch), a pair with feature difference x, margin m and Fisher weight
-v = p (1 - p) is seen through q = x^T A^-1 x, the variance of its margin, and, where something is to be learnt about
-target directions t_g, through its covariances with them, c_g = x^T A^-1 t_g, and their variances h_g = t_g^T A^-1 t_g.
-A new pair changes all of these by one rank, so one engine (`jarm.greedy`) serves every criterion here.
+Let A be the information so far (prior, labelled pairs, batch). A pair with feature difference x, margin m and Fisher
+weight v = p (1 - p) enters through q = x^T A^-1 x, the variance of its margin. A criterion about target directions t_g
+also needs the covariances c_g = x^T A^-1 t_g of the margin with them, and their variances h_g = t_g^T A^-1 t_g. A new
+pair changes all of these by one rank, so one engine (`jarm.design.greedy`) serves every criterion.
 """
 
 from __future__ import annotations
@@ -19,12 +19,17 @@ from jarm.core.pytree import record, static
 from jarm.core.status import Status
 from jarm.core.types import Array, Float
 from jarm.design.fisher import fisher_weight, with_weights
-from jarm.design.mutual_information import _NEAR, _far, _near, mutual_information
+from jarm.design.mutual_information import (
+    MAX_QUADRATURE_VARIANCE,
+    mixture_information,
+    mutual_information,
+    quadrature_information,
+)
 from jarm.design.scorer import Scorer
 
 
 class Numbers(NamedTuple):
-    """What a pass knows of responses, in coordinates in which the information is the identity: A = L L^T, y = L^-1 phi.
+    """Numbers of responses, in coordinates in which the information is the identity: A = L L^T, y = L^-1 phi.
 
     Attributes:
       reward: `[n]`.
@@ -73,7 +78,14 @@ class Criterion:
     def scorer(
         self, numbers: Numbers, h: Float[Array, "G"], *, gains: bool = False, whiten: Float[Array, "F F"] | None = None
     ) -> Scorer:
-        """Pairs scored by their worth, or by their gain; of a list, `whiten` may be left to do to differences of y."""
+        """The worth of pairs as scores of a pass.
+
+        Args:
+          numbers: numbers of the responses.
+          h: `[G]` variances of the targets.
+          gains: score by gain, not worth.
+          whiten: W, where `numbers.y` are features that are not whitened, for a list: then q = |W (y_i - y_j)|^2.
+        """
         scale = self.gain if gains else lambda worth: worth
 
         def pair(a: Numbers, b: Numbers) -> Float[Array, ""]:
@@ -84,8 +96,8 @@ class Criterion:
         def bound(rows: Numbers, columns: Numbers) -> Float[Array, ""]:
             # Worth falls with the size of a margin and grows with q, at most (|y_i| + |y_j|)^2.
             reach = sum(jnp.sqrt(jnp.square(each.y).sum(axis=1).max()) for each in (rows, columns))
-            apart = jnp.maximum(rows.reward.min() - columns.reward.max(), columns.reward.min() - rows.reward.max())
-            return scale(self.worth(jnp.maximum(apart, 0), jnp.square(reach), jnp.zeros(0), h))
+            gap = jnp.maximum(rows.reward.min() - columns.reward.max(), columns.reward.min() - rows.reward.max())
+            return scale(self.worth(jnp.maximum(gap, 0), jnp.square(reach), jnp.zeros(0), h))
 
         def tile(rows: Numbers, columns: Numbers) -> Float[Array, "r c"]:
             return scale(self.tile(rows, columns, h))
@@ -115,7 +127,7 @@ def _leverage_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
 
 
 D_OPTIMAL = Criterion(_leverage, _leverage_tile, jnp.log1p, fisher_weight, _falls, is_log_det=True)
-"""Log determinant of the information: a pair gains log(1 + v q) nats, and never more than before (submodular)."""
+"""Log determinant of the information: a pair gains log(1 + v q) nats, never more than earlier (submodular)."""
 
 D_UNWEIGHTED = Criterion(
     lambda margin, q, c, h: q,
@@ -125,32 +137,63 @@ D_UNWEIGHTED = Criterion(
     _falls,
     is_log_det=True,
 )
-"""The same as if labels were real numbers, v = 1: gain log(1 + q). APO (Das et al. 2402.10500), grown greedily."""
+"""`D_OPTIMAL` with v = 1, as if labels were real numbers: gain log(1 + q) nats. Greedy APO (Das et al. 2402.10500)."""
 
 
 def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = None) -> Criterion:
     """Mean variance over targets: a pair gains the fall of sum_t weight_t t^T A^-1 t, v |c|^2 / (1 + v q).
 
-    Also known as I-optimal, and with the pairs of the pool as targets as the criterion of BAIT (Ash et al. 2021). Gains
-    may rise as a batch grows, so a shortlist is certified by a bound of its own (see `_v_ceiling`).
+    Also known as I-optimal; with the pairs of the pool as targets it is the criterion of BAIT. Gains may rise as a
+    batch grows, so a shortlist is certified by a bound of its own (see `_v_ceiling`).
 
     Args:
       targets: `[T, F]` directions: feature differences of test pairs, or of the contenders of best-of-N.
       weights: `[T]` their weights, by default 1 / T each.
+
+    Returns:
+      The criterion; its gains are in squared logits. For T > F it holds F directions that have the same sum of outer
+      products.
+
+    Source: Ash et al., Gone Fishing (2021).
+
+    Example:
+      Three responses with F = 2 features; the target is a weight that only the first feature has.
+
+      >>> import numpy as np, jarm
+      >>> features, rewards = np.array([[0.0, 0], [1, 0], [0, 2]]), np.zeros(3)  # [N, F], [N] in logits
+      >>> criterion = jarm.v_optimal([[1.0, 0.0]])
+      >>> batch = jarm.select(features, rewards, space="all", k=1, criterion=criterion, prior_precision=1.0)
+      >>> batch.pairs.tolist(), batch.gains.round(3).tolist()
+      ([[0, 1]], [0.2])
     """
     targets = jnp.asarray(targets, jnp.float32)
     count, width = targets.shape
     share = jnp.full(count, 1 / count) if weights is None else jnp.asarray(weights, jnp.float32)
     root = jnp.sqrt(share)[:, None] * targets
     if count > width:
-        # Only the sum of outer products counts: F directions have the same.
         values, vectors = jnp.linalg.eigh(matmul(root.T, root))
         root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
     return Criterion(_fall_of_variance, _fall_of_variance_tile, _identity, fisher_weight, _v_ceiling, root)
 
 
 def a_optimal(width: int) -> Criterion:
-    """Trace of the inverse information: a pair gains its fall, v x^T A^-2 x / (1 + v q). `v_optimal` of the axes."""
+    """Trace of the inverse information: a pair gains its fall, v x^T A^-2 x / (1 + v q). `v_optimal` of the axes.
+
+    Args:
+      width: F, features of a response.
+
+    Returns:
+      The criterion; its gains are in squared units of a weight of the last layer.
+
+    Example:
+      Under the prior precision 2 I, the variances of F = 3 weights sum to 1.5; two labels take away about a third.
+
+      >>> import numpy as np, jarm
+      >>> features, rewards = np.diag([1.0, 2.0, 3.0]), np.zeros(3)  # [N, F], [N] in logits
+      >>> batch = jarm.select(features, rewards, space="all", k=2, criterion=jarm.a_optimal(3), prior_precision=2.0)
+      >>> batch.pairs.tolist(), batch.gains.round(3).tolist()
+      ([[1, 2], [0, 2]], [0.31, 0.165])
+    """
     return v_optimal(jnp.eye(width), jnp.ones(width))
 
 
@@ -167,38 +210,39 @@ def _fall_of_variance_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     return with_weights(score, rows.reward, columns.reward)
 
 
-def _v_ceiling(rest: Array, z: Array, gone: Array, far: Array, most: Array) -> Array:
-    """`most`, if it is a bound, otherwise infinity: it is one where most M + K - rest + (most - rest) / far >= M K M.
+def _v_ceiling(rest: Array, z: Array, shrunk: Array, bound: Array, threshold: Array) -> Array:
+    """`threshold` = t if t M + K - rest + (t - rest) / bound >= M K M, which makes it an upper bound; else infinity.
 
-    In that order of matrices M = 1 - gone is the inverse information and K = z^T z. For u = sqrt(v) y, y the whitened
-    difference of a pair, |u|^2 <= far, and it was worth |z u|^2 / (1 + |u|^2) <= rest, so u^T (K - rest) u <= rest. Of
-    the inequality between u^T and u this leaves |z M u|^2 <= most (1 + u^T M u): it is worth at most `most` now.
+    The order is that of matrices, M = 1 - shrunk is the inverse information now, and K = z^T z. For u = sqrt(v) y, y
+    the whitened difference of a pair, |u|^2 <= bound, and at the pass the pair was worth |z u|^2 / (1 + |u|^2) <= rest,
+    so u^T (K - rest) u <= rest. With u^T on its left and u on its right, the inequality then leaves
+    |z M u|^2 <= t (1 + u^T M u): the pair is worth at most t now.
     """
-    k, left = matmul(z.T, z), jnp.eye(z.shape[1]) - gone
-    spare = (most - rest) / jnp.maximum(far, jnp.finfo(far.dtype).tiny)
-    # What rounding may hide from the Cholesky factorisation.
-    doubt = 4 * jnp.finfo(k.dtype).eps * (jnp.trace(k) + z.shape[1] * most)
-    matrix = most * left + k + (spare - rest - doubt) * jnp.eye(z.shape[1]) - matmul(matmul(left, k), left)
+    k, left = matmul(z.T, z), jnp.eye(z.shape[1]) - shrunk
+    spare = (threshold - rest) / jnp.maximum(bound, jnp.finfo(bound.dtype).tiny)
+    # Rounding may hide this much from the Cholesky factorisation.
+    doubt = 4 * jnp.finfo(k.dtype).eps * (jnp.trace(k) + z.shape[1] * threshold)
+    matrix = threshold * left + k + (spare - rest - doubt) * jnp.eye(z.shape[1]) - matmul(matmul(left, k), left)
     _, status = cholesky((matrix + matrix.T) / 2)
-    return jnp.where((status == Status.OK) & (most >= rest), most, jnp.inf)
+    return jnp.where((status == Status.OK) & (threshold >= rest), threshold, jnp.inf)
 
 
 def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Criterion:
     """Expected information, in nats, of a pair's label about the label of a target pair, averaged over targets.
 
-    Under the Laplace posterior in its Gaussian form, in which a label tells the margin with variance 1 / v, a pair
+    Under the Laplace posterior in its Gaussian form, a label observes the margin with variance 1 / v. A pair then
     gains mean_t -1/2 log(1 - rho_t^2), rho_t^2 = v v_t c_t^2 / ((1 + v q) (1 + v_t h_t)). To first order in rho^2 that
     is `v_optimal` of the targets with weights v_t / (2 T (1 + v_t h_t)), which fall as targets become known. Gains may
-    rise as a batch grows, and no bound is used: every choice takes a pass, which holds a number for each response and
-    target.
-    After Bickford Smith et al. 2023, "Prediction-Oriented Bayesian Active Learning".
+    rise as a batch grows and no bound is known, so every choice takes a pass, in memory for N T numbers.
 
     Args:
       targets: `[T, F]` feature differences of the target pairs.
-      target_margins: `[T]` their margins.
+      target_margins: `[T]` their margins, in logits.
+
+    Source: Bickford Smith et al., Prediction-Oriented Bayesian Active Learning (2023).
     """
     known = jnp.sqrt(fisher_weight(jnp.asarray(target_margins, jnp.float32)))
-    # Targets of this length carry their Fisher weights: v_t c_t^2 and v_t h_t are c^2 and h of them.
+    # Targets scaled by the root of their Fisher weight have v_t c_t^2 and v_t h_t as their c^2 and h.
     scaled = known[:, None] * jnp.asarray(targets, jnp.float32)
     return Criterion(_information, _information_tile, _identity, fisher_weight, None, scaled)
 
@@ -210,7 +254,7 @@ _FACTORS = 4
 def _information_of(v: Array, q: Array, squares: list[Array], h: list[Array]) -> Array:
     """-1/2 log of the product of 1 - rho_t^2 over a few targets; squares c_t^2."""
     share = v / (1 + v * q)
-    # The product less 1, for products near 1, and the product itself, for products near 0.
+    # 1 less the product keeps the digits of a product near 1, the product itself those of one near 0.
     less, product = jnp.zeros_like(v), jnp.ones_like(v)
     for square, each in zip(squares, h, strict=True):
         # Cauchy and Schwarz: c^2 <= q h, whatever rounding says.
@@ -222,7 +266,7 @@ def _information_of(v: Array, q: Array, squares: list[Array], h: list[Array]) ->
 
 
 def _grouped(c: Array) -> Array:
-    """Targets (the last axis) in groups of `_FACTORS`, padded by targets of which nothing is told: `[g, f, ...]`."""
+    """Targets (the last axis) in groups of `_FACTORS`, padded with targets about which no pair tells: `[g, f, ...]`."""
     c = jnp.moveaxis(c, -1, 0)
     count = -(-c.shape[0] // _FACTORS)
     padded = jnp.pad(c, ((0, count * _FACTORS - c.shape[0]),) + ((0, 0),) * (c.ndim - 1))
@@ -259,14 +303,15 @@ def _mutual(margin: Array, q: Array, c: Array, h: Array) -> Array:
 
 def _mutual_tile(rows: Numbers, columns: Numbers, h: Array) -> Array:
     margin, q = rows.reward[:, None] - columns.reward[None, :], jnp.maximum(distances(rows.y, columns.y), 0)
-    near = _near(margin, jnp.minimum(q, _NEAR))
-    # Mostly no margin is that uncertain.
-    far = jax.lax.cond(q.max() > _NEAR, lambda: _far(margin, jnp.maximum(q, _NEAR)), lambda: near)
-    return jnp.where(q <= _NEAR, near, far)
+    limit = MAX_QUADRATURE_VARIANCE
+    near = quadrature_information(margin, jnp.minimum(q, limit))
+    # Few tiles have a margin of so large a variance.
+    far = jax.lax.cond(q.max() > limit, lambda: mixture_information(margin, jnp.maximum(q, limit)), lambda: near)
+    return jnp.where(q <= limit, near, far)
 
 
 BALD = Criterion(_mutual, _mutual_tile, _identity, fisher_weight, _falls)
-"""Mutual information of a pair's label and the last layer under the Laplace posterior, nats: see `mutual_information`.
+"""Mutual information, in nats, of a pair's label and the last layer under the Laplace posterior: `mutual_information`.
 
-It rises with q and q falls as a batch grows, so no pair gains more than before. Houlsby et al. 2011 (1112.5745).
+It rises with q, and q falls as a batch grows, so no pair gains more than earlier. Houlsby et al. 2011 (1112.5745).
 """

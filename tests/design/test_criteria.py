@@ -7,7 +7,7 @@ import pytest
 from references import bald64, d_optimal64, epig64, fisher64, mutual_information64, v_optimal64
 
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Numbers, a_optimal, epig, v_optimal
-from jarm.design.mutual_information import _MASSES, _SCALES, mutual_information
+from jarm.design.mutual_information import LOGISTIC_MASSES, LOGISTIC_SCALES, mutual_information
 from jarm.testing.tracing import quick_jit
 
 F, G, N = 4, 6, 12
@@ -151,7 +151,7 @@ def test_the_normal_mixture_is_the_gauss_rule_of_the_logistic_law():
     mass /= mass.sum()
     # Moments by orthogonal polynomials: the rule is exact for those of degree up to 15.
     basis = [np.ones_like(x)]
-    own_x = np.log(np.array(_SCALES) / 2)
+    own_x = np.log(np.array(LOGISTIC_SCALES) / 2)
     own = [np.ones(8)]
     for _ in range(7):
         new, new_own = x * basis[-1], own_x * own[-1]
@@ -160,7 +160,7 @@ def test_the_normal_mixture_is_the_gauss_rule_of_the_logistic_law():
             new, new_own = new - share * old, new_own - share * old_own
         basis.append(new)
         own.append(new_own)
-    masses = np.array(_MASSES)
+    masses = np.array(LOGISTIC_MASSES)
     for a in range(8):
         for b in range(8):
             exact = (mass * basis[a] * basis[b]).sum()
