@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 
 from jarm.core.base import HParams
+from jarm.design.criteria import D_OPTIMAL
 from jarm.design.fisher import fisher_weight, space_information
-from jarm.design.greedy import greedy_log_det
+from jarm.design.greedy import greedy
 from jarm.design.spaces import pair_space, sample_pairs, subset
 from jarm.design.top import top_pairs
 from jarm.testing.conformance import make_case
@@ -47,11 +48,11 @@ def information(features, rewards, space):
     return space_information(features, rewards, space, tile=TILE)
 
 
-def greedy(features, rewards, space):
-    return greedy_log_det(features, rewards, space, jnp.eye(F), 256, tile=TILE)
+def batch(features, rewards, space):
+    return greedy(D_OPTIMAL, features, rewards, space, jnp.eye(F), 256, tile=TILE)
 
 
-@pytest.mark.parametrize("program", [best, information, greedy])
+@pytest.mark.parametrize("program", [best, information, batch])
 def test_scoring_every_pair_takes_the_memory_of_a_tile(program, problem):
     assert temporaries(program, *problem) < BUDGETS[program.__name__]
 
@@ -88,7 +89,7 @@ def test_drawing_pairs_takes_memory_for_those_drawn(problem):
 @pytest.mark.parametrize("kind", ["within", "listed"])
 def test_engines_compile_once_for_all_values(kind):
     """Other features, priors, masks and exclusions of the same shapes: nothing is traced or compiled again."""
-    run, traces = count_traces(greedy_log_det)
+    run, traces = count_traces(functools.partial(greedy, D_OPTIMAL))
     engine = jax.jit(functools.partial(run, k=6, shortlist=1))
     first, second = (make_case(kind, seed) for seed in (0, 1))
     priors = jnp.eye(5), 3 * jnp.eye(5)

@@ -1,7 +1,7 @@
-"""The k best pairs of a space by a score of each pair alone, and pairs at random: what simple rules are made of.
+"""The k best pairs of a space by a score of each pair alone, and pairs at random: parts of simple rules.
 
-A score sees a pair through its margin m = r_i - r_j and a squared distance q = |y_i - y_j|^2 of whitened features,
-because every x^T A^-1 x is one: with A = L L^T, y = L^-1 phi.
+A score is a function of a pair's margin m = r_i - r_j and of a squared distance q = |y_i - y_j|^2 of whitened features.
+Every x^T A^-1 x is such a distance: with A = L L^T, y = L^-1 phi.
 """
 
 from __future__ import annotations
@@ -39,17 +39,27 @@ def top_pairs(
 
     Args:
       score: elementwise function of margins and squared distances.
-      rewards: `[N]`, for the margins.
-      features: `[N, F]`, or None where the score does not look at distances.
-      space: which pairs.
-      k: how many, a Python int.
+      rewards: `[N]`, for the margins, in logits.
+      features: `[N, F]`, or None where the score ignores distances.
+      space: which pairs; their costs are ignored.
+      k: number of pairs, a Python int.
       whiten: W `[G, F]`: distances are |W (phi_i - phi_j)|^2; None for the identity.
       tile: pairs scored together, which bounds memory.
 
     Returns:
-      The pairs, best first; equal scores in the order of the space, and if some score the same as the k-th, it is
-      decided by the shapes alone which of those are among them. Status NONFINITE where features or rewards of an
+      The pairs, best first, equal scores in the order of the space; their gains are the scores. Which of the pairs that
+      tie with the k-th are among them depends on the shapes alone. Status NONFINITE where features or rewards of an
       eligible response, or scores, are not finite, EXHAUSTED where the space holds fewer than k pairs.
+
+    Example:
+      The closest call within two prompts of R = 2 responses:
+
+      >>> import jax.numpy as jnp, jarm
+      >>> rewards = jnp.array([0.0, 2.0, 2.5, 3.25])  # [N], in logits
+      >>> space = jarm.pair_space("within", 2, jnp.ones(4, bool))
+      >>> batch = jarm.top_pairs(lambda margin, distance: -jnp.abs(margin), rewards, None, space, k=1)
+      >>> batch.pairs.tolist(), batch.gains.tolist()
+      ([[2, 3]], [-0.75])
     """
     rewards, space = jnp.asarray(rewards, jnp.float32), jax.tree.map(jnp.asarray, space)
     finite = jnp.isfinite(rewards)
@@ -69,27 +79,27 @@ def top_pairs(
         return score(rows[0][:, None] - columns[0][None, :], jnp.maximum(distances(rows[1], columns[1]), 0))
 
     best = top_scores(Scorer((rewards, y), pair, tile_of), finite, space, k, tile=tile)
-    # A singular metric is another status.
+    # A whitener of NaN comes of a singular metric, which has a status of its own: here it is not NONFINITE.
     singular = jnp.isnan(0.0 if whiten is None else whiten).any() & (finite | ~space.eligible).all()
     short = jnp.where(best.valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     return dataclasses.replace(best, status=jnp.where(singular, short, best.status))
 
 
 def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: int, *, tile: int = TILE) -> Selection:
-    """The k pairs of a space with the largest scores of any kind; what they cost does not enter.
+    """The k pairs of a space with the largest scores of any kind.
 
     Args:
-      scorer: what a pair scores; see `jarm.design.passes`.
-      finite: `[N]` whether what the scorer knows of a response is finite.
-      space: which pairs.
-      k: how many, a Python int.
+      scorer: the score of a pair; see `jarm.design.scorer`.
+      finite: `[N]` whether the scorer's numbers of a response are finite.
+      space: which pairs; their costs are ignored.
+      k: number of pairs, a Python int.
       tile: pairs scored together, which bounds memory.
 
     Returns:
       As `top_pairs`.
     """
     best = best_pairs(scorer._replace(nan_first=True), dataclasses.replace(space, costs=None), k, tile=tile)
-    # Scores may overflow, or be NaN, where what they are made of is neither.
+    # Scores may overflow, or be NaN, though all numbers of the responses are finite.
     fine = (finite | ~space.eligible).all() & (best.scores < jnp.inf).all()
     status = jnp.where(fine, jnp.int32(Status.OK), jnp.int32(Status.NONFINITE))
     valid = jnp.isfinite(best.scores)
@@ -103,7 +113,7 @@ def top_scores(scorer: Scorer, finite: Bool[Array, "N"], space: PairSpace, k: in
 
 
 def best_first(selection: Selection) -> Selection:
-    """The same batch by falling gain, for rules whose gains may rise while the batch grows."""
+    """The same batch in order of falling gain, for rules whose gains may rise while the batch grows."""
     order = jnp.argsort(jnp.where(selection.valid, -selection.gains, jnp.inf), stable=True)
     weights = None if selection.weights is None else selection.weights[order]
     return dataclasses.replace(selection, pairs=selection.pairs[order], gains=selection.gains[order], weights=weights)

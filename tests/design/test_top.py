@@ -14,8 +14,9 @@ from references import best_subset64, greedy64, greedy_shortfall, leverages64, l
 from jarm.acquisition.check import check_selection
 from jarm.core.linalg import inverse_factor
 from jarm.core.status import JarmError, Status
+from jarm.design.criteria import D_OPTIMAL
 from jarm.design.fisher import fisher_weight
-from jarm.design.greedy import greedy_log_det
+from jarm.design.greedy import greedy
 from jarm.design.spaces import is_in, listed_space, pair_space
 from jarm.design.top import top_pairs
 from jarm.testing.conformance import SPACES, check_batch, make_case
@@ -24,7 +25,7 @@ from jarm.testing.tracing import quick_jit
 
 PROMPTS, WIDTH, F, K = 5, 4, 3, 8
 SIZE = PROMPTS * WIDTH
-greedy = quick_jit(greedy_log_det, static_argnames=("k", "shortlist", "tile"))
+chosen = quick_jit(functools.partial(greedy, D_OPTIMAL), static_argnames=("k", "shortlist", "tile"))
 
 
 def leverage(margin, distance):
@@ -95,7 +96,7 @@ def test_scores_that_overflow_do_not_pass_silently():
     huge = jnp.asarray(features) * 1e25
     best = best_leverages(jnp.asarray(rewards), huge, space, jnp.eye(F), k=6)
     assert best.status != Status.OK
-    batch, _ = greedy(huge, jnp.asarray(rewards), space, jnp.eye(F), K, shortlist=1)
+    batch, _ = chosen(huge, jnp.asarray(rewards), space, jnp.eye(F), K, shortlist=1)
     assert batch.status != Status.OK
 
 
@@ -125,7 +126,7 @@ def test_greedy_tries_every_pair_at_every_step(seed, kind, prior_power, reward_p
         prior = prior + 10 * root @ root.T
     prior = prior.astype(np.float32)
     pairs = list_pairs(space)
-    batch, info = greedy(jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), K, shortlist=1)
+    batch, info = chosen(jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), K, shortlist=1)
     check_batch(batch, space, K)
     count = min(K, len(pairs))
     picks = np.asarray(batch.pairs)[:count]
@@ -150,7 +151,7 @@ def test_shortlists_of_any_size_choose_the_same_batch(kind):
     expected = greedy64(features, rewards, pairs, prior, K)
     passes = []
     for shortlist in (1, 1000):
-        batch, info = greedy(
+        batch, info = chosen(
             jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), K, shortlist=shortlist
         )
         np.testing.assert_array_equal(batch.pairs, pairs[expected.picks])
@@ -168,7 +169,7 @@ def test_greedy_is_never_above_the_best_subset_and_gains_at_least_its_share(seed
     listed[11:] = SIZE  # 11 pairs, 165 subsets of 8
     space = listed_space(jnp.asarray(listed, jnp.int32), jnp.ones(SIZE, bool), WIDTH)
     prior = np.float32(10 ** rng.uniform(-2, 1)) * np.eye(F, dtype=np.float32)
-    batch, _ = greedy(jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), K, shortlist=1)
+    batch, _ = chosen(jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), K, shortlist=1)
     pairs = list_pairs(space)
     start = np.linalg.slogdet(np.float64(prior))[1]
     for count in (1, 2, 4, K):
@@ -186,7 +187,7 @@ def test_large_gains_keep_their_digits():
         rng = np.random.default_rng(seed)
         features, rewards, space = problem(rng, "within")
         prior = np.float32(1e-4) * np.eye(F, dtype=np.float32)
-        batch, info = greedy(jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), K, shortlist=1000)
+        batch, info = chosen(jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior), K, shortlist=1000)
         pairs = list_pairs(space)
         count = min(K, len(pairs))
         short, gained = greedy_shortfall(features, rewards, pairs, prior, np.asarray(batch.pairs)[:count])
@@ -198,7 +199,7 @@ def test_large_gains_keep_their_digits():
 def test_a_prior_that_is_not_positive_definite_is_singular():
     features, rewards, space = problem(np.random.default_rng(0), "all")
     for prior in (np.zeros((F, F)), -np.eye(F), np.full((F, F), np.nan)):
-        batch, _ = greedy(
+        batch, _ = chosen(
             jnp.asarray(features), jnp.asarray(rewards), space, jnp.asarray(prior, jnp.float32), K, shortlist=1
         )
         assert batch.status == Status.SINGULAR
@@ -213,7 +214,7 @@ def test_the_same_pair_twice_is_worth_less_the_second_time():
     listed[:4] = [[0, 1], [2, 3], [4, 5], [6, 7]]
     space = listed_space(jnp.asarray(listed, jnp.int32), jnp.ones(SIZE, bool), WIDTH)
     prior = jnp.eye(F) * 0.1
-    batch, _ = greedy(jnp.asarray(features), jnp.zeros(SIZE), space, prior, K, shortlist=1)
+    batch, _ = chosen(jnp.asarray(features), jnp.zeros(SIZE), space, prior, K, shortlist=1)
     assert np.asarray(batch.pairs)[:2].tolist() == [[0, 1], [6, 7]]
     scores = leverages64(features, np.zeros(SIZE), list_pairs(space), np.asarray(prior))
     assert scores[0] == scores[1] == scores[2] > scores[3]
@@ -223,13 +224,16 @@ def test_the_same_pair_twice_is_worth_less_the_second_time():
 def test_numpy_arrays_are_as_good_as_those_of_jax():
     """In a process of its own: here signatures are checked, and say JAX."""
     code = """
-import numpy as np, jax.numpy as jnp, jarm
+import numpy as np, jax.numpy as jnp
+from jarm.design.criteria import D_OPTIMAL
+from jarm.design.greedy import greedy
+from jarm.design.spaces import pair_space
 rng = np.random.default_rng(0)
 features, rewards = rng.normal(size=(12, 3)), rng.normal(size=12)
 batches = []
 for array in (np.asarray, lambda x: jnp.asarray(x, jnp.float32)):
-    space = jarm.pair_space("all", 3, np.ones(12, bool))
-    batches.append(jarm.greedy_log_det(array(features), array(rewards), space, array(np.eye(3)), 5)[0].pairs)
+    space = pair_space("all", 3, np.ones(12, bool))
+    batches.append(greedy(D_OPTIMAL, array(features), array(rewards), space, array(np.eye(3)), 5)[0].pairs)
 assert (batches[0] == batches[1]).all() and len(batches[0]) == 5
 """
     done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
@@ -305,7 +309,7 @@ def test_lists_of_fewer_pairs_than_responses_choose_as_others_do():
     best = top_pairs(lambda m, q: fisher_weight(m) * q, *given[::-1], space, 6, whiten=whiten)
     own = leverages64(features, rewards, pairs, metric)
     np.testing.assert_allclose(best.gains, np.sort(own)[::-1][:6], rtol=1e-4)
-    batch, _ = greedy_log_det(*given, space, jnp.asarray(metric, jnp.float32), 6)
+    batch, _ = greedy(D_OPTIMAL, *given, space, jnp.asarray(metric, jnp.float32), 6)
     short, gained = greedy_shortfall(np.nan_to_num(features), rewards, pairs, metric, np.asarray(batch.pairs))
     assert (short <= 1e-6 * gained).all()
     np.testing.assert_allclose(batch.gains, gained, rtol=1e-4)
