@@ -54,8 +54,10 @@ def test_ci_runs_the_readme_command():
 PAGES = [
     "README.md",
     "CONTRIBUTING.md",
+    "docs/architecture.md",
     "docs/data.md",
     "docs/embedding.md",
+    "docs/rules.md",
     "docs/selection.md",
     "docs/store.md",
     "docs/sweeps.md",
