@@ -249,7 +249,7 @@ class EmbeddingStore:
         """Write rows as `.npy` or `.safetensors`, in memory that does not grow with the store.
 
         Keys go along: one a line in `NAME.keys.txt` beside an `.npy`, and as the tensor `keys`, `[n, 16]` uint8, beside
-        `embeddings` in `.safetensors`, whose metadata has what made the store. NumPy has no bfloat16 and loads such an
+        `embeddings` in `.safetensors`, whose metadata has `made_by`. NumPy has no bfloat16 and loads such an
         `.npy` as two-byte values; `.view(ml_dtypes.bfloat16)` gives them back their type.
 
         Args:
