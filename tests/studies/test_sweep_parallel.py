@@ -79,7 +79,7 @@ print(list(compare(dataclasses.replace(SMALL, out=pathlib.Path(out)))))
         subprocess.Popen([sys.executable, "-c", code, str(job / "shared"), address, "2", str(at)], **piped(job))
         for at in (0, 1)
     ]
-    assert finish(*both)[1] == "[]\n"
+    assert finish(*both)[1].endswith("[]\n")  # after a line of Gloo
     assert sorted(in_order(job / "shared"), key=place) == sorted(in_order(job / "alone"), key=place)
     assert not list((job / "shared").glob("process-*"))
 
