@@ -28,11 +28,11 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     Under `jax.distributed` every process calls this, as for `sweep`.
 
     Example:
-      >>> import tempfile
+      >>> import pathlib, tempfile
       >>> from jarm import CompareConfig, compare
       >>> sizes = {"rounds": 1, "batch": 5, "initial": 10, "candidates": 100, "head": "linear", "members": 1}
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     summary = compare(CompareConfig(rules="entropy", seeds=1, out=folder, **sizes))
+      ...     summary = compare(CompareConfig(rules="entropy", seeds=1, out=pathlib.Path(folder), **sizes))
       >>> summary["rules"]["entropy"]["labels"]  # random ones, then a batch that entropy chose
       [10.0, 15.0]
 

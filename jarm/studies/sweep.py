@@ -29,11 +29,11 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     first gathers them. The folder has to be one that all processes see.
 
     Example:
-      >>> import tempfile
+      >>> import pathlib, tempfile
       >>> from jarm import CompareConfig, SweepConfig, sweep
       >>> sizes = {"rounds": 1, "batch": 5, "initial": 10, "candidates": 100, "head": "linear", "members": 1}
       >>> with tempfile.TemporaryDirectory() as folder:
-      ...     base = CompareConfig(rules="entropy", seeds=1, out=folder, **sizes)
+      ...     base = CompareConfig(rules="entropy", seeds=1, out=pathlib.Path(folder), **sizes)
       ...     summary = sweep(SweepConfig(base, {"noise": [0.5, 2.0]}))
       >>> [setting["axes"] for setting in summary["settings"]]
       [{'noise': 0.5}, {'noise': 2.0}]
