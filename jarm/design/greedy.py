@@ -77,6 +77,7 @@ class _Shortlist(NamedTuple):
       best: the K best pairs.
       x: `[K, F]` their feature differences, not whitened.
       margin, weight: `[K]` their margins and weights v.
+      z: `[G, F]` targets, in the coordinates of the pass.
       bound: scalar, upper bound on v q of every pair of the space.
       top: scalar, worth of the best.
       picked: scalar int32, pairs chosen before the pass.
@@ -87,6 +88,7 @@ class _Shortlist(NamedTuple):
     x: Float[Array, "K F"]
     margin: Float[Array, "K"]
     weight: Float[Array, "K"]
+    z: Float[Array, "G F"]
     bound: Float[Array, ""]
     top: Float[Array, ""]
     picked: Int[Array, ""]
@@ -236,13 +238,14 @@ def _shortlist(problem: Problem, keep: int, state: _State) -> tuple[_Shortlist, 
         x=x,
         margin=margin,
         weight=criterion.weight(margin),
+        z=z,
         bound=problem.leverage_bound(y),
         top=worth.max(),
         picked=state.picked,
         overflow=overflow(whiten, best),
     )
     basis, places = jnp.eye(problem.width), jnp.zeros(state.pairs.shape[0], jnp.int32)
-    ceiling = _ceiling(problem, shortlist, z, basis, shortlist.top)
+    ceiling = _ceiling(problem, shortlist, basis, shortlist.top)
     return shortlist, _Choice(state, pair_y, z, c, basis, left, worth, ceiling, places)
 
 
@@ -263,11 +266,7 @@ def _worths(
 
 
 def _ceiling(
-    problem: Problem,
-    shortlist: _Shortlist,
-    z: Float[Array, "G F"],
-    basis: Float[Array, "F F"],
-    threshold: Float[Array, ""],
+    problem: Problem, shortlist: _Shortlist, basis: Float[Array, "F F"], threshold: Float[Array, ""]
 ) -> Float[Array, ""]:
     """Upper bound on the worth (for its cost) of any pair outside the shortlist; see `Criterion.ceiling`."""
     criterion, best = problem.criterion, shortlist.best
@@ -275,7 +274,7 @@ def _ceiling(
         ceiling = jnp.float32(jnp.inf)
     else:
         shrunk = jnp.eye(problem.width) - matmul(basis.T, basis)
-        ceiling = criterion.ceiling(best.rest, z, shrunk, shortlist.bound, threshold / (1 + _SLACK))
+        ceiling = criterion.ceiling(best.rest, shortlist.z, shrunk, shortlist.bound, threshold / (1 + _SLACK))
     # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
     return jnp.where(best.rest > -jnp.inf, ceiling * (1 + _SLACK), -jnp.inf)
 
@@ -312,7 +311,7 @@ def _pick(problem: Problem, shortlist: _Shortlist, choice: _Choice) -> _Choice:
         square = jnp.square(x).sum(axis=-1)
         left &= ~near_copies(matmul(x, own), square, jnp.square(own).sum(), limits.similarity)
     worth = _worths(problem, best, shortlist.margin, y, z, c, left)
-    ceiling = _ceiling(problem, shortlist, z, basis.T, worth.max())
+    ceiling = _ceiling(problem, shortlist, basis.T, worth.max())
     return _Choice(state, y, z, c, basis.T, left, worth, ceiling, choice.places.at[choice.state.picked].set(place))
 
 
