@@ -310,6 +310,17 @@ def test_the_plain_certificate_misses_the_best_pair_where_gains_may_rise(index, 
     assert missed >= 3, missed
 
 
+def test_ceilings_see_the_targets_in_the_coordinates_of_the_pass():
+    """A ceiling bounds worths at the pass, so it must not change with z while choices are made from one shortlist."""
+    features, rewards, space, targets, *_ = simple()
+    seen = dataclasses.replace(v_optimal(jnp.asarray(targets)), ceiling=lambda rest, z, *_: -jnp.square(z).sum())
+    run = quick_jit(functools.partial(greedy, seen, k=K, shortlist=50))
+    _, info = run(jnp.asarray(features), jnp.asarray(rewards), space, jnp.eye(F))
+    later = ~np.asarray(info.fresh)[1:]
+    assert later.any()
+    np.testing.assert_array_equal(info.ceilings[1:][later], info.ceilings[:-1][later])
+
+
 @pytest.mark.parametrize("name", ["d", "a"])
 def test_a_prior_a_hundred_millionth_of_the_information(name):
     """Long batches from next to no prior: an information matrix summed in float32 would not even be positive."""
