@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jarm.core.messages import choose
+
 
 @dataclasses.dataclass(frozen=True)
 class ResponseTable:
@@ -29,7 +31,8 @@ class ResponseTable:
       mask: `[P, R]` bool, true where a response exists.
       gold: `[P, R]` float32 gold rewards (arbitrary units, larger is better), or None; 0 where `mask` is false.
       mean, deviation: `[d]` float32, subtracted from and dividing embeddings as they are read, or None.
-      attributes: name -> `[P, R]` float32 scores that use no reward model (length, position, ...).
+      attributes: name -> `[P, R]` float32, named columns of numbers beside gold: length, position, or any column of
+        the data, such as a second gold reward; 0 where `mask` is false.
       provenance: names, paths and settings of its making.
     """
 
@@ -56,6 +59,17 @@ class ResponseTable:
         if self.deviation is not None:
             gathered /= self.deviation
         return gathered if mask.all() else np.where(mask[..., None], gathered, np.float32(0))
+
+    def column(self, name: str) -> np.ndarray:
+        """A column by name, `[P, R]` float32: `gold`, or one of the attributes.
+
+        Raises:
+          JarmError: the table has no such column; the message names its columns.
+        """
+        columns = ({} if self.gold is None else {"gold": self.gold}) | {
+            key: values for key, values in self.attributes.items() if key != "gold"
+        }
+        return columns[choose("column of the table", name, columns, "or read it as one of `attributes`")]
 
     def take(self, prompts: np.ndarray) -> ResponseTable:
         """The table of some prompts (indices or a boolean mask `[P]`); embeddings are shared, not copied."""

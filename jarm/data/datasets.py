@@ -7,6 +7,7 @@ without a pair) is one sentence here.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ def load(
     *,
     embeddings: PathLike | None = None,
     target: str | None = None,
+    attributes: str | Sequence[str] | None = None,
     gen: str | None = None,
     emb: str | None = None,
     task: str | None = None,
@@ -42,6 +44,7 @@ def load(
       data: a folder is read by `load_published`, a table by `load_table`.
       embeddings, target: required for a table: the `.npy` of its rows or the store that has its texts, and the column
         of its gold scores.
+      attributes: for a table: further columns of numbers to read as attributes; names, or a text with commas between.
       gen, emb, task: for a folder: the setting, if the folder holds several.
       seed: seed of the synthetic tables.
       standardise: whether embeddings are given mean 0 and variance 1 in each dimension, as `standardised` does.
@@ -55,7 +58,9 @@ def load(
       >>> train.shape, test.shape  # prompts, responses per prompt, width of an embedding
       ((200, 10, 32), (100, 20, 32))
     """
-    tables = _raw(data, embeddings, target, gen, emb, task, seed, validate)
+    names = attributes.split(",") if isinstance(attributes, str) else attributes or ()
+    columns = tuple(name.strip() for name in names if name.strip())
+    tables = _raw(data, embeddings, target, columns, gen, emb, task, seed, validate)
     return standardised(tables) if standardise else tables
 
 
@@ -63,6 +68,7 @@ def _raw(
     data: PathLike,
     embeddings: PathLike | None,
     target: str | None,
+    attributes: Sequence[str],
     gen: str | None,
     emb: str | None,
     task: str | None,
@@ -70,7 +76,7 @@ def _raw(
     validate: bool,
 ) -> TrainTest:
     name = str(data)
-    table_options = {"embeddings": embeddings, "target": target}
+    table_options = {"embeddings": embeddings, "target": target, "attributes": attributes or None}
     folder_options = {"gen": gen, "emb": emb, "task": task}
     if name == "synthetic" or name.startswith("synthetic:"):
         _refuse(name, "a built-in data set", table_options | folder_options)
@@ -92,7 +98,7 @@ def _raw(
                 f"{name} is a table without embeddings: give the .npy of its rows, or their store (`--embeddings`)."
             )
         raise JarmError(f"{name} needs the name of its score column (`--target`); {choice(numeric)}.")
-    return load_table(name, embeddings, target, validate=validate)
+    return load_table(name, embeddings, target, attributes=attributes, validate=validate)
 
 
 def load_published(

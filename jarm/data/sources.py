@@ -124,18 +124,18 @@ def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Colu
     return Columns(data.select_columns(pick(names)).with_format("arrow")[:], names, [])
 
 
-def one_row_a_response(source: Source, target: str | None) -> tuple[pa.Table, np.ndarray]:
+def one_row_a_response(source: Source, scores: Sequence[str]) -> tuple[pa.Table, np.ndarray]:
     """A table with one row per response, from a table with one response or a list of responses per row.
 
     Args:
       source: a table whose responses are in the first of `RESPONSES` that it has; without any it stays unchanged.
-      target: column of scores, if there is one; as many per row as responses.
+      scores: columns with a number for each response; of these, lists as long as the list of responses.
 
     Returns:
       The table, with the response in `response`, and the source row of each of its rows, `[n]`.
 
     Raises:
-      JarmError: a list of responses is missing, empty, or not as long as the list of scores.
+      JarmError: a list of responses is missing, empty, or not as long as a list of scores.
     """
     table = source.columns.table
     own = next((name for name in RESPONSES if name in table.column_names), "response")
@@ -144,18 +144,18 @@ def one_row_a_response(source: Source, target: str | None) -> tuple[pa.Table, np
         return table.append_column("response", table[own]) if aliased else table, np.arange(len(table))
     rows, responses = source.flattened(own)
     flat = {own: responses, "response": responses}
-    if target in table.column_names and target is not None:
-        if not is_list(table[target].type):
+    for score in [name for name in scores if name in table.column_names]:
+        if not is_list(table[score].type):
             raise JarmError(
-                f"{source.name}: {own} holds lists, and {target} {table[target].type}: give a list of scores, one for "
+                f"{source.name}: {own} holds lists, and {score} {table[score].type}: give a list of scores, one for "
                 "each response of the row."
             )
-        scored, flat[target] = source.flattened(target)
-        has, scores = (np.bincount(of, minlength=len(table)) for of in (rows, scored))
-        if (has != scores).any():
-            row = int(np.argmax(has != scores))
+        scored, flat[score] = source.flattened(score)
+        has, given = (np.bincount(of, minlength=len(table)) for of in (rows, scored))
+        if (has != given).any():
+            row = int(np.argmax(has != given))
             raise JarmError(
-                f"{source.at(row)}: {own} has {has[row]} elements and {target} {scores[row]}; give each response one "
+                f"{source.at(row)}: {own} has {has[row]} elements and {score} {given[row]}; give each response one "
                 "score."
             )
     others = {name: table[name] for name in table.column_names if name not in flat}

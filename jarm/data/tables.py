@@ -25,6 +25,9 @@ from jarm.data.texts import content
 TEST_SHARE = 0.25
 """Share of test prompts, by a hash of the prompt, where a table has no split column."""
 
+RESERVED = ("gold", "oracle", "mean response")
+"""Names that an attribute cannot have: those of the target and of reference lines."""
+
 COSINE_ROWS = 4096
 """Pairs of texts whose words are counted at a time."""
 
@@ -34,6 +37,7 @@ def load_table(
     embeddings: PathLike,
     target: str | None,
     *,
+    attributes: Sequence[str] = (),
     split: str | None = None,
     validate: bool = True,
 ) -> TrainTest:
@@ -48,13 +52,15 @@ def load_table(
       embeddings: `.npy` (n, d) in the table's order, or the folder of an `EmbeddingStore`, whose rows are found by
         their texts: its template filled in with the table's columns. Either is memory-mapped and never copied.
       target: column of gold scores (arbitrary units, larger is better), or None for a table without scores.
+      attributes: further columns of numbers, each read as an attribute of its name.
       split: column of `train` or `test`, the same in all rows of a prompt; by default `split` if the table has it,
         else a hash of each prompt puts about a quarter of the prompts in the test set.
       validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store has none.
 
     Returns:
-      Train and test tables over one store, with the attributes that the columns allow: `length` (characters of
-      `response`), `position` (index in the prompt), `prompt_cosine` (of the word counts of `prompt` and `response`).
+      Train and test tables over one store. Beside the `attributes` asked for they have those that the columns allow:
+      `length` (characters of `response`), `position` (index in the prompt), `prompt_cosine` (of the word counts of
+      `prompt` and `response`). A column of one of these names takes its place.
 
     Raises:
       JarmError: a file is missing or damaged, a column is missing or has gaps, the two files disagree, the store
@@ -73,14 +79,17 @@ def load_table(
       (array([1., 2.], dtype=float32), array([2., 4.], dtype=float32))
     """
     name, store = str(table), _opened(embeddings)
-    wanted = ["prompt_id", "prompt", *RESPONSES, split or "split", *([] if target is None else [target])]
+    if taken := [attribute for attribute in attributes if attribute in RESERVED]:
+        raise JarmError(f"{name}: an attribute cannot be called {taken[0]!r}: give the column another name.")
+    scores = [*([] if target is None else [target]), *attributes]
+    wanted = ["prompt_id", "prompt", *RESPONSES, split or "split", *scores]
     source = Source(
         name, read_columns(table, [*wanted, *(fields(store.template) if isinstance(store, EmbeddingStore) else [])])
     )
     names, numeric = source.columns.names, source.columns.numeric
     prompt = _prompts(name, source.columns.table, names)
     is_test = _sides(name, source.columns.table, prompt, split, names)
-    columns, row_of = one_row_a_response(source, target)
+    columns, row_of = one_row_a_response(source, scores)
     n = len(columns)
 
     def place(response: int) -> str:
@@ -99,27 +108,29 @@ def load_table(
         )
     else:
         places = np.arange(n)
-    gold = None if target is None else _scores(name, columns, target, names, numeric, place)
+    values = {score: _scores(name, columns, score, names, numeric, place) for score in scores}
     rows, mask = _grouped(np.asarray(prompt.indices)[row_of], len(prompt.dictionary))
-    attributes = {"position": np.tile(np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1))}
+    found = {"position": np.tile(np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1))}
     if _is_text(columns, "response"):
-        attributes["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
+        found["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
         if _is_text(columns, "prompt"):
-            attributes["prompt_cosine"] = bag_cosine(columns["prompt"], columns["response"])[rows]
+            found["prompt_cosine"] = bag_cosine(columns["prompt"], columns["response"])[rows]
+    found |= {attribute: values[attribute][rows] for attribute in attributes}
     if validate and not isinstance(store, EmbeddingStore):
         refuse_nonfinite(store, str(embeddings))
     whole = ResponseTable(
         store=store,
         rows=places[rows],
         mask=mask,
-        gold=None if gold is None else np.where(mask, gold[rows], np.float32(0)),
-        attributes={key: np.where(mask, value, np.float32(0)) for key, value in attributes.items()},
+        gold=None if target is None else np.where(mask, values[target][rows], np.float32(0)),
+        attributes={key: np.where(mask, value, np.float32(0)) for key, value in found.items()},
         provenance={
             "source": "table",
             **described(table=table),
             **_described(store, embeddings, places),
             "dtype": str(store.dtype),
             "target": target,
+            **({"attributes": list(attributes)} if attributes else {}),
             "split_by": f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test",
         },
     )
@@ -233,7 +244,7 @@ def _scores(
     numeric: Sequence[str],
     place: Callable[[int], str],
 ) -> np.ndarray:
-    """Gold of each response, `[n]` float32."""
+    """A column of finite numbers, one per response, `[n]` float32."""
     if target not in names:
         raise JarmError(f"{name} has no column {target!r}{nearest(target, numeric or names)}; {choice(numeric)}.")
     if not is_number(columns[target].type):

@@ -32,11 +32,13 @@ class AnnotatorConfig:
         in [0, 0.5): the noise is solved for, and `HParams.noise` is ignored.
       length_bias: bias towards longer responses, in logits per standard deviation of length; without noise it is added
         to the gold difference, in units of the scale.
+      judge: column of the table by which the annotator answers, in the place of gold: an attribute. Whether an answer
+        is wrong is still said by gold.
 
     Example:
       >>> import jarm
       >>> jarm.AnnotatorConfig("flip", flip_rate=0.25)
-      AnnotatorConfig(kind='flip', scale='std', flip_rate=0.25, length_bias=0.0)
+      AnnotatorConfig(kind='flip', scale='std', flip_rate=0.25, length_bias=0.0, judge='gold')
       >>> jarm.AnnotatorConfig("flip")
       Traceback (most recent call last):
       jarm.core.status.JarmError: The annotator 'flip' needs a share of wrong answers: give `flip_rate`, such as 0.25.
@@ -46,6 +48,7 @@ class AnnotatorConfig:
     scale: str | float = "std"
     flip_rate: float | None = None
     length_bias: float = 0.0
+    judge: str = "gold"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -69,16 +72,17 @@ def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) ->
 
     Args:
       config: the annotator.
-      gold, mask: `[P, R]`.
+      gold, mask: `[P, R]`, gold rewards or the column that the annotator answers by.
 
     Raises:
-      JarmError: all gold rewards are equal.
+      JarmError: all of them are equal.
     """
     if not isinstance(config.scale, str):
         return float(config.scale)
     spread = float(np.std(gold[mask], dtype=np.float64))
     if spread == 0:
-        raise JarmError("All gold rewards are equal: there is nothing to prefer; give another target column.")
+        column = "gold rewards" if config.judge == "gold" else f"values of {config.judge!r}"
+        raise JarmError(f"All {column} are equal: there is nothing to prefer; give another column.")
     return spread
 
 
@@ -163,6 +167,7 @@ def annotate(
     pairs: Int[Array, "k 2"],
     gold: Float[Array, "N"],
     lengths: Float[Array, "N"],
+    judged: Float[Array, "N"] | None = None,
 ) -> tuple[Float[Array, "k"], Bool[Array, "k"]]:
     """Answers to pairs: 1 where the first response is preferred, 0 where the second is.
 
@@ -173,9 +178,11 @@ def annotate(
       pairs: `[k, 2]` response indices.
       gold: `[N]` gold rewards, in units of the scale.
       lengths: `[N]` response lengths in standard deviations; read only with a length bias.
+      judged: `[N]` the column that the annotator answers by, in units of the scale; None for gold.
 
     Returns:
-      Labels `[k]`, and `[k]` whether each is wrong: against the gold order, where a tie is a coin.
+      Labels `[k]`, and `[k]` whether each is wrong: against the gold order, where a tie is a coin. Without gold rewards
+      (NaN) no answer by another column is wrong.
     """
     first, second = pairs[:, 0], pairs[:, 1]
 
@@ -185,7 +192,10 @@ def annotate(
     # The opinion belongs to the pair, not to its order: a mirrored pair gets the mirrored answer.
     low, high = jnp.minimum(first, second), jnp.maximum(first, second)
     gap, longer = gold[low] - gold[high], lengths[low] - lengths[high]
-    low_wins = jax.vmap(opinion)(low, high) < preference(config, noise, gap, longer)
+    own_gap = gap if judged is None else judged[low] - judged[high]
+    low_wins = jax.vmap(opinion)(low, high) < preference(config, noise, own_gap, longer)
     label = jnp.where(first == low, low_wins, ~low_wins)
     wrong = jnp.where(gap == 0, ~low_wins, low_wins != (gap > 0))
+    if judged is not None:
+        wrong &= ~jnp.isnan(gap)
     return label.astype(jnp.float32), wrong

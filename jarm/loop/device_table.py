@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -24,9 +25,12 @@ class DeviceTable:
     Attributes:
       embeddings: `[P, R, d]` float32.
       mask: `[P, R]` bool.
-      gold: `[P, R]` gold rewards divided by the annotator's scale; NaN where people will answer.
+      gold: `[P, R]` gold rewards divided by the annotator's scale, or in their own unit where the annotator answers by
+        another column; NaN where people will answer.
       lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
       spread: mean squared distance of the embeddings of two random responses: the unit of batch diversity.
+      judged: `[P, R]` the column that the annotator answers by, divided by its scale; None for gold.
+      attributes: name -> `[P, R]` float32, the attributes of the table, in their own units.
     """
 
     embeddings: Float[Array, "P R d"]
@@ -34,6 +38,8 @@ class DeviceTable:
     gold: Float[Array, "P R"]
     lengths: Float[Array, "P R"]
     spread: Float[Array, ""]
+    judged: Float[Array, "P R"] | None = None
+    attributes: Mapping[str, Float[Array, "P R"]] = dataclasses.field(default_factory=dict)
 
     @property
     def flat(self) -> Float[Array, "N d"]:
@@ -50,32 +56,44 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
       hparams: numbers to start from.
 
     Returns:
-      The scale, by which gold rewards are divided; and the hyperparameters as float32 on the host, with the noise
-      solved for where the annotator has a flip rate, and -1 for a perfect annotator.
+      The scale, by which gold rewards (or the column that the annotator answers by) are divided; and the
+      hyperparameters as float32 on the host, with the noise solved for where the annotator has a flip rate, and -1 for
+      a perfect annotator.
 
     Raises:
-      JarmError: the table has too few pairs for the budget, gold rewards that are not finite, or no lengths for a
-        length bias; a number is out of its range; or no noise gives the flip rate.
+      JarmError: the table has too few pairs for the budget, values that are not finite, or no lengths for a length
+        bias; it lacks the column that the annotator answers by; a number is out of its range; or no noise gives the
+        flip rate.
     """
     _check_budget(config, table)
     if table.gold is not None and not np.isfinite(table.gold[table.mask]).all():
         raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
     if config.annotator.length_bias and "length" not in table.attributes:
         raise JarmError("The table has no response lengths, which a length bias needs: leave the bias at 0.")
-    scale = 1.0 if table.gold is None else reward_scale(config.annotator, table.gold, table.mask)
-    return scale, _check_hparams(_with_noise(config, table, scale, hparams))
+    judged, judge = table.gold, config.annotator.judge
+    if judge != "gold":
+        judged = table.column(judge)
+        if not np.isfinite(judged[table.mask]).all():
+            raise JarmError(f"Values of {judge!r} are NaN or infinite: give every response a finite one.")
+    scale = 1.0 if judged is None else reward_scale(config.annotator, judged, table.mask)
+    return scale, _check_hparams(_with_noise(config, judged, table.mask, scale, hparams))
 
 
-def make_device_table(table: ResponseTable, scale: float) -> DeviceTable:
+def make_device_table(table: ResponseTable, scale: float, judge: str = "gold") -> DeviceTable:
     """Put a training table on the device.
 
     Args:
       table: training prompts that `check_run` has let pass.
-      scale: what gold rewards are divided by, as `check_run` returns it.
+      scale: divisor of the column that the annotator answers by, as `check_run` returns it.
+      judge: name of this column.
     """
+
+    def scaled(values: np.ndarray, unit: float) -> np.ndarray:
+        return np.where(table.mask, values / unit, 0).astype(np.float32)
+
     embeddings, gold = table.embeddings(), np.full(table.mask.shape, np.nan, np.float32)
     if table.gold is not None:
-        gold = np.where(table.mask, table.gold / scale, 0).astype(np.float32)
+        gold = scaled(table.gold, scale if judge == "gold" else 1.0)
     lengths = np.zeros(table.mask.shape, np.float32)
     if "length" in table.attributes:
         length = np.asarray(table.attributes["length"], np.float64)
@@ -91,6 +109,8 @@ def make_device_table(table: ResponseTable, scale: float) -> DeviceTable:
         gold=jnp.asarray(gold),
         lengths=jnp.asarray(lengths),
         spread=jnp.float32(spread or 1),
+        judged=None if judge == "gold" else jnp.asarray(scaled(table.column(judge), scale)),
+        attributes={name: jnp.asarray(values, jnp.float32) for name, values in table.attributes.items()},
     )
 
 
@@ -106,7 +126,7 @@ def prepare(
 
     Returns:
       The device table; the hyperparameters as float32 arrays; and the scale, in units of gold, by which gold rewards
-      were divided.
+      (or the column that the annotator answers by) were divided.
 
     Raises:
       JarmError: as `check_run`.
@@ -122,7 +142,7 @@ def prepare(
       1.70, 1.31
     """
     scale, hparams = check_run(config, table, hparams)
-    return make_device_table(table, scale), jax.tree.map(jnp.asarray, hparams), scale
+    return make_device_table(table, scale, config.annotator.judge), jax.tree.map(jnp.asarray, hparams), scale
 
 
 _PAIRS = {"within": "within prompts", "cross": "across prompts", "all": "of responses"}
@@ -153,13 +173,15 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
         )
 
 
-def _with_noise(config: LoopConfig, table: ResponseTable, scale: float, hparams: HParams) -> HParams:
+def _with_noise(
+    config: LoopConfig, judged: np.ndarray | None, mask: np.ndarray, scale: float, hparams: HParams
+) -> HParams:
     """The noise that the annotator's flip rate asks for; -1 is none."""
     kind, rate, noise = config.annotator.kind, config.annotator.flip_rate, hparams.noise
     if kind == "perfect":
         noise = -1.0
-    elif kind == "bradley_terry" and rate is not None and table.gold is not None:
-        noise = solve_noise(rate, table.gold, table.mask, scale, pairs=config.pairs) if rate else -1.0
+    elif kind == "bradley_terry" and rate is not None and judged is not None:
+        noise = solve_noise(rate, judged, mask, scale, pairs=config.pairs) if rate else -1.0
     return dataclasses.replace(hparams, noise=noise)
 
 

@@ -87,9 +87,11 @@ def _answer(
     parts: Parts, key: PRNGKey, hparams: HParams, state: LoopState, selection: Selection, table: DeviceTable
 ) -> tuple[LoopState, Int[Array, ""]]:
     """Label a batch and record it; and how many of its labels are wrong."""
-    gold, noise = table.gold.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
-    labels, wrong = annotate(key, parts.config.annotator, noise, selection.pairs, gold, table.lengths.reshape(-1))
-    known = jnp.where(selection.valid[:, None], jnp.isfinite(gold[selection.pairs]), True)
+    gold, lengths, noise = table.gold.reshape(-1), table.lengths.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
+    judged = None if table.judged is None else table.judged.reshape(-1)
+    labels, wrong = annotate(key, parts.config.annotator, noise, selection.pairs, gold, lengths, judged)
+    known = jnp.isfinite((gold if judged is None else judged)[selection.pairs])
+    known = jnp.where(selection.valid[:, None], known, True)
     labels = jnp.where(known.all(axis=1), labels, jnp.nan)  # nobody can answer, and `tell` reports it
     return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
 

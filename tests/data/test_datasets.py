@@ -481,3 +481,53 @@ def test_real_embeddings(target, length):
         [spearmanr(*pair).statistic for pair in zip(test.gold, test.attributes["length"], strict=True)]
     )
     assert correlation == pytest.approx(length, abs=0.01)
+
+
+# --- attributes -----------------------------------------------------------------------------------------------
+
+SCORED = [
+    {"prompt": f"p{p}", "response": "no" * r, "score": p - r, "help": 10 * p + r} for p in range(8) for r in (1, 2)
+]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "parquet"])
+@pytest.mark.parametrize("names", [("help", "score"), "help, score"])
+def test_further_columns_are_attributes(tmp_path, kind, names):
+    table, array = write(tmp_path, SCORED, kind)
+    for side in load(table, embeddings=array, target="score", attributes=names):
+        assert side.attributes.keys() == {"position", "length", "prompt_cosine", "help", "score"}
+        np.testing.assert_array_equal(side.column("gold"), side.column("score"))
+        np.testing.assert_array_equal(side.column("help") % 10, np.tile([1, 2], (len(side.rows), 1)))
+        assert side.column("help").dtype == np.float32
+        assert side.provenance["attributes"] == ["help", "score"]
+    assert "attributes" not in load(table, embeddings=array, target="score").train.provenance
+
+
+def test_an_attribute_may_take_the_place_of_an_automatic_one_and_be_in_lists(tmp_path):
+    rows = [{"prompt": f"p{p}", "responses": ["a", "b"], "score": [0, 1], "length": [7, 8 + p]} for p in range(8)]
+    table, array = write(tmp_path, rows, embeddings=np.eye(16))
+    sides = load(table, embeddings=array, target="score", attributes=["length"])
+    assert sorted(int(side.column("length")[p, 1]) for side in sides for p in range(len(side.rows))) == [*range(8, 16)]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "change", "words"),
+    [
+        (("hepl",), {}, "no column 'hepl' (did you mean 'help'?)"),
+        (("help",), {"help": None}, "help is missing, NaN or infinite in row 3"),
+        (("response",), {}, "column 'response' holds string, not numbers"),
+        (("oracle",), {"oracle": 1.0}, "cannot be called 'oracle'"),
+    ],
+)
+def test_faults_of_attributes_are_named(tmp_path, attributes, change, words):
+    rows = [row | (change if at == 3 else {}) for at, row in enumerate(SCORED)]
+    table, array = write(tmp_path, rows, "jsonl")
+    assert words in complaint(load, table, embeddings=array, target="score", attributes=attributes)
+
+
+def test_a_column_that_is_not_there_is_named():
+    table = ResponseTable(np.eye(2), np.array([[0, 1]]), np.ones((1, 2), bool), attributes={"length": np.ones((1, 2))})
+    assert "choose from length, or read it" in complaint(table.column, "gold")
+    with pytest.raises(JarmError, match="did you mean 'length'"):
+        table.column("lenght")
+    assert "takes no attributes" in complaint(load, "synthetic", attributes=("length",))

@@ -501,3 +501,46 @@ def test_without_gold_rewards_nobody_answers():
     broken[0, 0] = np.nan
     with pytest.raises(JarmError, match="Gold rewards of the table are NaN"):
         prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=broken))
+
+
+def test_an_annotator_answers_by_the_column_that_it_is_given():
+    """Labels follow the attribute, in units of its own deviation; whether they are wrong is still said by gold."""
+    attributes = {"length": TABLE.attributes["length"], "negated": np.where(TABLE.mask, -2 * TABLE.gold, 0)}
+    table = dataclasses.replace(TABLE, attributes=attributes)
+    config = dataclasses.replace(SHORT, rules=("random",), head=LINEAR, fit=ONE)
+    config = dataclasses.replace(config, annotator=AnnotatorConfig("perfect", judge="negated"))
+    device_table, hparams, scale = prepare(config, table)
+    assert scale == pytest.approx(2 * SCALE)
+    np.testing.assert_allclose(device_table.judged, -DEVICE_TABLE.gold, rtol=1e-5, atol=1e-6)
+    np.testing.assert_array_equal(device_table.gold, TABLE.gold)
+    np.testing.assert_array_equal(device_table.attributes["length"], attributes["length"])
+    state, records = jit(make_loop(config).run)(jax.random.key(0), hparams, device_table)
+    pairs, labels = recorded(state)
+    gold = TABLE.gold.reshape(-1)
+    np.testing.assert_array_equal(labels, gold[pairs[:, 0]] < gold[pairs[:, 1]])
+    np.testing.assert_array_equal(records.wrong, records.labels)
+    assert (records.status == Status.OK).all()
+    # Without gold rewards the attribute is enough to answer, and nothing says that an answer is wrong.
+    device_table, hparams, _ = prepare(config, dataclasses.replace(table, gold=None))
+    _, without = jit(make_loop(config).run)(jax.random.key(0), hparams, device_table)
+    np.testing.assert_array_equal(without.selection.pairs, records.selection.pairs)
+    assert not without.wrong.any()
+
+
+def test_a_flip_rate_is_that_of_the_column_answered_by():
+    annotator = AnnotatorConfig(flip_rate=0.3, judge="length")
+    by_length = check_run(dataclasses.replace(SHORT, annotator=annotator), TABLE)
+    as_gold = dataclasses.replace(TABLE, gold=TABLE.attributes["length"])
+    assert by_length == check_run(dataclasses.replace(SHORT, annotator=AnnotatorConfig(flip_rate=0.3)), as_gold)
+
+
+def test_a_column_that_no_annotator_can_answer_by_is_named():
+    def config(judge):
+        return dataclasses.replace(SHORT, annotator=AnnotatorConfig(judge=judge))
+
+    with pytest.raises(JarmError, match="'help'"):
+        check_run(config("help"), TABLE)
+    for values, words in ((np.nan, "'help' are NaN"), (1.0, "'help' are equal")):
+        table = dataclasses.replace(TABLE, attributes={"help": np.full(TABLE.mask.shape, values, np.float32)})
+        with pytest.raises(JarmError, match=words):
+            check_run(config("help"), table)
