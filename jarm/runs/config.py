@@ -18,10 +18,12 @@ from jarm.reward.config import FitConfig, HeadConfig
 
 T = TypeVar("T")
 RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt"
-SOURCE = ("embeddings", "target", "gen", "emb", "task", "standardise")
+SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise")
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs")
 """Options that may differ between two commands that fill the same folder."""
+ADDED = ("attributes", "judge")
+"""Options that the settings of a folder leave out at their default, since older folders lack them."""
 
 
 def documented_by(*records: type) -> Callable[[type[T]], type[T]]:
@@ -56,6 +58,8 @@ class CompareConfig:
       embeddings: .npy array with one row for each row of the table, or a store that has its texts.
       standardise: give every dimension of the embeddings mean 0 and variance 1 over the training responses.
       target: column of the table that holds the gold reward.
+      attributes: further columns of numbers of the table, separated by commas; annotators can answer by them, and each
+        becomes a reference line.
       gen: the generating model, as in the file names of a folder that holds several settings.
       emb: the embedding model, likewise.
       task: the task, likewise.
@@ -70,6 +74,8 @@ class CompareConfig:
       annotator: "bradley_terry", "perfect", or "flip" (wrong with probability flip_rate on every pair).
       flip_rate: solve for the noise at which random pairs are answered wrongly this often, such as 0.25.
       gold_scale: divisor of gold differences: "std" of all gold rewards, or a number.
+      judge: column by which the annotator answers, in the place of gold: "length" or another attribute. Models are
+        evaluated by gold all the same.
       head: reward head: "linear", or "mlp:64,64,64" for an MLP with these hidden layers.
       batch_size: labelled pairs per Adam step; 0 takes all.
       best_of: sizes N of best-of-N, separated by commas; "auto": 5, 10, 30, ... up to the responses that 90 % of test
@@ -82,6 +88,7 @@ class CompareConfig:
     embeddings: str | None = None
     standardise: bool = True
     target: str | None = None
+    attributes: str | None = None
     gen: str | None = None
     emb: str | None = None
     task: str | None = None
@@ -99,6 +106,7 @@ class CompareConfig:
     annotator: str = "bradley_terry"
     gold_scale: str = "std"
     length_bias: float = 0.0
+    judge: str = AnnotatorConfig().judge
     head: str = "mlp:64,64,64"
     members: int = FitConfig().members
     ensemble: str = FitConfig().ensemble

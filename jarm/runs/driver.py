@@ -17,7 +17,7 @@ from jarm.acquisition.registry import source_of
 from jarm.core.distributed import agreed, in_step
 from jarm.core.status import JarmError
 from jarm.evaluation.metrics import reference_lines
-from jarm.runs.config import FREE, SOURCE, CompareConfig
+from jarm.runs.config import ADDED, FREE, SOURCE, CompareConfig
 from jarm.runs.grid import OPTIONS
 from jarm.runs.jobs import Call, Job, calls_of, share_of
 from jarm.runs.records import RecordFolder, fingerprint, provenance
@@ -150,6 +150,9 @@ def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any
       grid: the axes, or None for a comparison.
     """
     options = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
+    for name in ADDED:
+        if options[name] == getattr(CompareConfig, name):
+            del options[name]
     options = _by_name({name: value for name, value in options.items() if name not in (*FREE, *(grid or ()))})
     choosing = _axes_that_set(grid or {}, {"data", *SOURCE})
     tables = {}
@@ -189,7 +192,7 @@ def _append_references(
     Those of a comparison are evaluated at its noise; those of a sweep, where the noise may vary, without.
     """
     known = {folder.run_of(line) for line in folder.read() if line["kind"] == "reference"}
-    judging = _axes_that_set(grid or {}, {"data", *SOURCE, "annotator", "gold_scale", "best_of"})
+    judging = _axes_that_set(grid or {}, {"data", *SOURCE, "annotator", "gold_scale", "judge", "best_of"})
     places = {
         tuple((axis, setting.axes[axis]) for axis in judging): job for job in reversed(jobs) for setting in job.settings
     }

@@ -214,7 +214,7 @@ def _value(option: str, value: Any, where: str) -> Any:
         )
     if isinstance(value, np.generic):
         value = value.item()
-    if option in ("rules", "best_of") and isinstance(value, Sequence) and not isinstance(value, str):
+    if option in ("rules", "best_of", "attributes") and isinstance(value, Sequence) and not isinstance(value, str):
         value = ",".join(map(str, value))
     wanted = typing.get_type_hints(CompareConfig)[option]
     kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)

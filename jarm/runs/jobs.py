@@ -40,7 +40,7 @@ class Job:
     @property
     def program(self) -> tuple[Any, ...]:
         """Key of the program: jobs with equal keys share one."""
-        return self.loop, self.data.train.shape
+        return self.loop, self.data.train.shape, *sorted(self.data.train.attributes)
 
     @property
     def judged(self) -> dict[str, Any]:
@@ -80,7 +80,7 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
             with setting.named_in_errors():
                 # Solving for the noise of a flip rate takes a while: once for each rate, scale and kind of pairs.
                 options, loop, numbers = setting.config, setting.config.loop(), setting.config.hparams()
-                key = source, loop.annotator.scale, options.pairs, options.flip_rate
+                key = source, loop.annotator.scale, loop.annotator.judge, options.pairs, options.flip_rate
                 if options.flip_rate is not None and key in noises:
                     loop, numbers = setting.loop, dataclasses.replace(numbers, noise=noises[key])
                 scale, numbers = check_run(loop, data.train, numbers)

@@ -86,7 +86,7 @@ class Runner:
         program = self.program(job)
         with self._lock:
             if id(job) not in self._tables:
-                which = id(job.data.train), job.scale
+                which = id(job.data.train), job.scale, job.loop.annotator.judge
                 if self._last is None or self._last[0] != which:
                     self._last = None  # the last table makes room
                     self._last = which, _on_device(job, program)
@@ -134,7 +134,7 @@ def make_runner(jobs: Sequence[Job], base: CompareConfig, *, timed: bool = False
 
 def _on_device(job: Job, program: Program) -> DeviceTable:
     try:
-        return program.place(make_device_table(job.data.train, job.scale))
+        return program.place(make_device_table(job.data.train, job.scale, job.loop.annotator.judge))
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise

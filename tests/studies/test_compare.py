@@ -256,3 +256,42 @@ def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
     path.write_text("\n".join([*lines, "# changed"]))
     with pytest.raises(JarmError, match=r"has changed since .* got runs of it: give another --out"):
         compare(dataclasses.replace(SMALL, rules=f"{path}:good", seeds=2, out=tmp_path / "out"))
+
+
+def test_labels_by_one_column_and_metrics_by_another(tmp_path, capsys):
+    """A perfect annotator who likes what gold does not: every label is wrong, and models learn the opposite."""
+    rng = np.random.default_rng(0)
+    embeddings = rng.normal(size=(120, 4)).astype(np.float32)
+    np.save(tmp_path / "rows.npy", embeddings)
+    rows = [{"prompt_id": at // 4, "gold": float(e[0]), "against": -3 * float(e[0])} for at, e in enumerate(embeddings)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = dataclasses.replace(
+        SMALL,
+        data=str(tmp_path / "rows.jsonl"),
+        embeddings=str(tmp_path / "rows.npy"),
+        target="gold",
+        attributes="against",
+        annotator="perfect",
+        judge="against",
+        head="linear",
+        candidates=0,
+        out=tmp_path / "out",
+    )
+    compare(config)
+    runs = [line for line in lines(config.out) if line["kind"] == "run"]
+    assert {line["label_error"] for line in runs} == {1.0}
+    assert all(line["spearman"] < -0.5 for line in runs if line["round"] == 2)
+    assert not any("nll" in line for line in runs)
+    references = {line["rule"]: line for line in lines(config.out) if line["kind"] == "reference"}
+    assert references["against"]["spearman"] == pytest.approx(-1)
+    assert references["oracle"]["spearman"] == pytest.approx(1)
+    with pytest.raises(JarmError, match="judge 'against' there"):
+        compare(dataclasses.replace(config, judge="gold"))
+
+
+def test_options_that_came_later_leave_older_folders_as_they_are(finished):
+    out, _ = finished
+    assert not {"judge", "attributes"} & json.loads((out / "config.json").read_text()).keys()
+    jobs = read_jobs([Setting({}, SMALL)])
+    assert "judge" not in settings_of(jobs, SMALL, None)
+    assert settings_of(jobs, dataclasses.replace(SMALL, judge="length"), None)["judge"] == "length"
