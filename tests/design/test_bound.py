@@ -43,15 +43,15 @@ def problem(rng, kind, *, shape="plain", prior_power=0.0, size=SIZE, width=F):
     elif shape == "line":
         features[:, 1:] = features[:, :1]
     elif shape == "stretched":  # information of condition about 1e6, along no axis
-        turn = np.linalg.qr(rng.normal(size=(width, width)))[0]
-        features = (features * np.logspace(0, -3, width) @ turn).astype(np.float32)
-        prior = turn.T @ np.diag(np.logspace(0, -5, width)) @ turn
+        basis = np.linalg.qr(rng.normal(size=(width, width)))[0]
+        features = (features * np.logspace(0, -3, width) @ basis).astype(np.float32)
+        prior = basis.T @ np.diag(np.logspace(0, -5, width)) @ basis
     prior = (10**prior_power * prior).astype(np.float32)
-    alive = jnp.asarray(rng.random(size) < 0.9)
+    eligible = jnp.asarray(rng.random(size) < 0.9)
     if kind == "listed":
-        space = listed_space(jnp.asarray(rng.integers(0, size, (60, 2)), jnp.int32), alive, WIDTH)
+        space = listed_space(jnp.asarray(rng.integers(0, size, (60, 2)), jnp.int32), eligible, WIDTH)
     else:
-        space = pair_space(kind, WIDTH, alive, jnp.asarray(rng.integers(0, size + 2, (8, 2)), jnp.int32))
+        space = pair_space(kind, WIDTH, eligible, jnp.asarray(rng.integers(0, size + 2, (8, 2)), jnp.int32))
     return features, rewards, space, prior
 
 
@@ -143,9 +143,9 @@ def test_no_batch_is_above_the_bound(seed, kind, prior_power, shape):
     assert weights.max() <= 1
     np.testing.assert_allclose(weights.sum(), k, rtol=1e-4)
     offered = {tuple(pair) for pair in pairs.tolist()}
-    held = [tuple(pair) for pair in np.asarray(design.pairs)[weights > 0].tolist()]
-    assert set(held) <= offered
-    assert len(set(held)) == len(held)
+    weighty = [tuple(pair) for pair in np.asarray(design.pairs)[weights > 0].tolist()]
+    assert set(weighty) <= offered
+    assert len(set(weighty)) == len(weighty)
     assert float(design.rounding) > 0
     if k >= F:  # nor is what the weights reach, which a batch need not
         chosen, share = np.asarray(design.pairs)[weights > 0], weights[weights > 0].astype(float)
@@ -184,10 +184,10 @@ def test_the_bounds_close_in_on_the_best_weights(kind):
         assert float(design.lower) <= upper + 1e-5
         assert float(design.upper - design.lower) <= 1e-4 * F
         # `lower` is the log det with the weights.
-        held = np.asarray(design.weights) > 0
-        chosen = np.asarray(design.pairs)[held]
+        weighty = np.asarray(design.weights) > 0
+        chosen = np.asarray(design.pairs)[weighty]
         z = np.sqrt(weights64(rewards, chosen))[:, None] * differences64(features, chosen)
-        own = np.linalg.slogdet(np.float64(prior) + (z.T * np.asarray(design.weights)[held]) @ z)[1]
+        own = np.linalg.slogdet(np.float64(prior) + (z.T * np.asarray(design.weights)[weighty]) @ z)[1]
         np.testing.assert_allclose(design.lower, own, atol=1e-4)
 
 
@@ -255,12 +255,12 @@ def test_bad_input_is_a_status():
     rng = np.random.default_rng(5)
     features, rewards, space, prior = problem(rng, "all")
     start = drawn(jax.random.key(0), space, 6)
-    alive = int(list_pairs(space)[0, 0])
+    reachable = int(list_pairs(space)[0, 0])
     assert bound(features, rewards, space, -prior, start, 6).status == Status.SINGULAR
-    assert bound(put(features, alive, np.nan), rewards, space, prior, start, 6).status == Status.NONFINITE
-    assert bound(features, put(rewards, alive, np.inf), space, prior, start, 6).status == Status.NONFINITE
-    dead = int(np.flatnonzero(~np.asarray(space.eligible))[0])
-    spoilt = bound(put(features, dead, np.nan), put(rewards, dead, np.nan), space, prior, start, 6)
+    assert bound(put(features, reachable, np.nan), rewards, space, prior, start, 6).status == Status.NONFINITE
+    assert bound(features, put(rewards, reachable, np.inf), space, prior, start, 6).status == Status.NONFINITE
+    unreachable = int(np.flatnonzero(~np.asarray(space.eligible))[0])
+    spoilt = bound(put(features, unreachable, np.nan), put(rewards, unreachable, np.nan), space, prior, start, 6)
     assert spoilt.status == Status.OK
     np.testing.assert_allclose(spoilt.upper, bound(features, rewards, space, prior, start, 6).upper, atol=2e-3)
 

@@ -169,9 +169,9 @@ def test_the_normal_mixture_is_the_gauss_rule_of_the_logistic_law():
 
 
 @quick_jit
-def ceilings(rest, z, gone, far, most):
+def ceilings(rest, z, shrunk, bound, thresholds):
     """Of several thresholds."""
-    return jax.vmap(lambda each: v_optimal(jnp.eye(F)).ceiling(rest, z, gone, far, each))(most)
+    return jax.vmap(lambda each: v_optimal(jnp.eye(F)).ceiling(rest, z, shrunk, bound, each))(thresholds)
 
 
 def test_the_ceiling_of_v_optimal_gains_holds():
@@ -185,9 +185,9 @@ def least_ceiling_and_attack(seed):
     """The least bound that is certified, and the most that a pair attains: the longest pairs allowed, then climbing."""
     rng = np.random.default_rng(seed)
     z = rng.normal(size=(F, F)) * 10 ** rng.uniform(-1, 1, F)[:, None]
-    far = 10 ** rng.uniform(-2, 2)
+    bound = 10 ** rng.uniform(-2, 2)
     picks = rng.normal(size=(rng.integers(1, 6), F))
-    picks *= np.sqrt(far * rng.uniform(0.3, 1, len(picks)) / (picks**2).sum(axis=1))[:, None]
+    picks *= np.sqrt(bound * rng.uniform(0.3, 1, len(picks)) / (picks**2).sum(axis=1))[:, None]
     left = np.linalg.inv(np.eye(F) + picks.T @ picks)
     worths = ((picks @ z.T) ** 2).sum(axis=1) / (1 + (picks**2).sum(axis=1))
     rest = worths.max() * rng.uniform(0.1, 1)
@@ -197,7 +197,7 @@ def least_ceiling_and_attack(seed):
         unit = u / np.sqrt((u**2).sum(axis=1))[:, None]
         along = ((unit @ z.T) ** 2).sum(axis=1)
         square = np.where(along > rest, rest / np.maximum(along - rest, 1e-300), np.inf)
-        return np.sqrt(np.minimum(square, far))[:, None] * unit
+        return np.sqrt(np.minimum(square, bound))[:, None] * unit
 
     def now(u):
         return ((u @ left @ z.T) ** 2).sum(axis=1) / (1 + ((u @ left) * u).sum(axis=1))
@@ -205,9 +205,9 @@ def least_ceiling_and_attack(seed):
     u = longest(rng.normal(size=(4000, F)))
     for step in 0.5 ** np.arange(12):
         u = u[np.argsort(-now(u))[:100]]
-        u = longest(np.concatenate([u, np.repeat(u, 20, axis=0) + step * rng.normal(size=(2000, F)) * np.sqrt(far)]))
+        u = longest(np.concatenate([u, np.repeat(u, 20, axis=0) + step * rng.normal(size=(2000, F)) * np.sqrt(bound)]))
     thresholds = rest * 10 ** np.linspace(0, 3, 121)
-    arrays = (jnp.asarray(each, jnp.float32) for each in (rest, z, np.eye(F) - left, far, thresholds))
+    arrays = (jnp.asarray(each, jnp.float32) for each in (rest, z, np.eye(F) - left, bound, thresholds))
     certified = np.isfinite(np.asarray(ceilings(*arrays)))
     assert certified[-1]
     assert (np.diff(certified.astype(int)) >= 0).all()

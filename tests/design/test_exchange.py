@@ -41,12 +41,12 @@ def problem(rng, name, prior_power=0.0):
     kind, limits = CASES[name]
     features = rng.normal(size=(SIZE, F)).astype(np.float32)
     rewards = rng.normal(size=SIZE).astype(np.float32) * np.float32(10 ** rng.uniform(-1, 0.5))
-    alive = jnp.asarray(rng.random(SIZE) < 0.9)
+    eligible = jnp.asarray(rng.random(SIZE) < 0.9)
     costs = jnp.asarray(rng.uniform(1, 2, 60 if kind == "listed" else SIZE), jnp.float32)
     if kind == "listed":
-        space = listed_space(jnp.asarray(rng.integers(0, SIZE, (60, 2)), jnp.int32), alive, WIDTH, costs)
+        space = listed_space(jnp.asarray(rng.integers(0, SIZE, (60, 2)), jnp.int32), eligible, WIDTH, costs)
     else:
-        space = pair_space(kind, WIDTH, alive, jnp.asarray(rng.integers(0, SIZE + 2, (8, 2)), jnp.int32))
+        space = pair_space(kind, WIDTH, eligible, jnp.asarray(rng.integers(0, SIZE + 2, (8, 2)), jnp.int32))
         if name.endswith("costs"):
             space = dataclasses.replace(space, costs=costs)
     prior = np.float32(10**prior_power) * np.eye(F, dtype=np.float32)
@@ -68,8 +68,8 @@ def allowed(features, limits, batch):
         return True
     if max(np.bincount(np.ravel(batch), minlength=SIZE)) > limits.per_response:
         return False
-    homes = [set(np.array(pair) // WIDTH) for pair in batch]
-    if max(sum(prompt in home for home in homes) for prompt in range(PROMPTS)) > limits.per_prompt:
+    prompts = [set(np.array(pair) // WIDTH) for pair in batch]
+    if max(sum(prompt in own for own in prompts) for prompt in range(PROMPTS)) > limits.per_prompt:
         return False
     if limits.similarity is None:
         return True
@@ -205,9 +205,9 @@ def test_bad_input_is_a_status_and_leaves_the_batch():
     rng = np.random.default_rng(5)
     features, rewards, space, prior, _ = problem(rng, "within")
     given = some_batch(rng, features, space, None)
-    alive, dead = int(list_pairs(space)[0, 0]), int(np.flatnonzero(~np.asarray(space.eligible))[0])
+    reachable, unreachable = int(list_pairs(space)[0, 0]), int(np.flatnonzero(~np.asarray(space.eligible))[0])
     for value in (np.nan, np.inf):
-        for place, status in ((alive, Status.NONFINITE), (dead, Status.OK)):
+        for place, status in ((reachable, Status.NONFINITE), (unreachable, Status.OK)):
             spoilt = features.copy(), rewards.copy()
             spoilt[0][place], spoilt[1][place] = value, value
             batch, info = improved(*spoilt, space, prior, given)

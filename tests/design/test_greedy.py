@@ -57,13 +57,15 @@ def references(targets, margins):
 def one_of(index, choices):
     """One criterion that is any of some, so that a single program serves them all: compiling is what takes the time."""
     width = max(0 if each.targets is None else each.targets.shape[0] for each in choices)
-    held = [jnp.zeros((0, F)) if each.targets is None else each.targets for each in choices]
-    targets = jnp.stack([jnp.pad(each, ((0, width - each.shape[0]), (0, 0))) for each in held])
+    goals = [jnp.zeros((0, F)) if each.targets is None else each.targets for each in choices]
+    targets = jnp.stack([jnp.pad(each, ((0, width - each.shape[0]), (0, 0))) for each in goals])
 
     def of(pick):
         def call(*args):
             return jax.lax.switch(
-                index, [functools.partial(pick, each, len(own)) for each, own in zip(choices, held, strict=True)], *args
+                index,
+                [functools.partial(pick, each, len(own)) for each, own in zip(choices, goals, strict=True)],
+                *args,
             )
 
         return call
@@ -95,7 +97,7 @@ def batch_of(index, targets, margins, features, rewards, space, prior, limits, *
     )
 
 
-def problem(rng, kind, *, costs=False, shape="plain", scale=1.0, alive=0.9):
+def problem(rng, kind, *, costs=False, shape="plain", scale=1.0, share=0.9):
     features = rng.normal(size=(SIZE, F)).astype(np.float32)
     rewards = (scale * rng.normal(size=SIZE)).astype(np.float32)
     if shape == "copies":
@@ -111,14 +113,14 @@ def problem(rng, kind, *, costs=False, shape="plain", scale=1.0, alive=0.9):
         rewards[:] = rewards[0]
     elif shape == "far rewards":
         rewards += np.float32(200) * (np.arange(SIZE) % 2).astype(np.float32)
-    eligible = jnp.asarray(rng.random(SIZE) < alive)
-    gone = jnp.asarray(rng.integers(0, SIZE + 2, (8, 2)), jnp.int32)
+    eligible = jnp.asarray(rng.random(SIZE) < share)
+    excluded = jnp.asarray(rng.integers(0, SIZE + 2, (8, 2)), jnp.int32)
     price = jnp.asarray(rng.uniform(0.5, 4, LISTED if kind == "listed" else SIZE), jnp.float32)
     if kind == "listed":
         listed = jnp.asarray(rng.integers(0, SIZE + 1, (LISTED, 2)), jnp.int32)
-        space = exclude(listed_space(listed, eligible, WIDTH, price if costs else None), gone)
+        space = exclude(listed_space(listed, eligible, WIDTH, price if costs else None), excluded)
     else:
-        space = pair_space(kind, WIDTH, eligible, gone)
+        space = pair_space(kind, WIDTH, eligible, excluded)
         space = dataclasses.replace(space, costs=price) if costs else space
     return features, rewards, space
 
@@ -192,7 +194,7 @@ def test_every_pick_is_the_best_possible(kind, costs):
 def simple(kind="all", seed=0, **changes):
     """A problem for `batch_of` whose limits are loose."""
     rng = np.random.default_rng(seed)
-    features, rewards, space = problem(rng, kind, alive=1.0)
+    features, rewards, space = problem(rng, kind, share=1.0)
     targets, margins = rng.normal(size=(MANY, F)).astype(np.float32), rng.normal(size=MANY).astype(np.float32)
     limits = dataclasses.replace(limits_of("none", rng), **changes)
     prior = np.eye(F, dtype=np.float32)
@@ -294,7 +296,7 @@ def test_the_plain_certificate_misses_the_best_pair_where_gains_may_rise(index, 
     missed = 0
     for seed in seeds:
         rng = np.random.default_rng(seed)
-        features, rewards, space = problem(rng, "all", alive=1.0)
+        features, rewards, space = problem(rng, "all", share=1.0)
         targets, margins = rng.normal(size=(MANY, F)).astype(np.float32), rng.normal(size=MANY).astype(np.float32)
         prior = (10 ** rng.uniform(-1, 1) * np.eye(F)).astype(np.float32)
         features *= (10 ** rng.uniform(-1, 1, F)).astype(np.float32)

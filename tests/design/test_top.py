@@ -42,10 +42,10 @@ def closest(rewards, space, *, k, tile=1 << 19):
     return top_pairs(lambda margin, _: -jnp.abs(margin), rewards, None, space, k, tile=tile)
 
 
-def problem(rng, kind, *, alive=0.85):
+def problem(rng, kind, *, share=0.85):
     features = rng.normal(size=(SIZE, F)).astype(np.float32)
     rewards = rng.normal(size=SIZE).astype(np.float32)
-    eligible = jnp.asarray(rng.random(SIZE) < alive)
+    eligible = jnp.asarray(rng.random(SIZE) < share)
     if kind == "listed":
         space = listed_space(jnp.asarray(rng.integers(0, SIZE, (60, 2)), jnp.int32), eligible, WIDTH)
     else:
@@ -144,7 +144,7 @@ def test_greedy_tries_every_pair_at_every_step(seed, kind, prior_power, reward_p
 def test_shortlists_of_any_size_choose_the_same_batch(kind):
     """A shortlist smaller than needed costs passes, not exactness; without ties the batch is the reference's."""
     rng = np.random.default_rng(2)
-    features, rewards, space = problem(rng, kind, alive=1.0)
+    features, rewards, space = problem(rng, kind, share=1.0)
     features[rng.permutation(SIZE)[:4]] *= 6  # a few pairs tower above the rest, then do not
     prior = np.float32(0.3) * np.eye(F, dtype=np.float32)
     pairs = list_pairs(space)
@@ -299,9 +299,9 @@ def test_lists_of_fewer_pairs_than_responses_choose_as_others_do():
     """There differences are whitened, not responses; far from the origin, too, and beside responses of no pair."""
     rng = np.random.default_rng(8)
     features, rewards = (rng.normal(size=(60, F)) + 300).astype(np.float32), rng.normal(size=60).astype(np.float32)
-    alive = np.arange(60) != 7
+    eligible = np.arange(60) != 7
     features[7] = np.nan
-    space = listed_space(jnp.asarray(rng.permutation(60)[:50].reshape(25, 2), jnp.int32), jnp.asarray(alive))
+    space = listed_space(jnp.asarray(rng.permutation(60)[:50].reshape(25, 2), jnp.int32), jnp.asarray(eligible))
     pairs = list_pairs(space)
     metric = np.diag([1.0, 4.0, 0.5])
     whiten, _ = inverse_factor(jnp.asarray(metric, jnp.float32))
