@@ -157,14 +157,14 @@ def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = 
     Source: Ash et al., Gone Fishing (2021).
 
     Example:
-      Three responses with F = 2 features; the target is a weight that only the first feature has.
+      N = 3 responses with F = 2 features; both targets see the first feature, one the second.
 
       >>> import numpy as np, jarm
       >>> features, rewards = np.array([[0.0, 0], [1, 0], [0, 2]]), np.zeros(3)  # [N, F], [N] in logits
-      >>> criterion = jarm.v_optimal([[1.0, 0.0]])
-      >>> batch = jarm.select(features, rewards, space="all", k=1, criterion=criterion, prior_precision=1.0)
+      >>> pairs, criterion = [[0, 1], [0, 2], [1, 2]], jarm.v_optimal([[1.0, 0.0], [1.0, 1.0]])
+      >>> batch = jarm.select(features, rewards, space=pairs, k=1, criterion=criterion, prior_precision=2.0)
       >>> batch.pairs.tolist(), batch.gains.round(3).tolist()
-      ([[0, 1]], [0.2])
+      ([[0, 2]], [0.083])
     """
     targets = jnp.asarray(targets, jnp.float32)
     count, width = targets.shape
@@ -186,13 +186,14 @@ def a_optimal(width: int) -> Criterion:
       The criterion; its gains are in squared units of a weight of the last layer.
 
     Example:
-      Under the prior precision 2 I, the variances of F = 3 weights sum to 1.5; two labels take away about a third.
+      Under the prior precision 2 I, the variances of F = 2 weights sum to 1; one label takes away a fifth.
 
       >>> import numpy as np, jarm
-      >>> features, rewards = np.diag([1.0, 2.0, 3.0]), np.zeros(3)  # [N, F], [N] in logits
-      >>> batch = jarm.select(features, rewards, space="all", k=2, criterion=jarm.a_optimal(3), prior_precision=2.0)
+      >>> features, rewards = np.array([[0.0, 0], [1, 0], [0, 2]]), np.zeros(3)  # [N, F], [N] in logits
+      >>> pairs, criterion = [[0, 1], [0, 2], [1, 2]], jarm.a_optimal(2)
+      >>> batch = jarm.select(features, rewards, space=pairs, k=1, criterion=criterion, prior_precision=2.0)
       >>> batch.pairs.tolist(), batch.gains.round(3).tolist()
-      ([[1, 2], [0, 2]], [0.31, 0.165])
+      ([[1, 2]], [0.192])
     """
     return v_optimal(jnp.eye(width), jnp.ones(width))
 
