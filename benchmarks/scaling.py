@@ -1,4 +1,4 @@
-"""What a run costs as rounds, labels, members, widths, pool and test set grow: a model fitted to measurements.
+"""What a run costs as rounds, labels, members, widths, candidates and test set grow: a model fitted to measurements.
 
     python -m benchmarks.scaling --out benchmarks/results/scaling.jsonl
 

@@ -87,7 +87,7 @@ def timed(f: Callable[..., Any], *args: Any, turns: int, of: int = 1) -> tuple[d
     return {"cpu_s": cpu, "wall_s": wall, "compile_s": compile_s, "temp_bytes": side.temp_bytes}, side.result
 
 
-def pool_of(sizes: SimpleNamespace) -> tuple[Any, Any, Any]:
+def candidates_of(sizes: SimpleNamespace) -> tuple[Any, Any, Any]:
     import jax.numpy as jnp
 
     features, rewards = map(jnp.asarray, every_pair.problem(sizes.N, sizes.F))
@@ -101,7 +101,7 @@ def measure_pass(sizes: SimpleNamespace) -> dict[str, Any]:
         numbers = api("Numbers")(rewards, features, features[:, :0])
         return api("best_pairs")(api("D_OPTIMAL").scorer(numbers, jnp.zeros(0)), space, sizes.keep)
 
-    found, best = timed(one_pass, *pool_of(sizes), turns=sizes.turns)
+    found, best = timed(one_pass, *candidates_of(sizes), turns=sizes.turns)
     return {"one pass": found | {"outcome": {"picks": digest(best.pairs), "best": float(best.scores[0])}}}
 
 
@@ -111,7 +111,7 @@ def measure_greedy(sizes: SimpleNamespace) -> dict[str, Any]:
     def choose(*inputs: Any) -> Any:
         return api("greedy")(api("D_OPTIMAL"), *inputs, sizes.k)
 
-    found, (selection, info) = timed(choose, *pool_of(sizes), jnp.eye(sizes.F), turns=sizes.turns)
+    found, (selection, info) = timed(choose, *candidates_of(sizes), jnp.eye(sizes.F), turns=sizes.turns)
     return {"greedy": found | {"outcome": {"picks": digest(selection.pairs), "passes": int(info.passes)}}}
 
 

@@ -46,12 +46,19 @@ from jarm.cli import main as command
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.writer import StoreWriter
 
-POOL = "candidates"
-"""Option of a comparison: candidate pairs drawn at random each round."""
 RULES = "random,dopt,greedy_dopt"
-SIZES = {"rules": RULES, "seeds": 2, "rounds": 2, "batch": 10, "initial": 20, POOL: 400, "steps": 60, "members": 3}
+SIZES = {
+    "rules": RULES,
+    "seeds": 2,
+    "rounds": 2,
+    "batch": 10,
+    "initial": 20,
+    "candidates": 400,
+    "steps": 60,
+    "members": 3,
+}
 CASES = (
-    {"name": "all", "pairs": "all", POOL: 0},
+    {"name": "all", "pairs": "all", "candidates": 0},
     {"name": "cross", "pairs": "cross", "prompts": 30},
     {"name": "mlp", "head": "mlp:12,8", "warm_start": True, "batch_size": 16, "holdout": 0.2, "folds": 1},
     {"name": "bootstrap", "head": "mlp:8", "ensemble": "bootstrap", "weight_decay": 1.0, "label_smoothing": 0.1},
@@ -95,6 +102,8 @@ def full(folder):
     values = small()
     run("compare", "--out", str(folder / "defaults"))
     values |= records("defaults", folder / "defaults")
+    if "JARM_SHARED_DATA" not in os.environ:
+        raise SystemExit("Set JARM_SHARED_DATA to the folder of the real table.")
     table = pathlib.Path(os.environ["JARM_SHARED_DATA"]) / "alpaca_eval_200x20.parquet"
     arrays = table.with_name(f"{table.stem}_minilm_mean.npy")
     real = ["--data", str(table), "--embeddings", str(arrays), "--target", "golden_logit"]

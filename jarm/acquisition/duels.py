@@ -341,7 +341,7 @@ def pilaf(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: i
     penalty b, tilted by exp(mu) either way; responses stand for draws of the reference policy. b is `temperature`, as
     for `boltzmann`: at its default 1, j is a plain draw of the reference, below that both seek reward, above it j seeks
     low reward. The paper makes half of its pairs ordinary; this is the other half. Gain: 0.
-    Source: Feng et al. (arXiv 2502.04270), here on a pool instead of by decoding.
+    Source: Feng et al. (arXiv 2502.04270), here on given responses instead of by decoding.
     """
     b = jnp.asarray(hparams.temperature, jnp.float32)
     return _tilted(key, belief, space, k, (1 + b, 1 - b), b)

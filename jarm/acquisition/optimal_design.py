@@ -2,9 +2,10 @@
 
 Source: Shen, Sun, Ton, Active Reward Modeling (arXiv 2502.04354), and its released rules, here by their closed form:
 the gradient of log det(sum_m w_m v_m x_m x_m^T) with respect to w_m at w = 1 is v_m x_m^T M^-1 x_m, M the information
-of the pool. The released rules score each pair alone; `greedy_dopt` grows the batch, so that a pair counts only for the
-information it adds to the pairs already in the batch. Rules of other papers differ in the weight (v or 1), the inverted
-matrix (pool or labelled pairs), the update of the batch, and the criterion (log det, or a trace of the inverse).
+of the candidates. The released rules score each pair alone; `greedy_dopt` grows the batch, so that a pair counts only
+for the information it adds to the pairs already in the batch. Rules of other papers differ in the weight (v or 1), the
+inverted matrix (candidates or labelled pairs), the update of the batch, and the criterion (log det, or a trace of the
+inverse).
 """
 
 from __future__ import annotations
@@ -35,18 +36,18 @@ def _one_shot(belief: Belief, space: PairSpace, k: int, metric: Float[Array, "F 
 
 
 def xtx(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """D-optimal as if the labels were real numbers: the largest x^T (sum_pool x x^T)^-1 x.
+    """D-optimal as if the labels were real numbers: the largest x^T (sum x x^T)^-1 x.
 
-    Gain: that leverage; leverages of a pool of full rank sum to F.
+    Gain: that leverage; leverages of candidates of full rank sum to F.
     """
     metric, _ = space_information(belief.features, None, space)
     return _one_shot(belief, space, k, metric, weighted=False)
 
 
 def dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """The released D-optimal rule: the largest v x^T M^-1 x, M = sum_pool v x x^T, v = p (1 - p).
+    """The released D-optimal rule: the largest v x^T M^-1 x, M = sum v x x^T, v = p (1 - p).
 
-    Gain: that leverage; leverages of a pool of full rank sum to F. Each pair is scored alone, so the rule takes all
+    Gain: that leverage; leverages of candidates of full rank sum to F. Each pair is scored alone, so the rule takes all
     near-copies of a good pair.
     """
     metric, _ = space_information(belief.features, belief.rewards, space)
@@ -56,7 +57,7 @@ def dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
 def pa_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """The released past-aware D-optimal rule: `dopt` with the information of the labelled pairs added to M.
 
-    Gain: v x^T (M + past)^-1 x, past the labelled information under the current head.
+    Gain: v x^T (M + I_lab)^-1 x, I_lab the labelled information under the current head.
     """
     metric, _ = space_information(belief.features, belief.rewards, space)
     return _one_shot(belief, space, k, metric + belief.labelled_information, weighted=True)
@@ -65,9 +66,9 @@ def pa_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k:
 def prior_information(
     hparams: HParams, belief: Belief, space: PairSpace, k: int, *, past_aware: bool = True
 ) -> Float[Array, "F F"]:
-    """Information at the start of a greedy batch: A0 = past + c n [(1 - rho) tr(Ibar)/F I + rho Ibar].
+    """Information at the start of a greedy batch: A0 = I_lab + c n [(1 - rho) tr(Ibar)/F I + rho Ibar].
 
-    past is the labelled information (0 where not past-aware), Ibar the mean information of a pair of the space, n the
+    I_lab is the labelled information (0 where not past-aware), Ibar the mean information of a pair of the space, n the
     number of labels after this batch, c = `hparams.prior_weight` and rho = `hparams.prior_mix`. Scaling by n and by the
     trace of Ibar makes c a pure number: the weight of the prior in units of the information of n average pairs.
     Jittered, so that a rank-deficient shape passes.
@@ -78,8 +79,8 @@ def prior_information(
 
 def _mean_information(belief: Belief, space: PairSpace, *, weighted: bool = True) -> Float[Array, "F F"]:
     """Ibar, the mean over the space of v x x^T (v = 1 where not weighted)."""
-    pool, count = space_information(belief.features, belief.rewards if weighted else None, space)
-    return pool / jnp.maximum(count, 1)
+    total, count = space_information(belief.features, belief.rewards if weighted else None, space)
+    return total / jnp.maximum(count, 1)
 
 
 def _shaped(hparams: HParams, mean: Float[Array, "F F"], belief: Belief, k: int) -> Float[Array, "F F"]:
@@ -91,7 +92,7 @@ def _shaped(hparams: HParams, mean: Float[Array, "F F"], belief: Belief, k: int)
 
 
 def greedy_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """Exact greedy D-optimal batch: each pair adds most to log det of past + prior + batch so far.
+    """Exact greedy D-optimal batch: each pair adds most to log det of I_lab + prior + batch so far.
 
     Gain: log(1 + v x^T A^-1 x) in nats, A the information up to the pair. See `prior_information` for the prior and
     `jarm.design.greedy` for why the choice is exact over every pair of the space.
@@ -156,11 +157,11 @@ def a_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: i
 
 
 def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
-    """BAIT: each pair lowers tr(A^-1 Ibar), the variance of the margins of the pool weighted by v, the most.
+    """BAIT: each pair lowers tr(A^-1 Ibar), the variance of the margins of the candidates weighted by v, the most.
 
     Gain: that fall, v x^T A^-1 Ibar A^-1 x / (1 + v x^T A^-1 x), Ibar the mean information of a pair of the space and A
     as in `greedy_dopt`. It may rise as the batch grows, so the batch is listed by gain. This is the V-optimal (or
-    I-optimal) rule with the pool as its target.
+    I-optimal) rule with the candidates as its targets.
 
     Source: Ash et al. (arXiv 2106.09675), whose prior is lambda I: `prior_mix` 0. They pick 2 k pairs forward and prune
     k of them; here the forward picks are exact over the space, without pruning.

@@ -143,7 +143,7 @@ D_UNWEIGHTED = Criterion(
 def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = None) -> Criterion:
     """Mean variance over targets: a pair gains the fall of sum_t weight_t t^T A^-1 t, v |c|^2 / (1 + v q).
 
-    Also known as I-optimal; with the pairs of the pool as targets it is the criterion of BAIT. Gains may rise as a
+    Also known as I-optimal; with the candidates as targets it is the criterion of BAIT. Gains may rise as a
     batch grows, so a shortlist is certified by a bound of its own (see `_v_ceiling`).
 
     Args:

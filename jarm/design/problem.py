@@ -152,7 +152,7 @@ def near_copies(product: Array, square: Array, other: Array, similarity: Array |
     Args:
       product: x^T x' of two differences, of any shape.
       square, other: |x|^2 and |x'|^2, broadcast against `product`.
-      similarity: the least cosine of a near-copy.
+      similarity: the minimum cosine of a near-copy.
     """
     both = square * other
     return (jnp.square(product) >= jnp.square(similarity) * both) & (both > 0)

@@ -209,8 +209,8 @@ def _parts(space: PairSpace, tile: int) -> tuple[int, int]:
     """Prompts (within) or responses (otherwise) on each side of a tile, and parts of that size in the space."""
     within = space.kind == "within"
     units = space.size // space.width if within else space.size
-    most = tile // (space.width * space.width) if within else math.isqrt(tile)
-    side = -(-units // -(-units // max(1, most)))  # evenly over the tiles
+    max_units = tile // (space.width * space.width) if within else math.isqrt(tile)
+    side = -(-units // -(-units // max(1, max_units)))  # evenly over the tiles
     return side, -(-units // side)
 
 

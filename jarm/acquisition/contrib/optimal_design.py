@@ -23,7 +23,7 @@ def greedy_dopt_blind(key: PRNGKey, hparams: HParams, belief: Belief, space: Pai
 def adpo(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Active DPO: greedy log det from a ridge and the information of the labelled pairs (`greedy_dopt`, rho = 0).
 
-    Gain: log(1 + v x^T H^-1 x) in nats, H = gamma I + past + batch so far, gamma = c n tr(Ibar)/F (see
+    Gain: log(1 + v x^T H^-1 x) in nats, H = gamma I + I_lab + batch so far, gamma = c n tr(Ibar)/F (see
     `prior_information`), which scales with the features.
 
     Source: Kveton et al. (arXiv 2503.01076), with their beta 1 and reference log-ratios 0. They scan a random 256
