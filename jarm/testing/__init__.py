@@ -1,4 +1,4 @@
-"""Conformance checks for rules of your own, their float64 references, and counters of traces and compilations.
+"""Checks of rules of your own, float64 references, counts of compilations.
 
 Imports design and core.
 """
