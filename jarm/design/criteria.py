@@ -159,9 +159,9 @@ def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = 
     Example:
       N = 3 responses with F = 2 features; both targets see the first feature, one the second.
 
-      >>> import numpy as np, jarm
+      >>> import jax.numpy as jnp, numpy as np, jarm
       >>> features, rewards = np.array([[0.0, 0], [1, 0], [0, 2]]), np.zeros(3)  # [N, F], [N] in logits
-      >>> pairs, criterion = [[0, 1], [0, 2], [1, 2]], jarm.v_optimal([[1.0, 0.0], [1.0, 1.0]])
+      >>> pairs, criterion = [[0, 1], [0, 2], [1, 2]], jarm.v_optimal(jnp.array([[1.0, 0.0], [1.0, 1.0]]))
       >>> batch = jarm.select(features, rewards, space=pairs, k=1, criterion=criterion, prior_precision=2.0)
       >>> batch.pairs.tolist(), batch.gains.round(3).tolist()
       ([[0, 2]], [0.083])
