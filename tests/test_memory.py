@@ -46,9 +46,9 @@ def test_a_compiled_chunk_of_an_evaluation_fits_its_budget():
     assert 1 <= size < P / 5
     cdfs = jnp.zeros((3, R + 1, R + 1))
     arrays = jnp.zeros((size, R, D)), jnp.zeros((size, R)), jnp.ones((size, R), bool)
-    judge, noise = metrics._Judge(jnp.float32(1), jnp.float32(1), cdfs), jnp.ones(16)
-    kernel = metrics._evaluate_chunk.lower(
-        params, noise, judge, *arrays, head=head, annotator=AnnotatorConfig(), batched_heads=False
+    constants, noise = metrics.Constants(jnp.float32(1), jnp.float32(1), cdfs), jnp.ones(16)
+    kernel = metrics.evaluate_chunk.lower(
+        params, noise, constants, *arrays, head=head, annotator=AnnotatorConfig(), batched_heads=False
     )
     memory = kernel.compile().memory_analysis()
     taken = memory.temp_size_in_bytes + memory.output_size_in_bytes + arrays[0].nbytes

@@ -58,7 +58,7 @@ class _Truth(NamedTuple):
     gap: Float[Array, "J R"]
 
 
-class _Constants(NamedTuple):
+class Constants(NamedTuple):
     """The annotator's noise, the scale of gold, and the order statistics of best-of-n."""
 
     noise: Float[Array, ""]
@@ -74,7 +74,7 @@ def _truths(gold: Float[Array, "R"], mask: Bool[Array, "R"]) -> _Truth:
 
 
 def _score(
-    annotator: AnnotatorConfig, constants: _Constants, pred: Float[Array, "R"], truth: _Truth
+    annotator: AnnotatorConfig, constants: Constants, pred: Float[Array, "R"], truth: _Truth
 ) -> dict[str, Array]:
     """The metrics of one prompt under one head: values that may be NaN, and sums over pairs."""
     ranks = ranking(pred, truth.mask)
@@ -107,7 +107,7 @@ def _score(
     }
 
 
-def _sums(annotator: AnnotatorConfig, constants: _Constants, pred: Array, truth: _Truth) -> dict[str, Array]:
+def _sums(annotator: AnnotatorConfig, constants: Constants, pred: Array, truth: _Truth) -> dict[str, Array]:
     """Sums over the prompts of a chunk; of values that may be NaN, also how many are not."""
     each = jax.vmap(functools.partial(_score, annotator, constants))(pred, truth)
     sums = {}
@@ -120,10 +120,10 @@ def _sums(annotator: AnnotatorConfig, constants: _Constants, pred: Array, truth:
 
 
 @functools.partial(jax.jit, static_argnames=("head", "annotator", "batched_heads"))
-def _evaluate_chunk(
+def evaluate_chunk(
     params: Params,
     noise: Float[Array, "H"],
-    constants: _Constants,
+    constants: Constants,
     embeddings: Float[Array, "p R d"],
     gold: Float[Array, "p R"],
     mask: Bool[Array, "p R"],
@@ -132,6 +132,7 @@ def _evaluate_chunk(
     annotator: AnnotatorConfig,
     batched_heads: bool,
 ) -> dict[str, Array]:
+    """Sums of the metrics over a chunk of p prompts, under H models in turn: the compiled part of `evaluate`."""
     flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(gold, mask)
 
     def one(xs: tuple[Params, Float[Array, ""]]) -> dict[str, Array]:
@@ -150,7 +151,7 @@ def _evaluate_chunk(
 
 @functools.partial(jax.jit, static_argnames=("annotator",))
 def _score_chunk(
-    constants: _Constants,
+    constants: Constants,
     scores: Float[Array, "p R"],
     gold: Float[Array, "p R"],
     mask: Bool[Array, "p R"],
@@ -224,7 +225,7 @@ def _has_odds(annotator: AnnotatorConfig, judge: str, noise: Any, scale: float |
 
 def _prepare(
     table: ResponseTable, judge: str, noise: float | None, scale: float | None, best_of: tuple[int, ...] | None
-) -> tuple[np.ndarray, tuple[int, ...], _Constants]:
+) -> tuple[np.ndarray, tuple[int, ...], Constants]:
     """Checked arguments: the column to judge by, the n of best-of-n, and the constants of the metrics."""
     if table.gold is None and judge == "gold":
         raise JarmError("The test table has no gold rewards, so no metric can be computed: name a score column.")
@@ -235,7 +236,7 @@ def _prepare(
     if best_of and min(best_of) < 1:
         raise JarmError(f"`best_of` holds {min(best_of)}, and no response is the best of so few: give 1 or more.")
     cdfs = np.stack([subset_cdf(n, width) for n in best_of]) if best_of else np.zeros((0, width + 1, width + 1))
-    constants = _Constants(
+    constants = Constants(
         jnp.float32(0 if noise is None else noise),
         jnp.float32(1 if scale is None else scale),
         jnp.asarray(cdfs, jnp.float32),
@@ -332,7 +333,7 @@ def evaluate(
     unbiased = dataclasses.replace(annotator, length_bias=0.0, judge="gold")
     noises = jnp.broadcast_to(jnp.asarray(0 if noise is None else noise, jnp.float32), leaves[0].shape[:1])
     kernel = functools.partial(
-        _evaluate_chunk, params, noises, constants, head=head, annotator=unbiased, batched_heads=batched_heads
+        evaluate_chunk, params, noises, constants, head=head, annotator=unbiased, batched_heads=batched_heads
     )
     sums = _in_chunks(kernel, read, len(gold), size)
     return _means(sums, len(gold), best_of, _has_odds(annotator, judge, noise, scale))
