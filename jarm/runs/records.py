@@ -114,8 +114,10 @@ class RecordFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             folder.lock = claim(path)
-            folder._take_settings()
+            outdated = folder._match_settings()
             folder._recover()
+            if outdated:  # after all that may refuse the folder
+                replace_text(path / "config.json", json.dumps(folder.settings, indent=2) + "\n")
         except (OSError, JarmError) as error:
             folder.close()
             if isinstance(error, JarmError):
@@ -138,16 +140,15 @@ class RecordFolder:
     def _file(self) -> pathlib.Path:
         return self.path / "records.jsonl"
 
-    def _take_settings(self) -> None:
-        """Compare with the settings of the folder, add the keys that growing ones have there, and write the outcome."""
+    def _match_settings(self) -> bool:
+        """Compare with `config.json`, and add the keys that growing settings have there; whether they differ now."""
         config = self.path / "config.json"
         if not config.exists():
             if foreign := [name for name in WRITTEN if (self.path / name).exists()]:
                 raise JarmError(
                     f"{self.path / foreign[0]} stands there without a config.json and may be yours: give another --out."
                 )
-            replace_text(config, json.dumps(self.settings, indent=2) + "\n")
-            return
+            return True
         written = _read_settings(config)
         theirs = renamed(written)
         if "axes" in theirs and "named" in theirs:
@@ -169,8 +170,7 @@ class RecordFolder:
                 f"The folder {self.path} holds runs with other settings ({shown}): "
                 "give another --out, or the same settings."
             )
-        if self.settings != written:
-            replace_text(config, json.dumps(self.settings, indent=2) + "\n")
+        return self.settings != written
 
     def _recover(self) -> None:
         """Drop half a line, half a run, and lines written twice by two commands; rewrite the file only if needed."""

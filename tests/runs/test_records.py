@@ -115,6 +115,19 @@ def test_a_damaged_line_is_named_and_nothing_changes(tmp_path, line):
     opened(tmp_path).close()  # the lock was let go
 
 
+def test_settings_of_an_earlier_version_stay_where_a_line_is_damaged(tmp_path):
+    file = holding(tmp_path, run("random", 0))
+    text = file.read_bytes()
+    file.write_bytes(text + b"nonsense\n")
+    (tmp_path / "config.json").write_text('{"pool": 5}')
+    with pytest.raises(JarmError, match="Line 4"):
+        opened(tmp_path, {"candidates": 5})
+    assert (tmp_path / "config.json").read_text() == '{"pool": 5}'
+    file.write_bytes(text)
+    opened(tmp_path, {"candidates": 5}).close()
+    assert json.loads((tmp_path / "config.json").read_text()) == {"candidates": 5}
+
+
 @pytest.mark.parametrize("config", [b"[]", b"", b"7", b"null", b'{"batch"', b"\xff\xff", b"[" * 100_000])
 def test_damaged_settings_get_a_sentence_and_nothing_changes(tmp_path, config):
     holding(tmp_path, run("random", 0))
