@@ -267,6 +267,8 @@ def test_a_rule_of_a_file(tmp_path):
         "    return None",
         "def empty(*args):",
         "    return [args]",
+        "def old(key, belief, space, k, hparams):",
+        "    return entropy(key, hparams, belief, space, k)",
     ]
     path.write_text("\n".join(lines))
     rule = get_rule(f"{path}:mine")
@@ -279,8 +281,10 @@ def test_a_rule_of_a_file(tmp_path):
     ):
         with pytest.raises(JarmError, match=f"Rule '{name}' of .*mine.py {complaint}"):
             check_rule(get_rule(f"{path}:{name}"), spaces=("within",), checks=("batch",))
-    with pytest.raises(JarmError, match=r"mine\.py has no function 'other'; it has Settings, empty, few, mine, raises"):
+    with pytest.raises(JarmError, match=r"mine\.py has no function 'other'; it has Settings, empty, few, mine, old"):
         get_rule(f"{path}:other")
+    with pytest.raises(JarmError, match=r"Rule 'old' .* the order is \(key, hparams, belief, space, k\)"):
+        get_rule(f"{path}:old")
     with pytest.raises(JarmError, match=r"There is no file .*yours\.py to take a rule from"):
         get_rule(f"{tmp_path}/yours.py:mine")
     for text, error in (("import nowhere_at_all", "ModuleNotFoundError"), ("raise SystemExit(3)", "SystemExit: 3")):
