@@ -7,7 +7,7 @@ import dataclasses
 import itertools
 import pathlib
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
@@ -29,10 +29,14 @@ Made: TypeAlias = tuple[Call, list[list[Record]]]
 """A call and the records of each of its runs."""
 
 
-def run(
-    jobs: Sequence[Job], base: CompareConfig, out: pathlib.Path, grid: Mapping[str, Any] | None = None
-) -> list[Record]:
-    """Make the runs of some jobs that a folder lacks.
+def run_jobs(
+    jobs: Sequence[Job],
+    base: CompareConfig,
+    out: pathlib.Path,
+    finish: Callable[[list[Record]], dict[str, Any]],
+    grid: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Make the runs of some jobs that a folder lacks, and its summary.
 
     Under `jax.distributed` every process calls this with the same arguments and makes a share of the runs.
 
@@ -40,11 +44,13 @@ def run(
       jobs: the jobs, in the same order in all processes.
       base: options that all jobs share, among them `rules` and `seeds`.
       out: the folder.
+      finish: all records of the folder -> the summary. Called by the first process while no other command can write to
+        the folder, so that files beside the records agree with them.
       grid: the axes of a sweep. Without a grid it is a comparison: the first call of each rule goes alone and is timed,
         and nothing is written until a run has worked.
 
     Returns:
-      All records of the folder; of processes other than the first, none.
+      The summary; of processes other than the first, an empty one.
 
     Raises:
       JarmError: the folder is at fault, a run does not fit into memory, or in a comparison no run worked.
@@ -59,7 +65,12 @@ def run(
         raise JarmError(
             "The processes have different grids, data, rules or numbers of devices: give all of them the same."
         )
-    with shared_folder(out, settings, base.rounds, axes) as folder:
+    summary: dict[str, Any] = {}
+
+    def summarise(folder: RecordFolder) -> None:
+        summary.update(finish(folder.read()))
+
+    with shared_folder(out, settings, base.rounds, axes, summarise) as folder:
         common = {"config": fingerprint({k: v for k, v in settings.items() if k not in GROWING}), **provenance()}
         wanted = {(rule, seed, *place.values()) for rule in rules for seed in range(base.seeds) for place in places}
         progress = {"runs": len(folder.done | wanted)}
@@ -86,7 +97,7 @@ def run(
             folder.append([{**line, **own} for lines in runs for line in lines])
         if grid is not None and jax.process_index() == 0:
             write_progress(out, progress | {"compiled": runner.compiled})
-    return [] if jax.process_index() else folder.read()
+    return summary
 
 
 def _make(runner: Runner, calls: Sequence[Call]) -> Iterator[Made]:

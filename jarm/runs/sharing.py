@@ -7,7 +7,7 @@ import json
 import pathlib
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -23,12 +23,17 @@ GROWING = ("named", "tables")
 
 @contextlib.contextmanager
 def shared_folder(
-    path: pathlib.Path, settings: dict[str, Any], rounds: int, axes: tuple[str, ...]
+    path: pathlib.Path,
+    settings: dict[str, Any],
+    rounds: int,
+    axes: tuple[str, ...],
+    finish: Callable[[RecordFolder], None],
 ) -> Iterator[RecordFolder]:
     """The folder that this process appends to: the first process takes `path`, the others a folder in it meanwhile.
 
     Args:
       path, settings, rounds, axes: as for `RecordFolder`.
+      finish: called by the first process when it has the records of all, before it releases the folder.
     """
     process, working = jax.process_index(), path / ".working"
     with contextlib.ExitStack() as stack:
@@ -53,6 +58,7 @@ def shared_folder(
             if process == 0:
                 shutil.rmtree(working, ignore_errors=True)
                 _gather(folder)
+                finish(folder)
 
 
 def _gather(folder: RecordFolder) -> None:

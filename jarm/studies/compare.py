@@ -9,15 +9,13 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-import jax
-
 from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
 from jarm.report.curves import by_rule
 from jarm.report.figures import learning_curves, require_matplotlib
 from jarm.report.summary import write_summary
 from jarm.runs.config import CompareConfig
-from jarm.runs.driver import run
+from jarm.runs.driver import Record, run_jobs
 from jarm.runs.grid import Setting
 from jarm.runs.jobs import read_jobs
 
@@ -49,10 +47,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     with in_step():
         require_matplotlib()  # before the runs, not after them
         jobs = read_jobs([Setting({}, config)])
-    records = run(jobs, config, out)
-    with in_step():  # so that none leaves while the first still works
-        if jax.process_index():
-            return {}
+
+    def finish(records: list[Record]) -> dict[str, Any]:
         rules = config.rule_names()
         shown = by_rule([line for line in records if line["kind"] == "reference" or line["rule"] in rules], rules)
         try:
@@ -61,3 +57,5 @@ def compare(config: CompareConfig) -> dict[str, Any]:
         except OSError as error:
             raise JarmError(f"Cannot write to {out} ({error}): make room, and give the same command.") from error
         return summary
+
+    return run_jobs(jobs, config, out, finish)

@@ -7,17 +7,16 @@ untouched: runs share nothing but their program.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
-
-import jax
 
 from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
 from jarm.report.curves import by_rule
 from jarm.report.figures import axis_curves, require_matplotlib
 from jarm.report.summary import write_sweep_summary
-from jarm.runs.driver import Record, run
+from jarm.runs.driver import Record, run_jobs
 from jarm.runs.grid import Setting, SweepConfig, expand
 from jarm.runs.jobs import read_jobs
 
@@ -51,9 +50,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         require_matplotlib()  # before the runs, not after them
         settings = expand(config)
         jobs = read_jobs(settings)
-    records = run(jobs, config.base, config.out, config.grid)
-    with in_step():  # so that none leaves while the first still works
-        return {} if jax.process_index() else _finish(config, settings, records)
+    return run_jobs(jobs, config.base, config.out, functools.partial(_finish, config, settings), config.grid)
 
 
 def _finish(config: SweepConfig, settings: Sequence[Setting], records: list[Record]) -> dict[str, Any]:

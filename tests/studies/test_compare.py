@@ -14,6 +14,7 @@ import pytest
 
 from jarm import CompareConfig, JarmError, Status, compare
 from jarm.cli import main
+from jarm.core.files import claim
 from jarm.runs import programs
 from jarm.runs.driver import settings_of
 from jarm.runs.grid import Setting
@@ -96,6 +97,18 @@ def test_finished_folder_is_not_run_again(finished, capsys):
     assert main([*ARGS, "--out", str(out)]) == 0
     assert (out / "records.jsonl").stat().st_mtime_ns == before
     assert "greedy_dopt" in capsys.readouterr().out
+
+
+def test_the_summary_is_written_before_another_command_may_write(finished, monkeypatch):
+    out, _ = finished
+
+    def drawn(*_):
+        with pytest.raises(JarmError, match="Another process is writing"):
+            claim(out)
+
+    monkeypatch.setattr("jarm.studies.compare.learning_curves", drawn)
+    compare(dataclasses.replace(SMALL, out=out))
+    claim(out).close()
 
 
 @pytest.mark.parametrize(
