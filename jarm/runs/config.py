@@ -27,14 +27,27 @@ ADDED = ("attributes", "judge")
 
 
 def documented_by(*records: type) -> Callable[[type[T]], type[T]]:
-    """Complete the docstring of a config with the text of those of its options that are fields of `records`."""
+    """List all options in the docstring of a config; those that it leaves out get their text from `records`.
+
+    The texts are the help of the command line, where the symbol that some begin with ("T, batches") says nothing.
+
+    Raises:
+      TypeError: an option has no text.
+    """
 
     def complete(config: type[T]) -> type[T]:
+        if config.__doc__ is None:  # python -OO
+            return config
+        texts = dict[str, str]()
+        for each in (config, *records):
+            _, _, attributes = (each.__doc__ or "").partition("    Attributes:\n")
+            for text, name in re.findall(r"^(      (\w+): .*\n(?: {8}.*\n)*)", attributes, re.M):
+                texts.setdefault(name, re.sub(r": [A-Z], ", ": ", text, count=1))
         options = config.__dataclass_fields__.keys()  # type: ignore[attr-defined]
-        for record in records:
-            for text, name in re.findall(r"^(      (\w+): .*\n(?: {8}.*\n)*)", record.__doc__ or "", re.M):
-                if name in options and f"\n      {name}:" not in (config.__doc__ or ""):
-                    config.__doc__ = f"{(config.__doc__ or '').rstrip()}\n{text}    "
+        if missing := options - texts.keys():
+            raise TypeError(f"{config.__name__} has no text for {', '.join(sorted(missing))}: write it in a docstring.")
+        head, title, _ = config.__doc__.partition("    Attributes:\n")
+        config.__doc__ = f"{head}{title}{''.join(texts[name] for name in options)}    "
         return config
 
     return complete
@@ -78,9 +91,16 @@ class CompareConfig:
         evaluated by gold all the same.
       head: reward head: "linear", or "mlp:64,64,64" for an MLP with these hidden layers.
       batch_size: labelled pairs per Adam step; 0 takes all.
+      holdout: share of the labels that each head holds out, to stop its fit early; 0 takes all steps.
+      folds: 1 keeps each head as it was at its best on the labels it held out. With more, as many parts of the labels
+        are held out to find the number of steps, and new heads are fitted to all labels.
+      prior_weight: weight of the prior of rules that have one, such as greedy_dopt: 1 counts as much as all labels
+        would, had they the information of average pairs.
+      prior_mix: shape of that prior, from 0, equal in all directions, to 1, the mean information of the candidates.
       best_of: sizes N of best-of-N, separated by commas; "auto": 5, 10, 30, ... up to the responses that 90 % of test
         prompts have.
-      workers: calls at a time; 0 takes one per core on a CPU, else 1.
+      workers: calls at a time; 0 takes one per core on a CPU, else 1. On a host with several devices a comparison
+        splits its seeds over all of them, and this does nothing.
       vmap_runs: runs per call, mapped over by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
     """
 
