@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jarm.core.messages import choose
 from jarm.core.status import JarmError
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 
@@ -51,8 +52,7 @@ class AnnotatorConfig:
     judge: str = "gold"
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise JarmError(f"There is no annotator {self.kind!r}: choose from {', '.join(KINDS)}.")
+        choose("annotator", self.kind, KINDS)
         if self.kind == "flip" and self.flip_rate is None:
             raise JarmError("The annotator 'flip' needs a share of wrong answers: give `flip_rate`, such as 0.25.")
         if self.kind == "perfect" and self.flip_rate is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 
 from jarm.core.base import Rule
+from jarm.core.messages import choose
 from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
 from jarm.evaluation.annotators import AnnotatorConfig
@@ -48,8 +49,7 @@ class LoopConfig:
     warm_start: bool = False
 
     def __post_init__(self) -> None:
-        if self.pairs not in KINDS:
-            raise JarmError(f"There is no pair space {self.pairs!r}: choose from {', '.join(KINDS)}.")
+        choose("pair space", self.pairs, KINDS)
         for name, low in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("candidates", 1)):
             value = getattr(self, name)
             if value is not None and value < low:

@@ -20,6 +20,7 @@ from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import Belief, HParams, PairSpace
 from jarm.core.files import plain, replace_text
+from jarm.core.messages import choose
 from jarm.core.status import JarmError, Status
 from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import KINDS, pair_space, subset
@@ -68,8 +69,7 @@ class BenchConfig:
         Raises:
           JarmError: a setting is out of its range.
         """
-        if self.pairs not in ("listed", *KINDS):
-            raise JarmError(f"There is no pair space {self.pairs!r}: choose from listed, {', '.join(KINDS)}.")
+        choose("pair space", self.pairs, ("listed", *KINDS))
         for name in ("responses", "batch", "width", "members", "turns"):
             if getattr(self, name) < 1:
                 raise JarmError(f"`--{name} {getattr(self, name)}`: give at least 1.")
