@@ -6,9 +6,10 @@ from jarm.acquisition.registry import RULES, get_rule
 from jarm.core.base import Belief, HParams, Limits, PairSpace, Rule, Selection
 from jarm.core.status import JarmError, Status, check
 from jarm.core.tables import ResponseTable, TrainTest
-from jarm.data.datasets import load, load_table
+from jarm.data.datasets import load
 from jarm.data.store import EmbeddingStore
 from jarm.data.synthetic import synthetic
+from jarm.data.tables import load_table
 from jarm.design.criteria import Criterion, a_optimal, v_optimal
 from jarm.design.fisher import fisher_weight
 from jarm.design.spaces import pair_space

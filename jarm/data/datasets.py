@@ -20,9 +20,7 @@ from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
 from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic
-from jarm.data.tables import check_sides, choice, load_table, split_by, stated
-
-__all__ = ["load", "load_published", "load_table", "split_by"]
+from jarm.data.tables import check_sides, choice, load_table, stated
 
 
 def load(
@@ -60,23 +58,8 @@ def load(
     """
     names = attributes.split(",") if isinstance(attributes, str) else attributes or ()
     columns = tuple(name.strip() for name in names if name.strip())
-    tables = _raw(data, embeddings, target, columns, gen, emb, task, seed, validate)
-    return standardised(tables) if standardise else tables
-
-
-def _raw(
-    data: PathLike,
-    embeddings: PathLike | None,
-    target: str | None,
-    attributes: Sequence[str],
-    gen: str | None,
-    emb: str | None,
-    task: str | None,
-    seed: int,
-    validate: bool,
-) -> TrainTest:
     name = str(data)
-    table_options = {"embeddings": embeddings, "target": target, "attributes": attributes or None}
+    table_options = {"embeddings": embeddings, "target": target, "attributes": columns or None}
     folder_options = {"gen": gen, "emb": emb, "task": task}
     if name == "synthetic" or name.startswith("synthetic:"):
         _refuse(name, "a built-in data set", table_options | folder_options)
@@ -86,19 +69,21 @@ def _raw(
                 f"The synthetic tables have no variant {variant!r}{nearest(variant, VARIANTS)}: "
                 f"use one of {', '.join(VARIANTS)}."
             )
-        return synthetic(seed, VARIANTS[variant])
-    if Path(name).is_dir():
+        tables = synthetic(seed, VARIANTS[variant])
+    elif Path(name).is_dir():
         _refuse(name, "a folder in the published layout", table_options)
-        return load_published(name, gen, emb, task, validate=validate)
-    _refuse(name, "a table", folder_options)
-    if target is None or embeddings is None:
-        numeric = read_columns(name, []).numeric
-        if embeddings is None:
-            raise JarmError(
-                f"{name} is a table without embeddings: give the .npy of its rows, or their store (`--embeddings`)."
-            )
-        raise JarmError(f"{name} needs the name of its score column (`--target`); {choice(numeric)}.")
-    return load_table(name, embeddings, target, attributes=attributes, validate=validate)
+        tables = load_published(name, gen, emb, task, validate=validate)
+    else:
+        _refuse(name, "a table", folder_options)
+        if embeddings is None or target is None:
+            numeric = read_columns(name, []).numeric  # a file that is no table comes first
+            if embeddings is None:
+                raise JarmError(
+                    f"{name} is a table without embeddings: give the .npy of its rows, or their store (`--embeddings`)."
+                )
+            raise JarmError(f"{name} needs the name of its score column (`--target`); {choice(numeric)}.")
+        tables = load_table(name, embeddings, target, attributes=columns, validate=validate)
+    return standardised(tables) if standardise else tables
 
 
 def load_published(

@@ -173,7 +173,7 @@ def pair_variance(rewards: Float[Array, "K N"], pairs: Int[Array, "M 2"]) -> Flo
     return difference.var(axis=0, ddof=min(1, len(rewards) - 1))
 
 
-_WIDE = 80.0
+MAX_EXPONENT = 80.0
 """Rewards further apart than this, in logits, have no finite ratio of exponentials."""
 
 
@@ -195,4 +195,6 @@ def with_weights(
         up, down = jnp.exp(rows - middle)[:, None], jnp.exp(middle - rows)[:, None]
         return score(1 / (up * jnp.exp(middle - columns)[None, :] + down * jnp.exp(columns - middle)[None, :] + 2))
 
-    return jax.lax.cond(high - low < _WIDE, factored, lambda: score(fisher_weight(rows[:, None] - columns[None, :])))
+    return jax.lax.cond(
+        high - low < MAX_EXPONENT, factored, lambda: score(fisher_weight(rows[:, None] - columns[None, :]))
+    )

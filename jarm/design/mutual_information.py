@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.types import Array, Float
-from jarm.design.fisher import _WIDE
+from jarm.design.fisher import MAX_EXPONENT
 
 MAX_QUADRATURE_VARIANCE = 0.5
 """Variances of a margin up to which `quadrature_information` is as accurate as `mutual_information` promises."""
@@ -52,7 +52,7 @@ def quadrature_information(margin: Float[Array, "*b"], q: Float[Array, "*b"]) ->
     B = tanh(s / 2) and 4 v = 1 - T^2, their mean is s B 4 v / (1 - T^2 B^2) / 2 - log(1 + 4 v sinh(s / 2)^2) / 2, and p
     moves by T B^2 4 v / (1 - T^2 B^2) / 2 on the side of the less likely label.
     """
-    decay = jnp.exp(-jnp.minimum(jnp.abs(margin), _WIDE))
+    decay = jnp.exp(-jnp.minimum(jnp.abs(margin), MAX_EXPONENT))
     p = decay / (1 + decay)
     tanh = (1 - decay) / (1 + decay)
     v4 = 4 * p / (1 + decay)

@@ -17,8 +17,9 @@ from scipy.stats import spearmanr
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data import readers, standardise, tables
-from jarm.data.datasets import load, load_published, load_table, split_by
+from jarm.data.datasets import load, load_published
 from jarm.data.standardise import standardised
+from jarm.data.tables import load_table, split_by
 
 SETTING = "Gemma2b-sft_Gemma2b_Harmless"
 WIDTH = 5
