@@ -91,7 +91,7 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
     from jarm.loop.device_table import prepare
     from jarm.runs.config import CompareConfig
     from jarm.runs.programs import Program
-    from jarm.runs.results import judge
+    from jarm.runs.results import evaluate_runs
 
     rng = np.random.default_rng(0)
 
@@ -110,7 +110,7 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
 
     def once(seed: int) -> Any:
         (result,) = program("greedy_dopt", [(seed, hparams)], device_table)
-        judge(head, [result], test, annotator=loop.annotator, scale=scale, best_of=None)
+        evaluate_runs(head, [result], test, annotator=loop.annotator, scale=scale, best_of=None)
         return result
 
     begin = time.process_time()

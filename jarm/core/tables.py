@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jarm.core.messages import choose
+from jarm.core.status import JarmError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,7 +69,10 @@ class ResponseTable:
         columns = ({} if self.gold is None else {"gold": self.gold}) | {
             key: values for key, values in self.attributes.items() if key != "gold"
         }
-        return columns[choose("column of the table", name, columns, "or read it as one of `attributes`")]
+        if name not in columns:
+            known = f"choose from {', '.join(columns)}; other " if columns else ""
+            raise JarmError(f"The table has no column {name!r}: {known}columns are read with `--attributes`.")
+        return columns[name]
 
     def take(self, prompts: np.ndarray) -> ResponseTable:
         """The table of some prompts (indices or a boolean mask `[P]`); embeddings are shared, not copied."""

@@ -56,8 +56,7 @@ def load(
       >>> train.shape, test.shape  # prompts, responses per prompt, width of an embedding
       ((200, 10, 32), (100, 20, 32))
     """
-    names = attributes.split(",") if isinstance(attributes, str) else attributes or ()
-    columns = tuple(name.strip() for name in names if name.strip())
+    columns = attributes or ()
     name = str(data)
     table_options = {"embeddings": embeddings, "target": target, "attributes": columns or None}
     folder_options = {"gen": gen, "emb": emb, "task": task}

@@ -37,7 +37,7 @@ def load_table(
     embeddings: PathLike,
     target: str | None,
     *,
-    attributes: Sequence[str] = (),
+    attributes: str | Sequence[str] = (),
     split: str | None = None,
     validate: bool = True,
 ) -> TrainTest:
@@ -52,7 +52,8 @@ def load_table(
       embeddings: `.npy` (n, d) in the table's order, or the folder of an `EmbeddingStore`, whose rows are found by
         their texts: its template filled in with the table's columns. Either is memory-mapped and never copied.
       target: column of gold scores (arbitrary units, larger is better), or None for a table without scores.
-      attributes: further columns of numbers, each read as an attribute of its name.
+      attributes: further columns of numbers, each read as an attribute of its name; names, or a text with commas
+        between.
       split: column of `train` or `test`, the same in all rows of a prompt; by default `split` if the table has it,
         else a hash of each prompt puts about a quarter of the prompts in the test set.
       validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store has none.
@@ -79,6 +80,8 @@ def load_table(
       (array([1., 2.], dtype=float32), array([2., 4.], dtype=float32))
     """
     name, store = str(table), _opened(embeddings)
+    given = attributes.split(",") if isinstance(attributes, str) else attributes
+    attributes = [attribute.strip() for attribute in given if attribute.strip()]
     if taken := [attribute for attribute in attributes if attribute in RESERVED]:
         raise JarmError(f"{name}: an attribute cannot be called {taken[0]!r}: give the column another name.")
     scores = [*([] if target is None else [target]), *attributes]

@@ -30,16 +30,17 @@ class AnnotatorConfig:
         probability `flip_rate`.
       scale: `std` (standard deviation of all gold rewards) or a positive number.
       flip_rate: for `flip` the share of wrong answers; for `bradley_terry` the share of random pairs to answer wrongly,
-        in [0, 0.5): the noise is solved for, and `HParams.noise` is ignored.
+        in [0, 0.5), against the column that the annotator answers by: the noise is solved for, and `HParams.noise` is
+        ignored.
       length_bias: bias towards longer responses, in logits per standard deviation of length; without noise it is added
         to the gold difference, in units of the scale.
-      judge: column of the table by which the annotator answers, in the place of gold: an attribute. Whether an answer
-        is wrong is still said by gold.
+      column: column of the table that the annotator answers by: `gold`, or an attribute in its place. `scale` and
+        `flip_rate` are of this column; whether a label is wrong (`label_error`) is decided by gold all the same.
 
     Example:
       >>> import jarm
       >>> jarm.AnnotatorConfig("flip", flip_rate=0.25)
-      AnnotatorConfig(kind='flip', scale='std', flip_rate=0.25, length_bias=0.0, judge='gold')
+      AnnotatorConfig(kind='flip', scale='std', flip_rate=0.25, length_bias=0.0, column='gold')
       >>> jarm.AnnotatorConfig("flip")
       Traceback (most recent call last):
       jarm.core.status.JarmError: The annotator 'flip' needs a share of wrong answers: give `flip_rate`, such as 0.25.
@@ -49,7 +50,7 @@ class AnnotatorConfig:
     scale: str | float = "std"
     flip_rate: float | None = None
     length_bias: float = 0.0
-    judge: str = "gold"
+    column: str = "gold"
 
     def __post_init__(self) -> None:
         choose("annotator", self.kind, KINDS)
@@ -65,6 +66,8 @@ class AnnotatorConfig:
             raise JarmError(f"A reward scale of {self.scale} is not a positive number: give one, or 'std'.")
         if not np.isfinite(self.length_bias):
             raise JarmError(f"A length bias of {self.length_bias} is not a finite number: 0 is none.")
+        if not self.column:
+            raise JarmError("The annotator's column has no name: give 'gold', or the name of an attribute.")
 
 
 def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) -> float:
@@ -81,13 +84,24 @@ def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) ->
         return float(config.scale)
     spread = float(np.std(gold[mask], dtype=np.float64))
     if spread == 0:
-        column = "gold rewards" if config.judge == "gold" else f"values of {config.judge!r}"
-        raise JarmError(f"All {column} are equal: there is nothing to prefer; give another column.")
+        raise JarmError(f"All {_values(config.column)} are equal: there is nothing to prefer; give another column.")
     return spread
 
 
+def _values(column: str) -> str:
+    """Values of a column, in words."""
+    return "gold rewards" if column == "gold" else f"values of {column!r}"
+
+
 def solve_noise(
-    flip_rate: float, gold: np.ndarray, mask: np.ndarray, scale: float, *, pairs: str = "within", draws: int = 20000
+    flip_rate: float,
+    gold: np.ndarray,
+    mask: np.ndarray,
+    scale: float,
+    *,
+    pairs: str = "within",
+    draws: int = 20000,
+    column: str = "gold",
 ) -> float:
     """The noise beta at which a Bradley-Terry annotator answers random pairs of a space wrongly at a given rate.
 
@@ -95,16 +109,17 @@ def solve_noise(
 
     Args:
       flip_rate: the wanted rate, in (0, 0.5).
-      gold, mask: `[P, R]`.
+      gold, mask: `[P, R]`, gold rewards or the column that the annotator answers by.
       scale: unit of gold differences.
       pairs: kind of the pair space.
       draws: random pairs that stand for all; gold ties are left out.
+      column: name of the column, for errors.
 
     Returns:
       beta, within 1e-6 relative.
 
     Raises:
-      JarmError: the rate is out of range, or the gold rewards of every pair drawn are equal.
+      JarmError: the rate is out of range, or the values are equal in every pair drawn.
 
     Example:
       >>> import jarm
@@ -125,7 +140,9 @@ def solve_noise(
     gap = np.abs(gold[prompt, first].astype(np.float64) - gold[other, second])[real] / scale
     gap = gap[gap > 0]
     if gap.size == 0:
-        raise JarmError("The gold rewards of every pair are equal: there is nothing to prefer; give another target.")
+        raise JarmError(
+            f"The {_values(column)} are equal in every pair: there is nothing to prefer; give another column."
+        )
 
     def error(beta: float) -> float:
         return float(np.mean(1 / (1 + np.exp(np.minimum(beta * gap, 700)))))
@@ -167,7 +184,7 @@ def annotate(
     pairs: Int[Array, "k 2"],
     gold: Float[Array, "N"],
     lengths: Float[Array, "N"],
-    judged: Float[Array, "N"] | None = None,
+    answers: Float[Array, "N"] | None = None,
 ) -> tuple[Float[Array, "k"], Bool[Array, "k"]]:
     """Answers to pairs: 1 where the first response is preferred, 0 where the second is.
 
@@ -178,7 +195,7 @@ def annotate(
       pairs: `[k, 2]` response indices.
       gold: `[N]` gold rewards, in units of the scale.
       lengths: `[N]` response lengths in standard deviations; read only with a length bias.
-      judged: `[N]` the column that the annotator answers by, in units of the scale; None for gold.
+      answers: `[N]` the column that the annotator answers by, in units of the scale; None for gold.
 
     Returns:
       Labels `[k]`, and `[k]` whether each is wrong: against the gold order, where a tie is a coin. Without gold rewards
@@ -192,10 +209,10 @@ def annotate(
     # The opinion belongs to the pair, not to its order: a mirrored pair gets the mirrored answer.
     low, high = jnp.minimum(first, second), jnp.maximum(first, second)
     gap, longer = gold[low] - gold[high], lengths[low] - lengths[high]
-    own_gap = gap if judged is None else judged[low] - judged[high]
+    own_gap = gap if answers is None else answers[low] - answers[high]
     low_wins = jax.vmap(opinion)(low, high) < preference(config, noise, own_gap, longer)
     label = jnp.where(first == low, low_wins, ~low_wins)
     wrong = jnp.where(gap == 0, ~low_wins, low_wins != (gap > 0))
-    if judged is not None:
+    if answers is not None:
         wrong &= ~jnp.isnan(gap)
     return label.astype(jnp.float32), wrong

@@ -218,16 +218,18 @@ def best_of_sizes(table: ResponseTable) -> tuple[int, ...]:
     return (*(n for n in BEST_OF if n < largest), largest)
 
 
-def _has_odds(annotator: AnnotatorConfig, judge: str, noise: Any, scale: float | None) -> bool:
-    """Whether the annotator's label probabilities are known, as a function of the column `judge`."""
-    return annotator.judge == judge and (annotator.kind != "bradley_terry" or (noise is not None and scale is not None))
+def _has_odds(annotator: AnnotatorConfig, column: str, noise: Any, scale: float | None) -> bool:
+    """Whether the annotator's label probabilities are known, as a function of the column `column`."""
+    return annotator.column == column and (
+        annotator.kind != "bradley_terry" or (noise is not None and scale is not None)
+    )
 
 
 def _prepare(
-    table: ResponseTable, judge: str, noise: float | None, scale: float | None, best_of: tuple[int, ...] | None
+    table: ResponseTable, column: str, noise: float | None, scale: float | None, best_of: tuple[int, ...] | None
 ) -> tuple[np.ndarray, tuple[int, ...], Constants]:
-    """Checked arguments: the column to judge by, the n of best-of-n, and the constants of the metrics."""
-    if table.gold is None and judge == "gold":
+    """Checked arguments: the column in the place of gold, the n of best-of-n, and the constants of the metrics."""
+    if table.gold is None and column == "gold":
         raise JarmError("The test table has no gold rewards, so no metric can be computed: name a score column.")
     if not table.mask.any():
         raise JarmError("The test table has no responses: give it at least one prompt.")
@@ -241,7 +243,7 @@ def _prepare(
         jnp.float32(1 if scale is None else scale),
         jnp.asarray(cdfs, jnp.float32),
     )
-    return table.column(judge), best_of, constants
+    return table.column(column), best_of, constants
 
 
 def chunk_size(shape: tuple[int, int, int], widest: int, chunk_bytes: int) -> int:
@@ -267,7 +269,7 @@ def evaluate(
     params: Params,
     table: ResponseTable,
     *,
-    judge: str = "gold",
+    column: str = "gold",
     annotator: AnnotatorConfig = AnnotatorConfig(),
     noise: float | np.ndarray | None = None,
     scale: float | None = None,
@@ -289,13 +291,13 @@ def evaluate(
       `sum_b |sum_{pairs in b} (confidence - p* of the predicted order)| / pairs` over 15 equal bins b of confidence
       `max(p, 1 - p)` in [.5, 1], which is the same whichever response comes first. These three are left out where `p*`
       is unknown: for a `bradley_terry` annotator where `noise` or `scale` is None, and for an annotator who answers by
-      another column than `judge`.
+      another column than `column`.
 
     Args:
       head: the reward head.
       params: leaves `[H, K, ...]`.
       table: test prompts with gold rewards.
-      judge: column of the table that takes the place of gold rewards in all metrics: an attribute.
+      column: column of the table that takes the place of gold rewards in all metrics: an attribute.
       annotator: whose labels the models learn from; its length bias and its `scale` are ignored.
       noise: beta of a `bradley_terry` annotator, as in the labels, a number or `[H]`; negative or infinite for perfect
         labels.
@@ -310,7 +312,7 @@ def evaluate(
       Name -> `[H]`; counts are integers.
 
     Raises:
-      JarmError: the table has no gold rewards (or no column `judge`), no responses, or an n of `best_of` is below 1.
+      JarmError: the table has no gold rewards (or no column `column`), no responses, or an n of `best_of` is below 1.
 
     Example:
       >>> import jax, jarm
@@ -321,7 +323,7 @@ def evaluate(
       >>> metrics["pair_accuracy"].tolist(), metrics["spearman_undefined"].tolist()
       ([0.5], [100])
     """
-    gold, best_of, constants = _prepare(table, judge, None, scale, best_of)
+    gold, best_of, constants = _prepare(table, column, None, scale, best_of)
     batched_heads = jax.default_backend() != "cpu" if batched_heads is None else batched_heads
     leaves = jax.tree.leaves(params)
     widest = max(leaf.shape[-1] for leaf in leaves) * (leaves[0].shape[1] if batched_heads else 1)
@@ -330,20 +332,20 @@ def evaluate(
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
         return table.embeddings(prompts), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
-    unbiased = dataclasses.replace(annotator, length_bias=0.0, judge="gold")
+    unbiased = dataclasses.replace(annotator, length_bias=0.0, column="gold")
     noises = jnp.broadcast_to(jnp.asarray(0 if noise is None else noise, jnp.float32), leaves[0].shape[:1])
     kernel = functools.partial(
         evaluate_chunk, params, noises, constants, head=head, annotator=unbiased, batched_heads=batched_heads
     )
     sums = _in_chunks(kernel, read, len(gold), size)
-    return _means(sums, len(gold), best_of, _has_odds(annotator, judge, noise, scale))
+    return _means(sums, len(gold), best_of, _has_odds(annotator, column, noise, scale))
 
 
 def evaluate_scores(
     scores: np.ndarray,
     table: ResponseTable,
     *,
-    judge: str = "gold",
+    column: str = "gold",
     annotator: AnnotatorConfig = AnnotatorConfig(),
     noise: float | None = None,
     scale: float | None = None,
@@ -354,17 +356,17 @@ def evaluate_scores(
 
     `nll`, `brier` and `calibration_error` take scores as log odds; they are left out without `noise` and `scale`.
     """
-    gold, best_of, constants = _prepare(table, judge, noise, scale, best_of)
+    gold, best_of, constants = _prepare(table, column, noise, scale, best_of)
     size = chunk_size((*table.mask.shape, 1), 1, chunk_bytes)
 
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
         return np.asarray(scores[prompts], np.float32), np.asarray(gold[prompts], np.float32), table.mask[prompts]
 
     kernel = functools.partial(
-        _score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0, judge="gold")
+        _score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0, column="gold")
     )
     sums = _in_chunks(kernel, read, len(gold), size)
-    means = _means(sums, len(gold), best_of, _has_odds(annotator, judge, noise, scale))
+    means = _means(sums, len(gold), best_of, _has_odds(annotator, column, noise, scale))
     return {name: value.item() for name, value in means.items()}
 
 
@@ -380,7 +382,7 @@ def _oracle_log_odds(
 def reference_lines(
     table: ResponseTable,
     *,
-    judge: str = "gold",
+    column: str = "gold",
     annotator: AnnotatorConfig = AnnotatorConfig(),
     noise: float | None = None,
     scale: float | None = None,
@@ -395,23 +397,23 @@ def reference_lines(
     `nll`, `brier` or `calibration_error`. Without `noise` and `scale` no line has these three, as for `evaluate`.
 
     Args:
-      table, judge, annotator, noise, scale, best_of: as for `evaluate`.
+      table, column, annotator, noise, scale, best_of: as for `evaluate`.
 
     Returns:
       `oracle`, `mean response` or the name of an attribute -> metrics.
     """
-    gold, *_ = _prepare(table, judge, noise, scale, best_of)
+    gold, *_ = _prepare(table, column, noise, scale, best_of)
 
     def measure(scores: np.ndarray) -> dict[str, float]:
         return evaluate_scores(
-            scores, table, judge=judge, annotator=annotator, noise=noise, scale=scale, best_of=best_of
+            scores, table, column=column, annotator=annotator, noise=noise, scale=scale, best_of=best_of
         )
 
     def ordinal(scores: np.ndarray) -> dict[str, float]:
         return {name: value for name, value in measure(scores).items() if name not in CALIBRATED}
 
     oracle = ordinal(gold)
-    if annotator.kind != "flip" and _has_odds(annotator, judge, noise, scale):
+    if annotator.kind != "flip" and _has_odds(annotator, column, noise, scale):
         odds = _oracle_log_odds(np.asarray(gold, np.float32), annotator, noise, scale)
         oracle |= {name: value for name, value in measure(odds).items() if name in CALIBRATED}
     return {

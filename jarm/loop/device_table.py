@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
@@ -25,12 +24,10 @@ class DeviceTable:
     Attributes:
       embeddings: `[P, R, d]` float32.
       mask: `[P, R]` bool.
-      gold: `[P, R]` gold rewards divided by the annotator's scale, or in their own unit where the annotator answers by
-        another column; NaN where people will answer.
+      gold: `[P, R]` gold rewards divided by their reward scale; NaN where the table has none.
       lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
       spread: mean squared distance of the embeddings of two random responses: the unit of batch diversity.
-      judged: `[P, R]` the column that the annotator answers by, divided by its scale; None for gold.
-      attributes: name -> `[P, R]` float32, the attributes of the table, in their own units.
+      answers: `[P, R]` the column that the annotator answers by, divided by its reward scale; None for gold.
     """
 
     embeddings: Float[Array, "P R d"]
@@ -38,8 +35,7 @@ class DeviceTable:
     gold: Float[Array, "P R"]
     lengths: Float[Array, "P R"]
     spread: Float[Array, ""]
-    judged: Float[Array, "P R"] | None = None
-    attributes: Mapping[str, Float[Array, "P R"]] = dataclasses.field(default_factory=dict)
+    answers: Float[Array, "P R"] | None = None
 
     @property
     def flat(self) -> Float[Array, "N d"]:
@@ -56,9 +52,8 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
       hparams: numbers to start from.
 
     Returns:
-      The scale, by which gold rewards (or the column that the annotator answers by) are divided; and the
-      hyperparameters as float32 on the host, with the noise solved for where the annotator has a flip rate, and -1 for
-      a perfect annotator.
+      The scale, by which the column that the annotator answers by is divided; and the hyperparameters as float32 on the
+      host, with the noise solved for where the annotator has a flip rate, and -1 for a perfect annotator.
 
     Raises:
       JarmError: the table has too few pairs for the budget, values that are not finite, or no lengths for a length
@@ -70,22 +65,25 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
         raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
     if config.annotator.length_bias and "length" not in table.attributes:
         raise JarmError("The table has no response lengths, which a length bias needs: leave the bias at 0.")
-    judged, judge = table.gold, config.annotator.judge
-    if judge != "gold":
-        judged = table.column(judge)
-        if not np.isfinite(judged[table.mask]).all():
-            raise JarmError(f"Values of {judge!r} are NaN or infinite: give every response a finite one.")
-    scale = 1.0 if judged is None else reward_scale(config.annotator, judged, table.mask)
-    return scale, _check_hparams(_with_noise(config, judged, table.mask, scale, hparams))
+    answers, column = table.gold, config.annotator.column
+    if column != "gold":
+        answers = table.column(column)
+        if not np.isfinite(answers[table.mask]).all():
+            raise JarmError(f"Values of {column!r} are NaN or infinite: give every response a finite one.")
+    scale = 1.0 if answers is None else reward_scale(config.annotator, answers, table.mask)
+    return scale, _check_hparams(_with_noise(config, answers, table.mask, scale, hparams))
 
 
-def make_device_table(table: ResponseTable, scale: float, judge: str = "gold") -> DeviceTable:
+def make_device_table(
+    table: ResponseTable, scale: float, column: str = "gold", gold_scale: str | float = "std"
+) -> DeviceTable:
     """Put a training table on the device.
 
     Args:
       table: training prompts that `check_run` has let pass.
       scale: divisor of the column that the annotator answers by, as `check_run` returns it.
-      judge: name of this column.
+      column: name of this column.
+      gold_scale: `AnnotatorConfig.scale`, for the divisor of gold where the annotator answers by another column.
     """
 
     def scaled(values: np.ndarray, unit: float) -> np.ndarray:
@@ -93,7 +91,11 @@ def make_device_table(table: ResponseTable, scale: float, judge: str = "gold") -
 
     embeddings, gold = table.embeddings(), np.full(table.mask.shape, np.nan, np.float32)
     if table.gold is not None:
-        gold = scaled(table.gold, scale if judge == "gold" else 1.0)
+        unit = scale
+        if column != "gold":  # equal gold rewards, which have no scale, stop nobody who answers by another column
+            spread = np.std(table.gold[table.mask], dtype=np.float64) or 1.0
+            unit = float(spread if isinstance(gold_scale, str) else gold_scale)
+        gold = scaled(table.gold, unit)
     lengths = np.zeros(table.mask.shape, np.float32)
     if "length" in table.attributes:
         length = np.asarray(table.attributes["length"], np.float64)
@@ -109,8 +111,7 @@ def make_device_table(table: ResponseTable, scale: float, judge: str = "gold") -
         gold=jnp.asarray(gold),
         lengths=jnp.asarray(lengths),
         spread=jnp.float32(spread or 1),
-        judged=None if judge == "gold" else jnp.asarray(scaled(table.column(judge), scale)),
-        attributes={name: jnp.asarray(values, jnp.float32) for name, values in table.attributes.items()},
+        answers=None if column == "gold" else jnp.asarray(scaled(table.column(column), scale)),
     )
 
 
@@ -125,8 +126,8 @@ def prepare(
       hparams: numbers to start from.
 
     Returns:
-      The device table; the hyperparameters as float32 arrays; and the scale, in units of gold, by which gold rewards
-      (or the column that the annotator answers by) were divided.
+      The device table; the hyperparameters as float32 arrays; and the scale, by which the column that the annotator
+      answers by (gold, by default) was divided, in units of that column.
 
     Raises:
       JarmError: as `check_run`.
@@ -142,7 +143,8 @@ def prepare(
       1.70, 1.31
     """
     scale, hparams = check_run(config, table, hparams)
-    return make_device_table(table, scale, config.annotator.judge), jax.tree.map(jnp.asarray, hparams), scale
+    device_table = make_device_table(table, scale, config.annotator.column, config.annotator.scale)
+    return device_table, jax.tree.map(jnp.asarray, hparams), scale
 
 
 _PAIRS = {"within": "within prompts", "cross": "across prompts", "all": "of responses"}
@@ -174,14 +176,15 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
 
 
 def _with_noise(
-    config: LoopConfig, judged: np.ndarray | None, mask: np.ndarray, scale: float, hparams: HParams
+    config: LoopConfig, answers: np.ndarray | None, mask: np.ndarray, scale: float, hparams: HParams
 ) -> HParams:
     """The noise that the annotator's flip rate asks for; -1 is none."""
     kind, rate, noise = config.annotator.kind, config.annotator.flip_rate, hparams.noise
     if kind == "perfect":
         noise = -1.0
-    elif kind == "bradley_terry" and rate is not None and judged is not None:
-        noise = solve_noise(rate, judged, mask, scale, pairs=config.pairs) if rate else -1.0
+    elif kind == "bradley_terry" and rate is not None and answers is not None:
+        column = config.annotator.column
+        noise = solve_noise(rate, answers, mask, scale, pairs=config.pairs, column=column) if rate else -1.0
     return dataclasses.replace(hparams, noise=noise)
 
 

@@ -9,7 +9,7 @@ import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
-from jarm.core.base import FitInfo, HParams, Selection
+from jarm.core.base import Fit, FitInfo, HParams, Selection
 from jarm.core.types import Array, PRNGKey
 from jarm.loop import simulate, steps
 from jarm.loop.config import LoopConfig
@@ -42,11 +42,13 @@ class Loop(NamedTuple):
     run: Callable[..., tuple[LoopState, RunRecord]]
 
 
-def make_loop(config: LoopConfig) -> Loop:
+def make_loop(config: LoopConfig, fit: Fit | None = None) -> Loop:
     """Build the loop of a configuration: everything static is decided here.
 
     Args:
       config: the shape of a run.
+      fit: fits K heads to the labelled pairs, with the signature of `make_fit(head, config.fit)`, which is the default;
+        a fit of one's own may close over `ResponseTable.column(name)`, with which it weighs or changes labels.
 
     Returns:
       Its functions. Jit `run` once and call it with as many keys, hparams and rules as you like; or `vmap` it.
@@ -73,7 +75,7 @@ def make_loop(config: LoopConfig) -> Loop:
       (20,)
     """
     rules, head = find_rules(config), config.head.head()
-    parts = Parts(config, rules, head, make_fit(head, config.fit))
+    parts = Parts(config, rules, head, make_fit(head, config.fit) if fit is None else fit)
     return Loop(
         init=functools.partial(steps.init, parts),
         fit=functools.partial(steps.fit, parts),

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import FitInfo, HParams, Selection
-from jarm.core.status import Status, worst
+from jarm.core.status import JarmError, Status, worst
 from jarm.core.types import Array, Bool, Int, Params, PRNGKey
 from jarm.evaluation.annotators import annotate
 from jarm.evaluation.batch import batch_report
@@ -52,7 +52,17 @@ def run(
 
     Returns:
       The last state, and the record of every round.
+
+    Raises:
+      JarmError: the annotator answers by a column that the table was not prepared for.
     """
+    column = parts.config.annotator.column
+    if (column != "gold") != (table.answers is not None):
+        there = "gold" if table.answers is None else "another column than gold"
+        raise JarmError(
+            f"The annotator answers by {column!r}, and the table was prepared for {there}: prepare the table with the "
+            "config of the loop."
+        )
     key_loop, key_annotator = jax.random.split(key)
     rounds = parts.config.rounds
 
@@ -88,9 +98,9 @@ def _answer(
 ) -> tuple[LoopState, Int[Array, ""]]:
     """Label a batch and record it; and how many of its labels are wrong."""
     gold, lengths, noise = table.gold.reshape(-1), table.lengths.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
-    judged = None if table.judged is None else table.judged.reshape(-1)
-    labels, wrong = annotate(key, parts.config.annotator, noise, selection.pairs, gold, lengths, judged)
-    known = jnp.isfinite((gold if judged is None else judged)[selection.pairs])
+    answers = None if table.answers is None else table.answers.reshape(-1)
+    labels, wrong = annotate(key, parts.config.annotator, noise, selection.pairs, gold, lengths, answers)
+    known = jnp.isfinite((gold if answers is None else answers)[selection.pairs])
     known = jnp.where(selection.valid[:, None], known, True)
     labels = jnp.where(known.all(axis=1), labels, jnp.nan)  # nobody can answer, and `tell` reports it
     return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)

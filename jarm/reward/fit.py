@@ -22,9 +22,9 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     head minimises the weighted sum plus `ridge / 2 |w|^2`, exactly. `FitInfo.valid_nll` is the held-out loss at the
     number of steps taken, the leave-one-out loss of a linear head, or NaN where nothing is held out.
 
-    A response is scored once, however many pairs it is in. A loss that needs a column of the table beside the
-    embeddings takes it where its `fit` is made: `labelled.first` and `labelled.second` index the N rows of
-    `DeviceTable.attributes[name].reshape(-1)` as they index the embeddings.
+    A response is scored once, however many pairs it is in. A fit of one's own, given to
+    `make_loop(config, fit)`, may close over `ResponseTable.column(name).reshape(-1)`, whose N rows `labelled.first` and
+    `labelled.second` index as they index the embeddings.
 
     Args:
       head: the head to fit.

@@ -1,8 +1,8 @@
 """Losses of one labelled pair, in nats: elementwise functions of rewards or of their difference, in logits.
 
 A label in [0, 1] is the probability that the first response is preferred. A loss of one's own has the signature of
-`bradley_terry` or `classification`; further columns of a table reach it as arguments, gathered at the ends of the pairs
-(`table.attributes[name].reshape(-1)[labelled.first]`).
+`bradley_terry` or `classification`, and is used by a fit of one's own (`make_loop(config, fit)`), which may close over
+further columns of a table, gathered at the ends of the pairs (`table.column(name).reshape(-1)[labelled.first]`).
 """
 
 from __future__ import annotations

@@ -22,7 +22,7 @@ SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardi
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs")
 """Options that may differ between two commands that fill the same folder."""
-ADDED = ("attributes", "judge")
+ADDED = ("attributes", "annotator_column")
 """Options that the settings of a folder leave out at their default, since older folders lack them."""
 
 
@@ -85,10 +85,12 @@ class CompareConfig:
       noise: beta of the annotator, P(first preferred) = sigmoid(beta * gold difference / standard deviation);
         negative for no noise.
       annotator: "bradley_terry", "perfect", or "flip" (wrong with probability flip_rate on every pair).
-      flip_rate: solve for the noise at which random pairs are answered wrongly this often, such as 0.25.
+      flip_rate: solve for the noise at which random pairs are answered wrongly this often, such as 0.25, against the
+        column that the annotator answers by.
       gold_scale: divisor of gold differences: "std" of all gold rewards, or a number.
-      judge: column by which the annotator answers, in the place of gold: "length" or another attribute. Models are
-        evaluated by gold all the same.
+      annotator_column: column that the annotator answers by: "gold", or "length" or another attribute in its place.
+        The flip rate and the scale are of this column; label_error and the metrics of models are against gold all the
+        same.
       head: reward head: "linear", or "mlp:64,64,64" for an MLP with these hidden layers.
       batch_size: labelled pairs per Adam step; 0 takes all.
       holdout: share of the labels that each head holds out, to stop its fit early; 0 takes all steps.
@@ -126,7 +128,7 @@ class CompareConfig:
     annotator: str = "bradley_terry"
     gold_scale: str = "std"
     length_bias: float = 0.0
-    judge: str = AnnotatorConfig().judge
+    annotator_column: str = AnnotatorConfig().column
     head: str = "mlp:64,64,64"
     members: int = FitConfig().members
     ensemble: str = FitConfig().ensemble
@@ -182,7 +184,7 @@ class CompareConfig:
             candidates=self.candidates or None,
             head=HeadConfig.parse(self.head),
             fit=self._named(FitConfig, batch_size=self.batch_size or None),
-            annotator=self._named(AnnotatorConfig, kind=self.annotator, scale=scale),
+            annotator=self._named(AnnotatorConfig, kind=self.annotator, scale=scale, column=self.annotator_column),
         )
 
     def hparams(self) -> HParams:

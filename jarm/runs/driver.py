@@ -203,9 +203,11 @@ def _append_references(
     Those of a comparison are evaluated at its noise; those of a sweep, where the noise may vary, without.
     """
     known = {folder.run_of(line) for line in folder.read() if line["kind"] == "reference"}
-    judging = _axes_that_set(grid or {}, {"data", *SOURCE, "annotator", "gold_scale", "judge", "best_of"})
+    evaluating = _axes_that_set(grid or {}, {"data", *SOURCE, "annotator", "gold_scale", "annotator_column", "best_of"})
     places = {
-        tuple((axis, setting.axes[axis]) for axis in judging): job for job in reversed(jobs) for setting in job.settings
+        tuple((axis, setting.axes[axis]) for axis in evaluating): job
+        for job in reversed(jobs)
+        for setting in job.settings
     }
     for place, job in places.items():
         names = "oracle", "mean response", *job.data.test.attributes
@@ -214,6 +216,6 @@ def _append_references(
         noise = float(job.hparams[0].noise) if grid is None else None
         lines = [
             {"kind": "reference", "rule": name, **dict(place), **values, **common}
-            for name, values in reference_lines(job.data.test, noise=noise, **job.judged).items()
+            for name, values in reference_lines(job.data.test, noise=noise, **job.evaluation).items()
         ]
         folder.append([line for line in lines if folder.run_of(line) not in known])

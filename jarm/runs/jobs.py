@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
+from jarm.acquisition.registry import RULES
 from jarm.core.base import HParams
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
@@ -26,7 +27,7 @@ class Job:
       loop: the loop that is compiled.
       best_of: sizes of best-of-N, or None for the sizes that suit the test table.
       data: training and test table.
-      scale: divisor of gold rewards.
+      scale: divisor of the column that the annotator answers by.
       hparams: numbers of each setting.
     """
 
@@ -40,10 +41,10 @@ class Job:
     @property
     def program(self) -> tuple[Any, ...]:
         """Key of the program: jobs with equal keys share one."""
-        return self.loop, self.data.train.shape, *sorted(self.data.train.attributes)
+        return self.loop, self.data.train.shape
 
     @property
-    def judged(self) -> dict[str, Any]:
+    def evaluation(self) -> dict[str, Any]:
         """Arguments of `evaluate` that all runs share, without the noise."""
         return {"annotator": self.loop.annotator, "scale": self.scale, "best_of": self.best_of}
 
@@ -75,16 +76,24 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
         with first.named_in_errors():
             data = loaded[source] = loaded[source] if source in loaded else load(**first.source)
             if data.train.gold is None or data.test.gold is None:
-                raise JarmError("The data has no gold rewards, so there is nothing to judge by: give a `target`.")
+                raise JarmError("The data has no gold rewards, so no model can be evaluated: give a `target`.")
+            if taken := [name for name in data.test.attributes if name in RULES]:
+                raise JarmError(
+                    f"The attribute {taken[0]!r} has the name of a rule, and records tell rules and reference lines by "
+                    "name: give the column another name."
+                )
         for setting in shared:
             with setting.named_in_errors():
-                # Solving for the noise of a flip rate takes a while: once for each rate, scale and kind of pairs.
-                options, loop, numbers = setting.config, setting.config.loop(), setting.config.hparams()
-                key = source, loop.annotator.scale, loop.annotator.judge, options.pairs, options.flip_rate
-                if options.flip_rate is not None and key in noises:
+                # Solving for the noise of a flip rate takes a while: once for each rate, column, scale, kind of pairs.
+                loop, numbers = setting.config.loop(), setting.config.hparams()
+                annotator = loop.annotator
+                solved = annotator.kind == "bradley_terry" and annotator.flip_rate is not None
+                key = source, annotator.scale, annotator.column, loop.pairs, annotator.flip_rate
+                if solved and key in noises:
                     loop, numbers = setting.loop, dataclasses.replace(numbers, noise=noises[key])
                 scale, numbers = check_run(loop, data.train, numbers)
-                noises[key] = numbers.noise
+                if solved:
+                    noises[key] = numbers.noise
                 hparams.append(numbers)
         jobs.append(Job(shared, first.loop, first.config.sizes(), data, scale, hparams))
     return jobs

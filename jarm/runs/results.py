@@ -82,8 +82,8 @@ def failure_of(status: np.ndarray) -> str | None:
     return None
 
 
-def judge(
-    head: RewardHead, results: Sequence[Result], table: ResponseTable, *, pad: int = 1, **judged: Any
+def evaluate_runs(
+    head: RewardHead, results: Sequence[Result], table: ResponseTable, *, pad: int = 1, **evaluation: Any
 ) -> list[dict[str, np.ndarray]]:
     """`evaluate` the heads of several runs in one walk through the test table, each with the noise of its labels.
 
@@ -91,7 +91,7 @@ def judge(
       head, table: as for `evaluate`.
       results: runs of one program.
       pad: multiple to which the number of runs is padded, so that few shapes compile.
-      judged: the other arguments of `evaluate`.
+      evaluation: the other arguments of `evaluate`.
 
     Returns:
       For each run, name -> `[T + 1]`.
@@ -100,7 +100,7 @@ def judge(
     padded = [*results, *[results[-1]] * (-len(results) % pad)]
     params = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *[result.params for result in padded])
     noise = np.repeat([np.float32(result.hparams.noise) for result in padded], rounds)
-    found = evaluate(head, params, table, noise=noise, **judged)
+    found = evaluate(head, params, table, noise=noise, **evaluation)
     return [
         {name: values[i * rounds : (i + 1) * rounds] for name, values in found.items()} for i in range(len(results))
     ]

@@ -16,7 +16,7 @@ from jarm.loop.device_table import DeviceTable, make_device_table
 from jarm.runs.config import CompareConfig
 from jarm.runs.jobs import Call, Job
 from jarm.runs.programs import COMPARED, SWEPT, Program, default_vmap_runs, default_workers, out_of_memory
-from jarm.runs.results import judge
+from jarm.runs.results import evaluate_runs
 
 T = TypeVar("T")
 
@@ -86,7 +86,7 @@ class Runner:
         program = self.program(job)
         with self._lock:
             if id(job) not in self._tables:
-                which = id(job.data.train), job.scale, job.loop.annotator.judge
+                which = id(job.data.train), job.scale, job.loop.annotator.column, job.loop.annotator.scale
                 if self._last is None or self._last[0] != which:
                     self._last = None  # the last table makes room
                     self._last = which, _on_device(job, program)
@@ -106,7 +106,8 @@ class Runner:
         while len(found) < len(results):
             size = program.capacity
             try:
-                found += judge(head, results[len(found) : len(found) + size], job.data.test, pad=size, **job.judged)
+                some = results[len(found) : len(found) + size]
+                found += evaluate_runs(head, some, job.data.test, pad=size, **job.evaluation)
             except jax.errors.JaxRuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -134,7 +135,8 @@ def make_runner(jobs: Sequence[Job], base: CompareConfig, *, timed: bool = False
 
 def _on_device(job: Job, program: Program) -> DeviceTable:
     try:
-        return program.place(make_device_table(job.data.train, job.scale, job.loop.annotator.judge))
+        annotator = job.loop.annotator
+        return program.place(make_device_table(job.data.train, job.scale, annotator.column, annotator.scale))
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -166,6 +166,7 @@ def test_reward_scale():
         ({"scale": 0.0}, "not a positive number"),
         ({"scale": float("nan")}, "not a positive number"),
         ({"length_bias": float("nan")}, "not a finite number"),
+        ({"column": ""}, "column has no name"),
     ],
 )
 def test_bad_annotators_are_named(settings, complaint):
@@ -177,5 +178,7 @@ def test_a_rate_that_no_noise_reaches_is_named():
     gold, mask = np.ones((3, 4), np.float32), np.ones((3, 4), bool)
     with pytest.raises(JarmError, match="cannot be reached"):
         solve_noise(0.5, gold, mask, 1.0)
-    with pytest.raises(JarmError, match="gold rewards of every pair are equal"):
+    with pytest.raises(JarmError, match="gold rewards are equal in every pair"):
         solve_noise(0.2, gold, mask, 1.0)
+    with pytest.raises(JarmError, match="values of 'help' are equal in every pair"):
+        solve_noise(0.2, gold, mask, 1.0, column="help")

@@ -382,14 +382,14 @@ def test_an_empty_batch_is_zero_and_a_mirrored_one_the_same():
 def test_an_attribute_can_take_the_place_of_gold(key):
     table, head = make_table(8, 5, 3), linear_head()
     params = jax.tree.map(lambda leaf: jnp.ones((2, 1, *leaf.shape)), head.init(key, 3))
-    lengths = AnnotatorConfig(judge="length")
+    lengths = AnnotatorConfig(column="length")
     as_gold = ResponseTable(table.store, table.rows, table.mask, table.attributes["length"])
-    ours = metrics.evaluate(head, params, table, judge="length", annotator=lengths, **CONSTANTS)
+    ours = metrics.evaluate(head, params, table, column="length", annotator=lengths, **CONSTANTS)
     theirs = metrics.evaluate(head, params, as_gold, **CONSTANTS)
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
         np.testing.assert_array_equal(ours[name], value)
-    lines = metrics.reference_lines(table, judge="length", annotator=lengths, **CONSTANTS)
+    lines = metrics.reference_lines(table, column="length", annotator=lengths, **CONSTANTS)
     assert lines["oracle"] == pytest.approx(metrics.reference_lines(as_gold, **CONSTANTS)["oracle"])
     # The odds of labels by one column are unknown as a function of another.
     crossed = metrics.evaluate(head, params, table, annotator=lengths, **CONSTANTS)
@@ -398,4 +398,4 @@ def test_an_attribute_can_take_the_place_of_gold(key):
     for name, value in crossed.items():
         np.testing.assert_array_equal(value, plain[name])
     with pytest.raises(JarmError, match="'help'"):
-        metrics.evaluate(head, params, table, judge="help")
+        metrics.evaluate(head, params, table, column="help")

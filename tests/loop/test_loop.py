@@ -16,6 +16,7 @@ from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import check_run, make_device_table, prepare
 from jarm.loop.loop import make_loop
 from jarm.reward.config import FitConfig, HeadConfig
+from jarm.reward.fit import make_fit
 from jarm.testing.tracing import count_compilations, count_traces
 from jarm.testing.tracing import quick_jit as jit
 
@@ -508,12 +509,11 @@ def test_an_annotator_answers_by_the_column_that_it_is_given():
     attributes = {"length": TABLE.attributes["length"], "negated": np.where(TABLE.mask, -2 * TABLE.gold, 0)}
     table = dataclasses.replace(TABLE, attributes=attributes)
     config = dataclasses.replace(SHORT, rules=("random",), head=LINEAR, fit=ONE)
-    config = dataclasses.replace(config, annotator=AnnotatorConfig("perfect", judge="negated"))
+    config = dataclasses.replace(config, annotator=AnnotatorConfig("perfect", column="negated"))
     device_table, hparams, scale = prepare(config, table)
     assert scale == pytest.approx(2 * SCALE)
-    np.testing.assert_allclose(device_table.judged, -DEVICE_TABLE.gold, rtol=1e-5, atol=1e-6)
-    np.testing.assert_array_equal(device_table.gold, TABLE.gold)
-    np.testing.assert_array_equal(device_table.attributes["length"], attributes["length"])
+    np.testing.assert_allclose(device_table.answers, -DEVICE_TABLE.gold, rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(device_table.gold, DEVICE_TABLE.gold, rtol=1e-5, atol=1e-6)
     state, records = jit(make_loop(config).run)(jax.random.key(0), hparams, device_table)
     pairs, labels = recorded(state)
     gold = TABLE.gold.reshape(-1)
@@ -528,19 +528,71 @@ def test_an_annotator_answers_by_the_column_that_it_is_given():
 
 
 def test_a_flip_rate_is_that_of_the_column_answered_by():
-    annotator = AnnotatorConfig(flip_rate=0.3, judge="length")
+    annotator = AnnotatorConfig(flip_rate=0.3, column="length")
     by_length = check_run(dataclasses.replace(SHORT, annotator=annotator), TABLE)
     as_gold = dataclasses.replace(TABLE, gold=TABLE.attributes["length"])
     assert by_length == check_run(dataclasses.replace(SHORT, annotator=AnnotatorConfig(flip_rate=0.3)), as_gold)
 
 
 def test_a_column_that_no_annotator_can_answer_by_is_named():
-    def config(judge):
-        return dataclasses.replace(SHORT, annotator=AnnotatorConfig(judge=judge))
+    def config(column):
+        return dataclasses.replace(SHORT, annotator=AnnotatorConfig(column=column))
 
-    with pytest.raises(JarmError, match="'help'"):
+    with pytest.raises(JarmError, match="no column 'help': choose from gold, length; other"):
         check_run(config("help"), TABLE)
     for values, words in ((np.nan, "'help' are NaN"), (1.0, "'help' are equal")):
         table = dataclasses.replace(TABLE, attributes={"help": np.full(TABLE.mask.shape, values, np.float32)})
         with pytest.raises(JarmError, match=words):
             check_run(config("help"), table)
+    # A prompt's responses are alike, though the column has a scale.
+    table = dataclasses.replace(TABLE, attributes={"help": np.tile(np.arange(PROMPTS)[:, None], (1, WIDTH))})
+    with pytest.raises(JarmError, match="values of 'help' are equal in every pair"):
+        check_run(dataclasses.replace(SHORT, annotator=AnnotatorConfig(flip_rate=0.3, column="help")), table)
+
+
+@pytest.mark.parametrize("scale", ["std", 3.0])
+def test_gold_and_answers_are_each_divided_by_their_own_scale(scale):
+    """So that the gold gaps of a batch have one unit, whichever column the annotator answers by."""
+    config = dataclasses.replace(SHORT, annotator=AnnotatorConfig(scale=scale, column="length"))
+    device_table, _, unit = prepare(config, TABLE)
+    length = np.where(TABLE.mask, TABLE.attributes["length"], 0)
+    divisors = (SCALE, length[TABLE.mask].std()) if scale == "std" else (3.0, 3.0)
+    assert unit == pytest.approx(divisors[1])
+    for ours, column, divisor in zip(
+        (device_table.gold, device_table.answers), (TABLE.gold, length), divisors, strict=True
+    ):
+        np.testing.assert_allclose(ours, column / divisor, rtol=1e-5)
+    # Equal gold rewards have no scale, and need none where another column answers.
+    equal, _, _ = prepare(config, dataclasses.replace(TABLE, gold=np.where(TABLE.mask, 2, 0).astype(np.float32)))
+    assert np.ptp(np.asarray(equal.gold)[TABLE.mask]) == 0
+
+
+@pytest.mark.parametrize(("prepared", "run"), [("gold", "length"), ("length", "gold")])
+def test_a_table_that_was_prepared_for_another_column_is_refused(prepared, run):
+    def config(column):
+        return dataclasses.replace(SHORT, annotator=AnnotatorConfig(column=column))
+
+    table, hparams, _ = prepare(config(prepared), TABLE)
+    with pytest.raises(JarmError, match=f"answers by '{run}', .*: prepare the table"):
+        jax.eval_shape(make_loop(config(run)).run, jax.random.key(0), hparams, table)
+
+
+def test_a_fit_of_ones_own_may_weigh_labels_by_an_attribute():
+    config = dataclasses.replace(SHORT, rules=("random",), head=LINEAR, fit=ONE)
+    length, fit = jnp.asarray(TABLE.column("length")).reshape(-1), make_fit(LINEAR.head(), ONE)
+
+    def weighed(labelled):
+        return dataclasses.replace(labelled, weight=labelled.weight * length[labelled.first] / length.mean())
+
+    def own(key, hparams, embeddings, labelled, warm=None):
+        return fit(key, hparams, embeddings, weighed(labelled), warm)
+
+    _, hparams, _ = prepare(config, TABLE)
+    loop, default = make_loop(config, own), make_loop(config)
+    state, records = jit(loop.run)(jax.random.key(0), hparams, DEVICE_TABLE)
+    _, without = jit(default.run)(jax.random.key(0), hparams, DEVICE_TABLE)
+    kernel, other = (each.params["out"]["kernel"] for each in (records, without))
+    assert np.abs(kernel - other).max() > 0.01
+    found, _ = loop.fit(hparams, state, DEVICE_TABLE)
+    wanted, _ = default.fit(hparams, dataclasses.replace(state, labelled=weighed(state.labelled)), DEVICE_TABLE)
+    np.testing.assert_array_equal(found.params["out"]["kernel"], wanted.params["out"]["kernel"])

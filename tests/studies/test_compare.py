@@ -285,7 +285,7 @@ def test_labels_by_one_column_and_metrics_by_another(tmp_path, capsys):
         target="gold",
         attributes="against",
         annotator="perfect",
-        judge="against",
+        annotator_column="against",
         head="linear",
         candidates=0,
         out=tmp_path / "out",
@@ -298,13 +298,13 @@ def test_labels_by_one_column_and_metrics_by_another(tmp_path, capsys):
     references = {line["rule"]: line for line in lines(config.out) if line["kind"] == "reference"}
     assert references["against"]["spearman"] == pytest.approx(-1)
     assert references["oracle"]["spearman"] == pytest.approx(1)
-    with pytest.raises(JarmError, match="judge 'against' there"):
-        compare(dataclasses.replace(config, judge="gold"))
+    with pytest.raises(JarmError, match="annotator_column 'against' there"):
+        compare(dataclasses.replace(config, annotator_column="gold"))
 
 
 def test_options_that_came_later_leave_older_folders_as_they_are(finished):
     out, _ = finished
-    assert not {"judge", "attributes"} & json.loads((out / "config.json").read_text()).keys()
-    jobs = read_jobs([Setting({}, SMALL)])
-    assert "judge" not in settings_of(jobs, SMALL, None)
-    assert settings_of(jobs, dataclasses.replace(SMALL, judge="length"), None)["judge"] == "length"
+    assert not {"annotator_column", "attributes"} & json.loads((out / "config.json").read_text()).keys()
+    jobs, by_length = read_jobs([Setting({}, SMALL)]), dataclasses.replace(SMALL, annotator_column="length")
+    assert "annotator_column" not in settings_of(jobs, SMALL, None)
+    assert settings_of(jobs, by_length, None)["annotator_column"] == "length"

@@ -1,0 +1,41 @@
+"""Jobs as `read_jobs` makes them: what their settings share, and mistakes of the data."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from jarm import CompareConfig, JarmError, SweepConfig, TrainTest, synthetic
+from jarm.runs import jobs
+from jarm.runs.grid import expand
+from jarm.runs.jobs import read_jobs
+
+BASE = CompareConfig(rounds=1, batch=5, initial=10, seeds=1, candidates=200, head="linear", members=1, flip_rate=0.25)
+
+
+@pytest.mark.parametrize("kinds", [["flip", "bradley_terry"], ["bradley_terry", "flip"]])
+def test_only_a_bradley_terry_annotator_has_a_noise_solved_for(kinds):
+    """Also where another kind has the same flip rate, and comes first."""
+    found = {job.loop.annotator.kind: job for job in read_jobs(expand(SweepConfig(BASE, {"annotator": kinds})))}
+    assert float(found["bradley_terry"].hparams[0].noise) == pytest.approx(1.70, abs=0.01)
+    assert float(found["flip"].hparams[0].noise) == BASE.noise
+
+
+def test_a_noise_is_solved_for_once_for_each_column():
+    settings = expand(SweepConfig(BASE, {"annotator_column": ["gold", "length"], "ridge": [0.5, 1.0]}))
+    gold, length = ([float(hparams.noise) for hparams in job.hparams] for job in read_jobs(settings))
+    assert gold[0] == gold[1] != length[0] == length[1]
+
+
+def test_an_attribute_with_the_name_of_a_rule_is_refused(monkeypatch):
+    def load(**_):
+        return TrainTest(
+            *(
+                dataclasses.replace(side, attributes={"entropy": np.ones(side.mask.shape, np.float32)})
+                for side in synthetic()
+            )
+        )
+
+    monkeypatch.setattr(jobs, "load", load)
+    with pytest.raises(JarmError, match="attribute 'entropy' has the name of a rule"):
+        read_jobs(expand(SweepConfig(BASE, {})))
