@@ -17,13 +17,11 @@ class EmbedConfig:
     r"""Texts to embed, the model that embeds them, and the store that keeps the embeddings.
 
     Example:
-      >>> import pathlib
-      >>> config = EmbedConfig("HuggingFaceTB/SmolLM2-135M", ("responses.jsonl",), pathlib.Path("out/smollm2"))
-      >>> config.layer, config.share_prompts
-      ((-1,), 'auto')
-      >>> EmbedConfig("HuggingFaceTB/SmolLM2-135M", "responses.jsonl")
-      Traceback (most recent call last):
-      jarm.core.status.JarmError: EmbedConfig(input=...) takes several: write ('responses.jsonl',).
+      Two poolings of two layers, from one pass through the model:
+
+      >>> config = EmbedConfig("HuggingFaceTB/SmolLM2-135M", ("responses.jsonl",), pooling=("mean", "last"), layer=(12, -1))
+      >>> len(config.pooling) * len(config.layer)  # stores, each a folder in `config.out`
+      4
 
     Attributes:
       model: folder of a checkpoint as Hugging Face writes it, or an id on its hub.
