@@ -19,7 +19,7 @@ class EmbedConfig:
     Example:
       Two poolings of two layers, from one pass through the model:
 
-      >>> config = EmbedConfig("HuggingFaceTB/SmolLM2-135M", ("responses.jsonl",), pooling=("mean", "last"), layer=(12, -1))
+      >>> config = EmbedConfig("SmolLM2-135M", ("responses.jsonl",), pooling=("mean", "last"), layer=(12, -1))
       >>> len(config.pooling) * len(config.layer)  # stores, each a folder in `config.out`
       4
 
