@@ -14,7 +14,7 @@ from jarm.acquisition.contrib import intervals as published
 from jarm.acquisition.registry import get_rule
 from jarm.core.base import Belief, HParams
 from jarm.core.status import Status
-from jarm.design.spaces import pair_space
+from jarm.design.spaces import listed_space, pair_space
 from jarm.testing.conformance import call_rule, check_batch, make_case
 from jarm.testing.references import list_pairs
 from jarm.testing.tracing import quick_jit
@@ -219,6 +219,15 @@ def test_a_list_that_holds_pairs_twice_ends():
     batch = call(duels.drts, case._replace(space=space))
     check_batch(batch, space, MANY)
     assert (batch.valid.sum(), batch.status) == (10, Status.EXHAUSTED)
+
+
+def test_duels_reach_the_last_responses_where_they_fill_no_prompt():
+    case = make_case("listed")
+    last = case.space.size - 1
+    width = next(width for width in range(3, last) if case.space.size % width > 1)
+    space = listed_space(jnp.array([[last - 1, last]]), case.space.eligible.at[-2:].set(True), width)
+    batch = call(duels.drts, case._replace(space=space), k=1)
+    assert batch.pairs.tolist() == [[last - 1, last]]
 
 
 @pytest.mark.parametrize("name", ["boltzmann", "pilaf"])
