@@ -199,7 +199,7 @@ def rounded(
 
 
 def _init(problem: Problem, start: Selection, steps: int) -> _State:
-    """The design of a batch: its pairs have weight 1, with room for `16 F` more, of which a pass finds `4 F + k`."""
+    """A batch as a design: its pairs have weight 1. There is room for 16 F more; a pass finds up to 4 F + k."""
     size, k, pad = problem.size, start.pairs.shape[0], 16 * problem.width
     return _State(
         passes=jnp.int32(0),

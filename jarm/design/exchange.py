@@ -145,8 +145,8 @@ def exchange(
       tile: pairs of other spaces scored together, which bounds memory.
 
     Returns:
-      The batch in greedy order (each pair adds most of those left) with gains in that order, or the given one where no
-      swap helps; and what was done. Status SINGULAR or NONFINITE, with the given batch, as for `greedy`.
+      The batch in greedy order (each pair has the largest gain of those left) with gains in that order, or the given
+      batch where no swap helps; and what was done. Status SINGULAR or NONFINITE, with the given batch, as for `greedy`.
 
     Raises:
       JarmError: the criterion is not a log determinant.

@@ -32,8 +32,11 @@ class LoopConfig:
 
     Example:
       >>> import jarm
-      >>> jarm.LoopConfig(rounds=8, batch=50, initial=50).budget  # labels in all
+      >>> jarm.LoopConfig(rules=("random", "dopt"), rounds=8, batch=50, initial=50).budget  # labels of each run
       450
+      >>> jarm.LoopConfig(batch=9, candidates=5)
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: 5 candidate pairs cannot fill a batch of 9: draw more candidates or label fewer pairs.
     """
 
     rules: tuple[str | Rule, ...] = ("greedy_dopt",)

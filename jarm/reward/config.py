@@ -24,9 +24,9 @@ class FitConfig:
       ensemble: how members differ: `init` (where they start), `bootstrap` (also Poisson(1) weights of the pairs), or
         `auto`: `bootstrap` for linear heads, whose fit has one answer, else `init`.
       steps: maximum number of Adam steps.
-      holdout: share of the labelled pairs in a part, rounded to one in a whole number; 0 takes all `steps`.
-      folds: parts held out to find the number of steps; 1 keeps the heads of the search, of which head k holds out
-        part k.
+      holdout: share of the labelled pairs that a head holds out, rounded to 1/2, 1/3, 1/4, ...; 0 takes all `steps`.
+      folds: with 1, head k holds out part k, and the heads of the best check are kept. With more, as many parts are
+        held out to find the number of steps, which fresh heads then take on all pairs.
       check_every: steps between two checks of the held-out loss.
       patience: checks without a lower held-out loss before stopping.
       batch_size: pairs per step, drawn with replacement in proportion to their weight; None takes all pairs.

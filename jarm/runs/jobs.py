@@ -67,9 +67,9 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
     Raises:
       JarmError: an option, a value, the data or a setting is at fault; the message says which, and what to do.
     """
-    for name, least in (("seeds", 1), ("workers", 0), ("vmap_runs", 0)):
-        if (value := getattr(settings[0].config, name)) < least:
-            raise JarmError(f"`{name}` is {value}, which makes no run: give at least {least}.")
+    for name, low in (("seeds", 1), ("workers", 0), ("vmap_runs", 0)):
+        if (value := getattr(settings[0].config, name)) < low:
+            raise JarmError(f"`{name}` is {value}, which makes no run: give at least {low}.")
     jobs, loaded, noises = [], dict[tuple[Any, ...], TrainTest](), dict[tuple[Any, ...], Any]()
     for shared in by_program(settings):
         first, source, hparams = shared[0], tuple(shared[0].source.values()), list[HParams]()
@@ -102,13 +102,13 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
 def calls_of(
     jobs: Sequence[Job], rules: Sequence[str], seeds: int, size: int, done: set[tuple[Any, ...]]
 ) -> list[Call]:
-    """Calls for the runs that are missing, at most `size` runs each; all rules of some runs near each other.
+    """Calls for the missing runs, at most `size` runs each; calls of all rules for the same runs follow each other.
 
     Args:
       jobs: the jobs.
       rules: the rules.
       seeds: how many seeds.
-      size: most runs per call.
+      size: maximum number of runs per call.
       done: runs that are not missing, as (rule, seed, value of each axis).
     """
     calls = []
@@ -125,5 +125,5 @@ def calls_of(
 
 
 def share_of(calls: Sequence[T], process: int, processes: int, rules: int) -> list[T]:
-    """Calls of one process: about as many of every rule as the others get, since rules take unequal time."""
+    """The calls of one process. Rules take unequal time, so all processes get about as many calls of each."""
     return [call for at, call in enumerate(calls) if (at % rules + at // rules) % processes == process]

@@ -41,9 +41,9 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def default_vmap_runs(most: int = COMPARED) -> int:
+def default_vmap_runs(max_runs: int = COMPARED) -> int:
     """Default number of runs under `vmap`: 1 on a CPU, where batched runs are slower (`benchmarks/README.md`)."""
-    return 1 if jax.default_backend() == "cpu" else most
+    return 1 if jax.default_backend() == "cpu" else max_runs
 
 
 class Program:

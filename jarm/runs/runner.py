@@ -44,7 +44,7 @@ class Runner:
     """The runner of jobs: jobs share programs and tables where they can.
 
     Args:
-      vmap_runs: most runs per device and call.
+      vmap_runs: maximum number of runs per device and call.
       devices: devices of this process, which share the runs of a call.
       workers: calls at a time; 1 where calls are split over devices.
       timed: whether records have the seconds of a fit, a selection and the compilation; else they have the run's place
@@ -60,7 +60,7 @@ class Runner:
 
     @property
     def capacity(self) -> int:
-        """Most runs per call."""
+        """Maximum number of runs per call."""
         return self.vmap_runs * self.devices
 
     @property

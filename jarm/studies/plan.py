@@ -18,7 +18,7 @@ from jarm.runs.programs import free_bytes, program_bytes
 from jarm.runs.runner import Runner, make_runner, side_by_side
 
 TIMED = 16
-"""Fewest timed runs per program, of all rules together, so that one odd run does not set the estimate."""
+"""Minimum number of timed runs per program, of all rules together, so that one odd run does not set the estimate."""
 
 
 @dataclasses.dataclass(frozen=True)
