@@ -38,7 +38,7 @@ jit_design_bound = jax.jit(design_bound, static_argnames=("k",))
 jit_space_information = jax.jit(space_information)
 
 
-class Run(NamedTuple):
+class Grown(NamedTuple):
     """A batch and how it was made.
 
     Attributes:
@@ -93,7 +93,7 @@ def _mean_information(request: Request) -> np.ndarray:
     return mean
 
 
-def grow(request: Request, information: np.ndarray) -> Run:
+def grow(request: Request, information: np.ndarray) -> Grown:
     """The greedy batch without excluded pairs; passes leave out no more of those than they need to.
 
     A batch that is greedy over more pairs and holds no excluded one is greedy without them, and no swap helps that
@@ -132,27 +132,27 @@ def _problem(request: Request, space: PairSpace, information: np.ndarray) -> tup
     return request.criterion, request.device_features, request.device_rewards, space, narrow
 
 
-def _run(request: Request, information: np.ndarray, left_out: np.ndarray, capacity: int) -> Run:
+def _run(request: Request, information: np.ndarray, left_out: np.ndarray, capacity: int) -> Grown:
     """One greedy batch and its swaps, without some pairs."""
     space = request.candidates.without(left_out, capacity)
     problem = _problem(request, space, information)
     selection, info = jax.device_get(jit_greedy(*problem, request.reachable, limits=request.limits))
     if not request.swaps or selection.status not in (Status.OK, Status.EXHAUSTED, Status.LIMITED):
-        return Run(space, selection, info, None)
+        return Grown(space, selection, info, None)
     better, swapped = jax.device_get(jit_exchange(*problem, selection, limits=request.limits, swaps=request.swaps))
     if not swapped.swaps:
-        return Run(space, better, info, swapped._replace(gained=0.0))
+        return Grown(space, better, info, swapped._replace(gained=0.0))
     before, after = (
         log_det_of(information + request.information(request.candidates.chosen(each))) for each in (selection, better)
     )
     # Float64 has the last word on whether swaps helped.
     if not after > before:
         undone = swapped._replace(swaps=np.int32(0), gained=0.0, optimal=np.bool_(False))
-        return Run(space, selection, info, undone)
-    return Run(space, better, info, swapped._replace(gained=after - before))
+        return Grown(space, selection, info, undone)
+    return Grown(space, better, info, swapped._replace(gained=after - before))
 
 
-def judge(request: Request, selection: Selection) -> tuple[int, str]:
+def count_useful(request: Request, selection: Selection) -> tuple[int, str]:
     """The number of pairs that teach something, the first of the batch, and in words why there are not k.
 
     Raises:
@@ -183,7 +183,7 @@ def judge(request: Request, selection: Selection) -> tuple[int, str]:
     return useful, f"{reason}."
 
 
-def upper_bound(request: Request, information: np.ndarray, run: Run) -> float | None:
+def upper_bound(request: Request, information: np.ndarray, run: Grown) -> float | None:
     """A bound on the log det of every batch of as many pairs, in nats; None where none is asked for or, unasked, known.
 
     Raises:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from jarm.design.greedy import GreedyInfo
-from jarm.selection.engine import Run
+from jarm.selection.engine import Grown
 from jarm.selection.replay import log_det_of, replay, sigmoid, whitener
 from jarm.selection.request import Request
 from jarm.selection.result import Certificate, Reason, Report, SelectedBatch, Swaps
@@ -20,7 +20,7 @@ _NORMAL_95 = 1.959963984540054
 
 
 def explain(
-    request: Request, information: np.ndarray, run: Run, count: int, status: str, upper: float | None
+    request: Request, information: np.ndarray, run: Grown, count: int, status: str, upper: float | None
 ) -> SelectedBatch:
     """The first `count` pairs of a run with their reasons and report.
 

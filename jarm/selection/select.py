@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from jarm.design.criteria import Criterion
-from jarm.selection.engine import grow, judge, starting_information, upper_bound
+from jarm.selection.engine import count_useful, grow, starting_information, upper_bound
 from jarm.selection.explain import explain
 from jarm.selection.request import read_request
 from jarm.selection.result import SelectedBatch
@@ -109,6 +109,6 @@ def select(
     )
     information = starting_information(request, prior_precision)
     run = grow(request, information)
-    count, status = judge(request, run.selection)
+    count, status = count_useful(request, run.selection)
     upper = upper_bound(request, information, run)
     return explain(request, information, run, count, status, upper)
