@@ -36,10 +36,7 @@ def rule_of_file(path: pathlib.Path, function: str) -> Rule:
     if not callable(rule):
         own = {key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
         raise JarmError(f"{path} has no function {function!r}; it has {', '.join(sorted(own)) or 'none'}.")
-    if "hparams" in _parameters(rule)[2:]:
-        raise JarmError(
-            f"Rule {function!r} of {path} takes `hparams` too late: the order is (key, hparams, belief, space, k)."
-        )
+    refuse_old_order(rule, f"{function!r} of {path}")
 
     def run(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
         try:
@@ -55,6 +52,16 @@ def rule_of_file(path: pathlib.Path, function: str) -> Rule:
 
     run.__name__, run.__doc__ = function, rule.__doc__
     return run
+
+
+def refuse_old_order(rule: Callable[..., Any], name: str) -> None:
+    """Refuse a rule whose arguments have the order of earlier versions.
+
+    Raises:
+      JarmError: `hparams` comes later than second.
+    """
+    if "hparams" in _parameters(rule)[2:]:
+        raise JarmError(f"Rule {name} takes `hparams` too late: the order is (key, hparams, belief, space, k).")
 
 
 def _parameters(rule: Callable[..., Any]) -> list[str]:

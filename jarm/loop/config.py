@@ -52,6 +52,10 @@ class LoopConfig:
     warm_start: bool = False
 
     def __post_init__(self) -> None:
+        if isinstance(self.rules, str):
+            raise JarmError(f"LoopConfig(rules={self.rules!r}) is a text: give a tuple of rules, such as ('random',).")
+        if isinstance(self.head, str):
+            raise JarmError(f"LoopConfig(head={self.head!r}) is a text: give HeadConfig.parse({self.head!r}).")
         choose("pair space", self.pairs, KINDS)
         for name, low in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("candidates", 1)):
             value = getattr(self, name)

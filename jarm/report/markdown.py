@@ -80,8 +80,8 @@ def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: in
         f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
         "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
         f"Student's t). Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
-        "the 5 % level, by the spread of these. Intervals are over label seeds only: test prompts and candidate pairs "
-        "are fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, "
+        "the 5 % level, by the spread of these. Intervals are over label seeds only: training and test prompts are "
+        "fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, "
         "or not a number), it counts as 0."
     )
     lines = ["", "## How fast each rule teaches", "", *table(head, rows), "", legend]
@@ -99,7 +99,7 @@ def _selected(rules: dict[str, Any]) -> list[str]:
         "Means over rounds and seeds. log det and mean distance: diversity of a batch in embedding space; responses "
         "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; "
         "variance: of a pair's reward difference over the members of the ensemble; gold gap: between the two "
-        "responses, in units of the annotator's scale; wrong labels: share of all labels that go against the gold "
+        "responses, in units of the scale of gold; wrong labels: share of all labels that go against the gold "
         "order."
     )
     return ["", "## What each rule selects", "", *table(["rule", *BATCH_COLUMNS.values()], rows), "", legend]

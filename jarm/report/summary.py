@@ -141,10 +141,13 @@ def _known(runs: Mapping[int, list[dict[str, Any]]], name: str) -> np.ndarray:
 
 
 def _distinct(records: list[dict[str, Any]], name: str) -> list[Any]:
+    """Values of a field in the order of the records; a commit that is not known is `unknown` beside others."""
     values: list[Any] = []
     for record in records:
-        if record.get(name) is not None and record[name] not in values:
-            values.append(record[name])
+        if (value := record.get(name)) is not None and value not in values:
+            values.append(value)
+    if name == "commit" and values and any(record.get(name, "") is None for record in records):
+        values.append("unknown")
     return values
 
 

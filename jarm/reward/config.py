@@ -101,6 +101,10 @@ class HeadConfig:
     hidden: tuple[int, ...] = (64, 64, 64)
     activation: str = "gelu"
 
+    def __post_init__(self) -> None:
+        if isinstance(self.hidden, str):
+            raise JarmError(f"HeadConfig({self.hidden!r}) is a text: give HeadConfig.parse({self.hidden!r}).")
+
     @classmethod
     def parse(cls, text: str) -> HeadConfig:
         """Read `linear`, `mlp`, `mlp:64,64,64` or `mlp:64,64:relu`; `str` of a config writes such a text.

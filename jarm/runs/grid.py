@@ -31,6 +31,8 @@ from jarm.runs.records import RENAMED
 OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 WHOLE = ("out", "rules", "seeds", "workers", "vmap_runs")
 """Options of the sweep as a whole: no axis can have them."""
+OLD_OPTIONS = RENAMED | {"jobs": "workers", "together": "vmap_runs"}
+"""Options under the names of earlier versions -> their names now."""
 OUT = pathlib.Path("out/sweep")
 RESERVED = re.compile(
     "kind|rule|seed|round|labels|label_error|message|source|device|versions|commit|config|pair_accuracy|nll|brier|"
@@ -207,6 +209,8 @@ def _axis_value(axis: str, value: Any, at: int) -> tuple[str, Any, dict[str, Any
 
 def _value(option: str, value: Any, where: str) -> Any:
     """The value of an option, converted to its type."""
+    if option in OLD_OPTIONS:
+        raise JarmError(f"{where} names `{option}`, which is `{OLD_OPTIONS[option]}` now.")
     if option not in OPTIONS:
         raise JarmError(
             f"{where} names `{option}`, which is no option of `jarm compare`{nearest(option, OPTIONS)}; "

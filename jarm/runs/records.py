@@ -43,11 +43,11 @@ def provenance() -> dict[str, Any]:
 
 def _commit() -> str | None:
     """The commit of the checkout that jarm is imported from, marked where files differ; None outside a checkout."""
-    here = pathlib.Path(__file__).parent
-    if not (here.parent / ".git").exists():
+    package = pathlib.Path(__file__).parents[1]
+    if not (package.parent / ".git").exists():
         return None
     try:
-        run = functools.partial(subprocess.run, cwd=here, capture_output=True, text=True, check=True, timeout=10)
+        run = functools.partial(subprocess.run, cwd=package, capture_output=True, text=True, check=True, timeout=10)
         commit = run(["git", "rev-parse", "--short=12", "HEAD"]).stdout.strip()
         changed = run(["git", "status", "--porcelain", "--untracked-files=no", "."]).stdout.strip()
     except (OSError, subprocess.SubprocessError):

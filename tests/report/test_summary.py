@@ -56,6 +56,14 @@ def test_a_summary_says_who_wins_and_by_how_much():
     assert summary["provenance"]["device"] == ["cpu"]
 
 
+@pytest.mark.parametrize(
+    ("commits", "shown"), [((None,), []), (("abc",), ["abc"]), (("abc", None), ["abc", "unknown"])]
+)
+def test_runs_of_a_commit_that_is_not_known_are_not_given_to_another(commits, shown):
+    records = [record | {"commit": commits[i % len(commits)]} for i, record in enumerate(make_records())]
+    assert summarise(records)["provenance"]["commit"] == shown
+
+
 def test_rules_are_in_the_order_asked_for_whenever_they_ran():
     records = make_records()[::-1]
     for order in (["random", "dopt"], ["dopt", "random"]):

@@ -3,6 +3,8 @@
 import itertools
 import json
 import os
+import pathlib
+import subprocess
 
 import jax.numpy as jnp
 import numpy as np
@@ -174,6 +176,13 @@ def test_a_full_disk_keeps_what_was_there(tmp_path, monkeypatch):
         with pytest.raises(JarmError, match="make room"):
             folder.append(run("random", 1))
     assert (tmp_path / "records.jsonl").read_bytes() == before
+
+
+def test_records_of_a_checkout_know_its_commit():
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True)
+    if done.returncode == 0 and (root / ".git").exists():
+        assert provenance()["commit"].removesuffix("+changes") == done.stdout.strip()
 
 
 def test_other_versions_and_commits_are_listed(tmp_path):
