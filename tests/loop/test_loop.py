@@ -1,5 +1,7 @@
 import dataclasses
 import functools
+import subprocess
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -454,6 +456,8 @@ def test_bad_settings_are_named():
         LoopConfig(candidates=10)
     with pytest.raises(JarmError, match="'dpot'"):
         make_loop(LoopConfig(rules=("dpot",)))
+    with pytest.raises(JarmError, match=r"order is \(key, hparams, belief, space, k\)"):
+        make_loop(LoopConfig(rules=(lambda key, belief, space, k, hparams: None,)))
     with pytest.raises(JarmError, match="no response lengths"):
         check_run(dataclasses.replace(SHORT, annotator=AnnotatorConfig(length_bias=1.0)), NO_LENGTHS)
     for name, value in (
@@ -596,3 +600,18 @@ def test_a_fit_of_ones_own_may_weigh_labels_by_an_attribute():
     found, _ = loop.fit(hparams, state, DEVICE_TABLE)
     wanted, _ = default.fit(hparams, dataclasses.replace(state, labelled=weighed(state.labelled)), DEVICE_TABLE)
     np.testing.assert_array_equal(found.params["out"]["kernel"], wanted.params["out"]["kernel"])
+
+
+def test_a_text_in_the_place_of_a_config_gets_a_sentence():
+    """In a process of its own, where types are not checked at run time."""
+    code = """
+import jarm
+texts = (jarm.LoopConfig, "rules"), (jarm.LoopConfig, "head"), (jarm.HeadConfig, "hidden")
+for make, name in texts:
+    try:
+        make(**{name: "linear"})
+    except jarm.JarmError as error:
+        print(error)
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.count("is a text: give") == 3

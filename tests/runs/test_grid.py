@@ -247,3 +247,11 @@ def test_a_noise_that_does_nothing_is_no_axis(base):
     expand(
         SweepConfig(CompareConfig(**base), {"who": [{"name": "as they are"}, {"name": "sure", "annotator": "perfect"}]})
     )
+
+
+@pytest.mark.parametrize(("old", "new"), [("prior", "prior_weight"), ("pool", "candidates"), ("jobs", "workers")])
+def test_an_option_under_its_old_name_gets_the_new_one(old, new, tmp_path):
+    path = tmp_path / "old.toml"
+    path.write_text(f"{old} = 1\n")
+    with pytest.raises(JarmError, match=f"`{old}`, which is `{new}` now"):
+        read_sweep(path)
