@@ -339,7 +339,7 @@ def decide(claim: str, values: Mapping[str, np.ndarray], bound: float = 0.0) -> 
     words = [f"{name} {signed(alone[name].mean)} {interval(alone[name].low, alone[name].high)}" for name in shown]
     if len(shown) < len(order):
         words[-1] = f"... {words[-1]}"
-    bar = f"above {number(bar, 2)}" if least else "above 0"
+    bar = f"above {number(bound, 2)}" if bound else "above 0"
     count = f"; {len(above)} of {len(order)} are shown to be {bar}, {len(below)} below" if len(order) > 1 else ""
     verdict = HOLDS if len(above) == len(order) else FAILS if below else OPEN
     return Reading(claim, verdict, f"{', '.join(words)}{count}.")
