@@ -191,7 +191,12 @@ def start_child(part: str, tree: pathlib.Path, tiny: bool) -> dict[str, Any]:
     command = [sys.executable, "-m", "benchmarks.two_trees", "--child", part, "--before", str(tree)]
     environment = {"JAX_PLATFORMS": "cpu", **os.environ, "JAX_ENABLE_COMPILATION_CACHE": "false"}
     read = functools.partial(subprocess.check_output, text=True)
-    found = read(command + ["--tiny"] * tiny, cwd=pathlib.Path(__file__).parents[1], env=environment)
+    with tempfile.TemporaryDirectory() as folder:
+        if not (tree / "jarm/core/version.py").exists():  # it asks for the version of a distribution `jarm`
+            (info := pathlib.Path(folder, "jarm-0.1.0.dist-info")).mkdir()
+            (info / "METADATA").write_text("Metadata-Version: 2.1\nName: jarm\nVersion: 0.1.0\n", encoding="utf-8")
+            environment["PYTHONPATH"] = os.pathsep.join([folder, *filter(None, [os.environ.get("PYTHONPATH")])])
+        found = read(command + ["--tiny"] * tiny, cwd=pathlib.Path(__file__).parents[1], env=environment)
     head = read(["git", "rev-parse", "--short", "HEAD"], cwd=tree).strip()
     changed = read(["git", "--no-optional-locks", "status", "--porcelain", "--", "jarm"], cwd=tree).strip()
     return {**json.loads(found.splitlines()[-1]), "commit": head + "+" * bool(changed)}

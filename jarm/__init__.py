@@ -1,11 +1,11 @@
 """jarm: active reward modelling in JAX. Decide which pairs of responses to label next."""
 
-from importlib.metadata import version as _version
-
 from jarm.acquisition.registry import RULES, get_rule
 from jarm.core.base import Belief, HParams, Limits, PairSpace, Rule, Selection
 from jarm.core.status import JarmError, Status, check
 from jarm.core.tables import ResponseTable, TrainTest
+from jarm.core.version import __version__ as __version__
+from jarm.core.version import refuse_namesake as _refuse_namesake
 from jarm.data.datasets import load
 from jarm.data.store import EmbeddingStore
 from jarm.data.synthetic import synthetic
@@ -30,7 +30,7 @@ from jarm.studies.compare import compare
 from jarm.studies.plan import plan
 from jarm.studies.sweep import sweep
 
-__version__ = _version("jarm")
+_refuse_namesake()
 
 __all__ = [
     "RULES",

@@ -15,6 +15,7 @@ import pyarrow.compute as pc
 from jarm.core.files import PathLike
 from jarm.core.messages import brief
 from jarm.core.status import JarmError
+from jarm.core.version import DISTRIBUTION
 from jarm.data.readers import Columns, Pick, is_list, is_messages, read_columns
 
 RESPONSES = ("response", "responses", "completion")
@@ -106,7 +107,7 @@ def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Colu
         import datasets
     except ImportError:
         what = "is a dataset that `save_to_disk` wrote" if saved else "is no file or folder here, but may be on the hub"
-        raise JarmError(f"{name} {what}: to read it, `pip install 'jarm[hub]'`.") from None
+        raise JarmError(f"{name} {what}: to read it, `pip install '{DISTRIBUTION}[hub]'`.") from None
     try:
         data = datasets.load_from_disk(name) if saved else datasets.load_dataset(name, split=split or "train")
     except Exception as error:  # datasets and its dependencies raise anything

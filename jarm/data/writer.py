@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import json
 import os
 import zlib
@@ -16,6 +15,7 @@ import numpy as np
 from jarm.core.files import PathLike, claim
 from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
+from jarm.core.version import __version__
 from jarm.data.journal import (
     DTYPES,
     JOURNAL,
@@ -83,7 +83,7 @@ class StoreWriter:
             raise JarmError(f"A store of rows {width} wide holds nothing: give the width of the embeddings.")
         self.path = Path(path)
         rows = max(1, shard_bytes // (width * DTYPES[dtype].itemsize))
-        meta = Meta(dtype, width, rows, json.loads(json.dumps(made_by)), importlib.metadata.version("jarm"))
+        meta = Meta(dtype, width, rows, json.loads(json.dumps(made_by)), __version__)
         with contextlib.ExitStack() as stack, explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claim(self.path))

@@ -22,6 +22,7 @@ import jax
 
 from jarm.core.files import claim, plain, replace_text
 from jarm.core.status import JarmError
+from jarm.core.version import __version__
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -32,11 +33,13 @@ def fingerprint(settings: dict[str, Any]) -> str:
 @functools.cache
 def provenance() -> dict[str, Any]:
     """Provenance of a number beside its settings: versions, commit of the checkout, device, machine."""
-    names = ("jarm", "jax", "flax", "optax", "numpy")
+    names = ("jax", "flax", "optax", "numpy")
     device = jax.local_devices()[0]
     return {
         "device": device.device_kind if device.platform != "cpu" else f"cpu ({os.cpu_count()} x {platform.machine()})",
-        "versions": {name: importlib.metadata.version(name) for name in names} | {"python": platform.python_version()},
+        "versions": {"jarm": __version__}
+        | {name: importlib.metadata.version(name) for name in names}
+        | {"python": platform.python_version()},
         "commit": _commit(),
     }
 

@@ -313,7 +313,7 @@ def test_a_dataset_of_the_hub(tmp_path, monkeypatch):
 def test_without_datasets_one_sentence_says_how_to_install_it(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "datasets", None)
     monkeypatch.chdir(tmp_path)
-    assert "owner/data is no file or folder here, but may be on the hub: to read it, `pip install 'jarm[hub]'`" in (
+    assert "owner/data is no file or folder here, but may be on the hub: to read it, `pip install 'jarm-jax[hub]'`" in (
         complaint(["owner/data"])
     )
     (tmp_path / "saved").mkdir()
