@@ -1,6 +1,6 @@
 import pytest
 
-from jarm.core.messages import brief, choose, clock, listed, nearest, readable
+from jarm.core.messages import brief, choose, clock, listed, nearest, printable, readable
 from jarm.core.status import JarmError
 
 KINDS = ("within", "cross", "all")
@@ -40,3 +40,12 @@ def test_places_sizes_and_times():
     assert [clock(seconds) for seconds in (1.0, 119.0, 120.0, 7200.0)] == ["1 s", "119 s", "2 minutes", "2.0 hours"]
     assert brief(ValueError("first line.\nsecond")) == "first line"
     assert brief(ValueError()) == "ValueError"
+
+
+def test_what_a_terminal_would_obey_is_escaped():
+    assert printable("a\x1b[2J\x07\r\n\t\x7f\x9b\u202e\u2066\u200f\u2028\ud800\x00") == (
+        r"a\x1b[2J\x07\r\n\t\x7f\x9b\u202e\u2066\u200f\u2028\ud800\x00"
+    )
+    ordinary = "Grüße, naïve \\n 'q' \N{MAN}\u200d\N{ROCKET} שלום 日本 \xa0\xad"
+    assert printable(ordinary) == ordinary
+    assert printable(3) == "3"
