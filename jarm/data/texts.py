@@ -89,6 +89,35 @@ class Texts(NamedTuple):
         return [key_of(fill(template, dict(zip(self.columns, row, strict=True)))) for row in rows]
 
 
+def check_template(template: str) -> None:
+    """Refuse a template that would lose a part of the texts, or write braces into them.
+
+    Args:
+      template: columns in single braces, the responses among them.
+
+    Raises:
+      JarmError: other braces, or no `{response}`.
+
+    Example:
+      >>> check_template("Q: {prompt} A: {response}")
+      >>> check_template("{{ prompt }} {response}")
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: The template '{{ prompt }} {response}' has braces that are not around the name of a \
+column: write columns in single braces, such as '{prompt} {response}', and no other braces.
+    """
+    names, rest = fields(template), fill(template, dict.fromkeys(fields(template), ""))
+    cure = "write columns in single braces, such as '{prompt} {response}', and no other braces."
+    if "{" in rest or "}" in rest:
+        raise JarmError(f"The template {template!r} has braces that are not around the name of a column: {cure}")
+    if not names:
+        raise JarmError(f"The template {template!r} names no column: {cure}")
+    if "response" not in names:
+        raise JarmError(
+            f"The template {template!r} leaves the responses out, so all texts of a prompt would be one: put "
+            "{response} where they belong; columns of other names are given by --response-columns."
+        )
+
+
 def extra_fields(template: str) -> list[str]:
     """Columns that a template names besides prompt and response."""
     return [name for name in fields(template) if name not in ("prompt", "response")]

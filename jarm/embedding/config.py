@@ -6,6 +6,8 @@ import dataclasses
 import pathlib
 
 from jarm.core.status import JarmError
+from jarm.data.texts import check_template
+from jarm.embedding.tokens import CHAT
 from jarm.llm.model import DTYPES
 
 SHARE_PROMPTS: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
@@ -31,8 +33,8 @@ class EmbedConfig:
         trained with, as `1_Pooling` in its folder says, else `last` for decoders and `mean` for encoders.
       layer: layer whose output is pooled, or several: 0 is the input of the first, -1 the output of the last.
       normalize: scale embeddings to length 1.
-      template: how prompt and response become one text: columns in braces, such as '{prompt}\n\n{response}', or
-        `chat`, the model's own; by default the latter where there is one.
+      template: how prompt and response become one text: columns in single braces, `{response}` among them, such as
+        '{prompt}\n\n{response}', or `chat`, the model's own; by default the latter where there is one.
       max_length: largest number of tokens in a text; by default the model's.
       keep: the end of a longer text that stays, its `start` or its `end`; by default `end` if the last token is pooled.
       dtype: of the model, `float32` or `bfloat16`; by default the former on a CPU, and the latter elsewhere.
@@ -81,6 +83,8 @@ class EmbedConfig:
         for name, kinds in (("input", (str, pathlib.Path)), ("pooling", str), ("layer", int)):
             if isinstance(getattr(self, name), kinds):
                 raise JarmError(f"EmbedConfig({name}=...) takes several: write ({getattr(self, name)!r},).")
+        if self.template is not None and self.template != CHAT:
+            check_template(self.template)
 
 
 def check_config(config: EmbedConfig) -> None:

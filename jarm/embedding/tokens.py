@@ -12,7 +12,7 @@ import numpy as np
 
 from jarm.core.status import JarmError
 from jarm.data.store import fields, fill
-from jarm.data.texts import TEMPLATE
+from jarm.data.texts import TEMPLATE, check_template
 
 CHAT = "chat"
 """Name of the model's own template."""
@@ -53,13 +53,11 @@ class Tokenizer:
         own = self._tokenizer.chat_template
         if isinstance(own, str) and _DATED in own:
             own = self._tokenizer.chat_template = _DAY + own
-        self.template = template or (CHAT if own else TEMPLATE)
+        self.template = template if template is not None else CHAT if own else TEMPLATE
         if self.template == CHAT and not own:
             raise JarmError(f"{folder} has no chat template: give a --template such as '{{prompt}}\\n\\n{{response}}'.")
-        if self.template != CHAT and not fields(self.template):
-            raise JarmError(
-                f"The template {self.template!r} names no column: write one such as '{{prompt}} {{response}}'."
-            )
+        if self.template != CHAT:
+            check_template(self.template)
         self.key_template = CHAT_KEY if self.template == CHAT else self.template
         if keep not in KEEP:
             raise JarmError(

@@ -6,6 +6,7 @@ from fixtures.tiny import CHAT, LETTERS, write_checkpoint
 
 from jarm.core.status import JarmError
 from jarm.data.store import fill
+from jarm.embedding.config import EmbedConfig
 from jarm.embedding.tokens import CHAT_KEY, Tokenizer
 
 ROW = {"prompt": "ab", "response": "cd"}
@@ -135,3 +136,29 @@ def test_bad_rows_and_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(JarmError, match="no tokenizer"):
         Tokenizer(tmp_path / "empty", template=None, max_length=None, keep="end", window=64)
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ prompt }} {response}", "braces that are not around"),
+        ("{prompt} {{response}}", "braces that are not around"),
+        ("{prompt } {response}", "braces that are not around"),
+        ("{prompt!r} {response}", "braces that are not around"),
+        ("{prompt:>9} {response}", "braces that are not around"),
+        ("{messages[0]} {response}", "braces that are not around"),
+        ("{% for m in messages %}{response}", "braces that are not around"),
+        ("{} {response}", "braces that are not around"),
+        ("{prompt} {response", "braces that are not around"),
+        ("{prompt}", "leaves the responses out"),
+        ("{prompt} {Response}", "leaves the responses out"),
+        ("", "names no column"),
+        ("Chat", "names no column"),
+    ],
+)
+def test_templates_that_lose_a_part_of_the_text_are_refused_where_they_are_built(tmp_path, template, message):
+    with pytest.raises(JarmError, match=message):
+        EmbedConfig("model", ("responses.jsonl",), template=template)
+    if template == "":
+        with pytest.raises(JarmError, match=message):
+            make(tmp_path / "m", template=template)
