@@ -8,12 +8,12 @@ compiled anew in each; their counterparts here run on the host.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
 
 from jarm.core.base import PairSpace, Selection
+from jarm.core.ids import Id, code_ids, read_ids
 from jarm.core.messages import choose
 from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
@@ -155,27 +155,16 @@ def find_candidates(
     return dataclasses.replace(made, space=priced, costs=costs)
 
 
-def codes_of(prompts: Sequence[Any] | np.ndarray, size: int) -> tuple[np.ndarray, list[Any]]:
+def codes_of(prompts: Any, size: int) -> tuple[np.ndarray, list[Id]]:
     """Prompts numbered in order of first appearance: `[N]` int64 codes, and the prompt of each code.
 
     Raises:
-      JarmError: not one prompt per response, a missing prompt, or one that cannot be told from others.
+      JarmError: not one prompt per response, a missing prompt, or one that is no id.
     """
-    names = prompts.tolist() if hasattr(prompts, "tolist") else list(prompts)
-    if len(names) != size:
-        raise JarmError(f"prompts has {len(names)} entries for {size} responses: give the prompt of each response.")
-    seen: dict[Hashable, int] = {}
-    codes = np.empty(size, np.int64)
-    for row, name in enumerate(names):
-        if name is None or name != name:
-            raise JarmError(f"The prompt of response {row} is missing ({name}): name it, or leave the response out.")
-        try:
-            codes[row] = seen.setdefault(name, len(seen))
-        except TypeError:
-            raise JarmError(
-                f"The prompt of response {row} is a {type(name).__name__}: give ids such as strings or ints, one each."
-            ) from None
-    return codes, list(seen)
+    ids = read_ids("prompts", prompts, lambda row: f"The prompt of response {row}")
+    if len(ids) != size:
+        raise JarmError(f"prompts has {len(ids)} entries for {size} responses: give the prompt of each response.")
+    return code_ids(ids)
 
 
 def _space(**fields: Any) -> PairSpace:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def read_request(
     *,
     space: Any,
     k: Any,
-    prompts: Sequence[Any] | np.ndarray | None,
+    prompts: Any,
     labelled: Any,
     exclude: Any,
     criterion: Any,

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
-
-import numpy as np
 
 from jarm.design.criteria import Criterion
 from jarm.selection.engine import count_useful, grow, starting_information, upper_bound
@@ -20,7 +17,7 @@ def select(
     *,
     space: Any,
     k: int,
-    prompts: Sequence[Any] | np.ndarray | None = None,
+    prompts: Any = None,
     prior_precision: Any = None,
     labelled: Any = None,
     exclude: Any = None,
@@ -46,7 +43,8 @@ def select(
       rewards: `[N]` rewards by the current head, in logits; None makes every pair a toss-up, v = 1/4.
       space: the candidate pairs: "within" prompts, "cross" (across prompts), "all", or `[M, 2]` indices.
       k: number of pairs to choose.
-      prompts: `[N]` ids of any kind that can be a dictionary's key; any number of responses each, in any order.
+      prompts: `[N]` ids, compared by value: texts or whole numbers, of any library (or tuples of them); any number of
+        responses each, in any order.
       prior_precision: a number lambda > 0 for lambda I, or `[F, F]`. None for .1 (L + k) Ibar, Ibar the mean of v x x^T
         over the space and L the number of labelled pairs: the prior weighs a tenth of as many average pairs.
       labelled: `[L, 2]` labelled pairs. Their information with the current features and rewards is added to the prior,

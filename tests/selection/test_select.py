@@ -270,8 +270,10 @@ def test_names_and_order_of_responses_do_not_matter(space):
     assert [reason.prompts for reason in renamed.why] == [
         tuple(dict.fromkeys(f"prompt {prompts[old[n]]}" for n in pair)) for pair in renamed.pairs
     ]
-    tuples = jarm.select(features, rewards, space=offered, k=K, prompts=[("set", p) for p in prompts], labelled=past)
-    np.testing.assert_array_equal(tuples.pairs, batch.pairs)
+    by_value = [("set", p) for p in prompts], [np.array(p) for p in prompts], [jnp.asarray(p) for p in prompts]
+    for same in by_value:
+        again = jarm.select(features, rewards, space=offered, k=K, prompts=same, labelled=past, per_prompt=K)
+        np.testing.assert_array_equal(again.pairs, batch.pairs)
 
 
 def test_reasons_are_their_formulas():
@@ -477,6 +479,8 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"prompts": ["a"] * 9 + [None] * 15}, "prompt of response 9 is missing"),
         ({"prompts": np.where(np.arange(N) == 5, np.nan, 1.0)}, "prompt of response 5 is missing"),
         ({"prompts": [[1]] * N}, "prompt of response 0 is a list"),
+        ({"prompts": {name: name for name in range(N)}}, "prompts is a dict"),
+        ({"prompts": [1] * 9 + ["1"] * 15}, "prompt of response 9 is the text 1"),
         ({"criterion": "dopt"}, "criterion 'dopt'"),
         ({"criterion": "epic"}, "epic.*'epig'"),
         ({"criterion": "v"}, "give targets="),
