@@ -29,9 +29,10 @@ class ResponseTable:
       store: `[n, d]` embeddings, any float type, possibly memory-mapped.
       rows: `[P, R]` int, the row of `store` of each response; any valid row where `mask` is false.
       mask: `[P, R]` bool, true where a response exists.
-      gold: `[P, R]` float32 gold rewards (arbitrary units, larger is better), or None; 0 where `mask` is false.
+      gold: `[P, R]` gold rewards (arbitrary units, larger is better), float32 or, where that would change them,
+        float64; or None; 0 where `mask` is false.
       mean, deviation: `[d]` float32, subtracted from and dividing embeddings as they are read, or None.
-      attributes: name -> `[P, R]` float32, named columns of numbers beside gold: length, position, or any column of
+      attributes: name -> `[P, R]`, as gold, named columns of numbers beside gold: length, position, or any column of
         the data, such as a second gold reward; 0 where `mask` is false.
       provenance: names, paths and settings of its making.
     """
@@ -61,7 +62,7 @@ class ResponseTable:
         return gathered if mask.all() else np.where(mask[..., None], gathered, np.float32(0))
 
     def column(self, name: str) -> np.ndarray:
-        """A column by name, `[P, R]` float32: `gold`, or one of the attributes.
+        """A column by name, `[P, R]`: `gold`, or one of the attributes.
 
         Raises:
           JarmError: the table has no such column; the message names its columns.
@@ -83,6 +84,46 @@ class ResponseTable:
             gold=None if self.gold is None else self.gold[prompts],
             attributes={name: values[prompts] for name, values in self.attributes.items()},
         )
+
+
+LARGEST = 1e15
+"""Largest magnitude of an embedding whose squares, summed over many responses, stay within float32."""
+
+
+def check_embeddings(embeddings: np.ndarray, mask: np.ndarray, first: int = 0, largest: float = LARGEST) -> None:
+    """Refuse embeddings that no head can be fitted to, so that the fit is not blamed.
+
+    Args:
+      embeddings: `[p, R, d]`, some prompts of a table, zero where `mask` is false.
+      mask: `[p, R]`.
+      first: number of the first prompt.
+      largest: magnitude from which on numbers are refused.
+
+    Raises:
+      JarmError: one is NaN, infinite or too large, or they have no width; the message names the first.
+
+    Example:
+      >>> check_embeddings(np.array([[[1.0, np.nan], [2.0, 3.0]]]), np.ones((1, 2), bool))  # doctest: +ELLIPSIS
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: The embedding of response 0 of prompt 0 is nan in column 1, and ...
+    """
+    if not embeddings.shape[2]:
+        raise JarmError("The embeddings have no columns: give each response one number or more.")
+    if (np.maximum(embeddings.max(axis=(1, 2)), -embeddings.min(axis=(1, 2))) <= largest).all():  # false for a NaN
+        return
+    bad = ~(np.abs(embeddings) <= largest) & mask[..., None]
+    if not bad.any():
+        return
+    prompt, response, column = (int(index[0]) for index in np.nonzero(bad))
+    value = embeddings[prompt, response, column]
+    cure = "embed that response again; a column without variance must not be divided by its deviation"
+    if np.isfinite(value):
+        cure = "divide the embeddings, or have them standardised"
+    raise JarmError(
+        f"The embedding of response {response} of prompt {first + prompt} is {value:.3g} in column {column}, and "
+        f"{bad.mean():.2g} of the numbers, in {int(bad.any(axis=(0, 1)).sum()):,} of {embeddings.shape[2]:,} columns, "
+        f"are NaN, infinite or beyond {largest:.0e}: {cure}."
+    )
 
 
 class TrainTest(NamedTuple):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jarm.core.columns import difference, words_for
 from jarm.core.messages import choose
 from jarm.core.status import JarmError
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
@@ -70,7 +71,25 @@ class AnnotatorConfig:
             raise JarmError("The annotator's column has no name: give 'gold', or the name of an attribute.")
 
 
-def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) -> float:
+class RewardScale(float):
+    """A unit of reward differences that knows its column, so that `evaluate` cannot take it for the unit of another.
+
+    Example:
+      >>> scale = RewardScale(2.5, "length")
+      >>> scale, scale.column
+      (2.5, 'length')
+    """
+
+    column: str
+
+    def __new__(cls, value: float, column: str = "gold") -> RewardScale:
+        """A scale of a column."""
+        scale = super().__new__(cls, value)
+        scale.column = column
+        return scale
+
+
+def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) -> RewardScale:
     """The unit of gold differences: `config.scale`, or the standard deviation of all gold rewards.
 
     Args:
@@ -81,16 +100,11 @@ def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) ->
       JarmError: all of them are equal.
     """
     if not isinstance(config.scale, str):
-        return float(config.scale)
-    spread = float(np.std(gold[mask], dtype=np.float64))
-    if spread == 0:
-        raise JarmError(f"All {_values(config.column)} are equal: there is nothing to prefer; give another column.")
-    return spread
-
-
-def _values(column: str) -> str:
-    """Values of a column, in words."""
-    return "gold rewards" if column == "gold" else f"values of {column!r}"
+        return RewardScale(config.scale, config.column)
+    values = np.asarray(gold, np.float64)[mask]
+    if np.ptp(values) == 0:
+        raise JarmError(f"All {words_for(config.column)} are equal: there is nothing to prefer; give another column.")
+    return RewardScale(np.std(values), config.column)
 
 
 def solve_noise(
@@ -137,11 +151,11 @@ def solve_noise(
     real = mask[prompt, first] & mask[other, second]
     if pairs == "cross":
         real &= prompt != other
-    gap = np.abs(gold[prompt, first].astype(np.float64) - gold[other, second])[real] / scale
+    gap = np.abs(gold[prompt, first].astype(np.float64) - gold[other, second].astype(np.float64))[real] / scale
     gap = gap[gap > 0]
     if gap.size == 0:
         raise JarmError(
-            f"The {_values(column)} are equal in every pair: there is nothing to prefer; give another column."
+            f"The {words_for(column)} are equal in every pair: there is nothing to prefer; give another column."
         )
 
     def error(beta: float) -> float:
@@ -182,9 +196,9 @@ def annotate(
     config: AnnotatorConfig,
     noise: Float[Array, ""],
     pairs: Int[Array, "k 2"],
-    gold: Float[Array, "N"],
+    gold: Float[Array, "N"] | Float[Array, "N 2"],
     lengths: Float[Array, "N"],
-    answers: Float[Array, "N"] | None = None,
+    answers: Float[Array, "N"] | Float[Array, "N 2"] | None = None,
 ) -> tuple[Float[Array, "k"], Bool[Array, "k"]]:
     """Answers to pairs: 1 where the first response is preferred, 0 where the second is.
 
@@ -193,9 +207,9 @@ def annotate(
       config: its kind.
       noise: beta of a Bradley-Terry annotator.
       pairs: `[k, 2]` response indices.
-      gold: `[N]` gold rewards, in units of the scale.
+      gold: `[N]` gold rewards, in units of the scale; or `[N, 2]`, their halves (`core.columns.halves`).
       lengths: `[N]` response lengths in standard deviations; read only with a length bias.
-      answers: `[N]` the column that the annotator answers by, in units of the scale; None for gold.
+      answers: the column that the annotator answers by, in units of the scale, as gold; None for gold.
 
     Returns:
       Labels `[k]`, and `[k]` whether each is wrong: against the gold order, where a tie is a coin. Without gold rewards
@@ -208,8 +222,8 @@ def annotate(
 
     # The opinion belongs to the pair, not to its order: a mirrored pair gets the mirrored answer.
     low, high = jnp.minimum(first, second), jnp.maximum(first, second)
-    gap, longer = gold[low] - gold[high], lengths[low] - lengths[high]
-    own_gap = gap if answers is None else answers[low] - answers[high]
+    gap, longer = difference(gold, low, high), lengths[low] - lengths[high]
+    own_gap = gap if answers is None else difference(answers, low, high)
     low_wins = jax.vmap(opinion)(low, high) < preference(config, noise, own_gap, longer)
     label = jnp.where(first == low, low_wins, ~low_wins)
     wrong = jnp.where(gap == 0, ~low_wins, low_wins != (gap > 0))

@@ -16,150 +16,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.base import RewardHead
+from jarm.core.columns import dense_ranks, halves, nearest_zero
 from jarm.core.status import JarmError
-from jarm.core.tables import ResponseTable
-from jarm.core.types import Array, Bool, Float, Params
-from jarm.evaluation.annotators import AnnotatorConfig, preference
-from jarm.evaluation.ranking import centred_ranks, correlation, expected_best, ranking, subset_cdf
+from jarm.core.tables import ResponseTable, check_embeddings
+from jarm.core.types import Array, Params
+from jarm.evaluation.annotators import AnnotatorConfig, RewardScale
+from jarm.evaluation.ranking import subset_cdf
+from jarm.evaluation.scoring import OFFSETS, Constants, evaluate_chunk, score_chunk
 
-BINS = 15
-"""Bins of the calibration error."""
-OFFSETS = 16
-"""Partners of a response in the test pairs, where it has more than 32 others."""
 CALIBRATED = ("nll", "brier", "calibration_error")
 """Metrics that compare probabilities, and so need the annotator's."""
 BEST_OF = (5, 10, 30, 50, 100, 300, 500)
 """Sizes n of best-of-n that are reported where prompts have more responses."""
-
-
-def pair_offsets(width: int) -> tuple[np.ndarray, np.ndarray]:
-    """The within-prompt test pairs (i, i + o mod R): every pair if R <= 33, else those of 16 evenly spread offsets o.
-
-    Returns:
-      `[J, R]` int32 partner of each response under each offset; and `[J, R]` bool, false on the half of the offset R/2
-      that repeats the other half.
-    """
-    half = width // 2
-    offsets = np.arange(1, half + 1)
-    if half > OFFSETS:
-        offsets = np.round(np.linspace(1, (width - 1) // 2, OFFSETS)).astype(int)
-    here = np.arange(width)
-    once = (2 * offsets[:, None] != width) | (here < half)
-    return ((here + offsets[:, None]) % width).astype(np.int32), once
-
-
-class _Truth(NamedTuple):
-    """One prompt's part of the metrics that no head changes; computed once for all heads."""
-
-    gold: Float[Array, "R"]
-    mask: Bool[Array, "R"]
-    ranks: Float[Array, "R"]
-    real: Bool[Array, "J R"]
-    gap: Float[Array, "J R"]
-
-
-class Constants(NamedTuple):
-    """The annotator's noise, the scale of gold, and the order statistics of best-of-n."""
-
-    noise: Float[Array, ""]
-    scale: Float[Array, ""]
-    cdfs: Float[Array, "n size k"]
-
-
-@jax.vmap
-def _truths(gold: Float[Array, "R"], mask: Bool[Array, "R"]) -> _Truth:
-    partner, once = pair_offsets(gold.shape[0])
-    real = jnp.asarray(once) & mask[None, :] & mask[partner]
-    return _Truth(gold, mask, centred_ranks(ranking(gold, mask), mask), real, gold[None, :] - gold[partner])
-
-
-def _score(
-    annotator: AnnotatorConfig, constants: Constants, pred: Float[Array, "R"], truth: _Truth
-) -> dict[str, Array]:
-    """The metrics of one prompt under one head: values that may be NaN, and sums over pairs."""
-    ranks = ranking(pred, truth.mask)
-    wins = preference(annotator, constants.noise, truth.gap / constants.scale, jnp.zeros_like(truth.gap))
-    partner, _ = pair_offsets(pred.shape[0])
-    margin = pred[None, :] - pred[partner]
-    # One exponential serves all metrics: confidence is the larger of p and 1 - p.
-    decay = jnp.exp(-jnp.abs(margin))
-    confidence = 1 / (1 + decay)
-    agree = jnp.where(margin > 0, wins, jnp.where(margin < 0, 1 - wins, 0.5))
-    over = jnp.where(truth.real, confidence - agree, 0)
-    place = jnp.clip(jnp.floor((confidence - 0.5) * (2 * BINS)), 0, BINS - 1).astype(jnp.int32)
-    untied = truth.real & (truth.gap != 0)
-    right = (1 + jnp.sign(margin) * jnp.sign(truth.gap)) / 2
-    loss = jnp.log1p(decay) + jnp.maximum(margin, 0) - wins * margin
-    p = jnp.where(margin > 0, confidence, 1 - confidence)
-    brier = (p - wins) ** 2 + wins * (1 - wins)
-    total = functools.partial(jnp.sum, dtype=jnp.float32)
-    return {
-        "spearman": correlation(centred_ranks(ranks, truth.mask), truth.ranks),
-        "rankable": (truth.ranks != 0).any().astype(jnp.int32),
-        "best": jax.vmap(lambda cdf: expected_best(ranks, truth.gold, truth.mask, cdf))(constants.cdfs),
-        "pairs": total(truth.real),
-        "untied": total(untied),
-        "right": total(jnp.where(untied, right, 0)),
-        "nll": total(jnp.where(truth.real, loss, 0)),
-        "brier": total(jnp.where(truth.real, brier, 0)),
-        # One pass per bin: a scatter is faster, but adds in no fixed order on an accelerator.
-        "over": jax.lax.map(lambda b: jnp.where(place == b, over, 0).sum(), jnp.arange(BINS)),
-    }
-
-
-def _sums(annotator: AnnotatorConfig, constants: Constants, pred: Array, truth: _Truth) -> dict[str, Array]:
-    """Sums over the prompts of a chunk; of values that may be NaN, also how many are not."""
-    each = jax.vmap(functools.partial(_score, annotator, constants))(pred, truth)
-    sums = {}
-    for name in ("spearman", "best"):
-        values = each.pop(name)
-        defined = ~jnp.isnan(values)
-        sums[name] = jnp.where(defined, values, 0).sum(0)
-        sums[name + "_defined"] = defined.sum(0, dtype=jnp.int32)
-    return sums | {name: values.sum(0) for name, values in each.items()}
-
-
-@functools.partial(jax.jit, static_argnames=("head", "annotator", "batched_heads"))
-def evaluate_chunk(
-    params: Params,
-    noise: Float[Array, "H"],
-    constants: Constants,
-    embeddings: Float[Array, "p R d"],
-    gold: Float[Array, "p R"],
-    mask: Bool[Array, "p R"],
-    *,
-    head: RewardHead,
-    annotator: AnnotatorConfig,
-    batched_heads: bool,
-) -> dict[str, Array]:
-    """Sums of the metrics over a chunk of p prompts, under H models in turn: the compiled part of `evaluate`."""
-    flat, truth = embeddings.reshape(-1, embeddings.shape[2]), _truths(gold, mask)
-
-    def one(xs: tuple[Params, Float[Array, ""]]) -> dict[str, Array]:
-        members, own = xs
-
-        def rewards(member: Params) -> Array:
-            return head.rewards(member, flat)
-
-        each = jax.vmap(rewards)(members) if batched_heads else jax.lax.map(rewards, members)
-        return _sums(annotator, constants._replace(noise=own), each.mean(0).reshape(mask.shape), truth)
-
-    # Heads one after the other, so that memory does not grow with their number.
-    with jax.default_matmul_precision("highest"):
-        return jax.lax.map(one, (params, noise))
-
-
-@functools.partial(jax.jit, static_argnames=("annotator",))
-def _score_chunk(
-    constants: Constants,
-    scores: Float[Array, "p R"],
-    gold: Float[Array, "p R"],
-    mask: Bool[Array, "p R"],
-    *,
-    annotator: AnnotatorConfig,
-) -> dict[str, Array]:
-    sums = _sums(annotator, constants, scores, _truths(gold, mask))
-    return {name: value[None] for name, value in sums.items()}
 
 
 def _in_chunks(
@@ -182,9 +50,25 @@ def _in_chunks(
     return totals
 
 
+class _Target(NamedTuple):
+    """The column in the place of gold, `[P, R]` float64, measured from a value of it that the means get back."""
+
+    values: np.ndarray
+    origin: float
+    mask: np.ndarray
+
+    def of(self, prompts: slice) -> tuple[np.ndarray, ...]:
+        """Gold, mask, rest and order of some prompts, as the kernels take them."""
+        values = self.values[prompts]
+        near, rest = halves(values)
+        return near, self.mask[prompts], rest, dense_ranks(values)
+
+
 def _means(
-    sums: dict[str, np.ndarray], prompts: int, best_of: tuple[int, ...], calibrated: bool
+    sums: dict[str, np.ndarray], target: _Target, best_of: tuple[int, ...], calibrated: bool
 ) -> dict[str, np.ndarray]:
+    prompts = len(target.values)
+
     def over(total: np.ndarray, count: np.ndarray) -> np.ndarray:
         return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
@@ -195,7 +79,7 @@ def _means(
     }
     for i, n in enumerate(best_of):
         defined = sums["best_defined"][..., i]
-        means[f"best_of_{n}"] = over(sums["best"][..., i], defined)
+        means[f"best_of_{n}"] = over(sums["best"][..., i], defined) + target.origin
         means[f"best_of_{n}_undefined"] = prompts - defined.astype(np.int64)
     means["pair_accuracy"] = over(sums["right"], sums["untied"])
     if not calibrated:
@@ -226,9 +110,19 @@ def _has_odds(annotator: AnnotatorConfig, column: str, noise: Any, scale: float 
 
 
 def _prepare(
-    table: ResponseTable, column: str, noise: float | None, scale: float | None, best_of: tuple[int, ...] | None
-) -> tuple[np.ndarray, tuple[int, ...], Constants]:
+    table: ResponseTable,
+    column: str,
+    annotator: AnnotatorConfig,
+    noise: float | None,
+    scale: float | None,
+    best_of: tuple[int, ...] | None,
+) -> tuple[_Target, tuple[int, ...], Constants]:
     """Checked arguments: the column in the place of gold, the n of best-of-n, and the constants of the metrics."""
+    if isinstance(scale, RewardScale) and scale.column != annotator.column:
+        raise JarmError(
+            f"`scale` is the unit of {scale.column!r}, by which the annotator of the labels answers, and `annotator` "
+            f"answers by {annotator.column!r}: give the annotator of the labels (`annotator=config.annotator`)."
+        )
     if table.gold is None and column == "gold":
         raise JarmError("The test table has no gold rewards, so no metric can be computed: name a score column.")
     if not table.mask.any():
@@ -243,7 +137,9 @@ def _prepare(
         jnp.float32(1 if scale is None else scale),
         jnp.asarray(cdfs, jnp.float32),
     )
-    return table.column(column), best_of, constants
+    gold = np.asarray(table.column(column), np.float64)
+    origin = nearest_zero(gold[table.mask])
+    return _Target(np.where(table.mask, gold - origin, 0), origin, table.mask), best_of, constants
 
 
 def chunk_size(shape: tuple[int, int, int], widest: int, chunk_bytes: int) -> int:
@@ -301,7 +197,7 @@ def evaluate(
       annotator: whose labels the models learn from; its length bias and its `scale` are ignored.
       noise: beta of a `bradley_terry` annotator, as in the labels, a number or `[H]`; negative or infinite for perfect
         labels.
-      scale: unit of gold differences, as in the labels (`annotators.reward_scale`).
+      scale: unit of gold differences, as in the labels (`annotators.reward_scale`, `prepare`).
       best_of: the n of best-of-n; by default `best_of_sizes(table)`.
       chunk_bytes: about how much memory to take beyond the parameters, not counting pages of a memory-mapped file that
         the system keeps in its cache.
@@ -312,7 +208,8 @@ def evaluate(
       Name -> `[H]`; counts are integers.
 
     Raises:
-      JarmError: the table has no gold rewards (or no column `column`), no responses, or an n of `best_of` is below 1.
+      JarmError: the table has no gold rewards (or no column `column`), no responses, an n of `best_of` is below 1, or
+        `scale` is that of another column than `annotator` answers by, or an embedding is NaN, infinite or too large.
 
     Example:
       >>> import jax, jarm
@@ -323,22 +220,26 @@ def evaluate(
       >>> metrics["pair_accuracy"].tolist(), metrics["spearman_undefined"].tolist()
       ([0.5], [100])
     """
-    gold, best_of, constants = _prepare(table, column, None, scale, best_of)
+    target, best_of, constants = _prepare(table, column, annotator, None, scale, best_of)
     batched_heads = jax.default_backend() != "cpu" if batched_heads is None else batched_heads
     leaves = jax.tree.leaves(params)
     widest = max(leaf.shape[-1] for leaf in leaves) * (leaves[0].shape[1] if batched_heads else 1)
     size = chunk_size(table.shape, widest, chunk_bytes)
 
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
-        return table.embeddings(prompts), np.asarray(gold[prompts], np.float32), table.mask[prompts]
+        return table.embeddings(prompts), *target.of(prompts)
 
     unbiased = dataclasses.replace(annotator, length_bias=0.0, column="gold")
     noises = jnp.broadcast_to(jnp.asarray(0 if noise is None else noise, jnp.float32), leaves[0].shape[:1])
     kernel = functools.partial(
         evaluate_chunk, params, noises, constants, head=head, annotator=unbiased, batched_heads=batched_heads
     )
-    sums = _in_chunks(kernel, read, len(gold), size)
-    return _means(sums, len(gold), best_of, _has_odds(annotator, column, noise, scale))
+    sums = _in_chunks(kernel, read, len(table.rows), size)
+    if not np.isfinite(sums["nll"]).all():  # a model that failed, or an input of which every model fails
+        for start in range(0, len(table.rows), size):
+            some = slice(start, start + size)
+            check_embeddings(table.embeddings(some), table.mask[some], start)
+    return _means(sums, target, best_of, _has_odds(annotator, column, noise, scale))
 
 
 def evaluate_scores(
@@ -356,27 +257,37 @@ def evaluate_scores(
 
     `nll`, `brier` and `calibration_error` take scores as log odds; they are left out without `noise` and `scale`.
     """
-    gold, best_of, constants = _prepare(table, column, noise, scale, best_of)
+    target, best_of, constants = _prepare(table, column, annotator, noise, scale, best_of)
     size = chunk_size((*table.mask.shape, 1), 1, chunk_bytes)
 
     def read(prompts: slice) -> tuple[np.ndarray, ...]:
-        return np.asarray(scores[prompts], np.float32), np.asarray(gold[prompts], np.float32), table.mask[prompts]
+        return _margins(scores[prompts], table.mask[prompts]), *target.of(prompts)
 
     kernel = functools.partial(
-        _score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0, column="gold")
+        score_chunk, constants, annotator=dataclasses.replace(annotator, length_bias=0.0, column="gold")
     )
-    sums = _in_chunks(kernel, read, len(gold), size)
-    means = _means(sums, len(gold), best_of, _has_odds(annotator, column, noise, scale))
+    sums = _in_chunks(kernel, read, len(table.rows), size)
+    means = _means(sums, target, best_of, _has_odds(annotator, column, noise, scale))
     return {name: value.item() for name, value in means.items()}
+
+
+def _margins(scores: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """Scores as float32; of those in float64, what a prompt's have in common is left out first, which has no effect."""
+    scores = np.asarray(scores)
+    if scores.dtype == np.float64:
+        nearest = np.abs(np.where(mask, scores, np.inf)).argmin(axis=1)[:, None]
+        common = np.take_along_axis(scores, nearest, axis=1)
+        scores = scores - np.where(np.isfinite(common), common, 0)
+    return scores.astype(np.float32)
 
 
 def _oracle_log_odds(
     gold: np.ndarray, annotator: AnnotatorConfig, noise: float | None, scale: float | None
 ) -> np.ndarray:
     if annotator.kind == "bradley_terry" and noise is not None and scale is not None and 0 <= noise < np.inf:
-        return gold * np.float32(noise / scale)
+        return gold * (noise / scale)
     # Certain of every order, however small the difference: e**-64 is below the resolution of float32.
-    return 64 * np.unique(gold, return_inverse=True)[1].reshape(gold.shape).astype(np.float32)
+    return 64 * dense_ranks(gold)
 
 
 def reference_lines(
@@ -402,7 +313,7 @@ def reference_lines(
     Returns:
       `oracle`, `mean response` or the name of an attribute -> metrics.
     """
-    gold, *_ = _prepare(table, column, noise, scale, best_of)
+    target, *_ = _prepare(table, column, annotator, noise, scale, best_of)
 
     def measure(scores: np.ndarray) -> dict[str, float]:
         return evaluate_scores(
@@ -410,14 +321,14 @@ def reference_lines(
         )
 
     def ordinal(scores: np.ndarray) -> dict[str, float]:
-        return {name: value for name, value in measure(scores).items() if name not in CALIBRATED}
+        return {name: value for name, value in measure(dense_ranks(scores)).items() if name not in CALIBRATED}
 
-    oracle = ordinal(gold)
+    oracle = ordinal(target.values)
     if annotator.kind != "flip" and _has_odds(annotator, column, noise, scale):
-        odds = _oracle_log_odds(np.asarray(gold, np.float32), annotator, noise, scale)
+        odds = _oracle_log_odds(target.values, annotator, noise, scale)
         oracle |= {name: value for name, value in measure(odds).items() if name in CALIBRATED}
     return {
         "oracle": oracle,
-        "mean response": measure(np.zeros_like(gold)),
+        "mean response": measure(np.zeros(table.mask.shape, np.float32)),
         **{name: ordinal(scores) for name, scores in table.attributes.items()},
     }

@@ -9,9 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.base import HParams
+from jarm.core.columns import SPACES, halves, refuse_ties
 from jarm.core.pytree import record
 from jarm.core.status import JarmError
-from jarm.core.tables import ResponseTable
+from jarm.core.tables import ResponseTable, check_embeddings
 from jarm.core.types import Array, Bool, Float
 from jarm.evaluation.annotators import reward_scale, solve_noise
 from jarm.loop.config import LoopConfig
@@ -28,6 +29,8 @@ class DeviceTable:
       lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
       spread: mean squared distance of the embeddings of two random responses: the unit of batch diversity.
       answers: `[P, R]` the column that the annotator answers by, divided by its reward scale; None for gold.
+      gold_rest, answers_rest: `[P, R]` what float32 leaves out of `gold` and `answers` (`core.columns.halves`), so that
+        scores of which float32 makes ties still differ; None counts as zeros.
     """
 
     embeddings: Float[Array, "P R d"]
@@ -36,11 +39,27 @@ class DeviceTable:
     lengths: Float[Array, "P R"]
     spread: Float[Array, ""]
     answers: Float[Array, "P R"] | None = None
+    gold_rest: Float[Array, "P R"] | None = None
+    answers_rest: Float[Array, "P R"] | None = None
+
+    @property
+    def exact_gold(self) -> Float[Array, "N"] | Float[Array, "N 2"]:
+        """Gold rewards with one row per response, as `annotate` takes them."""
+        return _joined(self.gold, self.gold_rest)
+
+    @property
+    def exact_answers(self) -> Float[Array, "N"] | Float[Array, "N 2"] | None:
+        """The same of the column that the annotator answers by, if it is not gold."""
+        return None if self.answers is None else _joined(self.answers, self.answers_rest)
 
     @property
     def flat(self) -> Float[Array, "N d"]:
         """Embeddings with one row per response, `[N, d]`."""
         return self.embeddings.reshape(-1, self.embeddings.shape[2])
+
+
+def _joined(near: Array, rest: Array | None) -> Array:
+    return near.reshape(-1) if rest is None else jnp.stack([near.reshape(-1), rest.reshape(-1)], axis=1)
 
 
 def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HParams()) -> tuple[float, HParams]:
@@ -70,12 +89,15 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
         answers = table.column(column)
         if not np.isfinite(answers[table.mask]).all():
             raise JarmError(f"Values of {column!r} are NaN or infinite: give every response a finite one.")
-    scale = 1.0 if answers is None else reward_scale(config.annotator, answers, table.mask)
+    scale = 1.0
+    if answers is not None:
+        scale = reward_scale(config.annotator, answers, table.mask)
+        refuse_ties(answers, table.mask, config.pairs, column)
     return scale, _check_hparams(_with_noise(config, answers, table.mask, scale, hparams))
 
 
 def make_device_table(
-    table: ResponseTable, scale: float, column: str = "gold", gold_scale: str | float = "std"
+    table: ResponseTable, scale: float, column: str = "gold", gold_scale: str | float = "std", pairs: str = "all"
 ) -> DeviceTable:
     """Put a training table on the device.
 
@@ -84,34 +106,51 @@ def make_device_table(
       scale: divisor of the column that the annotator answers by, as `check_run` returns it.
       column: name of this column.
       gold_scale: `AnnotatorConfig.scale`, for the divisor of gold where the annotator answers by another column.
+      pairs: kind of the pair space.
+
+    Raises:
+      JarmError: an embedding is NaN, infinite or too large, or no pair has different embeddings.
     """
 
-    def scaled(values: np.ndarray, unit: float) -> np.ndarray:
-        return np.where(table.mask, values / unit, 0).astype(np.float32)
+    def scaled(values: np.ndarray, unit: float) -> tuple[Array, Array]:
+        near, rest = halves(np.where(table.mask, np.asarray(values, np.float64) / unit, 0))
+        return jnp.asarray(near), jnp.asarray(rest)
 
-    embeddings, gold = table.embeddings(), np.full(table.mask.shape, np.nan, np.float32)
+    embeddings = table.embeddings()
+    gold: tuple[Array, Array | None] = jnp.full(table.mask.shape, jnp.nan, jnp.float32), None
     if table.gold is not None:
         unit = scale
         if column != "gold":  # equal gold rewards, which have no scale, stop nobody who answers by another column
-            spread = np.std(table.gold[table.mask], dtype=np.float64) or 1.0
+            values = np.asarray(table.gold[table.mask], np.float64)
+            spread = np.std(values) if np.ptp(values) else 1.0
             unit = float(spread if isinstance(gold_scale, str) else gold_scale)
         gold = scaled(table.gold, unit)
+    answers = (None, None) if column == "gold" else scaled(table.column(column), scale)
     lengths = np.zeros(table.mask.shape, np.float32)
     if "length" in table.attributes:
         length = np.asarray(table.attributes["length"], np.float64)
         deviation = np.std(length[table.mask])
         lengths = np.where(table.mask, (length - length[table.mask].mean()) / (deviation or 1), 0).astype(np.float32)
+    check_embeddings(embeddings, table.mask)
     # E |a - b|^2 of two random responses is twice the total variance. One prompt at a time: float64 copies are large.
     prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
     mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
     spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
+    groups = prompts if pairs == "within" else [(embeddings, table.mask)]
+    if not any((e[real] != e[real][:1]).any() for e, real in groups):
+        raise JarmError(
+            f"The embeddings are equal in every pair {SPACES[pairs]}, so no head can tell responses apart: embed the "
+            "prompt and its response together, and check that texts differ before they are cut."
+        )
     return DeviceTable(
         embeddings=jnp.asarray(embeddings),
         mask=jnp.asarray(table.mask),
-        gold=jnp.asarray(gold),
+        gold=gold[0],
         lengths=jnp.asarray(lengths),
-        spread=jnp.float32(spread or 1),
-        answers=None if column == "gold" else jnp.asarray(scaled(table.column(column), scale)),
+        spread=jnp.float32(spread),
+        answers=answers[0],
+        gold_rest=gold[1],
+        answers_rest=answers[1],
     )
 
 
@@ -130,7 +169,7 @@ def prepare(
       answers by (gold, by default) was divided, in units of that column.
 
     Raises:
-      JarmError: as `check_run`.
+      JarmError: as `check_run` and `make_device_table`.
 
     Example:
       >>> import jarm
@@ -143,11 +182,8 @@ def prepare(
       1.70, 1.31
     """
     scale, hparams = check_run(config, table, hparams)
-    device_table = make_device_table(table, scale, config.annotator.column, config.annotator.scale)
+    device_table = make_device_table(table, scale, config.annotator.column, config.annotator.scale, config.pairs)
     return device_table, jax.tree.map(jnp.asarray, hparams), scale
-
-
-_PAIRS = {"within": "within prompts", "cross": "across prompts", "all": "of responses"}
 
 
 def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
@@ -165,12 +201,12 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
     count = pairs_in(real)
     if count < config.budget:
         raise JarmError(
-            f"The table holds {count} pairs {_PAIRS[config.pairs]}, fewer than the {config.budget} labels of "
+            f"The table holds {count} pairs {SPACES[config.pairs]}, fewer than the {config.budget} labels of "
             f"{config.initial} + {config.rounds} x {config.batch}: label fewer, or widen the space (`--pairs all`)."
         )
     if config.prompts is not None and pairs_in(np.sort(real)[: config.prompts]) < config.batch:
         raise JarmError(
-            f"{config.prompts} prompts per round may hold fewer pairs {_PAIRS[config.pairs]} than a batch of "
+            f"{config.prompts} prompts per round may hold fewer pairs {SPACES[config.pairs]} than a batch of "
             f"{config.batch}: draw more prompts, or label fewer."
         )
 

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import FitInfo, HParams, Selection
+from jarm.core.columns import difference
 from jarm.core.status import JarmError, Status, worst
 from jarm.core.types import Array, Bool, Int, Params, PRNGKey
 from jarm.evaluation.annotators import annotate
@@ -97,10 +98,10 @@ def _answer(
     parts: Parts, key: PRNGKey, hparams: HParams, state: LoopState, selection: Selection, table: DeviceTable
 ) -> tuple[LoopState, Int[Array, ""]]:
     """Label a batch and record it; and how many of its labels are wrong."""
-    gold, lengths, noise = table.gold.reshape(-1), table.lengths.reshape(-1), jnp.asarray(hparams.noise, jnp.float32)
-    answers = None if table.answers is None else table.answers.reshape(-1)
+    gold, answers, noise = table.exact_gold, table.exact_answers, jnp.asarray(hparams.noise, jnp.float32)
+    lengths = table.lengths.reshape(-1)
     labels, wrong = annotate(key, parts.config.annotator, noise, selection.pairs, gold, lengths, answers)
-    known = jnp.isfinite((gold if answers is None else answers)[selection.pairs])
+    known = jnp.isfinite((table.gold if table.answers is None else table.answers).reshape(-1)[selection.pairs])
     known = jnp.where(selection.valid[:, None], known, True)
     labels = jnp.where(known.all(axis=1), labels, jnp.nan)  # nobody can answer, and `tell` reports it
     return tell(state, selection, labels), (wrong & selection.valid).sum(dtype=jnp.int32)
@@ -108,7 +109,7 @@ def _answer(
 
 def _report(choice: Choice, table: DeviceTable) -> dict[str, Array]:
     """Diversity and informativeness of a batch."""
-    gold, (first, second) = table.gold.reshape(-1), choice.selection.pairs.T
+    first, second = choice.selection.pairs.T
     return batch_report(
         table.flat[first],
         table.flat[second],
@@ -116,7 +117,7 @@ def _report(choice: Choice, table: DeviceTable) -> dict[str, Array]:
         choice.selection.valid,
         choice.weight,
         choice.variance,
-        jnp.abs(gold[first] - gold[second]),
+        jnp.abs(difference(table.exact_gold, first, second)),
         width=table.mask.shape[1],
         scale=table.spread,
     )

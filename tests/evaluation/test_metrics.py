@@ -1,3 +1,5 @@
+import dataclasses
+import functools
 import itertools
 import math
 
@@ -12,9 +14,9 @@ from hypothesis import strategies as st
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable
 from jarm.evaluation import batch as labelled_batch
-from jarm.evaluation import metrics
+from jarm.evaluation import metrics, scoring
 from jarm.evaluation import ranking as order
-from jarm.evaluation.annotators import AnnotatorConfig
+from jarm.evaluation.annotators import AnnotatorConfig, reward_scale
 from jarm.reward.heads import linear_head, mlp_head
 from jarm.testing.tracing import count_compilations
 
@@ -59,7 +61,7 @@ def expected_best(pred, gold, n):
 
 def pair_metrics(preds, golds, noise, scale):
     """Float64, every pair of every prompt, from the formulas."""
-    nll, brier, right, over = [], [], [], np.zeros(metrics.BINS)
+    nll, brier, right, over = [], [], [], np.zeros(scoring.BINS)
     for pred, gold in zip(preds, golds, strict=True):
         for i, j in itertools.combinations(range(len(pred)), 2):
             margin, gap = float(pred[i]) - float(pred[j]), float(gold[i]) - float(gold[j])
@@ -146,7 +148,7 @@ def test_best_of_n_at_full_size():
 
 @pytest.mark.parametrize("R", [1, 2, 3, 20, 33])
 def test_every_pair_is_met_once(R):
-    partner, once = metrics.pair_offsets(R)
+    partner, once = scoring.pair_offsets(R)
     met = [
         tuple(sorted((i, int(j))))
         for row, real in zip(partner, once, strict=True)
@@ -158,7 +160,7 @@ def test_every_pair_is_met_once(R):
 
 @pytest.mark.parametrize("R", [34, 54, 501])
 def test_many_responses_meet_sixteen_partners_each_way_at_most_once(R):
-    partner, once = metrics.pair_offsets(R)
+    partner, once = scoring.pair_offsets(R)
     assert partner.shape == (16, R)
     assert once.all()
     met = {tuple(sorted((i, int(j)))) for row in partner for i, j in enumerate(row)}
@@ -399,3 +401,53 @@ def test_an_attribute_can_take_the_place_of_gold(key):
         np.testing.assert_array_equal(value, plain[name])
     with pytest.raises(JarmError, match="'help'"):
         metrics.evaluate(head, params, table, column="help")
+
+
+@pytest.mark.parametrize("low", [16777216.0, 1e6, -1e9])
+def test_metrics_are_those_of_the_differences_however_large_the_scores(key, low):
+    """Against the same differences around 0: gold of float64 keeps them, and only best-of-n moves along."""
+    near, head = make_table(8, 6, 3), linear_head()
+    near.gold[0, :3] = -1e9, -1e9, -1e9  # as where scoring failed: the others keep their digits
+    near = dataclasses.replace(near, gold=np.where(near.mask, np.round(near.gold * 1024) / 1024, 0))
+    far = dataclasses.replace(near, gold=np.where(near.mask, np.float64(near.gold) + low, 0))
+    params = jax.tree.map(lambda leaf: jnp.ones((1, 1, *leaf.shape)), head.init(key, 3))
+    ours, theirs = (
+        metrics.evaluate(head, params, table, noise=2.0, scale=0.1, best_of=(1, 3)) for table in (far, near)
+    )
+    for name, value in theirs.items():
+        moved = low if name in ("best_of_1", "best_of_3") else 0.0
+        np.testing.assert_allclose(ours[name], value + moved, rtol=1e-6, err_msg=name)
+    lines = metrics.reference_lines(far, noise=2.0, scale=0.1, best_of=(3,))
+    same = metrics.reference_lines(near, noise=2.0, scale=0.1, best_of=(3,))
+    for name in ("spearman", "pair_accuracy", "nll"):
+        assert lines["oracle"][name] == pytest.approx(same["oracle"][name], rel=1e-5)
+    assert lines["oracle"]["spearman"] == pytest.approx(1)
+    scores = metrics.evaluate_scores(np.float64(far.gold), near)
+    assert scores["pair_accuracy"] == 1
+
+
+def test_the_scale_of_another_column_is_refused(key):
+    table, head = make_table(5, 4, 3), linear_head()
+    params = jax.tree.map(lambda leaf: jnp.ones((1, 1, *leaf.shape)), head.init(key, 3))
+    by_length = AnnotatorConfig(column="length")
+    scale = reward_scale(by_length, table.attributes["length"], table.mask)
+    for measure in (
+        functools.partial(metrics.evaluate, head, params),
+        functools.partial(metrics.evaluate_scores, table.gold),
+        metrics.reference_lines,
+    ):
+        with pytest.raises(JarmError, match=r"unit of 'length', .*`annotator=config.annotator`"):
+            measure(table, noise=2.0, scale=scale)
+        measure(table, noise=2.0, scale=scale, annotator=by_length, column="length")
+
+
+@pytest.mark.parametrize("value", [np.nan, 1e30])
+def test_a_test_embedding_that_no_head_can_read_is_named_and_a_failed_head_is_not_blamed_on_it(key, value):
+    table, head = make_table(5, 4, 3, ragged=False), linear_head()
+    params = jax.tree.map(lambda leaf: jnp.full((1, 1, *leaf.shape), 1e20), head.init(key, 3))
+    store = np.float32(table.store)
+    failed = jax.tree.map(lambda leaf: leaf * jnp.nan, params)
+    assert np.isnan(metrics.evaluate(head, failed, table, chunk_bytes=2000)["spearman"])
+    store[9, 1] = value
+    with pytest.raises(JarmError, match=r"response 1 of prompt 2 is .* in column 1"):
+        metrics.evaluate(head, params, dataclasses.replace(table, store=store), chunk_bytes=2000)

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jarm.core.base import HParams
+from jarm.core.columns import difference
 from jarm.core.status import JarmError, Status
 from jarm.core.tables import ResponseTable
 from jarm.design.spaces import pair_space, subset
@@ -615,3 +616,80 @@ for make, name in texts:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.count("is a text: give") == 3
+
+
+ANNOTATORS = {
+    "noisy": AnnotatorConfig(),
+    "solved": AnnotatorConfig(flip_rate=0.25),
+    "perfect": AnnotatorConfig("perfect"),
+    "flip": AnnotatorConfig("flip", flip_rate=0.1),
+    "own unit": AnnotatorConfig(scale=2.0),
+    "biased": AnnotatorConfig(length_bias=1.0),
+    "by length": AnnotatorConfig(column="length"),
+}
+
+
+@pytest.mark.parametrize("name", ANNOTATORS)
+def test_a_column_without_differences_is_refused_whoever_answers(name):
+    annotator = ANNOTATORS[name]
+    config = dataclasses.replace(SHORT, annotator=annotator)
+    words = "gold rewards" if annotator.column == "gold" else "values of 'length'"
+
+    def with_answers(values):
+        length = np.where(TABLE.mask, values, 0) if annotator.column == "length" else TABLE.attributes["length"]
+        gold = np.where(TABLE.mask, values, 0) if annotator.column == "gold" else TABLE.gold
+        return dataclasses.replace(TABLE, gold=gold, attributes={"length": length})
+
+    by_prompt = with_answers(np.arange(PROMPTS)[:, None] + np.full(TABLE.mask.shape, 0.1))
+    for call in (check_run, prepare):
+        with pytest.raises(JarmError, match=f"{words} are equal in every pair within prompts: there is nothing to"):
+            call(config, by_prompt)
+        with pytest.raises(JarmError, match=f"(All|The) {words} are equal"):
+            call(config, with_answers(np.full(TABLE.mask.shape, 0.1)))
+    for pairs in ("cross", "all"):
+        check_run(dataclasses.replace(config, pairs=pairs), by_prompt)
+    check_run(config, with_answers(1e9 + 1e-6 * np.arange(WIDTH) + np.arange(PROMPTS)[:, None]))
+
+
+@pytest.mark.parametrize("column", ["gold", "help"])
+@pytest.mark.parametrize("low", [16777216.0, 1e6, 1e9])
+def test_an_annotator_sees_the_differences_of_large_scores(column, low):
+    """Differences of 2**-10 beside a million, and offsets of prompts that are larger still: against float64."""
+    steps = np.random.default_rng(0).permuted(np.tile(np.arange(WIDTH), (PROMPTS, 1)), axis=1) * 2.0**-10
+    values = np.where(TABLE.mask, low * (1 + np.arange(PROMPTS)[:, None]) + steps, 0)
+    table = dataclasses.replace(TABLE, **({"gold": values} if column == "gold" else {"attributes": {"help": values}}))
+    config = dataclasses.replace(SHORT, annotator=AnnotatorConfig("perfect", scale=2.0**-10, column=column))
+    device_table, _, _ = prepare(config, table)
+    pairs = np.array([(p * WIDTH + i, p * WIDTH + j) for p in range(PROMPTS) for j in range(WIDTH) for i in range(j)])
+    pairs = pairs[TABLE.mask.reshape(-1)[pairs].all(axis=1)]
+    gold, answers, lengths = device_table.exact_gold, device_table.exact_answers, device_table.lengths.reshape(-1)
+    noise, ends = jnp.float32(-1), jnp.asarray(pairs)
+    labels, _ = annotate(jax.random.key(0), config.annotator, noise, ends, gold, lengths, answers)
+    flat = values.reshape(-1)
+    np.testing.assert_array_equal(labels, flat[pairs[:, 0]] > flat[pairs[:, 1]])
+    gaps = difference(gold if answers is None else answers, *ends.T)
+    np.testing.assert_allclose(gaps, (flat[pairs[:, 0]] - flat[pairs[:, 1]]) * 1024, rtol=1e-6)
+
+
+def test_embeddings_that_teach_nothing_are_refused_before_a_fit():
+    embeddings = TABLE.embeddings()
+
+    def with_embeddings(rows):
+        return dataclasses.replace(
+            TABLE,
+            store=rows.reshape(-1, rows.shape[2]),
+            rows=np.arange(rows[..., 0].size).reshape(rows.shape[:2]),
+            mean=None,
+            deviation=None,
+        )
+
+    for value, words in ((np.nan, "is nan in column 0"), (1e30, "is 1e\\+30 in column 0, .*have them standardised")):
+        rows = embeddings.copy()
+        rows[0, 0, 0] = value
+        with pytest.raises(JarmError, match="response 0 of prompt 0 " + words):
+            prepare(SHORT, with_embeddings(rows))
+    with pytest.raises(JarmError, match="embeddings are equal in every pair within prompts"):
+        prepare(SHORT, with_embeddings(np.repeat(embeddings[:, :1], WIDTH, axis=1)))
+    with pytest.raises(JarmError, match="embeddings are equal in every pair across prompts"):
+        prepare(dataclasses.replace(SHORT, pairs="cross"), with_embeddings(np.ones_like(embeddings)))
+    prepare(dataclasses.replace(SHORT, pairs="cross"), with_embeddings(np.repeat(embeddings[:, :1], WIDTH, axis=1)))
