@@ -112,10 +112,10 @@ def existing_file(path: PathLike) -> Path:
     Raises:
       JarmError: a folder is there, or nothing.
     """
-    path = Path(path)
-    if path.is_dir():
+    path = Path(path)  # whose own tests raise errors of the system for some names, as one too long
+    if os.path.isdir(path):
         raise JarmError(f"{path} is a folder where a file is wanted: name the file in it.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise JarmError(f"{path} does not exist: check the path.")
     return path
 
