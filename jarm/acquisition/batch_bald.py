@@ -45,7 +45,9 @@ class _Joint(NamedTuple):
 
 def start_joint(capacity: int, members: int) -> _Joint:
     """The joint distribution of no labels: one configuration, and room for `capacity`."""
-    return _Joint(jnp.zeros(capacity).at[0].set(1), jnp.full((capacity, members), 1 / members))
+    return _Joint(
+        jnp.zeros(capacity, jnp.float32).at[0].set(1), jnp.full((capacity, members), 1 / members, jnp.float32)
+    )
 
 
 def extend_joint(joint: _Joint, p: Float[Array, "K"]) -> _Joint:
@@ -66,7 +68,7 @@ def extend_joint(joint: _Joint, p: Float[Array, "K"]) -> _Joint:
 
     falling = -jnp.sort(-mass)
     tail = jnp.cumsum(falling[::-1])[::-1][:capacity]
-    levels = tail / (capacity - jnp.arange(capacity))
+    levels = tail / jnp.arange(capacity, 0, -1, dtype=jnp.float32)
     level = levels[jnp.argmax(falling[:capacity] <= levels)]
     certain = mass > level
     partial = jnp.cumsum(jnp.where(certain, 0, mass / jnp.maximum(level, jnp.finfo(mass.dtype).tiny)))
@@ -128,7 +130,7 @@ def joint_bald(p: Float[Array, "C K"], bald: Float[Array, "C"], k: int) -> tuple
         state = jax.lax.while_loop(undecided, refresh, state)
         saturated = jnp.minimum(state.bound.max(), state.left) <= rounding
         left = state.bound > -jnp.inf
-        place = jnp.argmax(jnp.where(saturated, jnp.where(left, bald, -jnp.inf), state.bound))
+        place = jnp.argmax(jnp.where(saturated, jnp.where(left, bald, -jnp.inf), state.bound)).astype(jnp.int32)
         gain = jnp.where(saturated, 0, jnp.minimum(jnp.minimum(state.bound[place], state.last), state.left))
         joint = jax.lax.cond(saturated, lambda: state.joint, lambda: extend_joint(state.joint, p[place]))
         bound = state.bound.at[place].set(-jnp.inf)
@@ -167,7 +169,7 @@ def batch_bald(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace,
     # Of the less likely label: no chance is rounded to 1.
     p = chance(jnp.where(margins.sum(axis=1, keepdims=True) < 0, margins, -margins))
     chosen, gains = joint_bald(p, jnp.where(best.valid, best.gains, -jnp.inf), k)
-    valid = jnp.arange(k) < best.valid.sum()
+    valid = jnp.arange(k, dtype=jnp.int32) < best.valid.sum(dtype=jnp.int32)
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     status = jnp.where(best.status == Status.NONFINITE, best.status, short)
     return Selection(jnp.where(valid[:, None], best.pairs[chosen], 0), jnp.where(valid, gains, 0), valid, status)
@@ -198,7 +200,7 @@ def _prompts(belief: Belief, space: PairSpace) -> _Prompts:
     count = -(-prompt_of.shape[0] // space.width) if space.prompt is None else prompt_of.shape[0]
     eligible = space.eligible
     features = jnp.where(eligible[:, None], belief.features, 0)
-    centre = features.sum(axis=0) / jnp.maximum(eligible.sum(), 1)
+    centre = features.sum(axis=0) / jnp.maximum(eligible.sum(), 1).astype(jnp.float32)
     features = jnp.where(eligible[:, None], features - centre[None, :], 0)
     sizes = jax.ops.segment_sum(eligible.astype(jnp.float32), prompt_of, count)
     points = jax.ops.segment_sum(features, prompt_of, count) / jnp.maximum(sizes, 1)[:, None]
@@ -208,13 +210,13 @@ def _prompts(belief: Belief, space: PairSpace) -> _Prompts:
         return prompt_of[jnp.argmin(jnp.where(eligible, _squares(features, end), jnp.inf))]
 
     ends = (belief.labelled_features - centre[None, None, :]).reshape(-1, features.shape[1])
-    half = jnp.where(jnp.arange(len(ends)) < 2 * belief.num_labelled, 0.5, 0.0)
-    labelled = jnp.zeros(count).at[_mapped(nearest, ends)].add(half)
-    others = jnp.minimum(NEIGHBOURS, (sizes > 0).sum() - 1)
+    half = jnp.where(jnp.arange(len(ends), dtype=jnp.int32) < 2 * belief.num_labelled, 0.5, 0.0)
+    labelled = jnp.zeros(count, jnp.float32).at[_mapped(nearest, ends)].add(half)
+    others = jnp.minimum(NEIGHBOURS, (sizes > 0).sum(dtype=jnp.int32) - 1)
 
     def around(prompt: Array) -> tuple[Array, Array]:
         squares = _squares(points, points[prompt])
-        to_others = jnp.where((sizes > 0) & (jnp.arange(count) != prompt), squares, jnp.inf)
+        to_others = jnp.where((sizes > 0) & (jnp.arange(count, dtype=jnp.int32) != prompt), squares, jnp.inf)
         rising = -jax.lax.top_k(-to_others, min(NEIGHBOURS, count))[0]
         radius = jnp.where(others > 0, rising[jnp.maximum(others - 1, 0)], 0)
         return radius, jnp.where(_within(squares, radius), labelled, 0).sum()
@@ -308,7 +310,7 @@ def _full_pass(problem: _Problem, start: _Grown) -> _Grown:
     def pick(inner: tuple[_Grown, Array]) -> tuple[_Grown, Array]:
         state, bald = inner
         worth = scores(bald, state.near)
-        place = jnp.argmax(worth)
+        place = jnp.argmax(worth).astype(jnp.int32)
         near = state.near
         for end in (0, 1):
             squares = _squares(prompts.points, prompts.points[prompt_of[ends[place, end]]])
@@ -352,11 +354,11 @@ def bal_pm(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: 
     )
     finite = jnp.isfinite(belief.member_rewards).all(axis=0) & jnp.isfinite(belief.features).all(axis=1)
     sound = (finite | ~space.eligible).all()
-    begin = _Grown(jnp.int32(0), jnp.full((k, 2), size, jnp.int32), jnp.zeros(k), prompts.near, ~sound)
+    begin = _Grown(jnp.int32(0), jnp.full((k, 2), size, jnp.int32), jnp.zeros(k, jnp.float32), prompts.near, ~sound)
     end = jax.lax.while_loop(
         lambda state: (state.picked < problem.wanted) & ~state.ended, lambda state: _full_pass(problem, state), begin
     )
-    valid = jnp.arange(k) < end.picked
+    valid = jnp.arange(k, dtype=jnp.int32) < end.picked
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     status = jnp.where(sound, short, jnp.int32(Status.NONFINITE))
     return Selection(jnp.where(valid[:, None], end.pairs, 0), end.gains, valid, status)

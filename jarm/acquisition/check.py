@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import PairSpace, Selection
+from jarm.core.settings import narrowed
 from jarm.core.status import JarmError, Status, worst
 from jarm.design.spaces import is_in, pair_count
 
@@ -39,6 +40,7 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
         raise JarmError(f"Rule {name!r} returned {type(selection).__name__}: return a jarm.Selection.")
     if selection.weights is None:
         selection = dataclasses.replace(selection, weights=jnp.ones(k, jnp.float32))
+    selection = narrowed(selection)
     expected["weights"] = expected["gains"]
     for field, (shape, dtype) in expected.items():
         leaf = jnp.asarray(getattr(selection, field))
@@ -52,7 +54,7 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
     first, second = jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2)
     repeated = ((first[1:] == first[:-1]) & (second[1:] == second[:-1]) & (first[1:] < size)).any()
     # A short batch, or one with holes, would give its rule fewer labels than the others.
-    missing = (valid[1:] & ~valid[:-1]).any() | (valid.sum() < jnp.minimum(pair_count(space), k))
+    missing = (valid[1:] & ~valid[:-1]).any() | (valid.sum(dtype=jnp.float32) < jnp.minimum(pair_count(space), k))
     broken = repeated | missing | (valid & ~is_in(space, selection.pairs)).any()
     weighted = (selection.weights > 0) & jnp.isfinite(selection.weights)
     broken_scores = (valid & ~(jnp.isfinite(selection.gains) & weighted)).any()

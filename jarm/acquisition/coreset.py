@@ -38,7 +38,7 @@ def coreset(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k:
     key_space, key_seeds, key_draw = jax.random.split(key, 3)
     points = make_points(belief, candidates(key_space, space, k))
     sensitivity = sensitivities(points, *clusters(key_seeds, points))
-    noise = jax.random.gumbel(key_draw, sensitivity.shape)
+    noise = jax.random.gumbel(key_draw, sensitivity.shape, jnp.float32)
     # Pairs of equal features tell nothing: they come last.
     ticket = jnp.where(points.informative, jnp.log(sensitivity) + noise, jnp.where(points.valid, noise - 1e6, -jnp.inf))
     best, chosen = jax.lax.top_k(ticket, min(k + 1, len(ticket)))
@@ -49,7 +49,7 @@ def coreset(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k:
     chosen = jnp.pad(chosen, (0, missing))
     gains = sensitivity[chosen]
     weights = jnp.where(valid, jnp.pad(weights, (0, missing)), 0)
-    weights *= valid.sum() / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
+    weights *= valid.sum(dtype=jnp.float32) / jnp.maximum(weights.sum(), jnp.finfo(jnp.float32).tiny)
     status = worst(
         jnp.where(valid.all(), Status.OK, Status.EXHAUSTED),
         jnp.where((valid & ~points.informative[chosen]).any(), Status.UNINFORMATIVE, Status.OK),
@@ -80,18 +80,18 @@ def clusters(key: PRNGKey, points: Points) -> tuple[Float[Array, "c F"], Int[Arr
         return jnp.minimum(near, points.distances(centre[None])[:, 0]), centre
 
     # The first seed is uniform.
-    near = jnp.full(points.square.shape, jnp.finfo(jnp.float32).max / len(points.square))
+    near = jnp.full(points.square.shape, jnp.finfo(jnp.float32).max / len(points.square), jnp.float32)
     _, centres = jax.lax.scan(seed, near, noise_of(key, CLUSTERS, len(points.pairs)))
 
     def improve(_: Int[Array, ""], state: tuple[Array, Array]) -> tuple[Array, Array]:
         centres, _ = state
         products = points.products(centres)
-        owner = (square_sum(centres)[None, :] - 2 * jnp.abs(products)).argmin(axis=1)
-        own = owner[:, None] == jnp.arange(CLUSTERS)[None, :]
+        owner = (square_sum(centres)[None, :] - 2 * jnp.abs(products)).argmin(axis=1).astype(jnp.int32)
+        own = owner[:, None] == jnp.arange(CLUSTERS, dtype=jnp.int32)[None, :]
         # A pair or its mirror enters the mean, whichever is nearer to the centre.
         share = jnp.where(own & points.valid[:, None], jnp.where(products < 0, -1.0, 1.0), 0)
         share /= jnp.maximum(jnp.abs(share).sum(axis=0), 1)[None, :]
-        of_response = jnp.zeros((points.phi.shape[0], CLUSTERS))
+        of_response = jnp.zeros((points.phi.shape[0], CLUSTERS), jnp.float32)
         of_response = of_response.at[points.ends[:, 0]].add(share).at[points.ends[:, 1]].add(-share)
         return matmul(of_response.T, points.phi), owner
 
@@ -100,12 +100,12 @@ def clusters(key: PRNGKey, points: Points) -> tuple[Float[Array, "c F"], Int[Arr
 
 def sensitivities(points: Points, centres: Float[Array, "c F"], owner: Int[Array, "M"]) -> Float[Array, "M"]:
     """m of each point; leaving a point out of its cluster of n moves the mean away by n / (n - 1)."""
-    own = (owner[:, None] == jnp.arange(CLUSTERS)[None, :]) & points.valid[:, None]
+    own = (owner[:, None] == jnp.arange(CLUSTERS, dtype=jnp.int32)[None, :]) & points.valid[:, None]
     sizes = own.sum(axis=0).astype(jnp.float32)
     distances = jnp.sqrt(points.distances(centres))
-    count = points.valid.sum().astype(jnp.float32)
-    spread = jnp.sqrt((jnp.square(distances) * own).sum() / jnp.maximum(count, 1))
-    others = sizes[None, :] - own
+    count = points.valid.sum(dtype=jnp.float32)
+    spread = jnp.sqrt((jnp.square(distances) * own.astype(jnp.float32)).sum() / jnp.maximum(count, 1))
+    others = sizes[None, :] - own.astype(jnp.float32)
     stretch = jnp.where(own, sizes[None, :] / jnp.maximum(others, 1), 1)
     radius = RADIUS / jnp.where(spread > 0, spread, 1)
     return count / (1 + (others * jnp.exp(-radius * stretch * distances)).sum(axis=1))

@@ -94,7 +94,7 @@ def make_points(
     """The pairs of a listed space as points; `scale` maps margins to scales, None ignores rewards and scales by 1."""
     assert space.pairs is not None
     size, width = belief.features.shape
-    rewards = jnp.zeros(size) if scale is None else jnp.where(space.eligible, belief.rewards, 0)
+    rewards = jnp.zeros(size, jnp.float32) if scale is None else jnp.where(space.eligible, belief.rewards, 0)
     finite = jnp.isfinite(belief.features).all(axis=1) & jnp.isfinite(rewards)
     phi, ends = centred(belief.features, space), space.pairs
     valid = (ends[:, 0] < size) & space.eligible[jnp.minimum(ends, size - 1)].all(axis=1)
@@ -109,7 +109,7 @@ def make_points(
 
     chunks = chunked(ends, max(1, TILE // width), 0)
     lengths = jax.lax.map(square, chunks).reshape(-1)[: len(ends)]
-    scales = jnp.ones(len(ends)) if scale is None else scale(rewards[ends[:, 0]] - rewards[ends[:, 1]])
+    scales = jnp.ones(len(ends), jnp.float32) if scale is None else scale(rewards[ends[:, 0]] - rewards[ends[:, 1]])
     return Points(
         pairs=space.pairs,
         ends=ends,
@@ -165,14 +165,16 @@ def _spread(
         return state, (place, jnp.sqrt(squares[place]))
 
     state = _State(
-        near=jnp.full(points.square.shape, jnp.inf), owner=jnp.zeros(points.square.shape, jnp.int32), left=points.valid
+        near=jnp.full(points.square.shape, jnp.inf, jnp.float32),
+        owner=jnp.zeros(points.square.shape, jnp.int32),
+        left=points.valid,
     )
     if capacity:
         state = jax.lax.fori_loop(0, -(-num_labelled // _CHUNK), add_labelled, state)
     steps = (noise, jnp.arange(k, dtype=jnp.int32))
     _, (chosen, gains) = jax.lax.scan(pick, state, steps)
-    valid = jnp.arange(k) < points.valid.sum()
-    finite = (jnp.isfinite(labelled).all(axis=1) | (jnp.arange(capacity) >= num_labelled)).all()
+    valid = jnp.arange(k, dtype=jnp.int32) < points.valid.sum(dtype=jnp.int32)
+    finite = (jnp.isfinite(labelled).all(axis=1) | (jnp.arange(capacity, dtype=jnp.int32) >= num_labelled)).all()
     finite &= jnp.isfinite(gains).all() & ~points.nonfinite
     status = worst(
         jnp.where(valid.all(), Status.OK, Status.EXHAUSTED),
@@ -200,7 +202,7 @@ def _rule(
 ) -> Selection:
     key_space, key_noise = jax.random.split(key)
     points = make_points(belief, candidates(key_space, space, k), scale)
-    noise = noise_of(key_noise, k, len(points.pairs)) if chance else jnp.zeros((k, 0))
+    noise = noise_of(key_noise, k, len(points.pairs)) if chance else jnp.zeros((k, 0), jnp.float32)
     labelled = belief.labelled_features[:, 0] - belief.labelled_features[:, 1]
     if scale is not None:
         labelled = scale(belief.labelled_rewards[:, 0] - belief.labelled_rewards[:, 1])[:, None] * labelled
@@ -208,7 +210,7 @@ def _rule(
 
 
 def _farthest(noise: Array, squares: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
-    return jnp.where(allowed, squares, -1).argmax()
+    return jnp.where(allowed, squares, -1).argmax().astype(jnp.int32)
 
 
 def _sides(count: int) -> tuple[int, int]:
@@ -219,7 +221,7 @@ def _sides(count: int) -> tuple[int, int]:
 
 def noise_of(key: PRNGKey, draws: int, count: int) -> Float[Array, "draws n"]:
     """Gumbel noise for that many calls of `draw`, one row each, about 2 sqrt(count) numbers wide."""
-    return jax.random.gumbel(key, (draws, sum(_sides(count))))
+    return jax.random.gumbel(key, (draws, sum(_sides(count))), jnp.float32)
 
 
 def draw(noise: Float[Array, "n"], weights: Float[Array, "M"], allowed: Bool[Array, "M"]) -> Int[Array, ""]:
@@ -229,8 +231,8 @@ def draw(noise: Float[Array, "n"], weights: Float[Array, "M"], allowed: Bool[Arr
     # First a block, then a place in it.
     count, side = _sides(len(weights))
     blocks = jnp.pad(weights, (0, count * side - len(weights))).reshape(count, side)
-    block = (jnp.log(blocks.sum(axis=1)) + noise[:count]).argmax()
-    return block * side + (jnp.log(blocks[block]) + noise[count:]).argmax()
+    block = (jnp.log(blocks.sum(axis=1)) + noise[:count]).argmax().astype(jnp.int32)
+    return block * side + (jnp.log(blocks[block]) + noise[count:]).argmax().astype(jnp.int32)
 
 
 def _drawn(noise: Array, squares: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
@@ -292,6 +294,6 @@ def lcmd(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     def choose(noise: Array, squares: Array, allowed: Array, owner: Array) -> Int[Array, ""]:
         sizes = jax.ops.segment_sum(jnp.where(allowed, squares, 0), owner, clusters)
         largest = owner == sizes.argmax()
-        return jnp.where(allowed, jnp.where(largest, squares, -1), -2).argmax()
+        return jnp.where(allowed, jnp.where(largest, squares, -1), -2).argmax().astype(jnp.int32)
 
     return _rule(key, belief, space, k, choose)

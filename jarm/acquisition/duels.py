@@ -99,7 +99,7 @@ def duels(
         space=space,
         stats=stats,
         prompt_of=space.prompt_of,
-        ticket=jax.random.uniform(key_order, (prompts,)),
+        ticket=jax.random.uniform(key_order, (prompts,), jnp.float32),
         first=first,
         second=second,
         k=k,
@@ -185,7 +185,7 @@ def _partner_counts(space: PairSpace) -> Int[Array, "N"]:
         prompt_of, ends = space.prompt_of, space.excluded
         same = jax.ops.segment_sum(eligible.astype(jnp.int32), prompt_of, size)[prompt_of]
         total = eligible.sum(dtype=jnp.int32)
-        count = {"within": same - 1, "cross": total - same, "all": jnp.full(size, total - 1)}[space.kind]
+        count = {"within": same - 1, "cross": total - same, "all": jnp.full(size, total - 1, jnp.int32)}[space.kind]
         count, sign = jnp.where(eligible, count, 0), -1
         valid = may_pair(space, space.excluded)
     return count.at[jnp.where(valid[:, None], ends, size)].add(sign, mode="drop")
@@ -239,7 +239,7 @@ def _of_mean(belief: Belief) -> tuple[Float[Array, "N"], Bool[Array, "N"]]:
 def thompson(key: PRNGKey, stats: Any, allowed: Bool[Array, "n"]) -> tuple[Float[Array, "n"], PRNGKey]:
     """The rewards of a random member, a draw from the posterior; the memory is another key."""
     key, rest = jax.random.split(key)
-    return stats.members[:, jax.random.randint(key, (), 0, stats.members.shape[1])], rest
+    return stats.members[:, jax.random.randint(key, (), 0, stats.members.shape[1], jnp.int32)], rest
 
 
 def _dissent(stats: RewardStats, one: Int[Array, ""], allowed: Bool[Array, "n"]) -> Bool[Array, "K"]:
@@ -258,8 +258,10 @@ def double_ts(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, 
     def second(key: PRNGKey, stats: RewardStats, one: Array, allowed: Array) -> Array:
         key_member, key_any = jax.random.split(key)
         dissent = _dissent(stats, one, allowed)
-        member = jnp.where(dissent, jax.random.uniform(key_member, dissent.shape), -1.0).argmax()
-        return jnp.where(dissent.any(), stats.members[:, member], jax.random.uniform(key_any, allowed.shape))
+        member = jnp.where(dissent, jax.random.uniform(key_member, dissent.shape, jnp.float32), -1.0).argmax()
+        return jnp.where(
+            dissent.any(), stats.members[:, member], jax.random.uniform(key_any, allowed.shape, jnp.float32)
+        )
 
     return duels(key, *of_ensemble(belief), space, k, thompson, second)
 
@@ -273,7 +275,7 @@ def eets(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     """
 
     def first(key: PRNGKey, stats: RewardStats, allowed: Array) -> tuple[Array, Array]:
-        order = jnp.argsort(jax.random.uniform(key, stats.members.shape[1:]))
+        order = jnp.argsort(jax.random.uniform(key, stats.members.shape[1:], jnp.float32))
         return stats.members[:, order[0]], order
 
     def second(order: Array, stats: RewardStats, one: Array, allowed: Array) -> Array:
@@ -312,7 +314,7 @@ def _tilted(
     """First ~ softmax(scales[0] mu / noise), second ~ softmax(scales[1] mu / noise), by the Gumbel trick."""
 
     def draw(key: PRNGKey, mean: Array, scale: Array) -> Array:
-        return scale * mean + noise * jax.random.gumbel(key, mean.shape)
+        return scale * mean + noise * jax.random.gumbel(key, mean.shape, jnp.float32)
 
     def first(key: PRNGKey, mean: Array, allowed: Array) -> tuple[Array, PRNGKey]:
         key, rest = jax.random.split(key)
@@ -357,13 +359,13 @@ def best_of_four(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpac
 
     def first(key: PRNGKey, mean: Array, allowed: Array) -> tuple[Array, tuple[PRNGKey, Array]]:
         key, rest = jax.random.split(key)
-        ticket = jnp.where(allowed, jax.random.uniform(key, allowed.shape), -1.0)
+        ticket = jnp.where(allowed, jax.random.uniform(key, allowed.shape, jnp.float32), -1.0)
         fourth = jax.lax.top_k(ticket, min(4, len(ticket)))[0][-1]
         four = allowed & (ticket >= fourth)
         return jnp.where(four, mean, -jnp.inf), (rest, four)
 
     def second(memory: tuple[PRNGKey, Array], mean: Array, one: Array, allowed: Array) -> Array:
         key, four = memory
-        return jax.random.uniform(key, allowed.shape) + four
+        return jax.random.uniform(key, allowed.shape, jnp.float32) + four.astype(jnp.float32)
 
     return duels(key, *_of_mean(belief), space, k, first, second)

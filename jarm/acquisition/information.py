@@ -43,7 +43,7 @@ def member_scorer(rewards: Float[Array, "N K"], score: Callable[[Fold], Array]) 
             def step(total: Array, ends: tuple[Array, Array]) -> tuple[Array, None]:
                 return f(total, ends[0] - ends[1] if not shape else jnp.subtract.outer(*ends)), None
 
-            return jax.lax.scan(step, jnp.zeros(shape), (a, b))[0]
+            return jax.lax.scan(step, jnp.zeros(shape, jnp.float32), (a, b))[0]
 
         return run
 
@@ -155,7 +155,7 @@ def bald_laplace(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpac
     scored alone. Exact to 1e-6 (`jarm.design.criteria`), without the probit approximation.
     Source: Houlsby et al. (arXiv 1112.5745).
     """
-    return top_of_laplace(hparams, belief, space, k, lambda numbers: BALD.scorer(numbers, jnp.zeros(0)))
+    return top_of_laplace(hparams, belief, space, k, lambda numbers: BALD.scorer(numbers, jnp.zeros(0, jnp.float32)))
 
 
 def greedy_bald_laplace(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
@@ -182,7 +182,7 @@ def epig(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     key_targets, key_offered = jax.random.split(key)
     targets, valid = sample_pairs(key_targets, space, TARGETS)
     # In a space of fewer pairs all are targets, some repeatedly.
-    targets = targets[jnp.arange(TARGETS) % jnp.maximum(valid.sum(), 1)]
+    targets = targets[jnp.arange(TARGETS, dtype=jnp.int32) % jnp.maximum(valid.sum(dtype=jnp.int32), 1)]
     ends, rewards = belief.features[targets], belief.rewards[targets]
     if space.pairs is None and max_pairs(space) > CANDIDATES:
         offered = subset(key_offered, space, max(k, CANDIDATES))

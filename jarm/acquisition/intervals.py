@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jarm.acquisition.duels import duels, of_ensemble, thompson
 from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.linalg import distances, square_sum
+from jarm.core.settings import make_key
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
 from jarm.design.fisher import centred, fisher_weight
 from jarm.design.scorer import Scorer
@@ -176,7 +177,7 @@ def _window(stats: IntervalStats, half: Half, space: PairSpace, k: int) -> tuple
         ends, valid = jnp.minimum(space.pairs, space.eligible.shape[0] - 1), valid_pairs(space)
         count = valid.sum(dtype=jnp.float32)
     else:
-        ends, valid = sample_pairs(jax.random.key(0), space, SAMPLED)
+        ends, valid = sample_pairs(make_key(0), space, SAMPLED)
         count = pair_count(space)
     one, other = (jax.tree.map(lambda leaf, end=ends[:, side]: leaf[end], stats) for side in (0, 1))
     gaps = -jnp.sort(jnp.where(valid, -jnp.abs(one.mean - other.mean) - half(one, other), jnp.inf))
@@ -287,7 +288,7 @@ def rucb(
     plain, finite, half = _prepare(hparams, belief, space, marginal=marginal)
 
     def first(key: PRNGKey, stats: IntervalStats, allowed: Array) -> tuple[Array, None]:
-        return _prefer(allowed, stats.min_upper >= 0, jax.random.uniform(key, allowed.shape)), None
+        return _prefer(allowed, stats.min_upper >= 0, jax.random.uniform(key, allowed.shape, jnp.float32)), None
 
     def second(_: None, stats: IntervalStats, one: Array, allowed: Array) -> Array:
         chosen = _one(stats, one)

@@ -103,7 +103,7 @@ def greedy_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace
 
 def _gram(hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Float[Array, "F F"]:
     """V = sum x x^T over the labelled pairs + c n tr(Gbar)/F I, Gbar the mean of x x^T over the space."""
-    labelled = (jnp.arange(belief.labelled_features.shape[0]) < belief.num_labelled).astype(
+    labelled = (jnp.arange(belief.labelled_features.shape[0], dtype=jnp.int32) < belief.num_labelled).astype(
         belief.labelled_features.dtype
     )
     ends = jnp.where(labelled[:, None, None] > 0, belief.labelled_features, 0)
@@ -169,4 +169,4 @@ def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     mean = _mean_information(belief, space)
     values, vectors = jnp.linalg.eigh(mean)
     targets = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    return _smallest_trace(hparams, v_optimal(targets, jnp.ones(len(targets))), belief, space, k)
+    return _smallest_trace(hparams, v_optimal(targets, jnp.ones(len(targets), jnp.float32)), belief, space, k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import pathlib
 
@@ -21,9 +22,11 @@ from jarm.acquisition.contrib import intervals as contrib_intervals
 from jarm.acquisition.contrib import optimal_design as contrib_optimal_design
 from jarm.acquisition.contrib import stochastic as contrib_stochastic
 from jarm.acquisition.user_rules import rule_of_file
-from jarm.core.base import Rule
+from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
 from jarm.core.messages import choose
+from jarm.core.settings import as_key
 from jarm.core.status import JarmError
+from jarm.core.types import AnyKey
 
 NEEDS = {
     "ensemble": "members that disagree",
@@ -35,6 +38,16 @@ NEEDS = {
     "key": "chance",
 }
 """Inputs of a rule beside the features, rewards and candidate pairs: name -> words for `jarm rules`."""
+
+
+def _of_any_key(rule: Rule) -> Rule:
+    """The rule for keys of any kind and hyperparameters of any number type."""
+
+    @functools.wraps(rule)
+    def run(key: AnyKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
+        return rule(as_key(key), hparams.as_float32(), belief, space, k)
+
+    return run
 
 
 COSTS = "Costs: a batch of B from S pairs of N responses and P prompts, with F features and K members."
@@ -61,6 +74,9 @@ class RuleEntry:
     rule: Rule
     cost: str
     needs: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rule", _of_any_key(self.rule))
 
     @property
     def contrib(self) -> bool:

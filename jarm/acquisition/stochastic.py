@@ -90,7 +90,9 @@ def mixed(rule: Rule) -> Rule:
         key_rule, key_pairs, key_share = jax.random.split(key, 3)
         best, drawn = rule(key_rule, hparams, belief, space, k), random_pairs(key_pairs, space, k)
         place, size = jnp.arange(k, dtype=jnp.int32), space.eligible.shape[0]
-        chosen = jnp.floor(k * (1 - jnp.asarray(hparams.epsilon, jnp.float32)) + jax.random.uniform(key_share))
+        chosen = jnp.floor(
+            k * (1 - jnp.asarray(hparams.epsilon, jnp.float32)) + jax.random.uniform(key_share, dtype=jnp.float32)
+        )
         head = best.valid & (place < chosen)
         # At least as many of the k drawn pairs are outside the head as the head is short of k.
         taken = jax.lax.sort(tuple(jnp.where(head[:, None], best.pairs, size).T), num_keys=2)
@@ -100,7 +102,7 @@ def mixed(rule: Rule) -> Rule:
         order = jnp.argsort(jnp.concatenate([jnp.where(head, 0, 2), jnp.where(fresh, 1, 2)]), stable=True)[:k]
         valid = jnp.concatenate([head, fresh])[order]
         pairs = jnp.concatenate([best.pairs, drawn.pairs])[order]
-        gains = jnp.concatenate([best.gains, jnp.full(k, smallest)])[order]
+        gains = jnp.concatenate([best.gains, jnp.full(k, smallest, jnp.float32)])[order]
         status = worst(best.status, drawn.status)
         return Selection(jnp.where(valid[:, None], pairs, 0), jnp.where(valid, gains, 0), valid, status)
 

@@ -23,6 +23,7 @@ import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
+import jax
 import jax.numpy as jnp
 
 from jarm.core.pytree import record, static
@@ -251,3 +252,7 @@ class HParams:
     beta: Float[Array, ""] | float = 1.0
     temperature: Float[Array, ""] | float = 1.0
     epsilon: Float[Array, ""] | float = 0.1
+
+    def as_float32(self) -> HParams:
+        """The same numbers as float32 arrays, whatever numbers they are."""
+        return jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), self)

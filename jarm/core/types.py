@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
-from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 
 Params: TypeAlias = Any
 """A pytree of arrays: the parameters of one reward head, or of K heads with a leading axis."""
@@ -16,4 +16,7 @@ Params: TypeAlias = Any
 PRNGKey: TypeAlias = Key[Array, ""]
 """A typed key, as `jax.random.key` makes it."""
 
-__all__ = ["Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "Shaped"]
+AnyKey: TypeAlias = Key[Array, ""] | UInt32[Array, "words"]
+"""A key of any kind, also one of `jax.random.PRNGKey`; `jarm.core.settings.as_key` makes a `PRNGKey` of it."""
+
+__all__ = ["AnyKey", "Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "Shaped"]

@@ -78,7 +78,7 @@ class _Blocks(NamedTuple):
         wanted = tile < self.tiles
         if scorer.bound is not None:
             wanted &= ~(scorer.bound(rows, columns) <= floor)
-        return jax.lax.cond(wanted, compute, lambda: jnp.full((self.side // SLICES, self.side), -jnp.inf))
+        return jax.lax.cond(wanted, compute, lambda: jnp.full((self.side // SLICES, self.side), -jnp.inf, jnp.float32))
 
     def ends(self, tile: Int[Array, ""], place: Int[Array, ""]) -> tuple[Int[Array, "s"], Int[Array, ""]]:
         """Places of the responses of a chunk: its rows and its column."""
@@ -95,7 +95,7 @@ def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
     response = jnp.arange(size, dtype=jnp.int32)
     if scorer.order is not None:
         response = jnp.argsort(jnp.where(space.eligible, scorer.order, jnp.inf)).astype(jnp.int32)
-    real = jnp.arange(count * side) < size
+    real = jnp.arange(count * side, dtype=jnp.int32) < size
     # Padding repeats the last response, so that the bounds of its block stay tight.
     response = jnp.pad(response, (0, count * side - size), mode="edge")
     return _Blocks(
@@ -198,6 +198,6 @@ def _best_chunks(
 
         return jax.lax.cond((maxima > best[-1]).any(), better, lambda _: carry, None), None
 
-    nothing = (jnp.full(keep, floor), jnp.full(keep, -1, jnp.int32), jnp.zeros(keep, jnp.int32))
+    nothing = (jnp.full(keep, floor, jnp.float32), jnp.full(keep, -1, jnp.int32), jnp.zeros(keep, jnp.int32))
     own = start + step * jnp.arange(groups // step, dtype=jnp.int32)
     return jax.lax.scan(merge, nothing, own)[0]

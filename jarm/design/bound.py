@@ -226,7 +226,9 @@ def _full_pass(problem: Problem, k: int, exchanges: int, state: _State) -> _Stat
     pairs, weights, x = _reweighted(problem, k, exchanges, state)
     whiten, singular = _weighted_whitener(problem, k, x, weights)
     y = matmul(problem.features, whiten.T)
-    scorer = problem.criterion.scorer(Numbers(problem.rewards, y, jnp.zeros((problem.size, 0))), jnp.zeros(0))
+    scorer = problem.criterion.scorer(
+        Numbers(problem.rewards, y, jnp.zeros((problem.size, 0), jnp.float32)), jnp.zeros(0, jnp.float32)
+    )
     best = problem.best_pairs(scorer, problem.space, state.found.shape[0])
     upper, lower, rounding = _bounds(problem, y, whiten, best, k)
     better = upper < state.upper
@@ -250,7 +252,7 @@ def _reweighted(
     """The pairs with weight and the most promising without, their weights after exchanges, and sqrt(v) x."""
     known = (state.found[:, None] == state.pairs[None]).all(axis=2).any(axis=1)
     pairs = jnp.concatenate([state.pairs, jnp.where(known[:, None], problem.size, state.found)])
-    weights = jnp.concatenate([state.weights, jnp.zeros(state.found.shape[0])])
+    weights = jnp.concatenate([state.weights, jnp.zeros(state.found.shape[0], jnp.float32)])
     valid = pairs[:, 0] < problem.size
     x = problem.scaled_differences(pairs)
 
@@ -293,7 +295,7 @@ def _bounds(
     u = jnp.maximum(best.scores, 0)
     max_u = jnp.square(jnp.sqrt(u) + jnp.sqrt(criterion.weight(margin)) * (off[first] + off[second]))
     max_u = jnp.where(best.pairs[:, 0] < problem.size, max_u * (1 + unit * (1 + jnp.abs(margin))), 0)
-    max_weight = criterion.weight(jnp.zeros(()))
+    max_weight = criterion.weight(jnp.zeros((), jnp.float32))
     left_out = jnp.maximum(best.rest, 0) * (1 + 1e-5) + 4 * unit * max_weight * jnp.square(y).sum(axis=1).max()
     left_out = jnp.square(jnp.sqrt(left_out) + 2 * jnp.sqrt(max_weight) * off.max())
     max_u = jnp.maximum(jax.lax.top_k(max_u, k)[0], jnp.where(best.rest > -jnp.inf, left_out, 0))
@@ -324,9 +326,9 @@ def _evened(root: Float[Array, "F F"], information: Float[Array, "F F"], k: int)
     whiten = whitener(root)
     values, vectors = jnp.linalg.eigh(matmul(matmul(whiten, information), whiten.T))
     values, vectors = jnp.maximum(values[::-1], 0), vectors[:, ::-1]
-    place = jnp.arange(values.shape[0])
-    level = jnp.cumsum(values[::-1])[::-1][:k] / (k - place[:k])
-    first = jnp.argmax(values[:k] <= level)
+    place = jnp.arange(values.shape[0], dtype=jnp.int32)
+    level = jnp.cumsum(values[::-1])[::-1][:k] / (k - place[:k]).astype(values.dtype)
+    first = jnp.argmax(values[:k] <= level).astype(jnp.int32)
     more = jnp.where(place >= first, jnp.maximum(level[first] - values, 0), 0)
     scaled = matmul(root.T, vectors) * jnp.sqrt(more)[None]
     return matmul(scaled, scaled.T)
@@ -353,7 +355,8 @@ def _exchanged(
 
     def ends(weights: Array, u: Array) -> tuple[Array, Array]:
         gaining = jnp.argmax(jnp.where(valid & (weights < 1), u, -jnp.inf))
-        return gaining, jnp.argmin(jnp.where(weights > 0, u, jnp.inf))
+        losing = jnp.argmin(jnp.where(weights > 0, u, jnp.inf))
+        return gaining.astype(jnp.int32), losing.astype(jnp.int32)
 
     def unfinished(carry: tuple[Array, Array, Array, Array]) -> Array:
         count, weights, u, _ = carry
@@ -376,6 +379,6 @@ def _exchanged(
         inverse = inverse - grow * jnp.outer(p, p) + fall * jnp.outer(q, q)
         return count + 1, weights, u - grow * jnp.square(a) + fall * jnp.square(b), inverse
 
-    start = (jnp.int32(0), weights, jnp.square(z).sum(axis=1), jnp.eye(z.shape[1]))
+    start = (jnp.int32(0), weights, jnp.square(z).sum(axis=1), jnp.eye(z.shape[1], dtype=jnp.float32))
     _, weights, u, _ = jax.lax.while_loop(unfinished, exchange, start)
     return weights, u

@@ -97,7 +97,7 @@ class Criterion:
             # Worth falls with the size of a margin and grows with q, at most (|y_i| + |y_j|)^2.
             reach = sum(jnp.sqrt(jnp.square(each.y).sum(axis=1).max()) for each in (rows, columns))
             gap = jnp.maximum(rows.reward.min() - columns.reward.max(), columns.reward.min() - rows.reward.max())
-            return scale(self.worth(jnp.maximum(gap, 0), jnp.square(reach), jnp.zeros(0), h))
+            return scale(self.worth(jnp.maximum(gap, 0), jnp.square(reach), jnp.zeros(0, jnp.float32), h))
 
         def tile(rows: Numbers, columns: Numbers) -> Float[Array, "r c"]:
             return scale(self.tile(rows, columns, h))
@@ -168,7 +168,7 @@ def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = 
     """
     targets = jnp.asarray(targets, jnp.float32)
     count, width = targets.shape
-    share = jnp.full(count, 1 / count) if weights is None else jnp.asarray(weights, jnp.float32)
+    share = jnp.full(count, 1 / count, jnp.float32) if weights is None else jnp.asarray(weights, jnp.float32)
     root = jnp.sqrt(share)[:, None] * targets
     if count > width:
         values, vectors = jnp.linalg.eigh(matmul(root.T, root))
@@ -195,7 +195,7 @@ def a_optimal(width: int) -> Criterion:
       >>> batch.pairs.tolist(), batch.gains.round(3).tolist()
       ([[1, 2]], [0.192])
     """
-    return v_optimal(jnp.eye(width), jnp.ones(width))
+    return v_optimal(jnp.eye(width, dtype=jnp.float32), jnp.ones(width, jnp.float32))
 
 
 def _fall_of_variance(margin: Array, q: Array, c: Array, h: Array) -> Array:
@@ -219,11 +219,16 @@ def _v_ceiling(rest: Array, z: Array, shrunk: Array, bound: Array, threshold: Ar
     so u^T (K - rest) u <= rest. With u^T on its left and u on its right, the inequality then leaves
     |z M u|^2 <= t (1 + u^T M u): the pair is worth at most t now.
     """
-    k, left = matmul(z.T, z), jnp.eye(z.shape[1]) - shrunk
+    k, left = matmul(z.T, z), jnp.eye(z.shape[1], dtype=jnp.float32) - shrunk
     spare = (threshold - rest) / jnp.maximum(bound, jnp.finfo(bound.dtype).tiny)
     # Rounding may hide this much from the Cholesky factorisation.
     doubt = 4 * jnp.finfo(k.dtype).eps * (jnp.trace(k) + z.shape[1] * threshold)
-    matrix = threshold * left + k + (spare - rest - doubt) * jnp.eye(z.shape[1]) - matmul(matmul(left, k), left)
+    matrix = (
+        threshold * left
+        + k
+        + (spare - rest - doubt) * jnp.eye(z.shape[1], dtype=jnp.float32)
+        - matmul(matmul(left, k), left)
+    )
     _, status = cholesky((matrix + matrix.T) / 2)
     return jnp.where((status == Status.OK) & (threshold >= rest), threshold, jnp.inf)
 

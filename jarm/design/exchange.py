@@ -219,7 +219,7 @@ def _full_pass(problem: Problem, shortlist: int, max_swaps: Int[Array, ""] | int
 def _swap(problem: Problem, inner: _Inner) -> _Inner:
     """Make the best swap of a member for a pair of the shortlist, if it helps."""
     gains, u = _swap_gains(problem, inner)
-    i, j = jnp.divmod(jnp.argmax(gains), inner.shortlist.shape[0])
+    i, j = jnp.divmod(jnp.argmax(gains).astype(jnp.int32), inner.shortlist.shape[0])
     pairs = inner.pairs.at[i].set(inner.shortlist[j])
     shortlist = inner.shortlist.at[j].set(inner.pairs[i])
     whiten, log_det = _measured(problem, pairs)
@@ -252,7 +252,7 @@ def _swap_gains(problem: Problem, inner: _Inner) -> tuple[Float[Array, "k K"], F
         x_in, x_out = problem.differences(inner.pairs), problem.differences(inner.shortlist)
         squares = jnp.square(x_in).sum(axis=1)[:, None], jnp.square(x_out).sum(axis=1)[None]
         alike = near_copies(matmul(x_in, x_out.T), *squares, limits.similarity)
-        others = alike.sum(axis=0, dtype=jnp.int32)[None] - alike
+        others = alike.sum(axis=0, dtype=jnp.int32)[None] - alike.astype(jnp.int32)
         gains = jnp.where(others == 0, gains, -jnp.inf)
     return gains, u
 
@@ -281,7 +281,7 @@ def _ends(problem: Problem, pairs: Int[Array, "k 2"]) -> _End:
     return _End(
         response=jnp.arange(size, dtype=jnp.int32),
         reward=problem.rewards,
-        cost=jnp.zeros(size) if space.costs is None or space.pairs is not None else space.costs,
+        cost=jnp.zeros(size, jnp.float32) if space.costs is None or space.pairs is not None else space.costs,
         open=everywhere if limits.per_response is None else uses < limits.per_response,
         open_prompt=everywhere if limits.per_prompt is None else (prompt_uses < limits.per_prompt)[problem.prompt_of],
     )
@@ -291,7 +291,7 @@ def _costs(problem: Problem, pairs: Int[Array, "m 2"]) -> Float[Array, "m"]:
     """Costs of pairs, 0 where they have none."""
     costs, listed = problem.space.costs, problem.space.pairs
     if costs is None:
-        return jnp.zeros(pairs.shape[0])
+        return jnp.zeros(pairs.shape[0], jnp.float32)
     if listed is not None:
         return costs[find(listed, pairs)[0]]
     return costs[jnp.minimum(pairs, problem.size - 1)].sum(axis=1)
@@ -346,7 +346,7 @@ def _swap_scorer(problem: Problem, members: _Member, ends: _End, y: Float[Array,
             return jnp.maximum(best, change(member, along, v, u, a, b))
 
         promising = (members.u < u.max()).sum(dtype=jnp.int32)
-        return jax.lax.fori_loop(jnp.int32(0), promising, better, jnp.full(u.shape, -jnp.inf))
+        return jax.lax.fori_loop(jnp.int32(0), promising, better, jnp.full(u.shape, -jnp.inf, jnp.float32))
 
     return Scorer((ends, y), pair, tile)
 

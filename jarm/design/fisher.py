@@ -61,7 +61,8 @@ def centred(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N 
     valid = eligible.reshape(-1, width, 1)
     anchor = jnp.take_along_axis(grid, valid.argmax(axis=1, keepdims=True), axis=1)
     grid = jnp.where(valid, grid - anchor, 0)
-    mean = grid.sum(axis=1, keepdims=True) / jnp.maximum(valid.sum(axis=1, keepdims=True), 1)
+    count = jnp.maximum(valid.sum(axis=1, keepdims=True, dtype=jnp.int32), 1).astype(grid.dtype)
+    mean = grid.sum(axis=1, keepdims=True) / count
     return jnp.where(valid, grid - mean, 0).reshape(features.shape)
 
 
@@ -110,7 +111,8 @@ def space_information(
         if rewards is None:
             weights = mask.astype(features.dtype)
         else:
-            weights = fisher_weight(rewards[rows][:, :, None] - rewards[columns][:, None, :]) * mask
+            weights = fisher_weight(rewards[rows][:, :, None] - rewards[columns][:, None, :])
+            weights *= mask.astype(weights.dtype)
         phi_rows, phi_columns = features[rows], features[columns]
         # A tile has its pairs in one direction, row before column: sum of v (a a^T + b b^T - a b^T - b a^T).
         mixed = cross_product(phi_rows, matmul(weights, phi_columns))

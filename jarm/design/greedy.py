@@ -206,7 +206,7 @@ def _init(problem: Problem, k: int) -> _State:
 def _unfinished(total: Float[Array, ""], state: _State) -> Bool[Array, ""]:
     """Whether another pass is due, over a space of `total` pairs."""
     k = state.pairs.shape[0]
-    return (state.picked < jnp.minimum(total, k)) & ~state.ended & (state.status == Status.OK)
+    return (state.picked < jnp.minimum(total, k).astype(jnp.int32)) & ~state.ended & (state.status == Status.OK)
 
 
 def _full_pass(problem: Problem, keep: int, state: _State) -> _State:
@@ -244,7 +244,7 @@ def _shortlist(problem: Problem, keep: int, state: _State) -> tuple[_Shortlist, 
         picked=state.picked,
         overflow=overflow(whiten, best),
     )
-    basis, places = jnp.eye(problem.width), jnp.zeros(state.pairs.shape[0], jnp.int32)
+    basis, places = jnp.eye(problem.width, dtype=jnp.float32), jnp.zeros(state.pairs.shape[0], jnp.int32)
     ceiling = _ceiling(problem, shortlist, basis, shortlist.top)
     return shortlist, _Choice(state, pair_y, z, c, basis, left, worth, ceiling, places)
 
@@ -273,7 +273,7 @@ def _ceiling(
     if criterion.ceiling is None or (best.costs is not None and criterion.targets is not None):
         ceiling = jnp.float32(jnp.inf)
     else:
-        shrunk = jnp.eye(problem.width) - matmul(basis.T, basis)
+        shrunk = jnp.eye(problem.width, dtype=jnp.float32) - matmul(basis.T, basis)
         ceiling = criterion.ceiling(best.rest, shortlist.z, shrunk, shortlist.bound, threshold / (1 + _SLACK))
     # A shortlist that is not full holds every pair that is left: nothing outside can beat it.
     return jnp.where(best.rest > -jnp.inf, ceiling * (1 + _SLACK), -jnp.inf)
@@ -293,7 +293,7 @@ def _certified(problem: Problem, shortlist: _Shortlist, choice: _Choice) -> Bool
 def _pick(problem: Problem, shortlist: _Shortlist, choice: _Choice) -> _Choice:
     """Add the best pair of the shortlist to the batch."""
     best, limits = shortlist.best, problem.limits
-    place = jnp.argmax(choice.worth)
+    place = jnp.argmax(choice.worth).astype(jnp.int32)
     state = _added(problem, shortlist, choice, place)
     # With b = sqrt(v) y of the pair, (1 + b b^T)^-1/2 = 1 - s s^T: it takes y, z and U to the new coordinates.
     b = jnp.sqrt(shortlist.weight[place]) * choice.y[place]
@@ -333,7 +333,7 @@ def _added(problem: Problem, shortlist: _Shortlist, choice: _Choice, place: Int[
 
 def _grown(start: _State, shortlist: _Shortlist, choice: _Choice) -> _State:
     """The state after a pass that began with `start`: the information grows by the pairs chosen."""
-    state, places = choice.state, jnp.arange(start.pairs.shape[0])
+    state, places = choice.state, jnp.arange(start.pairs.shape[0], dtype=jnp.int32)
     new = (places >= start.picked) & (places < state.picked)
     scaled = jnp.sqrt(shortlist.weight[choice.places])[:, None] * shortlist.x[choice.places]
     stuck, lowest = state.picked == start.picked, jnp.where(choice.left, choice.worth, jnp.inf).min()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -83,7 +85,7 @@ class Problem:
 
     def leverage_bound(self, y: Float[Array, "N F"]) -> Float[Array, ""]:
         """Upper bound on v |y_i - y_j|^2 of any pair."""
-        return 4 * jnp.square(y).sum(axis=1).max() * self.criterion.weight(jnp.zeros(()))
+        return 4 * jnp.square(y).sum(axis=1).max() * self.criterion.weight(jnp.zeros((), jnp.float32))
 
     def best_pairs(
         self, scorer: Scorer, space: PairSpace, k: int, *, floor: Float[Array, ""] | float = -jnp.inf
@@ -105,7 +107,9 @@ def make_problem(
 ) -> Problem:
     """The problem of arrays of JAX or NumPy, of any number type; arguments as those of `jarm.design.greedy.greedy`."""
     features, rewards, information = (jnp.asarray(each, jnp.float32) for each in (features, rewards, information))
-    space = jax.tree.map(jnp.asarray, space)
+    space, limits = jax.tree.map(jnp.asarray, space), Limits() if limits is None else limits
+    if limits.similarity is not None:
+        limits = dataclasses.replace(limits, similarity=jnp.asarray(limits.similarity, jnp.float32))
     width = features.shape[1]
     factor, singular = cholesky(information)
     finite = jnp.isfinite(rewards) & jnp.isfinite(features).all(axis=1)
@@ -115,11 +119,11 @@ def make_problem(
         features=centred(features, space),
         rewards=jnp.where(space.eligible, rewards, 0),
         space=space,
-        limits=Limits() if limits is None else limits,
+        limits=limits,
         information=information,
         root=factor.T,
         singular=singular,
-        targets=jnp.zeros((0, width)) if targets is None else jnp.asarray(targets, jnp.float32),
+        targets=jnp.zeros((0, width), jnp.float32) if targets is None else jnp.asarray(targets, jnp.float32),
         prompt_of=space.prompt_of,
         finite=(finite | ~space.eligible).all(),
         prompts=space.num_prompts,
@@ -138,7 +142,7 @@ def require_log_det(criterion: Criterion, method: str) -> None:
 
 def whitener(root: Float[Array, "F F"]) -> Float[Array, "F F"]:
     """W = R^-T of a triangular root R of the information A = R^T R, so that x^T A^-1 x = |W x|^2."""
-    return jax.scipy.linalg.solve_triangular(root.T, jnp.eye(root.shape[0]), lower=True)
+    return jax.scipy.linalg.solve_triangular(root.T, jnp.eye(root.shape[0], dtype=jnp.float32), lower=True)
 
 
 def overflow(whiten: Float[Array, "F F"], best: Best) -> Int[Array, ""]:

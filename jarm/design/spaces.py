@@ -15,8 +15,9 @@ import jax.numpy as jnp
 
 from jarm.core.base import PairSpace
 from jarm.core.messages import choose
+from jarm.core.settings import as_key
 from jarm.core.status import JarmError
-from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.core.types import AnyKey, Array, Bool, Float, Int, PRNGKey
 
 KINDS = ("within", "cross", "all")
 TILE = 1 << 19
@@ -230,8 +231,8 @@ def two_blocks(index: Int[Array, "*t"], blocks: int) -> tuple[Int[Array, "*t"], 
     root = jnp.sqrt((whole * whole - 8.0 * index.astype(jnp.float32)).clip(0))
     diagonal = ((whole - root) / 2).astype(jnp.int32)
     # The root is rounded: one step to either side corrects it.
-    diagonal -= start(diagonal) > index
-    diagonal += start(diagonal + 1) <= index
+    diagonal -= (start(diagonal) > index).astype(jnp.int32)
+    diagonal += (start(diagonal + 1) <= index).astype(jnp.int32)
     low = jnp.clip(index - start(diagonal), 0, blocks - 1)
     return low, jnp.clip(low + diagonal, 0, blocks - 1)
 
@@ -279,7 +280,7 @@ def pair_count(space: PairSpace) -> Float[Array, ""]:
     return total - may_pair(space, space.excluded).sum(dtype=jnp.float32)
 
 
-def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 2"], Bool[Array, "k"]]:
+def sample_pairs(key: AnyKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 2"], Bool[Array, "k"]]:
     """k distinct pairs of the space, uniformly without replacement, without listing it.
 
     A listed space is shuffled. Otherwise pairs of responses are drawn, and those outside the space or drawn before
@@ -288,9 +289,9 @@ def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 
     Returns:
       Pairs `[k, 2]`, smaller index first, and `[k]` whether each exists: false where the space holds fewer than k.
     """
-    size = space.size
+    key, size = as_key(key), space.size
     if space.pairs is not None:
-        ticket = jax.random.uniform(key, space.pairs.shape[:1])
+        ticket = jax.random.uniform(key, space.pairs.shape[:1], jnp.float32)
         ticket = jnp.where(space.pairs[:, 0] < size, ticket, -1.0)
         best, chosen = jax.lax.top_k(ticket, min(k, ticket.shape[0]))
         pairs = jnp.where((best >= 0)[:, None], space.pairs[chosen], 0)
@@ -305,12 +306,12 @@ def sample_pairs(key: PRNGKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 
     def draw(carry: tuple[PRNGKey, Array, Array]) -> tuple[PRNGKey, Array, Array]:
         key, found, _ = carry
         key, key_first, key_second, key_distinct = jax.random.split(key, 4)
-        first = order[jax.random.randint(key_first, (draws,), 0, eligible)]
+        first = order[jax.random.randint(key_first, (draws,), 0, eligible, jnp.int32)]
         if space.kind == "within":
             second = first // space.width * space.width
-            second += jax.random.randint(key_second, (draws,), 0, space.width)
+            second += jax.random.randint(key_second, (draws,), 0, space.width, jnp.int32)
         else:
-            second = order[jax.random.randint(key_second, (draws,), 0, eligible)]
+            second = order[jax.random.randint(key_second, (draws,), 0, eligible, jnp.int32)]
         drawn = jnp.stack([jnp.minimum(first, second), jnp.maximum(first, second)], axis=1)
         drawn = jnp.where(is_in(space, drawn)[:, None], drawn, size)
         found = _some_distinct(key_distinct, jnp.concatenate([found, drawn]), size, k)
@@ -331,12 +332,12 @@ def _some_distinct(key: PRNGKey, pairs: Int[Array, "n 2"], size: int, k: int) ->
     else:
         pairs = jnp.stack(jax.lax.sort((pairs[:, 0], pairs[:, 1]), num_keys=2), axis=1)
     repeated = jnp.pad((pairs[1:] == pairs[:-1]).all(axis=1), (1, 0))
-    ticket = jnp.where(repeated | (pairs[:, 0] >= size), -1.0, jax.random.uniform(key, pairs.shape[:1]))
+    ticket = jnp.where(repeated | (pairs[:, 0] >= size), -1.0, jax.random.uniform(key, pairs.shape[:1], jnp.float32))
     best, chosen = jax.lax.top_k(ticket, k)
     return jnp.where((best >= 0)[:, None], pairs[chosen], size)
 
 
-def subset(key: PRNGKey, space: PairSpace, count: int) -> PairSpace:
+def subset(key: AnyKey, space: PairSpace, count: int) -> PairSpace:
     """A listed space of `count` pairs drawn uniformly without replacement (fewer where the space holds fewer)."""
     pairs, valid = sample_pairs(key, space, count)
     return as_list(space, jnp.where(valid[:, None], pairs, space.size))
@@ -361,7 +362,7 @@ def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
     local = PairSpace(
         kind="listed",
         width=1,
-        eligible=jnp.arange(room, dtype=jnp.int32) < present.sum(),
+        eligible=jnp.arange(room, dtype=jnp.int32) < present.sum(dtype=jnp.int32),
         excluded=jnp.zeros((0, 2), jnp.int32),
         pairs=jnp.where(space.pairs < size, place[jnp.minimum(space.pairs, size - 1)], room),
         prompt=jnp.zeros(room, jnp.int32).at[slot].set(prompt, mode="drop"),

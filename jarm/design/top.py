@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jarm.core.base import PairSpace, Selection
 from jarm.core.linalg import distances, matmul, square_sum
 from jarm.core.status import Status, worst
-from jarm.core.types import Array, Bool, Float, PRNGKey
+from jarm.core.types import AnyKey, Array, Bool, Float
 from jarm.design.fisher import centred
 from jarm.design.passes import best_pairs
 from jarm.design.scorer import Scorer
@@ -63,7 +63,7 @@ def top_pairs(
     """
     rewards, space = jnp.asarray(rewards, jnp.float32), jax.tree.map(jnp.asarray, space)
     finite = jnp.isfinite(rewards)
-    y = jnp.zeros((rewards.shape[0], 0))
+    y = jnp.zeros((rewards.shape[0], 0), jnp.float32)
     late = features is not None and whitens_differences(space)
     if features is not None:
         features = jnp.asarray(features, jnp.float32)
@@ -71,12 +71,15 @@ def top_pairs(
         y = centred(features, space)
         y = y if whiten is None or late else matmul(y, whiten.T)
 
+    def scored(margin: Array, square: Array) -> Array:
+        return jnp.asarray(score(margin, square), jnp.float32)
+
     def pair(a: tuple[Array, Array], b: tuple[Array, Array]) -> Array:
         x = a[1] - b[1]
-        return score(a[0] - b[0], square_sum(matmul(x, whiten.T) if late and whiten is not None else x))
+        return scored(a[0] - b[0], square_sum(matmul(x, whiten.T) if late and whiten is not None else x))
 
     def tile_of(rows: tuple[Array, Array], columns: tuple[Array, Array]) -> Array:
-        return score(rows[0][:, None] - columns[0][None, :], jnp.maximum(distances(rows[1], columns[1]), 0))
+        return scored(rows[0][:, None] - columns[0][None, :], jnp.maximum(distances(rows[1], columns[1]), 0))
 
     best = top_scores(Scorer((rewards, y), pair, tile_of), finite, space, k, tile=tile)
     # A whitener of NaN comes of a singular metric, which has a status of its own: here it is not NONFINITE.
@@ -119,7 +122,7 @@ def best_first(selection: Selection) -> Selection:
     return dataclasses.replace(selection, pairs=selection.pairs[order], gains=selection.gains[order], weights=weights)
 
 
-def random_pairs(key: PRNGKey, space: PairSpace, k: int) -> Selection:
+def random_pairs(key: AnyKey, space: PairSpace, k: int) -> Selection:
     """k distinct pairs of a space, uniformly without replacement; gains are 0."""
     pairs, valid = sample_pairs(key, space, k)
     short = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))

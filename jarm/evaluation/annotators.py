@@ -15,8 +15,9 @@ import numpy as np
 
 from jarm.core.columns import difference, words_for
 from jarm.core.messages import choose
+from jarm.core.settings import as_key
 from jarm.core.status import JarmError
-from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.core.types import AnyKey, Array, Bool, Float, Int
 
 KINDS = ("bradley_terry", "perfect", "flip")
 
@@ -192,7 +193,7 @@ def preference(
 
 
 def annotate(
-    key: PRNGKey,
+    key: AnyKey,
     config: AnnotatorConfig,
     noise: Float[Array, ""],
     pairs: Int[Array, "k 2"],
@@ -215,10 +216,10 @@ def annotate(
       Labels `[k]`, and `[k]` whether each is wrong: against the gold order, where a tie is a coin. Without gold rewards
       (NaN) no answer by another column is wrong.
     """
-    first, second = pairs[:, 0], pairs[:, 1]
+    key, first, second = as_key(key), pairs[:, 0], pairs[:, 1]
 
     def opinion(low: Array, high: Array) -> Array:
-        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, low), high))
+        return jax.random.uniform(jax.random.fold_in(jax.random.fold_in(key, low), high), dtype=jnp.float32)
 
     # The opinion belongs to the pair, not to its order: a mirrored pair gets the mirrored answer.
     low, high = jnp.minimum(first, second), jnp.maximum(first, second)

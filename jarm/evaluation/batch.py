@@ -42,7 +42,7 @@ def batch_report(
       Name -> scalar; counts are int32.
     """
     B = pairs.shape[0]
-    picked = jnp.maximum(valid.sum(), 1)
+    picked = jnp.maximum(valid.sum(dtype=jnp.float32), 1)
     z = jnp.where(valid[:, None], first - second, 0) / jnp.sqrt(jnp.asarray(scale, jnp.float32))
     gram = matmul(z, z.T)
     norms = jnp.diagonal(gram)
@@ -60,7 +60,8 @@ def batch_report(
     ends, real = pairs.reshape(-1), jnp.repeat(valid, 2)
     return {
         "diversity_log_det": log_det(jnp.eye(B, dtype=gram.dtype) + gram)[0],
-        "diversity_distance": jnp.where(others, jnp.sqrt(squared), 0).sum() / jnp.maximum(others.sum(), 1),
+        "diversity_distance": jnp.where(others, jnp.sqrt(squared), 0).sum()
+        / jnp.maximum(others.sum(dtype=jnp.float32), 1),
         "distinct_responses": distinct(ends, real),
         "distinct_prompts": distinct(ends // width, real),
         "mean_fisher_weight": mean(fisher_weight),

@@ -95,7 +95,7 @@ def _score(
         "nll": total(jnp.where(truth.real, loss, 0)),
         "brier": total(jnp.where(truth.real, brier, 0)),
         # One pass per bin: a scatter is faster, but adds in no fixed order on an accelerator.
-        "over": jax.lax.map(lambda b: jnp.where(place == b, over, 0).sum(), jnp.arange(BINS)),
+        "over": jax.lax.map(lambda b: jnp.where(place == b, over, 0).sum(), jnp.arange(BINS, dtype=jnp.int32)),
     }
 
 

@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
         """Hidden states before the first layer and after the final norm, and the results of `watch` per layer."""
         start = self.embed(tokens)
         start = start * jnp.asarray(self.config.embed_scale, start.dtype)
-        index = jnp.arange(tokens.shape[1])[None]
+        index = jnp.arange(tokens.shape[1], dtype=jnp.int32)[None]
         ropes = {layer.rope for layer in self.config.layers if layer.rope is not None}
         if past is None:
             tables = {rope: rotary_tables(rope, lengths, tokens.shape[1]) for rope in ropes}

@@ -41,7 +41,7 @@ class Encoder(nnx.Module):
     def __call__(self, tokens: Array, lengths: Array, watch: Watch) -> tuple[Array, Array, Any]:
         """Hidden states before the first and after the last layer, and the results of `watch` after each."""
         first_type = self.types(jnp.zeros(1, jnp.int32))[None]
-        start = self.embed(tokens) + first_type + self.positions(jnp.arange(tokens.shape[1]))[None]
+        start = self.embed(tokens) + first_type + self.positions(jnp.arange(tokens.shape[1], dtype=jnp.int32))[None]
         start = self.embed_norm(start)
         end, watched = self.stack(start, {}, lengths, watch)
         return start, end, watched

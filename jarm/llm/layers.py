@@ -122,8 +122,8 @@ def visible(
     Returns:
       One row for each prefix, or one for all texts.
     """
-    index = jnp.arange(keys)
-    back = (jnp.arange(queries)[:, None] - index[None])[None]
+    index = jnp.arange(keys, dtype=jnp.int32)
+    back = (jnp.arange(queries, dtype=jnp.int32)[:, None] - index[None])[None]
     if prefix is not None:
         room, start = keys - queries, prefix[:, None]
         real = jnp.where(index[None] < start, start, -keys)  # padding counts as future
@@ -193,7 +193,7 @@ def attend(
         if causal:
             seen = visible(len(q), len(k), window, None if before is None else before[None])[0]
         else:
-            seen = jnp.broadcast_to(jnp.arange(len(k)) < length, (len(q), len(k)))
+            seen = jnp.broadcast_to(jnp.arange(len(k), dtype=jnp.int32) < length, (len(q), len(k)))
         grouped = q.reshape(len(q), k.shape[1], -1, q.shape[2]).transpose(1, 2, 0, 3)
         y = over(lambda head: one(*head, seen), (grouped, k.swapaxes(0, 1), v.swapaxes(0, 1)))
         return y.transpose(2, 0, 1, 3).reshape(q.shape)
@@ -358,7 +358,7 @@ class Stack(nnx.Module):
                     watched.append(watch(x, kept))
                 return x, jax.tree.map(lambda *leaves: jnp.stack(leaves), *watched)
 
-            x, scanned = jax.lax.scan(once, x, (states, period * jnp.arange(repeats)))
+            x, scanned = jax.lax.scan(once, x, (states, period * jnp.arange(repeats, dtype=jnp.int32)))
             seen.append(jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), scanned))
         for i, layer in enumerate(self.tail, start=period * repeats):
             x, kept = layer(x, tables, lengths, at(i))

@@ -59,7 +59,7 @@ def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"]) -> 
     if kind == "last":
         chosen = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1, mode="clip")
         return chosen[:, 0].astype(jnp.float32)
-    real = jnp.arange(hidden.shape[1])[None, :, None] < lengths[:, None, None]
+    real = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None, :, None] < lengths[:, None, None]
     total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
     return total / jnp.maximum(lengths, 1)[:, None]
 

@@ -97,7 +97,9 @@ def form_belief(
         features=features,
         rewards=rewards,
         member_rewards=member_rewards,
-        labelled_information=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask),
+        labelled_information=pair_information(
+            phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask.astype(jnp.float32)
+        ),
         num_labelled=labelled.mask.sum(dtype=jnp.int32),
         labelled_features=jnp.where(real[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
         labelled_rewards=jnp.where(real, jnp.stack([r_first, r_second], axis=1), 0),

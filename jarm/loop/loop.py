@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jarm.core.base import Fit, FitInfo, HParams, Selection
-from jarm.core.types import Array, PRNGKey
+from jarm.core.types import AnyKey, Array
 from jarm.loop import simulate, steps
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
@@ -34,7 +34,7 @@ class Loop(NamedTuple):
     `rule` is an index into the `rules` of the configuration, and may be traced.
     """
 
-    init: Callable[[PRNGKey, DeviceTable], tuple[LoopState, Selection]]
+    init: Callable[[AnyKey, DeviceTable], tuple[LoopState, Selection]]
     fit: Callable[[HParams, LoopState, DeviceTable], tuple[LoopState, FitInfo]]
     select: Callable[..., Selection]
     ask: Callable[..., tuple[LoopState, Selection]]

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 
 from jarm.core.base import FitInfo, HParams, Selection
 from jarm.core.columns import difference
+from jarm.core.settings import as_key
 from jarm.core.status import JarmError, Status, worst
-from jarm.core.types import Array, Bool, Int, Params, PRNGKey
+from jarm.core.types import AnyKey, Array, Bool, Int, Params, PRNGKey
 from jarm.evaluation.annotators import annotate
 from jarm.evaluation.batch import batch_report
 from jarm.loop.device_table import DeviceTable
@@ -40,7 +41,7 @@ class RunRecord(NamedTuple):
 
 
 def run(
-    parts: Parts, key: PRNGKey, hparams: HParams, table: DeviceTable, rule: int | Array = 0
+    parts: Parts, key: AnyKey, hparams: HParams, table: DeviceTable, rule: int | Array = 0
 ) -> tuple[LoopState, RunRecord]:
     """Every round of a loop, against the simulated annotator.
 
@@ -64,7 +65,7 @@ def run(
             f"The annotator answers by {column!r}, and the table was prepared for {there}: prepare the table with the "
             "config of the loop."
         )
-    key_loop, key_annotator = jax.random.split(key)
+    key_loop, key_annotator = jax.random.split(as_key(key))
     rounds = parts.config.rounds
 
     def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
@@ -90,7 +91,7 @@ def run(
 
     state, first = init(parts, key_loop, table)
     state, wrong = answer(state, first)
-    (state, _), records = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 1) == rounds)
+    (state, _), records = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 1, dtype=jnp.int32) == rounds)
     return state, records
 
 

@@ -13,8 +13,9 @@ import jax.numpy as jnp
 
 from jarm.core.base import Fit, FitInfo, HParams, Labelled, RewardHead, Rule, Selection
 from jarm.core.pytree import record
+from jarm.core.settings import as_key, narrowed
 from jarm.core.status import Status, worst
-from jarm.core.types import Array, Float, Int, Params, PRNGKey
+from jarm.core.types import AnyKey, Array, Float, Int, Params, PRNGKey
 from jarm.design.fisher import fisher_weight, pair_variance
 from jarm.design.spaces import pair_space, sample_pairs
 from jarm.loop.belief import draw_candidates, form_belief
@@ -73,10 +74,10 @@ class Choice(NamedTuple):
     variance: Float[Array, "B"]
 
 
-def init(parts: Parts, key: PRNGKey, table: DeviceTable) -> tuple[LoopState, Selection]:
+def init(parts: Parts, key: AnyKey, table: DeviceTable) -> tuple[LoopState, Selection]:
     """An empty state with fresh heads, and the random pairs to label first."""
     config = parts.config
-    key, key_first, key_params = jax.random.split(key, 3)
+    key, key_first, key_params = jax.random.split(as_key(key), 3)
     heads = jax.vmap(lambda each: parts.head.init(each, table.embeddings.shape[2]))
     nothing = jnp.zeros(config.budget, jnp.float32)
     nowhere = jnp.zeros(config.budget, jnp.int32)
@@ -95,21 +96,22 @@ def init(parts: Parts, key: PRNGKey, table: DeviceTable) -> tuple[LoopState, Sel
 
 def fit(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable) -> tuple[LoopState, FitInfo]:
     """Fit the heads to the labelled pairs."""
-    key = jax.random.fold_in(state.key, 2 * state.round)
+    key = jax.random.fold_in(as_key(state.key), 2 * state.round)
     warm = state.params if parts.config.warm_start else None
-    params, info = parts.fit(key, hparams, table.flat, state.labelled, warm)
+    params, info = parts.fit(key, hparams.as_float32(), table.flat, state.labelled, warm)
+    params = narrowed(params)  # a fit of one's own may leave the types to the settings
     return dataclasses.replace(state, params=params, status=worst(state.status, info.status)), info
 
 
 def choose(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable, rule: int | Array = 0) -> Choice:
     """The next batch, picked with the heads of the state."""
     config = parts.config
-    key_space, key_rule = jax.random.split(jax.random.fold_in(state.key, 2 * state.round + 1))
+    key_space, key_rule = jax.random.split(jax.random.fold_in(as_key(state.key), 2 * state.round + 1))
     responses, space = draw_candidates(config, key_space, state.labelled, table)
     # On some accelerators a plain product has a third of the digits of its type, too few for differences.
     with jax.default_matmul_precision("highest"):
         belief = form_belief(config, parts.head, state.params, state.labelled, table, responses)
-    selection = pick(config, parts.rules, key_rule, hparams, belief, space, rule)
+    selection = pick(config, parts.rules, key_rule, hparams.as_float32(), belief, space, rule)
     weight = fisher_weight(belief.rewards[selection.pairs[:, 0]] - belief.rewards[selection.pairs[:, 1]])
     variance = pair_variance(belief.member_rewards, selection.pairs)
     pairs = selection.pairs if responses is None else jnp.sort(responses[selection.pairs], axis=1)
@@ -148,7 +150,7 @@ def tell(state: LoopState, selection: Selection, labels: Float[Array, "B"]) -> L
 
     def write(into: Array, values: Array) -> Array:
         # Valid pairs are stored one after the other; a place beyond the capacity is dropped.
-        place = jnp.where(selection.valid, start + jnp.cumsum(selection.valid) - 1, capacity)
+        place = jnp.where(selection.valid, start + jnp.cumsum(selection.valid, dtype=jnp.int32) - 1, capacity)
         return into.at[place].set(values.astype(into.dtype), mode="drop")
 
     labelled = Labelled(

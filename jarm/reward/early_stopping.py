@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import optax  # type: ignore[import-untyped]
 
 from jarm.core.base import FitInfo, RewardHead
+from jarm.core.settings import plain_types
 from jarm.core.status import Status
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 from jarm.reward.config import FitConfig
@@ -46,8 +47,8 @@ def fit_by_descent(parts: FitParts, key: PRNGKey, problem: FitProblem) -> tuple[
     losses = parts.over_members(train_nll, (params, weights))
     return params, FitInfo(
         train_nll=losses,
-        valid_nll=jnp.full(members, nll),
-        steps=jnp.full(members, steps),
+        valid_nll=jnp.full(members, nll, jnp.float32),
+        steps=jnp.full(members, steps, jnp.int32),
         status=jnp.where(finite & jnp.isfinite(losses), Status.OK, Status.DIVERGED).astype(jnp.int32),
     )
 
@@ -98,7 +99,8 @@ class _Descent:
             else:
                 drawn = _minibatch(jax.random.fold_in(key, i), train.pairs, size)
                 gradient = jax.grad(self.loss)(vector, drawn.pairs, drawn.rows(rows))
-            updates, opt = self.optimiser.update(gradient, opt, vector)
+            with plain_types():  # a power of Adam's would be float64, and round otherwise
+                updates, opt = self.optimiser.update(gradient, opt, vector)
             return optax.apply_updates(vector, updates), opt
 
         return jax.lax.fori_loop(first, last, step, state)
@@ -144,9 +146,9 @@ def _transposed(params: Params) -> Params:
 def _minibatch(key: PRNGKey, pairs: Pairs, size: int) -> TrainingSet:
     """Pairs drawn with replacement in proportion to their weight; each drawn pair weighs 1."""
     total = jnp.cumsum(pairs.weight)
-    at = jnp.searchsorted(total, total[-1] * jax.random.uniform(key, (size,)), side="right")
+    at = jnp.searchsorted(total, total[-1] * jax.random.uniform(key, (size,), jnp.float32), side="right")
     drawn = pairs.take(at.clip(max=len(total) - 1))
-    return drawn._replace(pairs=drawn.pairs._replace(weight=jnp.ones(size)))
+    return drawn._replace(pairs=drawn.pairs._replace(weight=jnp.ones(size, jnp.float32)))
 
 
 class _Deal(NamedTuple):
@@ -169,13 +171,14 @@ def _deal(config: FitConfig, key: PRNGKey, problem: FitProblem) -> _Deal:
     heads = len(problem.weights) if config.folds == 1 else config.folds
     weights = problem.weights if config.folds == 1 else jnp.tile(weight, (config.folds, 1))
     labelled, part = weight > 0, (jnp.arange(heads, dtype=jnp.int32) % parts)[:, None]
-    order = jnp.argsort(jnp.where(labelled, jax.random.uniform(key, (capacity,)), 2.0))  # the unlabelled come last
+    ticket = jnp.where(labelled, jax.random.uniform(key, (capacity,), jnp.float32), 2.0)  # the unlabelled come last
+    order = jnp.argsort(ticket).astype(jnp.int32)
     dealt = jnp.zeros(capacity, jnp.int32).at[order].set(jnp.arange(capacity, dtype=jnp.int32) % parts)
     places = part + jnp.arange(0, capacity, parts, dtype=jnp.int32)[None, :]
     return _Deal(
         weights=jnp.where(dealt[None, :] == part, 0.0, weights),
         held_out=order.at[places].get(mode="fill", fill_value=capacity),
-        max_held_out=(labelled.sum() + parts - 1) // parts,
+        max_held_out=(labelled.sum(dtype=jnp.int32) + parts - 1) // parts,
     )
 
 

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import Fit, FitInfo, HParams, Labelled, RewardHead
+from jarm.core.settings import as_key
 from jarm.core.status import JarmError
-from jarm.core.types import Array, Float, Params, PRNGKey
+from jarm.core.types import AnyKey, Array, Float, Params
 from jarm.reward.config import FitConfig
 from jarm.reward.early_stopping import fit_by_descent
 from jarm.reward.losses import smooth
@@ -61,13 +62,13 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
 
     @jax.jit
     def fit(
-        key: PRNGKey,
+        key: AnyKey,
         hparams: HParams,
         embeddings: Float[Array, "N d"],
         labelled: Labelled,
         warm: Params | None = None,
     ) -> tuple[Params, FitInfo]:
-        hparams = jax.tree.map(lambda number: jnp.asarray(number, jnp.float32), hparams)
+        key, hparams = as_key(key), hparams.as_float32()
         weight = jnp.where(labelled.mask, labelled.weight, 0.0)
         pairs = Pairs(labelled.first, labelled.second, smooth(labelled.label, hparams.label_smoothing), weight)
         key_start, key_weight, key_fit = jax.random.split(key, 3)
@@ -75,7 +76,7 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
             warm = jax.vmap(lambda key: head.init(key, embeddings.shape[1]))(jax.random.split(key_start, members))
         weights = jnp.tile(weight, (members, 1))
         if bootstrap:
-            weights *= jax.random.poisson(key_weight, 1.0, weights.shape).astype(jnp.float32)
+            weights *= jax.random.poisson(key_weight, 1.0, weights.shape, jnp.int32).astype(jnp.float32)
         params, info = fit_members(parts, key_fit, FitProblem(hparams, warm, embeddings, pairs, weights))
         return params, info._replace(status=info.status.max())
 

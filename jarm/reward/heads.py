@@ -16,8 +16,9 @@ import numpy as np
 from flax import nnx
 
 from jarm.core.base import RewardHead
+from jarm.core.settings import as_key, make_key
 from jarm.core.status import JarmError
-from jarm.core.types import Array, Float, Params, PRNGKey
+from jarm.core.types import AnyKey, Array, Float, Params, PRNGKey
 
 
 def _gelu(x: Array) -> Array:
@@ -42,7 +43,7 @@ def _kernels(key: PRNGKey, shapes: Sequence[tuple[int, int]]) -> list[Array]:
     """
     *hidden, last = [fan_in**-0.5 for fan_in, _ in shapes]
     sizes = [math.prod(shape) for shape in shapes]
-    draws = jnp.split(jax.random.normal(key, (sum(sizes),)), np.cumsum(sizes)[:-1])
+    draws = jnp.split(jax.random.normal(key, (sum(sizes),), jnp.float32), np.cumsum(sizes)[:-1])
     scales = [*hidden, 0.1 * last if hidden else 0.0]
     return [scale * draw.reshape(shape) for scale, draw, shape in zip(scales, draws, shapes, strict=True)]
 
@@ -72,10 +73,10 @@ def _head(hidden: tuple[int, ...], activation: str) -> RewardHead:
 
     @functools.cache
     def structure(d: int) -> nnx.GraphDef:
-        return nnx.graphdef(nnx.eval_shape(lambda: build(jax.random.key(0), d)))
+        return nnx.graphdef(nnx.eval_shape(lambda: build(make_key(0), d)))
 
-    def init(key: PRNGKey, d: int) -> Params:
-        return nnx.to_pure_dict(nnx.state(build(key, d)))
+    def init(key: AnyKey, d: int) -> Params:
+        return nnx.to_pure_dict(nnx.state(build(as_key(key), d)))
 
     def features(params: Params, embeddings: Float[Array, "*batch d"]) -> Float[Array, "*batch F"]:
         return nnx.merge(structure(embeddings.shape[-1]), params).features(embeddings)

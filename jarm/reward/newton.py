@@ -145,7 +145,7 @@ def newton(
         )
 
     at_start = along(start, jnp.zeros_like(start))[-1]
-    worse = at_start > jnp.log(2.0) * weight.sum()
+    worse = at_start > jnp.log(jnp.float32(2.0)) * weight.sum()
     state = _State(jnp.where(worse, 0.0, start), jnp.int32(0), jnp.float32(jnp.inf), jnp.bool_(False), worse)
     state = jax.lax.while_loop(lambda s: (s.decrement > _SMALLEST) & ~s.stuck & (s.steps < steps), step, state)
 

@@ -20,7 +20,7 @@ from jarm.evaluation.metrics import reference_lines
 from jarm.runs.config import ADDED, FREE, SOURCE, CompareConfig
 from jarm.runs.grid import OPTIONS
 from jarm.runs.jobs import Call, Job, calls_of, share_of
-from jarm.runs.records import RecordFolder, fingerprint, provenance
+from jarm.runs.records import IMPLIED, RecordFolder, fingerprint, provenance
 from jarm.runs.runner import Runner, make_runner, side_by_side
 from jarm.runs.sharing import GROWING, shared_folder, write_progress
 
@@ -71,7 +71,10 @@ def run_jobs(
         summary.update(finish(folder.read()))
 
     with shared_folder(out, settings, base.rounds, axes, summarise) as folder:
-        common = {"config": fingerprint({k: v for k, v in settings.items() if k not in GROWING}), **provenance()}
+        common = {
+            "config": fingerprint({k: v for k, v in settings.items() if k not in (*GROWING, *IMPLIED)}),
+            **provenance(),
+        }
         wanted = {(rule, seed, *place.values()) for rule in rules for seed in range(base.seeds) for place in places}
         progress = {"runs": len(folder.done | wanted)}
         with in_step():
@@ -164,7 +167,7 @@ def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any
     for name in ADDED:
         if options[name] == getattr(CompareConfig, name):
             del options[name]
-    options = _by_name({name: value for name, value in options.items() if name not in (*FREE, *(grid or ()))})
+    options = _by_name({name: value for name, value in options.items() if name not in (*FREE, *(grid or ()))}) | IMPLIED
     choosing = _axes_that_set(grid or {}, {"data", *SOURCE})
     tables = {}
     for job in jobs:

@@ -20,6 +20,7 @@ from jax.stages import Compiled
 
 from jarm.core.base import HParams
 from jarm.core.messages import readable
+from jarm.core.settings import make_key
 from jarm.core.status import JarmError
 from jarm.core.types import Array
 from jarm.loop.config import LoopConfig
@@ -148,7 +149,7 @@ class Program:
     def _arguments(self, table: DeviceTable) -> tuple[Any, ...]:
         split = NamedSharding(self.mesh, PartitionSpec("runs")) if self.devices > 1 else None
         number = jax.ShapeDtypeStruct((self.capacity,), jnp.float32, sharding=split)
-        keys = jax.ShapeDtypeStruct((self.capacity,), jax.random.key(0).dtype, sharding=split)
+        keys = jax.ShapeDtypeStruct((self.capacity,), make_key(0).dtype, sharding=split)
         hparams = jax.tree.map(lambda _: number, HParams())
         return keys, hparams, table, jax.ShapeDtypeStruct((), jnp.int32)
 
@@ -161,7 +162,7 @@ class Program:
         table: DeviceTable,
     ) -> list[Result]:
         padded = [*runs, *[runs[-1]] * (capacity - len(runs))]
-        keys = jax.vmap(jax.random.key)(np.array([seed for seed, _ in padded], np.uint32))
+        keys = jax.vmap(make_key)(jnp.array([seed for seed, _ in padded], jnp.uint32))
         hparams = jax.tree.map(lambda *leaves: np.array(leaves, np.float32), *[hparams for _, hparams in padded])
         if self.devices > 1:
             keys, hparams = jax.device_put((keys, hparams), NamedSharding(self.mesh, PartitionSpec("runs")))

@@ -21,6 +21,7 @@ from typing import IO, Any
 import jax
 
 from jarm.core.files import claim, plain, replace_text
+from jarm.core.settings import KEYS
 from jarm.core.status import JarmError
 from jarm.core.version import __version__
 
@@ -60,6 +61,8 @@ def _commit() -> str | None:
 
 WRITTEN = ("records.jsonl", "summary.json", "summary.md", "curves.png", "curves.svg")
 """Files that a comparison or a sweep writes into its folder, beside `config.json` and `.lock`."""
+IMPLIED = {"keys": KEYS}
+"""Settings that folders of earlier versions leave out, and what they had."""
 RENAMED = {"pool": "candidates", "prior": "prior_weight"}
 """Old name -> new name, of options in the folders of earlier versions: their settings, axes and records."""
 
@@ -153,7 +156,7 @@ class RecordFolder:
                 )
             return True
         written = _read_settings(config)
-        theirs = renamed(written)
+        theirs = {name: value for name, value in IMPLIED.items() if name in self.settings} | renamed(written)
         if "axes" in theirs and "named" in theirs:
             theirs["axes"] = sorted(RENAMED.get(axis, axis) for axis in theirs["axes"])
             theirs["named"] = {name: renamed(options) for name, options in theirs["named"].items()}

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.settings import make_key
 from jarm.core.status import Status
 from jarm.core.types import PRNGKey
 from jarm.design.spaces import listed_space, pair_space
@@ -54,8 +55,8 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
         labelled_information=jnp.asarray(information64(features, rewards, labelled), jnp.float32),
         num_labelled=jnp.int32(len(labelled)),
         # With room for further labels, as in the loop.
-        labelled_features=jnp.zeros((5, 2, FEATURES)).at[: len(labelled)].set(features[labelled]),
-        labelled_rewards=jnp.zeros((5, 2)).at[: len(labelled)].set(rewards[labelled]),
+        labelled_features=jnp.zeros((5, 2, FEATURES), jnp.float32).at[: len(labelled)].set(features[labelled]),
+        labelled_rewards=jnp.zeros((5, 2), jnp.float32).at[: len(labelled)].set(rewards[labelled]),
     )
     allowed = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
     if kind == "listed":
@@ -72,7 +73,7 @@ _jitted: Callable[..., Callable[..., Selection]] = functools.cache(lambda rule: 
 
 def call_rule(rule: Rule, case: Case, key: PRNGKey | None = None) -> Selection:
     """A batch of `BATCH` pairs, compiled once per rule and kind of space; the key is that of seed 0 by default."""
-    key = jax.random.key(0) if key is None else key
+    key = make_key(0) if key is None else key
     return _jitted(rule)(key, case.hparams, case.belief, case.space, k=BATCH)
 
 
@@ -229,12 +230,12 @@ def _check_constant(rule: Rule, kind: str) -> None:
 def _check_line(rule: Rule, kind: str) -> None:
     """Features on a line still give a full batch: inverses need a jitter that scales with the matrix."""
     case = make_case(kind)
-    slopes = jnp.arange(1.0, FEATURES + 1)
+    slopes = jnp.arange(1.0, FEATURES + 1, dtype=jnp.float32)
     belief = dataclasses.replace(
         case.belief,
         features=case.belief.features[:, :1] * slopes[None, :],
         labelled_features=case.belief.labelled_features[:, :, :1] * slopes[None, None, :],
-        labelled_information=jnp.zeros((FEATURES, FEATURES)),
+        labelled_information=jnp.zeros((FEATURES, FEATURES), jnp.float32),
     )
     check_batch(call_rule(rule, case._replace(belief=belief)), case.space, BATCH)
 
@@ -242,7 +243,7 @@ def _check_line(rule: Rule, kind: str) -> None:
 def _check_margins(rule: Rule, kind: str) -> None:
     """Margins of 400, where p (1 - p) is zero in float32, still give a full batch."""
     case = make_case(kind)
-    signs = jnp.where(jnp.arange(SIZE) % 3 == 0, 200.0, -200.0)
+    signs = jnp.where(jnp.arange(SIZE, dtype=jnp.int32) % 3 == 0, 200.0, -200.0)
     belief = dataclasses.replace(
         case.belief,
         rewards=signs + case.belief.rewards,

@@ -22,7 +22,7 @@ def softmax_dopt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpac
     """
 
     def scorer(numbers: Numbers) -> Scorer:
-        return perturbed(D_OPTIMAL.scorer(numbers, jnp.zeros(0), gains=True), key, hparams.temperature)
+        return perturbed(D_OPTIMAL.scorer(numbers, jnp.zeros(0, jnp.float32), gains=True), key, hparams.temperature)
 
     return top_of_laplace(hparams, belief, space, k, scorer)
 
