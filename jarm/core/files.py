@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import reprlib
 from pathlib import Path
 from typing import IO, Any
 
@@ -118,6 +119,31 @@ def existing_file(path: PathLike) -> Path:
     if not os.path.isfile(path):
         raise JarmError(f"{path} does not exist: check the path.")
     return path
+
+
+def inside(folder: Path, name: str, source: Path) -> Path:
+    """The path of a name in a folder; the name cannot lead out of it, but what it names may be a link.
+
+    Args:
+      folder: the folder.
+      name: a relative path with forward slashes; empty for the folder itself.
+      source: the file that says the name.
+
+    Raises:
+      JarmError: the name is absolute, has `..` in it or is none that a file can have.
+
+    Example:
+      >>> inside(Path("model"), "1_Pooling/config.json", Path("model/modules.json")).as_posix()
+      'model/1_Pooling/config.json'
+      >>> inside(Path("model"), "../weights", Path("model/modules.json"))
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: model/modules.json names '../weights', which is no place in model: download it again.
+    """
+    parts = name.split("/") if name else []
+    odd = not name.isprintable() or "\\" in name or ":" in name or len(name) > 1000
+    if odd or name.startswith("/") or any(part == ".." or len(part.encode()) > 255 for part in parts):
+        raise JarmError(f"{source} names {reprlib.repr(name)}, which is no place in {folder}: download it again.")
+    return folder.joinpath(*parts)
 
 
 def plain(value: Any) -> Any:

@@ -6,11 +6,12 @@ A new family is one entry of `FAMILIES`: the differences of its layers from Llam
 from __future__ import annotations
 
 import dataclasses
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jarm.core.messages import brief, printable
+from jarm.core.outside import maybe, number, read_json, record, text, whole
 from jarm.core.status import JarmError
 from jarm.llm.rope import Rope, make_rope
 
@@ -74,7 +75,6 @@ class Family:
     requires: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
 
 
-_CAUSAL_ONLY = {"use_bidirectional_attention": (None, False)}
 _GEMMA2 = Family(
     names=_GEMMA_NAMES,
     norm_offset=1.0,
@@ -84,7 +84,6 @@ _GEMMA2 = Family(
     attention_scale="query_pre_attn_scalar",
     softcap="attn_logit_softcapping",
     scale_embeddings=True,
-    requires=_CAUSAL_ONLY,
 )
 _GEMMA3 = dataclasses.replace(_GEMMA2, qk_norm="head")
 
@@ -94,7 +93,7 @@ FAMILIES: dict[str, Family] = {
     "mistral": Family(qkv_bias=False, out_bias=False, windows="all"),
     "qwen2": Family(qkv_bias=True, out_bias=False, windows="layer_types"),
     "qwen3": Family(qk_norm="head", windows="layer_types"),
-    "gemma": Family(norm_offset=1.0, scale_embeddings=True, requires=_CAUSAL_ONLY),
+    "gemma": Family(norm_offset=1.0, scale_embeddings=True),
     "gemma2": _GEMMA2,
     "gemma3_text": _GEMMA3,
     "gemma3": dataclasses.replace(
@@ -212,6 +211,19 @@ ACTIVATIONS = {
 """Name of an activation in configs -> its name in `jarm.llm.layers.ACTIVATIONS`."""
 
 
+_QUANTISED = "The weights are quantised, which jarm does not read: take the model in bfloat16 or float32."
+_SIZES = {
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), maybe(whole(1, 1000))),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), maybe(whole(1, 1 << 16))),
+    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "n_inner", "head_dim"), maybe(whole(1, 1 << 24))),
+    **dict.fromkeys(("vocab_size", "type_vocab_size"), maybe(whole(1, 1 << 28))),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), maybe(whole(1, 1 << 28))),
+    "sliding_window": maybe(whole(0, 1 << 28)),
+    **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), number(0, 1)),
+}
+"""Settings of a config.json, and their range; transformers builds lists of `num_hidden_layers` entries."""
+
+
 @dataclasses.dataclass(frozen=True)
 class LayerConfig:
     """Differences between layers.
@@ -268,26 +280,53 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
       JarmError: no config there, or a setting that jarm does not compute exactly.
     """
     path = folder / "config.json"
-    try:
-        raw = json.loads(path.read_text())
-        model_type = raw["model_type"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise JarmError(
-            f"{folder} is no checkpoint: it needs a config.json with a `model_type` ({type(error).__name__})."
-        ) from error
-    if model_type not in FAMILIES:
-        raise JarmError(f"Unknown model_type '{model_type}' in {path}: jarm knows {', '.join(FAMILIES)}.")
+    _check_raw(folder)
 
     from transformers import AutoConfig  # heavy, and unused by those who only read embeddings
 
     try:
         hf = AutoConfig.from_pretrained(folder)
     except Exception as error:  # each library below has its own kinds
-        raise JarmError(f"transformers does not accept {path}: {' '.join(str(error).split())}") from error
+        reason = printable(" ".join(str(error).split()))[:500]
+        raise JarmError(f"transformers does not accept {path}: {reason}") from error
     try:
         return convert_config(hf)
     except JarmError as error:
-        raise JarmError(f"{path}: {error}") from error
+        raise JarmError(f"{path}: {printable(error)[:600]}") from error
+    except (TypeError, ValueError, KeyError, AttributeError, IndexError, ArithmeticError) as error:
+        kind = type(error).__name__
+        raise JarmError(
+            f"{path} has a value of a wrong type or size ({kind}: {printable(brief(error))[:200]}): download it again."
+        ) from error
+
+
+def _check_raw(folder: pathlib.Path) -> None:
+    """Refuse what transformers would not say in a sentence, or what `convert_config` does not see."""
+    adapter, path = folder / "adapter_config.json", folder / "config.json"
+    if adapter.exists():
+        said = read_json(adapter, record({}, {"peft_type": text(), "base_model_name_or_path": maybe(text())}))
+        base = said.get("base_model_name_or_path") or "its base model"
+        raise JarmError(
+            f"{folder} holds a {printable(said.get('peft_type', 'PEFT'))[:80]} adapter (adapter_config.json) of "
+            f"{printable(base)[:200]}, which jarm does not apply: merge the two with peft's `merge_and_unload` and "
+            "save the result."
+        )
+    if not path.exists():
+        raise JarmError(f"{folder} is no checkpoint: it needs a config.json with a `model_type`.")
+    raw = read_json(path, record({}, _SIZES))
+    model_type = raw.get("model_type")
+    if not isinstance(model_type, str):
+        raise JarmError(f"{folder} is no checkpoint: it needs a config.json with a `model_type`.")
+    if model_type not in FAMILIES:
+        shown = printable(model_type)[:80]
+        raise JarmError(f"Unknown model_type '{shown}' in {path}: jarm knows {', '.join(FAMILIES)}.")
+    inner = raw.get("text_config") if FAMILIES[model_type].text_config else None
+    if inner is not None:
+        read_json(path, record({"text_config": record({}, _SIZES)}))
+    for each in (raw, inner or {}):
+        for name in ("quantization_config", "compression_config"):
+            if each.get(name) is not None:
+                raise JarmError(f"{path}: {_QUANTISED}")
 
 
 def convert_config(hf: Any) -> ModelConfig:
@@ -304,10 +343,11 @@ def convert_config(hf: Any) -> ModelConfig:
         raise JarmError(f"Unknown model_type '{family_name}': jarm knows {', '.join(FAMILIES)}.")
     family = FAMILIES[family_name]
     if getattr(hf, "quantization_config", None) is not None:
-        raise JarmError("The weights are quantised, which jarm does not read: take the model in bfloat16 or float32.")
+        raise JarmError(_QUANTISED)
     if family.text_config:
         hf = getattr(hf, family.text_config)
-    for name, allowed in family.requires.items():
+    causal = {} if family.encoder else {"is_causal": (True, None), "use_bidirectional_attention": (False, None)}
+    for name, allowed in {**causal, **family.requires}.items():
         if (value := getattr(hf, name, allowed[0])) not in allowed:
             raise JarmError(f"`{name} = {value}` is a variant of {family_name} that jarm does not compute.")
 
@@ -316,10 +356,14 @@ def convert_config(hf: Any) -> ModelConfig:
 
     activation = getattr(hf, family.activation)
     if activation not in ACTIVATIONS:
-        raise JarmError(f"Unknown activation '{activation}': jarm knows {', '.join(ACTIVATIONS)}.")
+        raise JarmError(f"Unknown activation '{printable(activation)[:80]}': jarm knows {', '.join(ACTIVATIONS)}.")
     width, heads = hf.hidden_size, hf.num_attention_heads
     head_dim = (family.free_heads and getattr(hf, "head_dim", None)) or width // heads
     kv_heads = (family.free_heads and getattr(hf, "num_key_value_heads", None)) or heads
+    if head_dim < 1:
+        raise JarmError(
+            f"A hidden size of {width} is too small for {heads} attention heads: download the config again."
+        )
     if heads % kv_heads:
         raise JarmError(f"{heads} attention heads cannot share {kv_heads} key-value heads: one must divide the other.")
     scale = getattr(hf, family.attention_scale) if family.attention_scale else head_dim

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jarm.core.messages import printable
 from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Int
 
@@ -168,7 +170,7 @@ def make_rope(parameters: Mapping[str, Any] | None, head_dim: int, max_positions
     theta, kind = float(given.pop("rope_theta")), given.pop("rope_type", given.get("type", "default"))
     given.pop("type", None)
     if kind not in ROPE_TYPES:
-        raise JarmError(f"Unknown rope_type '{kind}': jarm knows {', '.join(ROPE_TYPES)}.")
+        raise JarmError(f"Unknown rope_type '{printable(kind)[:80]}': jarm knows {', '.join(ROPE_TYPES)}.")
     share = float(given.pop("partial_rotary_factor", 1.0))
     if share != 1 and not partial:
         raise JarmError(
@@ -178,8 +180,10 @@ def make_rope(parameters: Mapping[str, Any] | None, head_dim: int, max_positions
     missing = [name for name in needed if name not in given]
     unknown = [name for name in given if name not in (*needed, *optional)]
     if missing or unknown:
-        problem = f"lacks {', '.join(missing)}" if missing else f"has unknown {', '.join(unknown)}"
+        problem = f"lacks {', '.join(missing)}" if missing else f"has unknown {printable(', '.join(unknown))[:200]}"
         raise JarmError(f"rope_type '{kind}' {problem}: see `rope_parameters` in the model's config.json.")
+    if not 0 < share <= 1 or int(head_dim * share) < 1:
+        raise JarmError(f"No share of a head of {head_dim} is rotated by partial_rotary_factor = {share}.")
     width = int(head_dim * share)
     for name in ("short_factor", "long_factor"):
         if name in given and len(given[name]) != (width + 1) // 2:
@@ -187,7 +191,22 @@ def make_rope(parameters: Mapping[str, Any] | None, head_dim: int, max_positions
                 f"`{name}` has {len(given[name])} numbers, but {width} rotary numbers per head need half of them."
             )
     frozen = tuple((name, _frozen(name, value)) for name, value in sorted(given.items()))
-    return Rope(kind, theta, width, max_positions, frozen)
+    rope = Rope(kind, theta, width, max_positions, frozen)
+    if not _computes(rope):
+        raise JarmError(f"rope_type '{kind}' with these parameters gives no finite frequencies: see `rope_parameters`.")
+    return rope
+
+
+@functools.lru_cache(maxsize=64)
+def _computes(rope: Rope) -> bool:
+    """Whether frequencies are finite, of short texts and of long ones."""
+    function, _, _ = ROPE_TYPES[rope.kind]
+    try:
+        with np.errstate(all="ignore"):
+            found = function(rope, jnp.array([1, 2 * rope.max_positions]), **dict(rope.parameters))
+        return all(bool(np.isfinite(np.asarray(each, np.float64)).all()) for each in found)
+    except (ArithmeticError, ValueError, TypeError):
+        return False
 
 
 def _frozen(name: str, value: Any) -> Any:

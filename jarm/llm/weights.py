@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 import pathlib
 import re
 from collections.abc import Callable, Iterator
@@ -12,6 +12,9 @@ import jax
 import ml_dtypes
 import numpy as np
 
+from jarm.core.files import inside
+from jarm.core.messages import brief, printable
+from jarm.core.outside import mapping, read_json, record, text
 from jarm.core.status import JarmError
 from jarm.core.types import Params
 from jarm.llm.config import FAMILIES, ModelConfig, read_config
@@ -40,10 +43,14 @@ def find_checkpoint(model: str | pathlib.Path, revision: str | None = None) -> p
       JarmError: neither a folder nor an id that can be downloaded.
     """
     folder = pathlib.Path(model)
-    if folder.is_dir():
+    if os.path.isdir(folder):  # which, unlike pathlib's, bears any name
+        if revision is not None:
+            raise JarmError(f"{folder} is a folder, and a --revision is of a model of the hub: leave it out.")
         return folder
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", str(model)) or str(model).startswith("."):
-        raise JarmError(f"'{model}' is neither a folder nor a Hugging Face id such as 'HuggingFaceTB/SmolLM2-135M'.")
+        raise JarmError(
+            f"'{_short(str(model))}' is neither a folder nor a Hugging Face id such as 'HuggingFaceTB/SmolLM2-135M'."
+        )
     from huggingface_hub import snapshot_download  # heavy, and only needed here
 
     try:
@@ -67,18 +74,20 @@ class Checkpoint:
             try:
                 file = safe_open(path, framework="numpy")
             except (OSError, SafetensorError) as error:
-                raise JarmError(f"{path} is not a whole safetensors file ({error}): download it again.") from error
+                reason = printable(brief(error))[:300]
+                raise JarmError(f"{path} is not a whole safetensors file ({reason}): download it again.") from error
             names = set(file.keys())
             if expected is not None and names != expected:
                 odd = sorted(names ^ expected)[0]
                 raise JarmError(
-                    f"{path.name} and model.safetensors.index.json do not agree on '{odd}': download both again."
+                    f"{path.name} and model.safetensors.index.json do not agree on '{_short(odd)}': download both "
+                    "again."
                 )
             for name in names:
                 ours = next((name.removesuffix(a) + b for a, b in OLD_ENDINGS.items() if name.endswith(a)), name)
                 if ours in self.tensors:
                     raise JarmError(
-                        f"The tensor '{name}' of {path} is there twice: leave one set of weights in the folder."
+                        f"The tensor '{_short(name)}' of {path} is there twice: leave one set of weights in the folder."
                     )
                 self.tensors[ours] = file, name
 
@@ -87,10 +96,8 @@ class Checkpoint:
         file, theirs = self.tensors[name]
         header = file.get_slice(theirs)
         if header.get_dtype() not in DTYPES:
-            known = ", ".join(DTYPES)
-            raise JarmError(
-                f"The tensor '{theirs}' is of dtype {header.get_dtype()}: jarm reads {known}, no quantised ones."
-            )
+            known, kind = ", ".join(DTYPES), header.get_dtype()
+            raise JarmError(f"The tensor '{_short(theirs)}' is of dtype {kind}: jarm reads {known}, no quantised ones.")
         return tuple(header.get_shape())
 
     def read(self, name: str) -> np.ndarray:
@@ -110,21 +117,21 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, set[str] | None]]:
     index = folder / "model.safetensors.index.json"
-    if index.exists():
+    if (folder / "model.safetensors").is_file():  # the first choice of transformers, too
+        yield folder / "model.safetensors", None
+    elif index.exists():
         try:
-            places = json.loads(index.read_text())["weight_map"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise JarmError(f"{index} has no readable `weight_map`: download it again.") from error
+            places = read_json(index, record({"weight_map": mapping(text(1000))}))["weight_map"]
+        except JarmError as error:
+            raise JarmError(f"{index} has no readable `weight_map`: {error}") from error
         files: dict[str, set[str]] = {}
         for tensor, file in places.items():
             files.setdefault(file, set()).add(tensor)
-        if missing := [file for file in sorted(files) if not (folder / file).exists()]:
-            raise JarmError(
-                f"{folder} lacks {', '.join(missing)} of the {len(files)} files in its index: download again."
-            )
-        yield from ((folder / file, expected) for file, expected in sorted(files.items()))
-    elif (folder / "model.safetensors").exists():
-        yield folder / "model.safetensors", None
+        paths = {file: inside(folder, file, index) for file in sorted(files)}
+        if missing := [file for file, path in paths.items() if not path.is_file()]:
+            shown = ", ".join(_short(file) for file in missing[:3]) + (" and more" if len(missing) > 3 else "")
+            raise JarmError(f"{folder} lacks {shown} of the {len(files)} files in its index: download again.")
+        yield from ((paths[file], files[file]) for file in paths)
     elif pickled := sorted(path.name for kind in ("*.bin", "*.pt", "*.pth") for path in folder.glob(kind)):
         raise JarmError(
             f"{folder} has only pickled weights ({pickled[0]}), and unpickling runs whatever code is in them: take a "
@@ -162,8 +169,9 @@ def load_model(
 
 def load_params(folder: pathlib.Path, config: ModelConfig, *, dtype: str = "float32", put: Put | None = None) -> Params:
     """Read the parameters of a checkpoint whose config is known; see `load_model`."""
-    abstract = abstract_params(config, dtype)
     checkpoint = Checkpoint(folder)
+    _check_depth(folder, config, checkpoint)
+    abstract = abstract_params(config, dtype)
     plan = _plan(folder, config, abstract, checkpoint)
     put = put or (lambda path, array: jax.device_put(array))
 
@@ -177,6 +185,18 @@ def load_params(folder: pathlib.Path, config: ModelConfig, *, dtype: str = "floa
         return put(name, out)
 
     return jax.tree_util.tree_map_with_path(load, abstract)
+
+
+def _check_depth(folder: pathlib.Path, config: ModelConfig, checkpoint: Checkpoint) -> None:
+    """Refuse a config of more layers than there are weights of, before anything is built of its size."""
+    before, after = FAMILIES[config.family].layer_prefix.split("{}")
+    layer = re.compile(rf"(?:{'|'.join(map(re.escape, PREFIXES))}){re.escape(before)}(\d{{1,9}}){re.escape(after)}.*")
+    found = [int(match[1]) for name in checkpoint.tensors if (match := layer.fullmatch(name))]
+    if found and max(found) + 1 < len(config.layers):
+        stored = max(found) + 1
+        raise JarmError(
+            f"{folder} has weights of {stored} layers, where its config says {len(config.layers)}: is it complete?"
+        )
 
 
 def _dotted(path: Any) -> str:
@@ -237,7 +257,7 @@ def _plan(
         stored = checkpoint.shape(tensor)
         if stored != (whole[::-1] if flip else whole):
             raise JarmError(
-                f"The tensor '{tensor}' in {folder} has the shape {list(stored)}, where its config says "
+                f"The tensor '{_short(tensor)}' in {folder} has the shape {list(stored)}, where its config says "
                 f"{list(whole[::-1] if flip else whole)}."
             )
         groups = config.heads if family.interleaved and len(parts) > 1 else 1
@@ -262,7 +282,13 @@ def _taker(flip: bool, groups: int, start: int, end: int) -> Callable[[np.ndarra
     return take
 
 
+def _short(name: str) -> str:
+    """A name from a file, fit for a sentence."""
+    shown = printable(name)
+    return shown if len(shown) <= 100 else f"{shown[:80]} ..."
+
+
 def _some(names: list[str]) -> str:
-    shown = ", ".join(f"'{name}'" for name in names[:3])
+    shown = ", ".join(f"'{_short(name)}'" for name in names[:3])
     kind = "the tensor" if len(names) == 1 else "the tensors"
     return f"{kind} {shown}" + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -292,7 +292,7 @@ def test_config_files_that_are_refused(copy):
     with pytest.raises(JarmError, match=r"Unknown model_type 'mamba' in .*config\.json: jarm knows llama, "):
         read_config(copy("qwen3", config=lambda raw: raw | {"model_type": "mamba"}))
     with pytest.raises(JarmError, match=r"transformers does not accept .*config\.json"):
-        read_config(copy("mistral", config=lambda raw: raw | {"hidden_size": "wide"}))
+        read_config(copy("mistral", config=lambda raw: raw | {"initializer_range": "wide"}))
     with pytest.raises(JarmError, match=r"config\.json: Unknown activation 'mish'"):
         read_config(copy("qwen2", config=lambda raw: raw | {"hidden_act": "mish"}))
     long = {"short_factor": [1.0, 1.0], "long_factor": [1.0] * 3, "original_max_position_embeddings": 8}
