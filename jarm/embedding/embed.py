@@ -22,6 +22,7 @@ from jarm.core.distributed import join_if_asked
 from jarm.core.status import JarmError
 from jarm.embedding.config import SHARE_PROMPTS, EmbedConfig, EmbedSummary, check_config
 from jarm.embedding.extract import Corpus, Embedded, Model, extract
+from jarm.embedding.head import Head
 from jarm.embedding.job import plan_rows, read_job, refuse_differences
 from jarm.embedding.sink import Sink, open_stores
 from jarm.llm.sharding import load_sharded, make_mesh, split_config
@@ -52,6 +53,8 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     join_if_asked(config.distributed, config.coordinator, config.processes, config.process_id)
     job = read_job(config)
     corpus = job.corpus
+    if job.said and jax.process_index() == 0:
+        print(job.said, file=sys.stderr)
     if config.show:
         print(_shown(corpus, np.arange(min(config.show, len(corpus)))))
         return EmbedSummary()
@@ -59,7 +62,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     split_config(job.model, mesh)  # refuses a model that does not divide
     refuse_differences(job)
     with contextlib.ExitStack() as stack:
-        writers = open_stores(stack, job.made_by(), job.model.width, job.store_dtype)
+        writers = open_stores(stack, job.made_by(), job.width, job.store_dtype)
         rows, done = plan_rows(job, writers)
         summary = EmbedSummary(
             stores=tuple(writer.path for writer in writers),
@@ -85,7 +88,16 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             done=done,
             stop=stack.enter_context(_stopping()).is_set,
         )
-        return _commit_all(results, Sink(corpus, writers, config.normalize), summary, todo)
+        if job.head is not None:
+            results = _joined(results, job.head)
+        return _commit_all(results, Sink(corpus, writers, job.normalize), summary, todo)
+
+
+def _joined(results: Generator[Embedded], head: Head) -> Generator[Embedded]:
+    """The same results, each with one vector in the place of its poolings."""
+    with contextlib.closing(results):
+        for result in results:
+            yield result._replace(values=[head(result.values)])
 
 
 def _commit_all(results: Generator[Embedded], sink: Sink, summary: EmbedSummary, todo: np.ndarray) -> EmbedSummary:

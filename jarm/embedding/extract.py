@@ -169,6 +169,8 @@ def extract(
         return
     if done is None:
         done = np.zeros(len(corpus), bool)
+    if share is None and any(pooling.skip for pooling in poolings):
+        share = False
     several = jax.process_count() > 1
     waiting: collections.deque[_Pending] = collections.deque()
     stopped = False

@@ -21,8 +21,9 @@ from jarm.data.texts import TEMPLATE, extra_fields, read_texts
 from jarm.data.writer import StoreWriter, explained
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.extract import Corpus
-from jarm.embedding.sentence import is_sentence_model, trained_pooling
-from jarm.embedding.tokens import Tokenizer
+from jarm.embedding.head import Head
+from jarm.embedding.sentence import SentenceModel, read_head, read_sentence_model
+from jarm.embedding.tokens import Form, Tokenizer
 from jarm.llm.config import ModelConfig, read_config
 from jarm.llm.pooling import Pooling
 from jarm.llm.weights import find_checkpoint, weight_files
@@ -39,8 +40,11 @@ class Job:
       config: the settings, as given.
       folder: the checkpoint.
       model: architecture of the model.
-      poolings: each pooling at each layer asked for; one store each.
+      poolings: each pooling at each layer asked for; one store each, unless `head` makes one of them.
       corpus: all texts.
+      normalize: whether rows are scaled to length 1.
+      head: what joins or follows the poolings in a model of sentence-transformers; None for nothing.
+      said: what a folder of sentence-transformers says of texts and vectors, in a line; empty for other folders.
     """
 
     config: EmbedConfig
@@ -48,6 +52,14 @@ class Job:
     model: ModelConfig
     poolings: tuple[Pooling, ...]
     corpus: Corpus
+    normalize: bool
+    head: Head | None
+    said: str
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row of a store."""
+        return self.model.width if self.head is None else self.head.width
 
     @property
     def dtype(self) -> str:
@@ -74,14 +86,19 @@ class Job:
         """Store folder -> everything that decides its rows."""
         config, out = self.config, pathlib.Path(self.config.out)
         common = {
-            "model": self.folder.resolve().name if self.folder == pathlib.Path(config.model) else config.model,
+            "model": pathlib.Path(config.model).resolve().name if pathlib.Path(config.model).is_dir() else config.model,
             "revision": config.revision,
             "config": hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()[:16],
             "weights": self.weights,
             **self.corpus.tokenizer.made_by,
-            "normalize": config.normalize,
+            "normalize": self.normalize,
             "compute_dtype": self.dtype,
         }
+        common |= {"include_prompt": False} if self.poolings[0].skip else {}
+        if self.head is not None:
+            steps = [step.said for step in self.head.steps]
+            joined = {"pooling": "+".join(self.head.kinds), "layer": len(self.model.layers), "modules": steps}
+            return {out: {**common, **joined}}
         made = {}
         for pooling in self.poolings:
             layer = pooling.layer_of(len(self.model.layers))
@@ -99,14 +116,12 @@ def read_job(config: EmbedConfig) -> Job:
     Raises:
       JarmError: an input, a model, a layer or a template that cannot be used, by name.
     """
-    folder = find_checkpoint(config.model, config.revision)
+    whole = find_checkpoint(config.model, config.revision)
+    sentence = read_sentence_model(whole)
+    folder = whole if sentence is None else sentence.transformer
     model = read_config(folder)
-    kinds = config.pooling or (trained_pooling(folder) or ("mean" if model.encoder else "last"),)
-    poolings = tuple(dict.fromkeys(Pooling(kind, layer) for kind in kinds for layer in config.layer))
-    for pooling in poolings:
-        pooling.layer_of(len(model.layers))
-    if not poolings:
-        raise JarmError("There is no layer to pool: give --layer -1 for the last.")
+    head = None if sentence is None or config.pooling else read_head(sentence, model.width)
+    poolings = _poolings(config, model, head)
     texts = read_texts(
         config.input,
         prompt=config.prompt_column,
@@ -116,15 +131,62 @@ def read_job(config: EmbedConfig) -> Job:
     )
     # Texts that were split only to find their prompts are joined again as they were, and models trained on plain texts
     # get plain texts, whatever chat template their tokenizers bring along.
-    plain = texts.template != TEMPLATE or is_sentence_model(folder)
+    plain = texts.template != TEMPLATE or sentence is not None
+    keep = None if sentence is not None else "end" if any(each.kind == "last" for each in poolings) else "start"
     tokenizer = Tokenizer(
         folder,
         template=config.template or (texts.template if plain else None),
         max_length=config.max_length,
-        keep=config.keep or ("end" if any(pooling.kind == "last" for pooling in poolings) else "start"),
+        keep=keep if config.keep is None else config.keep,
         window=model.max_positions,
+        vocab=model.vocab,
+        form=_form(config, sentence),
     )
-    return Job(config, folder, model, poolings, Corpus(texts, tokenizer))
+    if head is not None and not head.include_prompt and tokenizer.form.prompt:
+        skip = tokenizer.prompt_tokens()
+        poolings = tuple(dataclasses.replace(pooling, skip=skip) for pooling in poolings)
+    normalize = config.normalize or (head is not None and head.normalize)
+    said = ""
+    if sentence is not None:
+        name, pooled = pathlib.Path(config.model).name, "+".join(pooling.kind for pooling in poolings)
+        ways = f"pooling {pooled}{', as asked for' if config.pooling else ''}" if head is None else head.said
+        said = f"{name} is a model of sentence-transformers: {tokenizer.said}; {ways}."
+    joins = head if head is not None and head.joins else None
+    return Job(config, folder, model, poolings, Corpus(texts, tokenizer), normalize, joins, said)
+
+
+def _poolings(config: EmbedConfig, model: ModelConfig, head: Head | None) -> tuple[Pooling, ...]:
+    """Each pooling asked for, or else of the model, at each layer asked for."""
+    kinds = config.pooling or (("mean" if model.encoder else "last",) if head is None else head.kinds)
+    poolings = tuple(Pooling(kind, layer) for kind in kinds for layer in config.layer)
+    layers = {pooling.layer_of(len(model.layers)) for pooling in poolings}
+    if not poolings:
+        raise JarmError("There is no layer to pool: give --layer -1 for the last.")
+    if head is None or not head.joins:
+        return tuple(dict.fromkeys(poolings))
+    if len(config.layer) > 1 or layers != {len(model.layers)}:
+        raise JarmError(
+            f"The model joins or maps what it pools of its last layer ({head.said}), and a --layer is another: give a "
+            "--pooling too, to have hidden states as they are."
+        )
+    return poolings
+
+
+def _form(config: EmbedConfig, sentence: SentenceModel | None) -> Form | None:
+    """Form of texts that a folder of sentence-transformers asks for."""
+    if sentence is None:
+        if config.prompt_name is not None:
+            raise JarmError(
+                f"{config.model} has no prompts, as only models of sentence-transformers do: put the prompt into the "
+                "--template in the place of --prompt-name."
+            )
+        return None
+    if sentence.messages and config.template is None:
+        raise JarmError(
+            f"{sentence.folder} puts each text into its chat template ('modality_config'), which jarm does not do: "
+            "give a --template to decide on the texts yourself."
+        )
+    return Form(sentence.prompt(config.prompt_name), sentence.lowercase, sentence.max_length)
 
 
 def refuse_differences(job: Job) -> None:
@@ -142,7 +204,7 @@ def refuse_differences(job: Job) -> None:
         "texts": json.dumps(job.corpus.keys),
         "tokenizers or templates": json.dumps(job.corpus.tokenizer.made_by, sort_keys=True),
         "models": job.weights + (job.folder / "config.json").read_text(),
-        "settings": repr(settings) + job.dtype,
+        "settings": repr(settings) + job.dtype + job.said,
     }
     own = np.array([list(hashlib.sha256(part.encode()).digest()) for part in parts.values()], np.uint8)
     every = np.asarray(multihost_utils.process_allgather(own))

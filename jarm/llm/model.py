@@ -96,7 +96,9 @@ def _check_room(config: ModelConfig, tokens: int) -> None:
         raise JarmError(f"{tokens} tokens are more than the {config.max_positions} positions of this model: truncate.")
 
 
-def _check_sharing(config: ModelConfig, tokens: int) -> None:
+def _check_sharing(config: ModelConfig, tokens: int, poolings: tuple[Pooling, ...]) -> None:
+    if any(pooling.skip for pooling in poolings):
+        raise JarmError("Texts cannot share prefixes where poolings leave out their beginning: embed whole texts.")
     if not can_share(config, tokens):
         raise JarmError(
             f"This {config.family} model cannot share prefixes of texts of {tokens} tokens, as the whole text decides "
@@ -116,11 +118,14 @@ def _run(
 ) -> tuple[tuple[Array, ...], KeysValues | None]:
     """Pooled hidden states of these tokens, and the keys and values of all layers if `keep`."""
     depth = len(config.layers)
-    wanted = [(pooling.kind, pooling.layer_of(depth)) for pooling in poolings]
-    inner = sorted({kind for kind, layer in wanted if 0 < layer < depth})
+    wanted = [((pooling.kind, pooling.skip), pooling.layer_of(depth)) for pooling in poolings]
+    inner = sorted({way for way, layer in wanted if 0 < layer < depth})
 
-    def watch(hidden: Array, kept: KeysValues) -> tuple[dict[str, Array], KeysValues | None]:
-        return {kind: pool(kind, hidden, lengths) for kind in inner}, kept if keep else None
+    def pooled(way: tuple[str, int], hidden: Array) -> Array:
+        return pool(way[0], hidden, lengths, way[1])
+
+    def watch(hidden: Array, kept: KeysValues) -> tuple[list[Array], KeysValues | None]:
+        return [pooled(way, hidden) for way in inner], kept if keep else None
 
     exact = params["embed"]["table"].dtype == jnp.float32
     graph = _split(config, "float32")[0]  # the dtype is in the parameters alone
@@ -128,10 +133,10 @@ def _run(
     with jax.default_matmul_precision("highest") if exact else contextlib.nullcontext():
         start, end, (watched, kept) = nnx.merge(graph, params)(tokens, lengths, watch, *rest)
     ends = {0: start, depth: end}
-    pooled = tuple(
-        pool(kind, ends[layer], lengths) if layer in ends else watched[kind][layer - 1] for kind, layer in wanted
+    values = tuple(
+        pooled(way, ends[layer]) if layer in ends else watched[inner.index(way)][layer - 1] for way, layer in wanted
     )
-    return pooled, kept
+    return values, kept
 
 
 @functools.partial(jax.jit, static_argnames=("config", "poolings"))
@@ -159,7 +164,7 @@ def prefill(
       JarmError: as `embed_tokens`, or a model whose texts cannot share prefixes (`can_share`).
     """
     _check_room(config, tokens.shape[1])
-    _check_sharing(config, tokens.shape[1])
+    _check_sharing(config, tokens.shape[1], poolings)
     pooled, kept = _run(params, tokens, lengths, config, poolings, keep=True)
     assert kept is not None
     return Prefix(*kept, lengths, pooled, poolings)
@@ -223,7 +228,7 @@ def embed_tokens(
         raise JarmError("The prefix was computed for other poolings: give `prefill` those of `embed_tokens`.")
     # Only the padded length of prefix and rest together is known here, and padding may lie beyond the last position.
     _check_room(config, tokens.shape[1])
-    _check_sharing(config, prefix.keys.shape[2] + tokens.shape[1])
+    _check_sharing(config, prefix.keys.shape[2] + tokens.shape[1], poolings)
     before = prefix.lengths[group]
     past = Past(prefix.keys, prefix.values, before, group)
     pooled, _ = _run(params, tokens, lengths, config, poolings, past=past)

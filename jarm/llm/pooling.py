@@ -20,10 +20,12 @@ class Pooling:
       kind: `last` (of the last real token), `mean` (over all real tokens) or `cls` (of the first token).
       layer: as in `hidden_states` of transformers: 0 is the input of the first layer; the last, -1, is the output of
         the model with its final norm.
+      skip: tokens at the beginning of each text that `mean` and `cls` leave out.
     """
 
     kind: str = "last"
     layer: int = -1
+    skip: int = 0
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -38,13 +40,14 @@ class Pooling:
         return self.layer % (depth + 1)
 
 
-def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"]) -> Float[Array, "B d"]:
+def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"], skip: int = 0) -> Float[Array, "B d"]:
     """Pool the hidden states of right-padded texts, in float32.
 
     Args:
       kind: `last`, `mean` or `cls`.
       hidden: hidden states; padding is ignored.
-      lengths: tokens in each text, 1 or more.
+      lengths: tokens in each text, more than `skip`.
+      skip: tokens at the beginning that `mean` and `cls` leave out.
 
     Returns:
       One vector per text.
@@ -55,13 +58,14 @@ def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"]) -> 
       Array([[1., 2.]], dtype=float32)
     """
     if kind == "cls":
-        return hidden[:, 0].astype(jnp.float32)
+        return hidden[:, min(skip, hidden.shape[1] - 1)].astype(jnp.float32)
     if kind == "last":
         chosen = jnp.take_along_axis(hidden, (lengths - 1)[:, None, None], axis=1, mode="clip")
         return chosen[:, 0].astype(jnp.float32)
-    real = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None, :, None] < lengths[:, None, None]
+    index = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None, :, None]
+    real = (index >= skip) & (index < lengths[:, None, None])
     total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
-    return total / jnp.maximum(lengths, 1)[:, None]
+    return total / jnp.maximum(lengths - skip, 1)[:, None]
 
 
 def follow(

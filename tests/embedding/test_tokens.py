@@ -1,5 +1,7 @@
 """From prompt and response to ids: templates, special tokens, truncation."""
 
+import json
+
 import numpy as np
 import pytest
 from fixtures.tiny import CHAT, LETTERS, write_checkpoint
@@ -162,3 +164,59 @@ def test_templates_that_lose_a_part_of_the_text_are_refused_where_they_are_built
     if template == "":
         with pytest.raises(JarmError, match=message):
             make(tmp_path / "m", template=template)
+
+
+def change(folder, file, value):
+    path = folder / file
+    path.write_text(json.dumps(json.loads(path.read_text()) | value))
+
+
+def test_of_several_chat_templates_the_default_is_taken(tmp_path):
+    folder = write_checkpoint(tmp_path / "m")
+    named = [{"name": "tools", "template": "x"}, {"name": "default", "template": "{{ strftime_now('%d') }} " + CHAT}]
+    change(folder, "tokenizer_config.json", {"chat_template": named})
+    assert make(folder).render(ROW) == "26 Jul 2024 <s>u:ab|a:cd|"
+    change(folder, "tokenizer_config.json", {"chat_template": named[:1]})
+    with pytest.raises(JarmError, match="has the chat templates tools, and none that is the default"):
+        make(folder)
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "chat_template.json"])
+def test_a_chat_template_may_have_a_file_of_its_own(tmp_path, name):
+    folder = write_checkpoint(tmp_path / "m")
+    (folder / name).write_text(CHAT if name.endswith("jinja") else json.dumps({"chat_template": CHAT}))
+    assert make(folder).render(ROW) == "<s>u:ab|a:cd|"
+
+
+@pytest.mark.parametrize(
+    ("file", "value", "message"),
+    [
+        ("tokenizer_config.json", {"model_max_length": 0}, "the `model_max_length` '0', no number of at least 1"),
+        ("tokenizer_config.json", {"model_max_length": "long"}, "'long', no number of at least 1"),
+        ("tokenizer_config.json", {"unk_token": ""}, "no tokenizer that transformers can read"),
+        (
+            "tokenizer.json",
+            {"model": {"type": "WordLevel", "vocab": {"a": 1}, "unk_token": "b"}},
+            "Missing .UNK. token",
+        ),
+        (
+            "tokenizer.json",
+            {"model": {"type": "WordLevel", "vocab": {"a": 10**9}, "unk_token": "a"}},
+            "a token of number 1,000,000,000",
+        ),
+    ],
+)
+def test_files_of_tokenizers_that_do_not_fit(tmp_path, file, value, message):
+    folder = write_checkpoint(tmp_path / "m")
+    change(folder, file, value)
+    with pytest.raises(JarmError, match=message):
+        make(folder).encode(["xyz"])
+
+
+def test_tokens_beyond_the_embeddings_of_the_model_are_refused(tmp_path):
+    """The lookup of the model would take the last embedding for each of them."""
+    folder = write_checkpoint(tmp_path / "m")
+    options = {"template": "{response}", "max_length": None, "keep": "end", "window": 64}
+    assert Tokenizer(folder, vocab=7, **options).encode(["abc"])[0][0].tolist() == [1, *ids_of("abc")]
+    with pytest.raises(JarmError, match=r"makes the token 7 \('d'\), but the model has embeddings of 7 tokens only"):
+        Tokenizer(folder, vocab=7, **options).encode(["abcd"])

@@ -35,7 +35,7 @@ def test_embeddings_are_those_made_elsewhere(tmp_path):
     model = pathlib.Path(PACKAGE.origin).parent / "model"
     assert hashlib.sha256((model / "model.safetensors").read_bytes()).hexdigest() == WEIGHTS
     table = pathlib.Path(SHARED) / "alpaca_eval_200x20.parquet"
-    config = EmbedConfig(str(model), (str(table),), tmp_path / "store", normalize=True, dtype="float32")
+    config = EmbedConfig(str(model), (str(table),), tmp_path / "store", max_length=512, dtype="float32")
     summary = embed(config)
     assert summary.waste < 0.1
 
