@@ -7,18 +7,18 @@ import pathlib
 import sys
 
 
-def main() -> int:
-    """Run the command with the package `jarm`; 1 with a sentence where the other distribution is installed."""
+def main() -> None:
+    """Run the command line of this process with the package `jarm`; a sentence where the other distribution is there."""
     sys.path[:] = [folder for folder in sys.path if not pathlib.Path(folder, "jarm.py").is_file()]
     try:
-        from jarm.cli import main as command
+        from jarm.cli import command
     except ImportError as error:
         if error.name != "jarm":
             raise
         print(f"jarm: {error}", file=sys.stderr)
-        return 1
-    return command()
+        sys.exit(1)
+    command()
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

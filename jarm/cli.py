@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import inspect
 import json
+import os
 import pathlib
 import sys
-from collections.abc import Callable, Iterable
-from typing import Annotated, Any
+import typing
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Annotated, Any, NoReturn
 
 import jax
 import numpy as np
@@ -15,8 +20,10 @@ import tyro
 
 from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
 from jarm.core.distributed import in_step, join_if_asked
-from jarm.core.messages import listed
+from jarm.core.interrupts import Stopped, leavable, was_left
+from jarm.core.messages import listed, nearest, printable
 from jarm.core.status import JarmError
+from jarm.core.streams import any_text, quieted, show
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.embedding.config import EmbedConfig
@@ -47,8 +54,8 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> Non
     summary = compare(config)
     for rule, row in summary["rules"].items():
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
-        print(f"{rule:>18}  {row['verdict']}{failed}")
-    print(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
+        show(f"{rule:>18}  {row['verdict']}{failed}")
+    show(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
     _refuse_lost(summary["rules"].items(), ", for the reason above")
 
 
@@ -71,21 +78,21 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
     summary = embed(config)
     if config.show or jax.process_index():
         return
-    print(
+    show(
         f"{summary.distinct:,} distinct of {summary.texts:,} texts; {summary.embedded:,} embedded now, "
         f"{summary.distinct - summary.embedded:,} were there."
     )
     if summary.embedded:
-        print(
+        show(
             f"{summary.embedded / summary.seconds:,.1f} texts/s, {summary.tokens / summary.seconds:,.0f} tokens/s, "
             f"{summary.waste:.1%} padding, {summary.seconds:,.0f} s"
         )
     if summary.truncated:
-        print(f"{summary.truncated:,} texts were longer than --max-length, or than the model allows, and were cut.")
+        show(f"{summary.truncated:,} texts were longer than --max-length, or than the model allows, and were cut.")
     if summary.empty_responses:
-        print(f"{summary.empty_responses:,} responses are empty; they were embedded as any other.")
+        show(f"{summary.empty_responses:,} responses are empty; they were embedded as any other.")
     for store in summary.stores:
-        print(store)
+        show(store)
 
 
 def _sweep(
@@ -139,8 +146,8 @@ def _sweep(
     if jax.process_index() == 0:
         failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
         if failed:
-            print(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")
-        print(f"{read.out / 'summary.md'}\n{read.out / 'curves.png'}")
+            show(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")
+        show(f"{read.out / 'summary.md'}\n{read.out / 'curves.png'}")
         rows = [row for each in summary["settings"] for row in each["rules"].items()]
         _refuse_lost(sorted(rows, key=lambda row: row[0]), " in some setting, for the reasons there")
 
@@ -148,9 +155,9 @@ def _sweep(
 def _status(folder: pathlib.Path) -> None:
     status = sweep_status(read_sweep(folder).out if folder.is_file() else folder)
     state = "running" if status["running"] else "done" if status["done"] == status["runs"] else "stopped"
-    print(f"{status['done']:,} of {status['runs']:,} runs, {state}")
+    show(f"{status['done']:,} of {status['runs']:,} runs, {state}")
     for message, count in status["failures"].items():
-        print(f"{count:,} failed: {message}")
+        show(f"{count:,} failed: {message}")
 
 
 def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool = True) -> None:
@@ -167,9 +174,9 @@ def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool =
 
 
 def _print_plan(config: SweepConfig, *, measure: bool = True) -> None:
-    print(plan_text(plan(config, measure=measure)))
+    show(plan_text(plan(config, measure=measure)))
     if (config.out / "progress.json").exists():
-        print(f"{sweep_status(config.out)['done']:,} runs are in {config.out} already")
+        show(f"{sweep_status(config.out)['done']:,} runs are in {config.out} already")
 
 
 def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:
@@ -178,11 +185,11 @@ def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:
     jarm bench --rules random,dopt,greedy_dopt --sizes 10000,100000 --cores 1
     """
     rows = bench(config)
-    print(f"\n{table(rows)}\n\n{config.out / 'bench.md'}")
+    show(f"\n{table(rows)}\n\n{config.out / 'bench.md'}")
     try:
-        print(*run_times(rows, config.out / "bench")[:1])
+        show(run_times(rows, config.out / "bench")[0])
     except JarmError as error:  # without matplotlib there is still a table
-        print(error)
+        show(error)
 
 
 def _rules(check: str | None = None) -> None:
@@ -198,19 +205,19 @@ def _rules(check: str | None = None) -> None:
             check_rule(get_rule(check))
         except AssertionError as error:
             raise JarmError(f"{check} does not conform: {error}.") from error
-        print(f"{check} conforms: {', '.join(CHECKS)}, on pairs {', '.join(SPACES)}.")
+        show(f"{check} conforms: {', '.join(CHECKS)}, on pairs {', '.join(SPACES)}.")
         return
     for name, entry in RULES.items():
         needs = ", ".join(NEEDS[need] for need in entry.needs)
         mark = "; contrib" * entry.contrib
-        print(f"{name:<23} {entry.summary}\n{'':<23} cost {entry.cost}; needs {needs or 'the candidates alone'}{mark}")
-    print(f"\n{COSTS}")
+        show(f"{name:<23} {entry.summary}\n{'':<23} cost {entry.cost}; needs {needs or 'the candidates alone'}{mark}")
+    show(f"\n{COSTS}")
 
 
 def _store_info(store: Store) -> None:
     """Show the contents and the provenance of a store of embeddings."""
     for name, value in EmbeddingStore(store).info().items():
-        print(f"{name:<24} {value if isinstance(value, str) else json.dumps(value)}")
+        show(f"{name:<24} {value if isinstance(value, str) else json.dumps(value)}")
 
 
 def _store_verify(store: Store) -> None:
@@ -221,9 +228,9 @@ def _store_verify(store: Store) -> None:
         places = ", ".join(f"{shard} rows {first:,} to {last:,}" for shard, first, last in damage[:3])
         more = f" and {len(damage) - 3:,} more places" if len(damage) > 3 else ""
         raise JarmError(f"{store} is damaged ({places}{more}): copy these shards again from the original store.")
-    print(f"{len(opened):,} rows are as they were written.")
+    show(f"{len(opened):,} rows are as they were written.")
     if opened.uncommitted:
-        print(
+        show(
             f"{opened.uncommitted:,} bytes behind them are in no line of the journal. After an append that was cut "
             "short the next writer drops them; if the journal was cut, copy it again before anything is written."
         )
@@ -256,41 +263,150 @@ def _store_export(
             places = listed(missing, place=lambda at: texts.places[at])
             raise JarmError(f"{store} lacks {missing.size:,} of {len(keys):,} texts, {places}: embed them into it.")
     opened.export(out, keys)
-    print(out)
+    show(out)
+
+
+def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A command with the option `--quiet`, as a function that returns what is to be run once all options are read."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, quiet: bool = False, **options: Any) -> Callable[[], None]:
+        def run() -> None:
+            with quieted(quiet):
+                command(*args, **options)
+
+        return run
+
+    text = tyro.conf.arg(help="Leave progress and remarks out; results and errors stay.")
+    kind = Annotated[bool, tyro.conf.FlagCreatePairsOff, text]
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+    signature = inspect.signature(command)
+    hints = {**typing.get_type_hints(command, include_extras=True), "quiet": kind}
+    parameters = [each.replace(annotation=hints[each.name]) for each in signature.parameters.values()]
+    wrapper.__dict__.update(__signature__=signature.replace(parameters=[*parameters, option]))
+    wrapper.__annotations__ = hints
+    del wrapper.__wrapped__
+    return wrapper
 
 
 _StoreCommand = (
-    Annotated[None, tyro.conf.subcommand("info", constructor=_store_info)]
-    | Annotated[None, tyro.conf.subcommand("verify", constructor=_store_verify)]
-    | Annotated[None, tyro.conf.subcommand("export", constructor=_store_export)]
+    Annotated[None, tyro.conf.subcommand("info", constructor=_deferred(_store_info))]
+    | Annotated[None, tyro.conf.subcommand("verify", constructor=_deferred(_store_verify))]
+    | Annotated[None, tyro.conf.subcommand("export", constructor=_deferred(_store_export))]
 )
 
 
-def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_StoreCommand]]) -> None:
+def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_StoreCommand]]) -> Any:
     """Inspect, check or export a store of embeddings."""
+    return command
 
 
-def main(args: list[str] | None = None) -> int:
-    """Entry point: 0 if all went well, 1 with one sentence on standard error if not."""
+COMMANDS: dict[str, Callable[..., Any]] = {
+    "bench": _deferred(_bench),
+    "compare": _deferred(_compare),
+    "embed": _deferred(_embed),
+    "plan": _deferred(_plan),
+    "rules": _deferred(_rules),
+    "store": _store,
+    "sweep": _deferred(_sweep),
+}
+STORE_COMMANDS = ("info", "verify", "export")
+
+
+def _read(args: Sequence[str]) -> Callable[[], None]:
+    """What the words of a command line ask for.
+
+    Raises:
+      SystemExit: they ask for help (code 0), or are no command line (code 2).
+    """
+    args = list(args)
+    if args[:1] == ["--quiet"]:  # before a command as behind it
+        args = [*args[1:], *args[:1]] if args[1:] else []
+    if args[:1] == ["help"] or (args[:1] in (["-h"], ["--help"]) and len(args) > 1):
+        args = [*args[1:], "--help"]
+    if args in (["--version"], ["-V"]):
+        print(f"jarm {sys.modules['jarm'].__version__}")
+        raise SystemExit(0)
+    commands = [("jarm", list(COMMANDS)), *([("jarm store", list(STORE_COMMANDS))] if args[:1] == ["store"] else [])]
+    for place, (name, known) in enumerate(commands):
+        word = args[place] if len(args) > place else None
+        if word is None:
+            with contextlib.redirect_stdout(sys.stderr), contextlib.suppress(SystemExit):
+                _parse([*args, "--help"])
+            _misused(f"`{name}` needs a command: give one of {', '.join(known)}.")
+        if not word.startswith("-") and word not in known:
+            _misused(f"There is no command `{name} {word}`{nearest(word, known)}: `{name} --help` lists them.")
+    return _parse(args)
+
+
+def _misused(sentence: str) -> NoReturn:
+    print(f"jarm: {printable(sentence)}", file=sys.stderr)
+    raise SystemExit(2)
+
+
+def _parse(args: list[str]) -> Callable[[], None]:
+    with _colours():
+        return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jarm", args=args)
+
+
+@contextlib.contextmanager
+def _colours() -> Iterator[None]:
+    """Colours in help and errors only on terminals, and only if wanted: a parser that looks at TERM leaves them out."""
+    before, wanted = os.environ.get("TERM"), not os.environ.get("NO_COLOR")
+    if not (wanted and sys.stdout.isatty() and sys.stderr.isatty()):
+        os.environ["TERM"] = "dumb"
     try:
-        commands: dict[str, Callable[..., None]] = {
-            "bench": _bench,
-            "compare": _compare,
-            "embed": _embed,
-            "plan": _plan,
-            "rules": _rules,
-            "store": _store,
-            "sweep": _sweep,
-        }
-        tyro.extras.subcommand_cli_from_dict(commands, prog="jarm", args=args)
+        yield
+    finally:
+        os.environ.pop("TERM", None)
+        if before is not None:
+            os.environ["TERM"] = before
+
+
+def main(args: Sequence[str] | None = None) -> int:
+    """Run a command line.
+
+    Args:
+      args: its words, without `jarm`; by default those of this process.
+
+    Returns:
+      The exit code: 0 if all went well; 1 with one sentence on standard error if not; 2 if the words are no command
+      line; 130 if a signal stopped it, with what was done on disk; 141 if the reader of standard output has gone.
+    """
+    try:
+        with any_text():
+            command = _read(sys.argv[1:] if args is None else args)
+            leavable(command)
+    except SystemExit as end:
+        return end.code if isinstance(end.code, int) else 2
     except JarmError as error:
-        print(f"jarm: {error}", file=sys.stderr)
-        return 1
+        _complain(error)
+        return 130 if isinstance(error, Stopped) else 1
     except KeyboardInterrupt:
-        print("\njarm: stopped; the same command goes on from here.", file=sys.stderr)
+        _complain("stopped; the same command goes on from here.")
         return 130
+    except BrokenPipeError:
+        return 141
+    except OSError as error:
+        _complain(f"{error.strerror or type(error).__name__}{f': {error.filename}' * (error.filename is not None)}.")
+        return 1
     return 0
 
 
+def _complain(what: object) -> None:
+    encoding = getattr(sys.stderr, "encoding", None) or "utf-8"
+    with contextlib.suppress(OSError):
+        sentence = f"jarm: {printable(what)}".encode(encoding, "backslashreplace").decode(encoding)
+        print(sentence, file=sys.stderr, flush=True)
+
+
+def command() -> NoReturn:
+    """Run the command line of this process, and end it."""
+    code = main()
+    if was_left():  # a thread may be compiling, and would be waited for
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

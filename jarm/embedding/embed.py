@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
-import sys
-import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator
 
 import jax
 import numpy as np
-from tqdm import tqdm
 
 from jarm.core.distributed import join_if_asked
+from jarm.core.interrupts import ahead, stoppable
+from jarm.core.progress import Progress
 from jarm.core.status import JarmError
+from jarm.core.streams import say, show
 from jarm.embedding.config import SHARE_PROMPTS, EmbedConfig, EmbedSummary, check_config
 from jarm.embedding.extract import Corpus, Embedded, Model, extract
 from jarm.embedding.head import Head
@@ -54,9 +53,9 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     job = read_job(config)
     corpus = job.corpus
     if job.said and jax.process_index() == 0:
-        print(job.said, file=sys.stderr)
+        say(job.said)
     if config.show:
-        print(_shown(corpus, np.arange(min(config.show, len(corpus)))))
+        show(_shown(corpus, np.arange(min(config.show, len(corpus)))))
         return EmbedSummary()
     mesh = make_mesh(config.tensor_parallel)
     split_config(job.model, mesh)  # refuses a model that does not divide
@@ -75,8 +74,8 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             return summary
         if jax.process_index() == 0:
             layout, distinct = corpus.texts.layout, summary.distinct
-            print(f"{len(corpus):,} texts ({layout}), {distinct:,} distinct; the first:", file=sys.stderr)
-            print(_shown(corpus, rows[:1], max_characters=300), file=sys.stderr)
+            say(f"{len(corpus):,} texts ({layout}), {distinct:,} distinct; the first:")
+            say(_shown(corpus, rows[:1], max_characters=300))
         corpus.check(todo)
         results = extract(
             Model(*load_sharded(job.folder, job.model, mesh, dtype=job.dtype), mesh),
@@ -86,10 +85,12 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             budget=job.budget,
             share=SHARE_PROMPTS[config.share_prompts],
             done=done,
-            stop=stack.enter_context(_stopping()).is_set,
+            stop=stack.enter_context(stoppable()).is_set,
         )
         if job.head is not None:
             results = _joined(results, job.head)
+        # In a thread that can be left while it compiles, unless other processes wait for this one.
+        results = ahead(results, patient=jax.process_count() > 1)
         return _commit_all(results, Sink(corpus, writers, job.normalize), summary, todo)
 
 
@@ -110,11 +111,7 @@ def _commit_all(results: Generator[Embedded], sink: Sink, summary: EmbedSummary,
     with (
         contextlib.closing(results),
         # In characters, as the longest texts come first.
-        tqdm(
-            total=int(sizes[todo].sum()),
-            bar_format="{percentage:3.0f}% |{bar}|{postfix} [{elapsed}, {remaining} left]",
-            disable=jax.process_index() > 0,
-        ) as bar,
+        Progress("embed", int(sizes[todo].sum()), "compiling first", show=jax.process_index() == 0) as progress,
     ):
         try:
             for result in results:
@@ -122,12 +119,11 @@ def _commit_all(results: Generator[Embedded], sink: Sink, summary: EmbedSummary,
                 new = result.rows[left[result.rows]]
                 embedded, tokens, padded = embedded + len(new), tokens + result.tokens, padded + result.padded
                 seconds = time.monotonic() - start
-                bar.set_postfix_str(
+                progress.update(
+                    int(sizes[new].sum()),
                     f"{embedded:,} of {len(todo):,} texts, {embedded / seconds:,.1f} texts/s, "
                     f"{tokens / seconds:,.0f} tokens/s, {1 - tokens / padded:.1%} padding",
-                    refresh=False,
                 )
-                bar.update(int(sizes[new].sum()))
         except BaseException:
             with contextlib.suppress(JarmError):  # the error may be that the store cannot be written
                 sink.commit()
@@ -139,28 +135,6 @@ def _commit_all(results: Generator[Embedded], sink: Sink, summary: EmbedSummary,
     return dataclasses.replace(
         summary, embedded=embedded, truncated=truncated, tokens=tokens, padded=padded, seconds=seconds
     )
-
-
-@contextlib.contextmanager
-def _stopping() -> Iterator[threading.Event]:
-    """An event that the first signal to stop sets; a second signal stops at once."""
-    stop = threading.Event()
-
-    def handle(number: int, _: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-        print("\nStopping after the batches that are under way; again to stop at once.", file=sys.stderr)
-
-    if threading.current_thread() is not threading.main_thread():
-        yield stop
-        return
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _shown(corpus: Corpus, rows: np.ndarray, max_characters: int | None = None) -> str:

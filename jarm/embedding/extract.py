@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import collections
 import functools
-import queue
-import threading
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
 import jax
 import numpy as np
 
+from jarm.core.interrupts import ahead
 from jarm.core.status import JarmError
 from jarm.core.types import Params
 from jarm.data.store import fill
@@ -174,7 +173,7 @@ def extract(
     several = jax.process_count() > 1
     waiting: collections.deque[_Pending] = collections.deque()
     stopped = False
-    for work in ahead(_works(model, corpus, rows, budget, share)):
+    for work in ahead(_works(model, corpus, rows, budget, share), 2, patient=several):
         batches = [batch for batch in work.batches if not done[batch.rows].all()]
         prefix = _prefill(model, work.prefixes, poolings) if batches and work.prefixes else None
         for batch in batches:
@@ -307,41 +306,3 @@ def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: 
 def _spread(count: int, max_count: int) -> np.ndarray:
     """At most `max_count` numbers below `count`, evenly spaced, the first and the last included."""
     return np.unique(np.linspace(0, count - 1, min(count, max_count)).astype(np.int64))
-
-
-def ahead(items: Iterator[T], max_ahead: int = 2) -> Iterator[T]:
-    """The same items, made in a thread that is at most `max_ahead` items ahead; its errors are raised here."""
-    waiting: queue.Queue[tuple[bool, Any]] = queue.Queue(max_ahead)
-    stopped = threading.Event()
-
-    def put(entry: tuple[bool, Any]) -> None:
-        while not stopped.is_set():
-            try:
-                return waiting.put(entry, timeout=0.1)
-            except queue.Full:
-                continue
-
-    def make() -> None:
-        try:
-            for item in items:
-                put((True, item))
-                if stopped.is_set():
-                    return
-            put((False, None))
-        except BaseException as error:
-            put((False, error))
-
-    thread = threading.Thread(target=make, daemon=True)
-    thread.start()
-    try:
-        while True:
-            more, item = waiting.get()
-            if more:
-                yield item
-            elif item is None:
-                return
-            else:
-                raise item
-    finally:
-        stopped.set()
-        thread.join()

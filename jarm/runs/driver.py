@@ -6,16 +6,16 @@ import collections
 import dataclasses
 import itertools
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
-from tqdm import tqdm
 
 from jarm.acquisition.registry import source_of
 from jarm.core.distributed import agreed, in_step
+from jarm.core.progress import Progress
 from jarm.core.status import JarmError
+from jarm.core.streams import say
 from jarm.evaluation.metrics import reference_lines
 from jarm.runs.config import ADDED, FREE, SOURCE, CompareConfig
 from jarm.runs.grid import OPTIONS
@@ -79,10 +79,9 @@ def run_jobs(
         progress = {"runs": len(folder.done | wanted)}
         with in_step():
             if folder.others:
-                print(
+                say(
                     f"jarm: {out} holds runs by {'; '.join(folder.others)}, which are kept; to have them made anew, "
-                    "give another --out.",
-                    file=sys.stderr,
+                    "give another --out."
                 )
             if jax.process_index() == 0:
                 folder.refuse_changed(sources)
@@ -93,7 +92,7 @@ def run_jobs(
         mine = share_of(calls, jax.process_index(), jax.process_count(), len(rules))
         if jax.process_count() > 1:
             missing = sum(len(call.runs) for call in mine)
-            print(f"jarm: process {jax.process_index()} has {missing:,} of the missing runs.", file=sys.stderr)
+            say(f"jarm: process {jax.process_index()} has {missing:,} of the missing runs.")
         made = _make(runner, mine) if grid is not None else _make_timed(runner, mine, worked=bool(folder.done))
         for call, runs in _shown(made, mine, "compare" if grid is None else "sweep"):
             own = common | ({"source": sources[call.rule]} if call.rule in sources else {})
@@ -130,7 +129,9 @@ def _make_timed(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Itera
     rest = [call for call in calls if call is not first[call.rule]]
     held_back = list[Made]()
     worked |= jax.process_count() > 1  # other processes have other rules
-    made = itertools.chain(((call, runner(call)) for call in alone), _make(runner, rest))
+    # Alone, yet not in this thread, which an interrupt could not reach while it compiles.
+    first_ones = side_by_side(lambda call: (call, runner(call)), [(call,) for call in alone], 1)
+    made = itertools.chain(first_ones, _make(runner, rest))
     for number, (call, runs) in enumerate(made, 1):
         worked |= any(lines[0]["kind"] == "run" for lines in runs)
         held_back.append((call, runs))
@@ -142,14 +143,13 @@ def _make_timed(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Itera
 
 
 def _shown(made: Iterable[Made], calls: Sequence[Call], name: str) -> Iterator[Made]:
-    """The same with a progress bar of the first process."""
+    """The same with the progress of the first process."""
     total = sum(len(call.runs) for call in calls)
-    with tqdm(total=total, unit="run", desc=name, disable=jax.process_index() > 0 or not total) as bar:
-        bar.set_postfix_str("compiling first")
+    with Progress(name, total, f"{total:,} runs, compiling first", show=jax.process_index() == 0) as progress:
         for call, runs in made:
             yield call, runs
-            bar.set_postfix_str(f"{call.rule}, seed {call.runs[-1][0]}", refresh=False)
-            bar.update(len(runs))
+            done = progress.done + len(runs)
+            progress.update(len(runs), f"{done:,} of {total:,} runs, {call.rule}, seed {call.runs[-1][0]}")
 
 
 def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any] | None) -> dict[str, Any]:

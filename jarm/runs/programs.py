@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import pathlib
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from jarm.core.base import HParams
 from jarm.core.messages import readable
 from jarm.core.settings import make_key
 from jarm.core.status import JarmError
+from jarm.core.streams import say
 from jarm.core.types import Array
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
@@ -144,7 +144,7 @@ class Program:
                 "number of candidates (`--candidates`), a narrower head or fewer members."
             )
         self.vmap_runs //= 2
-        print(f"jarm: {why}: {self.vmap_runs} runs at a time instead of {2 * self.vmap_runs}.", file=sys.stderr)
+        say(f"jarm: {why}: {self.vmap_runs} runs at a time instead of {2 * self.vmap_runs}.")
 
     def _arguments(self, table: DeviceTable) -> tuple[Any, ...]:
         split = NamedSharding(self.mesh, PartitionSpec("runs")) if self.devices > 1 else None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 import jax
 import numpy as np
 
+from jarm.core.interrupts import STOP, wait_some, was_left
 from jarm.core.status import JarmError
 from jarm.loop.device_table import DeviceTable, make_device_table
 from jarm.runs.config import CompareConfig
@@ -24,20 +25,30 @@ T = TypeVar("T")
 def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], workers: int) -> Iterator[T]:
     """Results of the calls as they finish, `workers` of them at a time; an error cancels the calls that have not begun.
 
-    No result waits for a slower one before it, so that an interrupt loses only the calls in flight.
+    No result waits for a slower one before it, so that an interrupt loses only the calls in flight that take long.
+
+    Raises:
+      KeyboardInterrupt: there was a signal to stop; calls that ended in time were yielded.
     """
-    waiting = iter(calls)
-    with concurrent.futures.ThreadPoolExecutor(workers) as executor:
-        try:
-            # Few at a time, so that results are let go of as they are taken.
-            pending = {executor.submit(function, *call) for call in itertools.islice(waiting, 2 * workers)}
-            while pending:
-                done, pending = concurrent.futures.wait(pending, return_when=concurrent.futures.FIRST_COMPLETED)
-                for future in done:
-                    pending |= {executor.submit(function, *call) for call in itertools.islice(waiting, 1)}
+    waiting, executor = iter(calls), concurrent.futures.ThreadPoolExecutor(workers)
+
+    def begin(count: int) -> set[concurrent.futures.Future[T]]:
+        return {executor.submit(function, *call) for call in itertools.islice(waiting, count) if not STOP.is_set()}
+
+    try:
+        # Few at a time, so that results are let go of as they are taken.
+        pending = begin(2 * workers)
+        while pending:
+            done = wait_some(pending)
+            pending -= done
+            for future in done:
+                pending |= begin(1)
+                if not future.cancelled():
                     yield future.result()
-        finally:
-            executor.shutdown(wait=True, cancel_futures=True)
+        if STOP.is_set():
+            raise KeyboardInterrupt
+    finally:
+        executor.shutdown(wait=not was_left(), cancel_futures=True)
 
 
 class Runner:

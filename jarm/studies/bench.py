@@ -9,7 +9,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -20,8 +20,10 @@ from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import Belief, HParams, PairSpace
 from jarm.core.files import plain, replace_text
+from jarm.core.interrupts import STOP, Stopped, ahead
 from jarm.core.messages import choose
 from jarm.core.status import JarmError, Status
+from jarm.core.streams import say
 from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import KINDS, pair_space, subset
 from jarm.runs.records import provenance
@@ -246,7 +248,7 @@ def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any
     rows = _like(config)
     replace_text(config.out / "bench.md", table(rows) + "\n")
     if stopped:
-        raise JarmError(f"Stopped; finished measurements are in {config.out}, and `--rules` measures the others.")
+        raise Stopped(f"Stopped; finished measurements are in {config.out}, and `--rules` measures the others.")
     return rows
 
 
@@ -273,31 +275,41 @@ def _name(side: str | Peer) -> str:
 def _measure(
     everyone: Sequence[str | Peer], problem: Problem, config: BenchConfig, count: int
 ) -> tuple[list[_Side], bool]:
-    """The sides with their times, and whether Control-C ended the measurement before the last turn."""
+    """The sides with their times, and whether an interrupt ended the measurement before the last turn."""
     sides: list[_Side] = []
     try:
-        for each in everyone:
-            try:
-                if isinstance(each, Peer):
-                    side = _Side(each.name, "other packages", each.make(problem.belief, problem.space, config.batch))
-                else:
-                    side = _side_of_rule(each, problem, config.batch)
-                side.run()  # not counted: caches are cold
-                side.time()
-            except Exception as error:
-                if not isinstance(each, Peer):
-                    raise
-                print(f"{each.name} is left out: {type(error).__name__}: {error}", flush=True)
-                continue
-            sides.append(side)
-            print(f"{count:>12,}  {side.name:<26} {side.times[0][0]:10.4f} s", flush=True)
-        quick = [side for side in sides if side.times[0][1] <= config.limit]
-        for _ in range(config.turns - 1):
-            for side in quick:
-                side.time()
+        for remark in ahead(_turns(everyone, problem, config, sides)):
+            say(f"{count:>12,}  {remark}")
     except KeyboardInterrupt:
         return sides, True
     return sides, False
+
+
+def _turns(everyone: Sequence[str | Peer], problem: Problem, config: BenchConfig, sides: list[_Side]) -> Iterator[str]:
+    """Append sides to a list and run their turns; yields a remark on each."""
+    for each in everyone:
+        if STOP.is_set():
+            raise KeyboardInterrupt
+        try:
+            if isinstance(each, Peer):
+                side = _Side(each.name, "other packages", each.make(problem.belief, problem.space, config.batch))
+            else:
+                side = _side_of_rule(each, problem, config.batch)
+            side.run()  # not counted: caches are cold
+            side.time()
+        except Exception as error:
+            if not isinstance(each, Peer):
+                raise
+            yield f"{each.name} is left out: {type(error).__name__}: {error}"
+            continue
+        sides.append(side)
+        yield f"{side.name:<26} {side.times[0][0]:10.4f} s"
+    for _ in range(config.turns - 1):
+        for side in sides:
+            if side.times[0][1] <= config.limit:
+                if STOP.is_set():
+                    raise KeyboardInterrupt
+                side.time()
 
 
 def _row(side: _Side, problem: Problem, config: BenchConfig, count: int) -> dict[str, Any]:

@@ -1,0 +1,154 @@
+"""The manners of the command: what it says where, and the code with which it ends."""
+
+import io
+import os
+import subprocess
+import sys
+
+import pytest
+
+import jarm
+from jarm.cli import COMMANDS, main
+from jarm.core.status import JarmError
+from jarm.core.streams import say, show
+
+STORE = [("store", each) for each in ("info", "verify", "export")]
+WORDS = [(name,) for name in COMMANDS if name != "store"] + STORE
+
+
+@pytest.mark.parametrize("words", WORDS, ids=" ".join)
+def test_every_command_has_help_and_can_be_quiet(words, capsys):
+    assert main([*words, "--help"]) == 0
+    shown = capsys.readouterr()
+    assert "--quiet" in shown.out
+    assert "\x1b" not in shown.out
+    assert shown.err == ""
+    assert main(["help", *words]) == main(["--help", *words]) == 0
+    assert capsys.readouterr().out == 2 * shown.out
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["comprae"], "no command `jarm comprae` (did you mean 'compare'?)"),
+        (["comprae", "--help"], "no command `jarm comprae` (did you mean 'compare'?)"),
+        (["--help", "comprae"], "no command `jarm comprae`"),
+        (["help", "comprae"], "no command `jarm comprae`"),
+        (["help", "help"], "no command `jarm help`"),
+        (["--quiet", "comprae"], "no command `jarm comprae`"),
+        (["store", "infos", "x", "--help"], "no command `jarm store infos` (did you mean 'info'?)"),
+        (["comp\x1b[31m\nare"], r"`jarm comp\x1b[31m\nare`"),
+        ([], "`jarm` needs a command: give one of bench, compare"),
+        (["--quiet"], "`jarm` needs a command"),
+        (["store"], "`jarm store` needs a command: give one of info, verify, export"),
+        (["--rules", "dopt"], "--rules"),
+        (["compare", "--seed", "3"], "--seeds"),
+        (["rules", "--chek", "x"], "--check"),
+        (["plan"], "PATH"),
+        (["embed", "--model"], "--model"),
+    ],
+)
+def test_what_is_no_command_line_ends_with_code_2(args, said, capsys):
+    assert main(args) == 2
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert shown.out == ""
+    assert "\x1b" not in shown.err
+
+
+def test_the_version_is_that_of_the_package(capsys):
+    for args in (["--version"], ["-V"]):
+        assert main(args) == 0
+        assert capsys.readouterr().out == f"jarm {jarm.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("wanted", "terminals", "coloured"), [("", True, True), ("1", True, False), ("", False, False)]
+)
+def test_colours_are_for_terminals_that_want_them(wanted, terminals, coloured, monkeypatch):
+    class Stream(io.StringIO):
+        def isatty(self):
+            return terminals
+
+    monkeypatch.setenv("NO_COLOR", wanted)
+    monkeypatch.setenv("TERM", "xterm-256color")
+    out, error = Stream(), Stream()
+    monkeypatch.setattr("sys.stdout", out)
+    monkeypatch.setattr("sys.stderr", error)
+    assert main(["rules", "--help"]) == 0
+    assert main(["rules", "--bogus"]) == 2
+    assert ["\x1b[" in each.getvalue() for each in (out, error)] == [coloured, coloured]
+    assert os.environ["TERM"] == "xterm-256color"
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """`main` with a given function in place of a command, and with other standard streams."""
+
+    def run(function, out=None, error=None):
+        monkeypatch.setattr("jarm.cli._read", lambda args: function)
+        monkeypatch.setattr("sys.stdout", out)
+        monkeypatch.setattr("sys.stderr", error)
+        return main([])
+
+    return run
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp1252", "utf-8"])
+def test_any_text_is_shown_whatever_the_encoding(encoding, runs):
+    odd = "\u2192 \ud800 \x1b[2J"
+
+    def speak():
+        say(f"said {odd}")
+        show(f"shown {odd}\nand more")
+        print(f"printed {odd[0]}")
+        raise JarmError(f"wrong {odd}\n")
+
+    out, error = (io.TextIOWrapper(io.BytesIO(), encoding=encoding, newline="\n") for _ in range(2))
+    assert runs(speak, out, error) == 1
+    arrow = "\u2192" if encoding == "utf-8" else r"\u2192"
+    shown, said = (each.buffer.getvalue().decode(encoding) for each in (out, error))
+    assert shown == f"shown {arrow} \\ud800 \\x1b[2J\nand more\nprinted {arrow}\n"
+    assert said == f"said {arrow} \\ud800 \\x1b[2J\njarm: wrong {arrow} \\ud800 \\x1b[2J\\n\n"
+    assert out.errors == "strict"
+
+
+@pytest.mark.parametrize("write", [show, print], ids=["show", "print"])
+def test_a_reader_that_has_gone_is_no_error(write, runs):
+    read, end = os.pipe()
+    os.close(read)
+    with open(end, "w") as out:
+        assert runs(lambda: write("x"), out, error := io.StringIO()) == 141
+    assert error.getvalue() == ""
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
+@pytest.mark.parametrize("write", [show, print], ids=["show", "print"])
+def test_a_full_standard_output_gets_a_sentence(write, runs):
+    with open("/dev/full", "w") as full:
+        assert runs(lambda: write("x"), full, error := io.StringIO()) == 1
+    assert error.getvalue() == (
+        "jarm: Cannot write to standard output (No space left on device): give it a file with room.\n"
+    )
+
+
+def test_closed_streams_get_a_sentence_or_nothing(runs):
+    assert runs(lambda: show("x"), None, error := io.StringIO()) == 1
+    assert error.getvalue() == "jarm: Standard output is closed: give it a file, or /dev/null.\n"
+    assert runs(lambda: say("x"), out := io.StringIO(), None) == 0
+    assert out.getvalue() == ""
+
+
+def test_a_file_that_cannot_be_opened_is_named(tmp_path, runs):
+    path = tmp_path / "no" / "such"
+    assert runs(path.read_bytes, io.StringIO(), error := io.StringIO()) == 1
+    assert error.getvalue() == f"jarm: No such file or directory: {path}.\n"
+
+
+@pytest.mark.slow
+def test_the_reader_of_a_process_goes():
+    read, write = os.pipe()
+    os.close(read)
+    ended = subprocess.run([sys.executable, "-m", "jarm.cli", "rules"], stdout=write, stderr=subprocess.PIPE)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (141, b"")
