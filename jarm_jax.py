@@ -8,7 +8,7 @@ import sys
 
 
 def main() -> None:
-    """Run the command line of this process with the package `jarm`; a sentence where the other distribution is there."""
+    """Run the command line of this process with the package `jarm`; a sentence beside the other distribution."""
     sys.path[:] = [folder for folder in sys.path if not pathlib.Path(folder, "jarm.py").is_file()]
     try:
         from jarm.cli import command

@@ -63,7 +63,7 @@ def main(config: Config) -> None:
         settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs}
         summary = compare(CompareConfig(**settings, **FITS[fit], seeds=config.seeds, out=out))
         rows.append({"fit": fit, "target": target, "pairs": pairs, "rules": summary["rules"]})
-    (config.out / "all.json").write_text(json.dumps(rows, indent=2) + "\n")
+    (config.out / "all.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -83,7 +83,7 @@ def main(config: Config) -> None:
         "damage": len(damage),
         "seconds, killed and whole": [round(value) for value in seconds],
     }
-    (config.out / "extraction.json").write_text(json.dumps(report, indent=1) + "\n")
+    (config.out / "extraction.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(report, indent=1))
     for pairs in config.pairs:
         compare(

@@ -92,7 +92,7 @@ def _curves(config: Config, tables: TrainTest, pairs: str) -> dict[str, np.ndarr
 
     path = config.out / f"{pairs}.json"
     settings = {name: getattr(config, name) for name in ("data", "embeddings", "target")} | {"loop": str(loop)}
-    there = json.loads(path.read_text()) if path.exists() else {"settings": settings, "runs": {}}
+    there = json.loads(path.read_text("utf-8")) if path.exists() else {"settings": settings, "runs": {}}
     if any(there["settings"].get(name) != value for name, value in settings.items()):
         raise JarmError(f"{path} holds runs with other settings: give another --out.")
     done = there["runs"]

@@ -143,15 +143,15 @@ def main(config: Config) -> None:
         rounded = {
             rule: {seed: round(height, 5) for seed, height in own.items()} for rule, own in areas_of(records).items()
         }
-        (out / "areas.json").write_text(json.dumps(rounded) + "\n")
-        (out / "league.md").write_text(markdown(rows))
+        (out / "areas.json").write_text(json.dumps(rounded) + "\n", encoding="utf-8")
+        (out / "league.md").write_text(markdown(rows), encoding="utf-8")
         print(f"\n{out / 'league.md'}\n{markdown(rows)}")
 
 
 def compared(config: CompareConfig) -> list[dict[str, Any]]:
     """All records of a folder, those of other commands included."""
     compare(config)
-    return [json.loads(line) for line in (config.out / "records.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (config.out / "records.jsonl").read_text("utf-8").splitlines()]
 
 
 if __name__ == "__main__":

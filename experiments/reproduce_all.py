@@ -114,7 +114,9 @@ def html(config: Config, found: Found) -> str:
         for study, outcome, _ in found
         if outcome
     }
-    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(TEMPLATE.read_text())
+    template = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined).from_string(
+        TEMPLATE.read_text("utf-8")
+    )
     return template.render(
         studies=found,
         figures=figures,

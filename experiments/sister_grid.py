@@ -72,9 +72,9 @@ def main(config: Config) -> None:
     start = time.perf_counter()
     sweep(SweepConfig(base, grid))
     print(f"{time.perf_counter() - start:.0f} s of this command")
-    lines = [json.loads(line) for line in (config.out / "records.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (config.out / "records.jsonl").read_text("utf-8").splitlines()]
     text = markdown([line for line in lines if line["kind"] == "run"], labels)
-    (config.out / "sister_grid.md").write_text(text)
+    (config.out / "sister_grid.md").write_text(text, encoding="utf-8")
     print(text)
 
 

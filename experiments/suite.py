@@ -221,7 +221,7 @@ def records_of(config: SweepConfig) -> Records:
             return len(here), 0
         return here[tuple(line[axis] for axis in config.grid)], rules.index(line["rule"])
 
-    lines = map(json.loads, (config.base.out / "records.jsonl").read_text().splitlines())
+    lines = map(json.loads, (config.base.out / "records.jsonl").read_text("utf-8").splitlines())
     files = config.grid.get("embeddings", [])
     short = dict(zip(files, short_names(files), strict=True))
     return [
@@ -233,7 +233,7 @@ def records_of(config: SweepConfig) -> Records:
 def kept(path: pathlib.Path, settings: dict[str, Any], make: Callable[[], Records]) -> Records:
     """Records of a study that is no sweep: made once, and again only if its settings change."""
     if path.is_file():
-        there = json.loads(path.read_text())
+        there = json.loads(path.read_text("utf-8"))
         if there["settings"] == settings:
             return list(there["records"])
     records = make()
@@ -501,7 +501,7 @@ def examine(study: Study, config: Config) -> Outcome:
 
 def _timed(path: pathlib.Path, make: Callable[[], Records]) -> tuple[float, Records]:
     """Records and the seconds of the commands that ended; what was interrupted is not counted."""
-    before = json.loads(path.read_text()) if path.is_file() else {"seconds": 0.0, "records": 0}
+    before = json.loads(path.read_text("utf-8")) if path.is_file() else {"seconds": 0.0, "records": 0}
     start = time.perf_counter()
     records = make()
     if len(records) > before["records"]:  # else nothing was run

@@ -290,9 +290,9 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 
 
 _StoreCommand = (
-    Annotated[None, tyro.conf.subcommand("info", constructor=_deferred(_store_info))]
-    | Annotated[None, tyro.conf.subcommand("verify", constructor=_deferred(_store_verify))]
-    | Annotated[None, tyro.conf.subcommand("export", constructor=_deferred(_store_export))]
+    Annotated[Callable, tyro.conf.subcommand("info", constructor=_deferred(_store_info))]
+    | Annotated[Callable, tyro.conf.subcommand("verify", constructor=_deferred(_store_verify))]
+    | Annotated[Callable, tyro.conf.subcommand("export", constructor=_deferred(_store_export))]
 )
 
 

@@ -83,7 +83,7 @@ def claim(folder: Path) -> IO[str]:
     Raises:
       JarmError: another process holds it.
     """
-    lock = (folder / ".lock").open("a")
+    lock = (folder / ".lock").open("a", encoding="utf-8")
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -100,7 +100,7 @@ def claim(folder: Path) -> IO[str]:
 def replace_text(path: Path, text: str) -> None:
     """Write a file whole or not at all: a reader, or a crash, sees the old text or the new, never a part."""
     draft = path.with_name(path.name + ".tmp")
-    with draft.open("w") as file:
+    with draft.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

@@ -203,7 +203,7 @@ def refuse_differences(job: Job) -> None:
     parts = {
         "texts": json.dumps(job.corpus.keys),
         "tokenizers or templates": json.dumps(job.corpus.tokenizer.made_by, sort_keys=True),
-        "models": job.weights + (job.folder / "config.json").read_text(),
+        "models": job.weights + (job.folder / "config.json").read_text("utf-8"),
         "settings": repr(settings) + job.dtype + job.said,
     }
     own = np.array([list(hashlib.sha256(part.encode()).digest()) for part in parts.values()], np.uint8)
@@ -248,7 +248,7 @@ def _rows_at_start(writer: StoreWriter, name: str) -> int:
     """Number of rows that a store had when a job of this name began, which may be now."""
     path, jobs = writer.path / JOBS, {}
     with contextlib.suppress(OSError, ValueError):
-        jobs = json.loads(path.read_text())
+        jobs = json.loads(path.read_text("utf-8"))
     if isinstance(jobs, dict) and isinstance(jobs.get(name), int) and jobs[name] <= len(writer):
         return int(jobs[name])
     with explained(writer.path):

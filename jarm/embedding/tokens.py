@@ -17,6 +17,7 @@ from jarm.core.outside import read_json, record, text
 from jarm.core.status import JarmError
 from jarm.data.store import fields, fill
 from jarm.data.texts import TEMPLATE, check_template
+from jarm.llm.config import import_transformers
 
 CHAT = "chat"
 """Name of the model's own template."""
@@ -239,12 +240,10 @@ class Tokenizer:
 
 def _load(folder: pathlib.Path, *, lowercase: bool) -> Any:
     """The tokenizer of a checkpoint, which neither truncates, pads nor warns, whatever its files say."""
-    from transformers import AutoTokenizer  # heavy, and unused by those who only read embeddings
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()  # lengths are checked, counted and reported here
+    transformers = import_transformers()
+    transformers.logging.set_verbosity_error()  # lengths are checked, counted and reported here
     with _faults(f"{folder} has no tokenizer that transformers can read"):
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
         _ = tokenizer.all_special_ids  # looks them all up
         highest = max(tokenizer.get_vocab().values(), default=0)
     if highest >= _MAX_TOKENS:  # the vocabulary would be written with all numbers up to it

@@ -6,6 +6,7 @@ A new family is one entry of `FAMILIES`: the differences of its layers from Llam
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -282,7 +283,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
     path = folder / "config.json"
     _check_raw(folder)
 
-    from transformers import AutoConfig  # heavy, and unused by those who only read embeddings
+    AutoConfig = import_transformers().AutoConfig
 
     try:
         hf = AutoConfig.from_pretrained(folder)
@@ -423,3 +424,17 @@ def _layers(hf: Any, family: Family, head_dim: int) -> tuple[LayerConfig, ...]:
         LayerConfig(window=int(window) if window and types[i] == "sliding_attention" else None, rope=rope(i))
         for i in range(depth)
     )
+
+
+def import_transformers() -> Any:
+    """The package transformers, heavy and unused by those who only read embeddings; it misses no PyTorch aloud."""
+    name = "TRANSFORMERS_NO_ADVISORY_WARNINGS"
+    before = os.environ.get(name)
+    os.environ[name] = "1"
+    try:
+        import transformers
+    finally:
+        os.environ.pop(name)
+        if before is not None:
+            os.environ[name] = before
+    return transformers

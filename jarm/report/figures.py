@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -42,11 +43,19 @@ def title(metric: str) -> str:
 
 
 def require_matplotlib() -> None:
-    """Raise `JarmError` where the extra `plots` is not installed."""
+    """Import matplotlib, whatever backend the environment names: a notebook's may be unknown to this installation.
+
+    Raises:
+      JarmError: the extra `plots` is not installed.
+    """
+    named = os.environ.pop("MPLBACKEND", None)  # figures here have a canvas of their own
     try:
         import matplotlib  # noqa: F401
     except ImportError as error:
         raise JarmError("Figures need matplotlib: install it with `pip install matplotlib`.") from error
+    finally:
+        if named is not None:
+            os.environ["MPLBACKEND"] = named
 
 
 def learning_curves(

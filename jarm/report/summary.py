@@ -170,7 +170,7 @@ def write_summary(records: list[dict[str, Any]], out: pathlib.Path | str, baseli
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     config = out / "config.json"
-    settings = json.loads(config.read_text()) if config.exists() else {}
+    settings = json.loads(config.read_text("utf-8")) if config.exists() else {}
     summary = summarise(records, baseline) | {"settings": settings}
     replace_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     replace_text(out / "summary.md", comparison_text(summary))
@@ -210,7 +210,7 @@ def write_sweep_summary(
         "settings": rows,
         "failures": dict(collections.Counter(line["message"] for line in records if line["kind"] == "failed")),
         "provenance": _plain({name: _distinct(records, name) for name in PROVENANCE}),
-        "config": json.loads(config.read_text()) if config.exists() else {},
+        "config": json.loads(config.read_text("utf-8")) if config.exists() else {},
     }
     replace_text(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
     replace_text(out / "summary.md", sweep_text(summary))

@@ -140,7 +140,7 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
             return config
         return dataclasses.replace(config, base=dataclasses.replace(config.base, out=pathlib.Path(f"out/{path.stem}")))
     try:
-        table = tomllib.loads(path.read_text())
+        table = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise JarmError(f"{path} is not readable TOML ({error}): put it right.") from None
     grid = table.pop("grid", {})

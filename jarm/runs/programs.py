@@ -247,18 +247,32 @@ def free_bytes() -> int | None:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     try:
-        lines = pathlib.Path("/proc/meminfo").read_text().splitlines()
+        lines = pathlib.Path("/proc/meminfo").read_text("utf-8").splitlines()
         free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
     except (OSError, StopIteration, ValueError):
         return None
     group = pathlib.Path("/sys/fs/cgroup")
     try:  # where a container or a scheduler allows less
-        return min(free, int((group / "memory.max").read_text()) - int((group / "memory.current").read_text()))
+        return min(
+            free, int((group / "memory.max").read_text("utf-8")) - int((group / "memory.current").read_text("utf-8"))
+        )
     except (OSError, ValueError):
         return free
 
 
 def keep_compiled() -> None:
-    """Keep compiled programs in a cache on disk, unless the user has chosen one."""
-    if jax.config.jax_compilation_cache_dir is None:  # type: ignore[attr-defined]
-        jax.config.update("jax_compilation_cache_dir", str(pathlib.Path.home() / ".cache" / "jarm" / "compiled"))
+    """Keep compiled programs in a cache on disk, where the user has chosen or in the home; without a place, say so."""
+    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if chosen is not None and "://" in chosen:
+        return
+    try:
+        folder = pathlib.Path(chosen or pathlib.Path.home() / ".cache" / "jarm" / "compiled")
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError("it is read-only")
+    except (OSError, RuntimeError) as error:  # there may be no home
+        why = getattr(error, "strerror", None) or error
+        say(f"jarm: Compiled programs cannot be kept ({why}): set JAX_COMPILATION_CACHE_DIR to keep them elsewhere.")
+        jax.config.update("jax_compilation_cache_dir", None)
+    else:
+        jax.config.update("jax_compilation_cache_dir", str(folder))

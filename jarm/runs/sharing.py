@@ -48,7 +48,7 @@ def shared_folder(
                 own = path / f"process-{process}"
                 folder = stack.enter_context(RecordFolder.open(own, settings, rounds, axes, GROWING))
                 records = path / "records.jsonl"
-                lines = records.read_text().splitlines() if records.exists() else []
+                lines = records.read_text("utf-8").splitlines() if records.exists() else []
                 folder.done |= {folder.run_of(json.loads(line)) for line in lines}
         with long_step(working):
             yield folder
@@ -101,8 +101,8 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
       JarmError: the folder holds no sweep.
     """
     try:
-        total = json.loads((out / "progress.json").read_text())["runs"]
-        axes = [RENAMED.get(axis, axis) for axis in json.loads((out / "config.json").read_text())["axes"]]
+        total = json.loads((out / "progress.json").read_text("utf-8"))["runs"]
+        axes = [RENAMED.get(axis, axis) for axis in json.loads((out / "config.json").read_text("utf-8"))["axes"]]
     except (OSError, ValueError, KeyError) as error:
         raise JarmError(f"{out} holds no sweep ({error}): give the `out` of one that was started.") from None
     missing, failures = dict[tuple[Any, ...], int](), dict[str, int]()  # run -> its missing lines

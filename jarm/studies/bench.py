@@ -239,7 +239,7 @@ def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any
     for count in config.counts():
         problem = make_problem(config, count)
         sides, stopped = _measure(everyone, problem, config, count)
-        with open(config.out / "bench.jsonl", "a") as file:
+        with open(config.out / "bench.jsonl", "a", encoding="utf-8") as file:
             file.writelines(json.dumps(_row(side, problem, config, count), default=plain) + "\n" for side in sides)
         if stopped:
             break
@@ -257,7 +257,7 @@ def _like(config: BenchConfig) -> list[dict[str, Any]]:
     latest: dict[tuple[str, int], dict[str, Any]] = {}
     wanted = {"pairs": config.pairs, "batch": config.batch, "features": config.width, "members": config.members}
     wanted["cores"] = _cores()
-    for line in (config.out / "bench.jsonl").read_text().splitlines():
+    for line in (config.out / "bench.jsonl").read_text("utf-8").splitlines():
         row = json.loads(line)
         if all(row[name] == value for name, value in wanted.items()):
             latest[row["rule"], row["candidates"]] = row
