@@ -256,7 +256,9 @@ def _store_export(
     opened, keys = EmbeddingStore(store), None
     if table:
         extra = extra_fields(opened.template)
-        texts = read_texts(table, prompt=prompt_column, responses=response_columns, extra=extra, split=split)
+        texts = read_texts(
+            table, prompt=prompt_column, responses=response_columns, extra=extra, split=split, as_given=True
+        )
         keys = texts.keys(opened.template)
         missing = np.flatnonzero(opened.indices(keys) < 0)
         if missing.size:

@@ -21,14 +21,18 @@ from jarm.core.status import JarmError
 from jarm.data.readers import is_list, is_text
 from jarm.data.sources import RESPONSES, Source, read_sources
 from jarm.data.store import fields, fill, key_of, without_none
+from jarm.data.whole import (
+    Conversation,
+    conversations_hold_prompts,
+    split_conversations,
+    split_strings,
+    strings_hold_prompts,
+)
 
 LAYOUTS = (*((name,) for name in RESPONSES), ("chosen", "rejected"), ("messages",))
 """Columns of responses, by precedence. The first three need a column of prompts, the last takes none."""
 
-TEMPLATE, JOINED = "{prompt}\n\n{response}", "{prompt}{response}"
-
-_TURN = "\n\nAssistant:"
-Conversation = list[dict[str, Any]]
+TEMPLATE, JOINED, WHOLE = "{prompt}\n\n{response}", "{prompt}{response}", "{response}"
 
 
 @dataclass(frozen=True)
@@ -72,12 +76,14 @@ class Texts(NamedTuple):
       places: place of each text in the input.
       layout: layout of the input, in words.
       template: default template that joins prompt and response.
+      notes: what a user should know of how the input was read, in sentences.
     """
 
     columns: dict[str, list]
     places: Places
     layout: str
     template: str
+    notes: tuple[str, ...] = ()
 
     def row(self, index: int) -> dict[str, Any]:
         """Columns of one text."""
@@ -130,6 +136,7 @@ def read_texts(
     responses: Sequence[str] = (),
     extra: Sequence[str] = (),
     split: str | None = None,
+    as_given: bool = False,
 ) -> Texts:
     """Read prompts and responses; a row with several responses gives as many texts, in the order of the row.
 
@@ -140,12 +147,13 @@ def read_texts(
       responses: columns of responses, where they have none of the usual names.
       extra: further columns to read; a value is repeated for each response of its row.
       split: split of a dataset; by default `train`.
+      as_given: take responses that begin with their prompt in some rows only as answers that repeat it.
 
     Raises:
-      JarmError: an input is missing, damaged, or of no known layout, a text is missing, or `datasets` is needed and
-        not installed.
+      JarmError: an input is missing, damaged, or of no known layout, a text is missing, responses begin with their
+        prompt in some rows only, or `datasets` is needed and not installed.
     """
-    wanted = _Wanted(prompt, tuple(responses), tuple(extra))
+    wanted = _Wanted(prompt, tuple(responses), tuple(extra), as_given)
     parts = [_read(source, wanted) for source in read_sources(inputs, wanted.possible(), wanted.needed, split)]
     if not parts:
         raise JarmError("There is no input: give a .jsonl or .parquet file, a folder of them, or a dataset.")
@@ -172,6 +180,7 @@ def _joined(parts: list[Texts]) -> Texts:
         ),
         parts[0].layout,
         parts[0].template,
+        tuple(itertools.chain(*(part.notes for part in parts))),
     )
 
 
@@ -179,11 +188,12 @@ def _joined(parts: list[Texts]) -> Texts:
 
 
 class _Wanted(NamedTuple):
-    """Names of columns that the user gave."""
+    """Names of columns that the user gave, and whether rows that begin with their prompt are taken as they are."""
 
     prompt: str | None
     responses: tuple[str, ...]
     extra: tuple[str, ...]
+    as_given: bool
 
     def chosen(self, name: str, names: list[str]) -> tuple[str | None, tuple[str, ...]]:
         """The column of prompts, if any, and the columns of responses of a table called `name`."""
@@ -234,33 +244,38 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
     labels: tuple[str, ...] = ()
     layout, template = " + ".join([*([] if prompt is None else [prompt]), *responses]), TEMPLATE
     if kind == _LISTS:
-        if prompts is None or len(responses) > 1:
-            raise JarmError(
-                f"{source.name}: {' and '.join(responses)} holds lists of responses: give one such column, and one of "
-                "the prompts (`--prompt-column`)."
-            )
-        rows, elements = source.flattened(responses[0])
-        answers, slots = elements.to_pylist(), np.arange(len(rows)) - np.searchsorted(rows, rows)
+        rows, answers = _flattened(source, responses, prompts)
+        slots = np.arange(len(rows)) - np.searchsorted(rows, rows)
+        sides = [answers[start:end] for start, end in itertools.pairwise([*np.flatnonzero(slots == 0), len(rows)])]
+        whole, notes = strings_hold_prompts(source, responses[0], prompts or (), sides, wanted.as_given)
     else:
-        sides = [_answers(source, name, kind) for name in responses]
-        if prompts is None or _hold_prompts(source, responses, prompts, sides, kind):
-            layout = f"{' + '.join(responses)}, which begin with the prompt"
+        sides, labels = [_answers(source, name, kind) for name in responses], responses
+        whole, notes = _hold_prompts(source, responses, prompts, sides, kind, wanted.as_given)
+        if whole and (prompts is None or len(sides) > 1 or kind == _MESSAGES):
             template = JOINED if kind == _TEXT else TEMPLATE
-            prompts, sides = (_split_strings if kind == _TEXT else _split_conversations)(sides)
+            prompts, sides = (split_strings if kind == _TEXT else split_conversations)(sides)
             if kind == _TEXT and not any(prompts):
                 raise JarmError(
                     f"{source.name}: {' and '.join(responses)} have no prompts, and no common beginning in any row "
                     "that could be one: name the column of the prompts (`--prompt-column`)."
                 )
         rows, slots = np.divmod(np.arange(len(sides[0]) * len(sides)), len(sides))
-        answers, labels = [content(answer) for row in zip(*sides, strict=True) for answer in row], responses
+        answers = [content(answer) for row in zip(*sides, strict=True) for answer in row]
+    if whole:
+        layout = f"{' + '.join(responses)}, which begin with the prompt"
+        if template == TEMPLATE and kind != _MESSAGES:
+            template = WHOLE
+            notes = (
+                f"{source.name}: every {responses[0]} begins with the prompt: by default it is the whole text, "
+                f"--template '{WHOLE}'.",
+            )
     if prompt is not None and None in prompts:
         source.column(prompt)
     order = rows.tolist()
     for row, answer in zip(order, answers, strict=True):
         if not answer and not _says(prompts[row]):
             raise JarmError(f"{source.at(row)}: prompt and response are both empty; write them, or leave the row out.")
-    columns = {**{name: source.column(name).to_pylist() for name in wanted.extra}, "prompt": prompts}
+    columns = {**{name: _extra(source, name) for name in wanted.extra}, "prompt": prompts}
     lines = source.columns.lines
     places = Places(
         names=[source.name],
@@ -271,7 +286,38 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
         columns=labels,
     )
     columns = {name: [values[row] for row in order] for name, values in columns.items()}
-    return Texts({**columns, "response": answers}, places, layout, template)
+    return Texts({**columns, "response": answers}, places, layout, template, notes)
+
+
+def _extra(source: Source, name: str) -> list[Any]:
+    """A further column, without gaps; NaN is one."""
+    values = source.column(name).to_pylist()
+    gap = next((row for row, value in enumerate(values) if value != value), None)
+    if gap is not None:
+        raise JarmError(f"{source.at(gap)}: {name} is NaN; write a value, or leave the row out.")
+    return values
+
+
+def _flattened(source: Source, responses: Sequence[str], prompts: list[Any] | None) -> tuple[np.ndarray, list[str]]:
+    """The row of each response of a column of lists, and the responses."""
+    if prompts is None or len(responses) > 1:
+        raise JarmError(
+            f"{source.name}: {' and '.join(responses)} holds lists of responses: give one such column, and one of "
+            "the prompts (`--prompt-column`)."
+        )
+    rows, elements = source.flattened(responses[0])
+    return rows, elements.to_pylist()
+
+
+def _hold_prompts(
+    source: Source, names: Sequence[str], prompts: list[Any] | None, sides: list[list[Any]], kind: str, as_given: bool
+) -> tuple[bool, tuple[str, ...]]:
+    """Whether columns of responses hold their prompts, and notes for the user."""
+    if prompts is None:
+        return True, ()
+    if kind == _MESSAGES:
+        return conversations_hold_prompts(source, names, prompts, sides), ()
+    return strings_hold_prompts(source, " and ".join(names), prompts, zip(*sides, strict=True), as_given)
 
 
 def _kind(source: Source, names: Sequence[str]) -> str:
@@ -355,69 +401,3 @@ def content(answer: str | Conversation) -> str | Conversation:
 def _says(prompt: str | Conversation) -> bool:
     """Whether a prompt has any text."""
     return bool(prompt) if isinstance(prompt, str) else any(message["content"] for message in prompt)
-
-
-# Responses that begin with their prompt
-
-
-def _hold_prompts(source: Source, names: Sequence[str], prompts: list[Any], sides: list[list[Any]], kind: str) -> bool:
-    """Whether responses hold their prompts: whole conversations, or strings that begin with the prompt of their row."""
-    if kind == _TEXT:
-        return (
-            len(sides) > 1
-            and any(isinstance(prompt, str) and prompt for prompt in prompts)
-            and all(
-                prompt is None or (isinstance(prompt, str) and text.startswith(prompt))
-                for side in sides
-                for prompt, text in zip(prompts, side, strict=True)
-            )
-        )
-    whole = sides[0][0][0]["role"] != "assistant"
-    for name, side in zip(names, sides, strict=True):
-        for row, messages in enumerate(side):
-            if (messages[0]["role"] != "assistant") != whole:
-                raise JarmError(
-                    f"{source.at(row)}: {name} begins with a message of {messages[0]['role']!r}, and others do "
-                    "not: have all begin with the prompt, or none."
-                )
-    return whole
-
-
-def _split_conversations(sides: list[list[Conversation]]) -> tuple[list[Conversation], list[list[Conversation]]]:
-    """Split each row at the end of the shared messages, the prompt; a response keeps at least its last message."""
-    prompts: list[Conversation] = []
-    rests: list[list[Conversation]] = [[] for _ in sides]
-    for row in zip(*sides, strict=True):
-        first, *others = row
-        bound = min(map(len, row)) - 1
-        shared = next((at for at in range(bound) if any(other[at] != first[at] for other in others)), bound)
-        prompts.append(first[:shared])
-        for rest, messages in zip(rests, row, strict=True):
-            rest.append(messages[shared:])
-    return prompts, rests
-
-
-def _split_strings(sides: list[list[str]]) -> tuple[list[str], list[list[str]]]:
-    """Split each row at the end of the shared beginning, the prompt: the assistant's last turn, or a white space."""
-    ends = [_prompt_end(row) if len(row) > 1 else 0 for row in zip(*sides, strict=True)]
-    prompts = [text[:end] for text, end in zip(sides[0], ends, strict=True)]
-    return prompts, [[text[end:] for text, end in zip(side, ends, strict=True)] for side in sides]
-
-
-def _prompt_end(texts: Sequence[str]) -> int:
-    """Length of the prompt that texts share."""
-    first, last = min(texts), max(texts)  # all texts share a beginning that these two share
-    same, differs = 0, len(first) + 1
-    while differs - same > 1:
-        middle = (same + differs) // 2
-        if first[same:middle] == last[same:middle]:
-            same = middle
-        else:
-            differs = middle
-    turn = first.rfind(_TURN, 0, same)
-    if turn >= 0:
-        return turn + len(_TURN)
-    words = (first[:same] + "|").rsplit(
-        None, 1
-    )  # the mark extends the last word, so that a white space before it counts
-    return len(words[0]) if len(words) > 1 else 0

@@ -52,8 +52,10 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     join_if_asked(config.distributed, config.coordinator, config.processes, config.process_id)
     job = read_job(config)
     corpus = job.corpus
-    if job.said and jax.process_index() == 0:
-        say(job.said)
+    if jax.process_index() == 0:
+        for remark in (job.said, *corpus.texts.notes):
+            if remark:
+                say(remark)
     if config.show:
         show(_shown(corpus, np.arange(min(config.show, len(corpus)))))
         return EmbedSummary()

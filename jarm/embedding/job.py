@@ -128,6 +128,7 @@ def read_job(config: EmbedConfig) -> Job:
         responses=config.response_columns,
         extra=extra_fields(config.template or ""),
         split=config.split,
+        as_given=config.template is not None,
     )
     # Texts that were split only to find their prompts are joined again as they were, and models trained on plain texts
     # get plain texts, whatever chat template their tokenizers bring along.

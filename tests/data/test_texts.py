@@ -1,6 +1,7 @@
 """Texts in: every layout gives the same prompts and responses, and each fault is one sentence that names the row."""
 
 import json
+import math
 import os
 import sys
 from pathlib import Path
@@ -15,7 +16,7 @@ from hypothesis import strategies as st
 from jarm.core.status import JarmError
 from jarm.data.datasets import load
 from jarm.data.store import canonical, fill, key_of
-from jarm.data.texts import JOINED, TEMPLATE, read_texts
+from jarm.data.texts import JOINED, TEMPLATE, WHOLE, read_texts
 from jarm.data.writer import StoreWriter
 
 
@@ -235,8 +236,80 @@ def test_strings_that_hold_their_prompt_are_not_given_it_twice(table):
     texts = read_texts([table(rows)])
     assert texts.layout == "chosen + rejected, which begin with the prompt"
     assert filled(texts) == [row[side] for row in rows for side in ("chosen", "rejected")]
-    rows[1] |= {"prompt": "p", "chosen": "x", "rejected": "y"}
-    assert read_texts([table(rows)]).layout == "prompt + chosen + rejected"
+
+
+def whole_rows(count=20):
+    """Strings that begin with their prompt, a special token or white space before it."""
+    lead = ["", "<s>", "\n", "<|begin_of_text|> ", "[CLS] "]
+    prompts = [f"What is {n}?" for n in range(count)]
+    starts = [lead[n % 5] + prompt for n, prompt in enumerate(prompts)]
+    return [
+        {"prompt": prompt + "\n" * (n % 2), "a": f"{start} x", "b": f"{start} y"}
+        for n, (prompt, start) in enumerate(zip(prompts, starts, strict=True))
+    ]
+
+
+@pytest.mark.parametrize("columns", [("chosen", "rejected"), ("response",), ("completion",), ("responses",)])
+@pytest.mark.parametrize("odd", [(), (7,), (2, 5, 11), range(2, 20), range(1, 20), range(20)], ids=len)
+def test_strings_that_begin_with_their_prompt_in_some_rows_only(table, columns, odd):
+    """All rows: never twice. None, or few: as they are, and said. Else: refused, with the rows."""
+    rows = whole_rows()
+    for at in odd:
+        rows[at] |= {"a": "x", "b": "What is that? y"}
+    held = 20 - len(odd)
+    given = [
+        {"prompt": row["prompt"]}
+        | (
+            {"responses": [row["a"], row["b"]]}
+            if columns == ("responses",)
+            else dict(zip(columns, (row["a"], row["b"]), strict=False))
+        )
+        for row in rows
+    ]
+    path = table(given)
+    strings = [
+        text for row in given for name in columns for text in ([row[name]] if isinstance(row[name], str) else row[name])
+    ]
+    if held == 20:
+        texts = read_texts([path])
+        assert filled(texts) == strings
+        assert texts.template == (JOINED if len(columns) == 2 else WHOLE)
+        assert texts.layout.endswith(", which begin with the prompt")
+        assert bool(texts.notes) == (len(columns) == 1)
+    elif held >= 2:
+        few = sorted(odd if held >= 10 else set(range(20)) - set(odd))
+        places = ", ".join(
+            f"{'line' if path.suffix == '.jsonl' else 'row'} {at + (path.suffix == '.jsonl')}" for at in few[:3]
+        )
+        words = complaint([path])
+        assert f"begins with the prompt in {held} of 20 rows ({'not in ' * (held >= 10)}{places}" in words
+        texts = read_texts([path], as_given=True)
+        assert (texts.columns["response"], texts.template, len(texts.notes)) == (strings, TEMPLATE, 1)
+    else:
+        texts = read_texts([path])
+        assert (texts.columns["response"], texts.template) == (strings, TEMPLATE)
+        assert [f"in {held} of 20 rows" in note for note in texts.notes] == [True] * held
+
+
+def test_rows_without_a_prompt_do_not_decide(table):
+    rows = whole_rows(4)
+    for prompt in (None, "", " \n"):
+        rows[1] |= {"prompt": prompt, "a": "z u", "b": "z v"}
+        texts = read_texts([table(rows)], responses=("a", "b"))
+        assert filled(texts) == [row[side] for row in rows for side in "ab"]
+
+
+def test_conversations_that_begin_with_the_assistants_messages_of_the_prompt(table):
+    """Whole conversations by their prompt: all messages of it, or its text."""
+    start = answered("welcome")
+    for prompt in (start + asked("p"), "p"):
+        rows = [
+            {"prompt": prompt, "chosen": start + asked("p") + answered(a), "rejected": start + asked("p") + answered(b)}
+            for a, b in ("xy", "zu")
+        ]
+        assert pairs(read_texts([table(rows)])) == [(start + asked("p"), answer) for answer in "xyzu"]
+        rows[1]["chosen"] = answered("x")
+        assert "chosen begins with a message of 'assistant', and others do not" in complaint([table(rows)])
 
 
 # --- where from -----------------------------------------------------------------------------------------------
@@ -380,11 +453,12 @@ def test_an_empty_response_alone_is_allowed(table):
 
 
 def test_names_that_are_not_there_or_do_not_fit(table):
-    path = table([{**GOOD, "a": ["x"], "b": ["y"], "gap": None, "messages": answered("a")}])
+    path = table([{**GOOD, "a": ["x"], "b": ["y"], "gap": None, "n": math.nan, "messages": answered("a")}])
     assert "no column 'instruction': it has prompt, response" in complaint([path], prompt="instruction")
     assert "no column 'respons' (did you mean 'response'?)" in complaint([path], responses=["respons"])
     assert "no column 'aa' (did you mean 'a'?)" in complaint([path], extra=["aa"])
     assert "gap is missing" in complaint([path], extra=["gap"])
+    assert "n is NaN" in complaint([path], extra=["n"])
     assert "a and b holds lists of responses: give one" in complaint([path], responses=["a", "b"])
     path = table([{"response": "r", "a": ["x"], "q": "q", "messages": answered("a")}])
     assert "name the column of the prompts" in complaint([path], responses=["response"])
