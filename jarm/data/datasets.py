@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from jarm.core.columns import refuse_ties, smallest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import nearest
 from jarm.core.status import JarmError
@@ -20,7 +21,7 @@ from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
 from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic
-from jarm.data.tables import check_sides, choice, load_table, stated
+from jarm.data.tables import attribute_names, check_sides, choice, load_table, stated
 
 
 def load(
@@ -35,6 +36,7 @@ def load(
     seed: int = 0,
     standardise: bool = True,
     validate: bool = True,
+    allow_leakage: bool = False,
 ) -> TrainTest:
     """The tables that `data` names: `synthetic`, `synthetic:VARIANT`, a folder, or a `.parquet` or `.jsonl` table.
 
@@ -47,18 +49,25 @@ def load(
       seed: seed of the synthetic tables.
       standardise: whether embeddings are given mean 0 and variance 1 in each dimension, as `standardised` does.
       validate: whether to read all embeddings once in search of NaN and infinities.
+      allow_leakage: for a table: whether one prompt may be in the training and in the test set, under two ids.
 
     Raises:
-      JarmError: the data are missing, damaged, or of a kind that the options do not fit.
+      JarmError: the data are missing, damaged, or of a kind that the options do not fit; or the responses of every test
+        prompt have equal scores, so that nothing could be measured.
 
     Example:
       >>> train, test = load("synthetic")
       >>> train.shape, test.shape  # prompts, responses per prompt, width of an embedding
       ((200, 10, 32), (100, 20, 32))
     """
-    columns = attributes or ()
     name = str(data)
-    table_options = {"embeddings": embeddings, "target": target, "attributes": columns or None}
+    columns = attribute_names(name, () if attributes is None else attributes)
+    table_options = {
+        "embeddings": embeddings,
+        "target": target,
+        "attributes": columns or None,
+        "allow_leakage": allow_leakage or None,
+    }
     folder_options = {"gen": gen, "emb": emb, "task": task}
     if name == "synthetic" or name.startswith("synthetic:"):
         _refuse(name, "a built-in data set", table_options | folder_options)
@@ -81,7 +90,12 @@ def load(
                     f"{name} is a table without embeddings: give the .npy of its rows, or their store (`--embeddings`)."
                 )
             raise JarmError(f"{name} needs the name of its score column (`--target`); {choice(numeric)}.")
-        tables = load_table(name, embeddings, target, attributes=columns, validate=validate)
+        tables = load_table(
+            name, embeddings, target, attributes=columns, validate=validate, allow_leakage=allow_leakage
+        )
+    gold, mask = tables.test.gold, tables.test.mask
+    if gold is not None:  # or else no metric is defined
+        refuse_ties(gold, mask, "within", where=f" of the test prompts of {name}")
     return standardised(tables) if standardise else tables
 
 
@@ -138,8 +152,7 @@ def _published_split(directory: Path, setting: str, split: str, validate: bool) 
             f"score the responses that were embedded."
         )
 
-    with np.errstate(over="ignore"):
-        gold = np.array(rewards, dtype=np.float32).reshape(P, R)
+    gold = smallest(np.array(rewards, np.float64)).reshape(P, R)
     refuse_nonfinite(gold.reshape(-1), str(paths[1]), R)
     store = embeddings.reshape(P * R, d)
     if validate:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import decimal
 import json
 import tokenize
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -17,6 +19,7 @@ import pyarrow.parquet as pq
 from jarm.core.files import PathLike, existing_file
 from jarm.core.messages import brief, listed
 from jarm.core.status import JarmError
+from jarm.data.arrow import is_list, is_number, plain, plain_type
 
 Pick = Callable[[list[str]], Sequence[str]]
 """All column names of a table in, the columns to read out."""
@@ -75,25 +78,48 @@ def open_npy(path: PathLike) -> np.ndarray:
     return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
 
 
-def nonfinite_rows(array: np.ndarray) -> Iterator[int]:
-    """Indices of rows (first axis) with a NaN or an infinity, read in blocks of 16 MiB, or one row if that is more."""
+def _nonfinite(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
+    """Blocks with a NaN or an infinity, of 16 MiB or one row if that is more: first row, and where, `[rows, width]`."""
     step = max(1, SCAN_BYTES // max(1, array.dtype.itemsize * int(np.prod(array.shape[1:], dtype=np.int64))))
     for start in range(0, len(array), step):
         with np.errstate(over="ignore"):  # values beyond float32 are infinite in every use
             finite = np.isfinite(array[start : start + step].astype(np.float32))
-        finite = finite.reshape(min(step, len(array) - start), -1)
         if not finite.all():
-            yield from (start + int(row) for row in np.flatnonzero(~finite.all(axis=1)))
+            yield start, ~finite.reshape(len(finite), -1)
+
+
+def nonfinite_rows(array: np.ndarray) -> Iterator[int]:
+    """Indices of rows (first axis) with a NaN or an infinity."""
+    for start, bad in _nonfinite(array):
+        yield from (start + int(row) for row in np.flatnonzero(bad.any(axis=1)))
 
 
 def refuse_nonfinite(array: np.ndarray, name: str, width: int | None = None) -> None:
-    """Raise a `JarmError` that names the rows with NaN or an infinity; `width` is R where rows are P * R responses."""
-    rows = list(nonfinite_rows(array))
-    if rows:
-        raise JarmError(
-            f"{name} is NaN or infinite in {listed(rows, width)}; make those values again, or leave these responses "
-            f"out everywhere."
-        )
+    """Refuse NaN and infinities, by row and column; `width` is R where rows are P * R responses.
+
+    Raises:
+      JarmError: there are such values; the message says where, how many, and what may have made them.
+    """
+    rows, columns = list[int](), np.zeros(int(np.prod(array.shape[1:], dtype=np.int64)), np.int64)
+    for start, bad in _nonfinite(array):
+        rows += (start + np.flatnonzero(bad.any(axis=1))).tolist()
+        columns += bad.sum(axis=0)
+    if not rows:
+        return
+    where, cure = "", "make those values again, or leave these responses out everywhere"
+    if array.ndim > 1:
+        holding = np.flatnonzero(columns)
+        share = columns.sum() / array.size
+        where = f"column {holding[0]} and {len(holding) - 1:,} more" if len(holding) > 1 else f"column {holding[0]}"
+        where = f" in {where} of {len(columns):,}, {share:.2g} of all numbers;"
+        if (columns == len(array)).any():
+            cure = (
+                "a column without variance gives NaN where it is divided by its deviation: write 0 there, or leave "
+                "standardising to jarm"
+            )
+        elif array.dtype == np.float16:
+            cure = f"float16 ends at 65,504: save float32 or bfloat16, or {cure}"
+    raise JarmError(f"{name} is NaN or infinite in {listed(rows, width)};{where} {cure}.")
 
 
 def read_columns(path: PathLike, wanted: Iterable[str], pick: Pick | None = None) -> Columns:
@@ -125,19 +151,24 @@ def _read_parquet(path: Path, wanted: Sequence[str], pick: Pick | None) -> Colum
             schema = file.schema_arrow
             if pick is not None:
                 wanted = pick(schema.names)
-            table = file.read(columns=[name for name in schema.names if name in wanted])
-            if not table.num_columns:
-                table = file.read(columns=schema.names[:1])
-    except (pa.ArrowInvalid, OSError) as error:
+            if twice := [name for name in wanted if schema.names.count(name) > 1]:
+                raise JarmError(
+                    f"{path} has {schema.names.count(twice[0])} columns called {twice[0]!r}: rename all but one, or "
+                    "leave them out."
+                )
+            columns = [name for name in schema.names if name in wanted]
+            # One by one, since pyarrow cannot join lists of categories of several groups as it reads.
+            groups = [file.read_row_group(group, columns=columns) for group in range(file.num_row_groups)]
+            table = pa.concat_tables(groups) if groups else file.read(columns=columns)
+            if not columns:
+                table = pa.table({"row": np.arange(file.metadata.num_rows)})
+    except (pa.ArrowException, OSError) as error:
         raise JarmError(
             f"{path} is not a whole Parquet file ({brief(error)}): it may be truncated; write or download it again."
         ) from None
-    for at, field in enumerate(table.schema):
-        if pa.types.is_dictionary(field.type):  # categories, as dataframes write them
-            table = table.set_column(at, field.name, table.column(at).cast(field.type.value_type))
-    numeric = [
-        field.name for field in schema if is_number(field.type.value_type if is_list(field.type) else field.type)
-    ]
+    kinds = {field.name: plain_type(field.type) for field in schema}
+    numeric = [name for name, kind in kinds.items() if is_number(kind.value_type if is_list(kind) else kind)]
+    table = pa.table({name: plain(table[name]) for name in table.column_names})
     return Columns(table, schema.names, numeric)
 
 
@@ -149,12 +180,15 @@ def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns
         for line, text in enumerate(file, start=1):
             if not text.strip():
                 continue
+            reason = ""
             try:
-                record = json.loads(text)
-            except ValueError as error:
+                record = json.loads(text, object_pairs_hook=_once)
+            except KeyError as error:
+                raise JarmError(
+                    f"{path}, line {line}, gives {error} twice in one object: write it once, with one value."
+                ) from None
+            except (ValueError, RecursionError) as error:
                 record, reason = None, f" ({brief(error)})"
-            else:
-                reason = ""
             if not isinstance(record, dict):
                 raise JarmError(
                     f"{path}, line {line}, is not a JSON object{reason}: the file may be truncated or damaged "
@@ -171,7 +205,7 @@ def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns
     for name in (name for name in (wanted if pick is None or not names else pick(names)) if name in first):
         column = values.pop(name)
         try:
-            arrays[name] = pa.array(column)
+            arrays[name] = _array(column)
         except _MISFITS as error:
             raise JarmError(
                 f"{path}, line {lines[_first_misfit(column)]}: {name!r} mixes types, or is no valid text or number "
@@ -186,35 +220,41 @@ def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns
     return Columns(table, names, numeric, np.asarray(lines, np.int64))
 
 
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """The object of some pairs.
+
+    Raises:
+      KeyError: a key occurs twice.
+    """
+    record = dict(pairs)
+    if len(record) < len(pairs):
+        raise KeyError(collections.Counter(key for key, _ in pairs).most_common(1)[0][0])
+    return record
+
+
+def _array(values: list[Any]) -> pa.Array:
+    """Values of JSON as one column; integers of more than 64 bits as decimals, or beside fractions as floats."""
+    try:
+        return pa.array(values)
+    except _MISFITS:
+        kinds = {type(value) for value in values if value is not None}
+        if kinds == {int}:
+            if all(value is None or 0 <= value < 1 << 64 for value in values):
+                return pa.array(values, pa.uint64())
+            return pa.array([None if value is None else decimal.Decimal(value) for value in values])
+        if kinds == {int, float}:
+            return pa.array([None if value is None else float(value) for value in values], pa.float64())
+        raise
+
+
 def _first_misfit(values: list[Any]) -> int:
     """Index of the first value that Arrow cannot put into one column with the values before it."""
     fits, fails = 0, len(values)
     while fails - fits > 1:
         middle = (fits + fails) // 2
         try:
-            pa.array(values[:middle])
+            _array(values[:middle])
             fits = middle
         except _MISFITS:
             fails = middle
     return fails - 1
-
-
-def is_number(kind: pa.DataType) -> bool:
-    """Whether a column of this type can be a score."""
-    types = pa.types
-    return types.is_floating(kind) or types.is_integer(kind) or types.is_decimal(kind) or types.is_boolean(kind)
-
-
-def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds text."""
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds lists."""
-    return pa.types.is_list(kind) or pa.types.is_large_list(kind)
-
-
-def is_messages(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds lists of messages, or of other records."""
-    return is_list(kind) and pa.types.is_struct(kind.value_type)

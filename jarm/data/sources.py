@@ -16,7 +16,8 @@ from jarm.core.files import PathLike
 from jarm.core.messages import brief
 from jarm.core.status import JarmError
 from jarm.core.version import DISTRIBUTION
-from jarm.data.readers import Columns, Pick, is_list, is_messages, read_columns
+from jarm.data.arrow import is_list, is_messages, plain
+from jarm.data.readers import Columns, Pick, read_columns
 
 RESPONSES = ("response", "responses", "completion")
 """Names of a column of responses, by precedence."""
@@ -122,7 +123,8 @@ def _read_dataset(name: str, saved: bool, split: str | None, pick: Pick) -> Colu
     names = data.column_names
     if not len(data):
         raise JarmError(f"{name} holds no rows: give at least one prompt with a response.")
-    return Columns(data.select_columns(pick(names)).with_format("arrow")[:], names, [])
+    table = data.select_columns(pick(names)).with_format("arrow")[:]
+    return Columns(pa.table({name: plain(table[name]) for name in table.column_names}), names, [])
 
 
 def one_row_a_response(source: Source, scores: Sequence[str]) -> tuple[pa.Table, np.ndarray]:

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 
 from jarm.core.status import JarmError
-from jarm.core.tables import TrainTest
+from jarm.core.tables import TrainTest, check_embeddings
 
 CHUNK = 1 << 24
 """Numbers of the training embeddings that are read at a time."""
@@ -31,21 +31,18 @@ def standardised(tables: TrainTest) -> TrainTest:
     anchor = train.store[train.rows[train.mask][0]].astype(np.float64)  # sums of differences from it stay small
     for start in range(0, prompts, step):
         some = slice(start, start + step)
-        rows = train.embeddings(some)[train.mask[some]] - anchor
+        embeddings = train.embeddings(some)
+        check_embeddings(embeddings, train.mask[some], start, float(np.finfo(np.float32).max))
+        rows = embeddings[train.mask[some]] - anchor
         total += rows.sum(axis=0)
         squares += np.square(rows, out=rows).sum(axis=0)
-    if not np.isfinite(squares).all():
-        raise JarmError(
-            "The training embeddings hold NaN or infinities, so they cannot be standardised: load them with "
-            "validate=True, which names the rows."
-        )
     mean = total / count
-    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0))
+    deviation = np.sqrt(np.maximum(squares / count - np.square(mean), 0)).astype(np.float32)
     if not deviation.any():
         raise JarmError("Every dimension of the embeddings is constant over the training responses: embed them again.")
     measured = {
         "mean": (mean + anchor).astype(np.float32),
-        "deviation": np.where(deviation > 0, deviation, np.inf).astype(np.float32),
+        "deviation": np.where(deviation > 0, deviation, np.float32(np.inf)),
     }
     return TrainTest(
         *(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,18 +11,21 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from jarm.core.columns import smallest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
+from jarm.data.arrow import is_number, is_text
 from jarm.data.journal import is_store
-from jarm.data.readers import is_messages, is_number, is_text, open_npy, read_columns, refuse_nonfinite
+from jarm.data.prompts import TEST_SHARE, on_test_side, read_prompts
+from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
 from jarm.data.sources import RESPONSES, Source, one_row_a_response
-from jarm.data.store import EmbeddingStore, canonical, fields, fill, key_of
+from jarm.data.store import EmbeddingStore, fields, fill, key_of
 from jarm.data.texts import content
 
-TEST_SHARE = 0.25
-"""Share of test prompts, by a hash of the prompt, where a table has no split column."""
+AUTOMATIC = {"length": "response", "position": None, "prompt_cosine": "prompt and response"}
+"""Attributes that a table has by itself, and the columns that they are made of."""
 
 RESERVED = ("gold", "oracle", "mean response")
 """Names that an attribute cannot have: those of the target and of reference lines."""
@@ -40,11 +42,14 @@ def load_table(
     attributes: str | Sequence[str] = (),
     split: str | None = None,
     validate: bool = True,
+    allow_leakage: bool = False,
 ) -> TrainTest:
     """Read a Parquet or JSONL table of responses, and their embeddings from an `.npy` or a store.
 
     Rows of one `prompt_id` (of one `prompt`, without that column) are the responses of one prompt, wherever they
     stand; prompts are in order of first appearance. Prompts with fewer responses than others are padded and masked.
+    Where the table has both columns, rows of one id have to have the same prompt, and one prompt under two ids has to
+    be on one side of the split.
     A row may also hold a list of `responses` and a list of their scores: it counts as a row for each response.
 
     Args:
@@ -57,6 +62,7 @@ def load_table(
       split: column of `train` or `test`, the same in all rows of a prompt; by default `split` if the table has it,
         else a hash of each prompt puts about a quarter of the prompts in the test set.
       validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store has none.
+      allow_leakage: whether one prompt may be in the training and in the test set, under two ids.
 
     Returns:
       Train and test tables over one store. Beside the `attributes` asked for they have those that the columns allow:
@@ -65,7 +71,8 @@ def load_table(
 
     Raises:
       JarmError: a file is missing or damaged, a column is missing or has gaps, the two files disagree, the store
-        lacks a text, a value is not finite, or a side of the split has no prompt with two responses.
+        lacks a text, a value is not finite, ids and prompts disagree, a prompt is on both sides of the split, or a side
+        has no prompt with two responses.
 
     Example:
       >>> import json, tempfile
@@ -80,18 +87,20 @@ def load_table(
       (array([1., 2.], dtype=float32), array([2., 4.], dtype=float32))
     """
     name, store = str(table), _opened(embeddings)
-    given = attributes.split(",") if isinstance(attributes, str) else attributes
-    attributes = [attribute.strip() for attribute in given if attribute.strip()]
-    if taken := [attribute for attribute in attributes if attribute in RESERVED]:
-        raise JarmError(f"{name}: an attribute cannot be called {taken[0]!r}: give the column another name.")
+    attributes = attribute_names(name, attributes)
+    for what, column in (("target", target), ("split", split)):
+        if not isinstance(column, str | None):
+            raise JarmError(f"`{what}` is {column!r}, and the column of a table has a text as its name: give that.")
     scores = [*([] if target is None else [target]), *attributes]
     wanted = ["prompt_id", "prompt", *RESPONSES, split or "split", *scores]
     source = Source(
         name, read_columns(table, [*wanted, *(fields(store.template) if isinstance(store, EmbeddingStore) else [])])
     )
     names, numeric = source.columns.names, source.columns.numeric
-    prompt = _prompts(name, source.columns.table, names)
-    is_test = _sides(name, source.columns.table, prompt, split, names)
+    if split is not None and split not in names:
+        raise JarmError(f"{name} has no column {split!r}{nearest(split, names)}: it has {', '.join(names)}.")
+    prompts = read_prompts(name, source.columns.table)
+    is_test = on_test_side(name, source.columns.table, prompts, split, allow_leakage=allow_leakage)
     columns, row_of = one_row_a_response(source, scores)
     n = len(columns)
 
@@ -112,7 +121,7 @@ def load_table(
     else:
         places = np.arange(n)
     values = {score: _scores(name, columns, score, names, numeric, place) for score in scores}
-    rows, mask = _grouped(np.asarray(prompt.indices)[row_of], len(prompt.dictionary))
+    rows, mask = _grouped(prompts.code[row_of], len(prompts.ids))
     found = {"position": np.tile(np.arange(rows.shape[1], dtype=np.float32), (len(rows), 1))}
     if _is_text(columns, "response"):
         found["length"] = _numpy(pc.fill_null(pc.utf8_length(columns["response"]), 0))[rows]
@@ -125,8 +134,8 @@ def load_table(
         store=store,
         rows=places[rows],
         mask=mask,
-        gold=None if target is None else np.where(mask, values[target][rows], np.float32(0)),
-        attributes={key: np.where(mask, value, np.float32(0)) for key, value in found.items()},
+        gold=None if target is None else np.where(mask, values[target][rows], 0),
+        attributes={key: np.where(mask, value, 0) for key, value in found.items()},
         provenance={
             "source": "table",
             **described(table=table),
@@ -183,6 +192,25 @@ def check_sides(tables: TrainTest, name: str) -> TrainTest:
     return tables
 
 
+def attribute_names(name: str, attributes: Any) -> list[str]:
+    """Names of attributes, each once, from a sequence or a text with commas between.
+
+    Raises:
+      JarmError: something is no name, or one that no attribute can have.
+
+    Example:
+      >>> attribute_names("rows.jsonl", "help, verbosity")
+      ['help', 'verbosity']
+    """
+    given = attributes.split(",") if isinstance(attributes, str) else attributes
+    if not isinstance(given, list | tuple) or not all(isinstance(each, str) for each in given):
+        raise JarmError(f"`attributes` is {attributes!r}: give names of columns, as a list of texts.")
+    names = list(dict.fromkeys(each.strip() for each in given if each.strip()))
+    if taken := [each for each in names if each in RESERVED]:
+        raise JarmError(f"{name}: an attribute cannot be called {taken[0]!r}: give the column another name.")
+    return names
+
+
 def _opened(embeddings: PathLike) -> Any:
     """An `.npy` or a store."""
     return EmbeddingStore(embeddings) if is_store(Path(embeddings)) else open_npy(embeddings)
@@ -223,22 +251,6 @@ def _described(store: Any, embeddings: PathLike, places: np.ndarray) -> dict[str
     }
 
 
-def _prompts(name: str, columns: pa.Table, names: Sequence[str]) -> pa.DictionaryArray:
-    """Prompt of each row, as codes into the distinct prompts in order of first appearance."""
-    key = next((key for key in ("prompt_id", "prompt") if key in names), None)
-    if key is None:
-        raise JarmError(f"{name} has neither a column prompt_id nor prompt ({', '.join(names)}): add one of them.")
-    values = columns[key]
-    if is_messages(values.type):
-        values = pa.chunked_array([[None if value is None else canonical(value) for value in values.to_pylist()]])
-    if not (pa.types.is_integer(values.type) or is_text(values.type)):
-        raise JarmError(f"{name}: column {key} holds {values.type}: give text or integers, alike for one prompt.")
-    if values.null_count:
-        row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        raise JarmError(f"{name}, row {row}: {key} is missing; say which prompt the response belongs to.")
-    return pc.dictionary_encode(values.combine_chunks())
-
-
 def _scores(
     name: str,
     columns: pa.Table,
@@ -247,49 +259,32 @@ def _scores(
     numeric: Sequence[str],
     place: Callable[[int], str],
 ) -> np.ndarray:
-    """A column of finite numbers, one per response, `[n]` float32."""
+    """A column of finite numbers, one per response, `[n]`, float32 where that is exact."""
     if target not in names:
+        if target in AUTOMATIC:
+            made = f" of {AUTOMATIC[target]}" if AUTOMATIC[target] else ""
+            raise JarmError(
+                f"{name} has no column {target!r}, and needs none for an attribute, which jarm makes by itself{made}: "
+                "leave the name out of `--attributes`, and give the target a column of scores."
+            )
         raise JarmError(f"{name} has no column {target!r}{nearest(target, numeric or names)}; {choice(numeric)}.")
     if not is_number(columns[target].type):
         raise JarmError(f"{name}: column {target!r} holds {columns[target].type}, not numbers; {choice(numeric)}.")
-    gold = _numpy(columns[target])
-    bad = np.flatnonzero(~np.isfinite(gold))
+    try:
+        gold = _numpy(columns[target])
+    except pa.ArrowInvalid:
+        raise JarmError(
+            f"{name}: {target} holds integers beyond 2**53, which floats cannot tell apart: subtract what they have in "
+            "common, or divide them."
+        ) from None
+    with np.errstate(over="ignore"):
+        bad = np.flatnonzero(~np.isfinite(gold.astype(np.float32)))
     if bad.size:
         raise JarmError(
             f"{name}: {target} is missing, NaN or infinite in {listed(bad, place=place)}; score those responses, or "
             f"leave them out of the table and of the embeddings."
         )
     return gold
-
-
-def _sides(
-    name: str, columns: pa.Table, prompt: pa.DictionaryArray, split: str | None, names: Sequence[str]
-) -> np.ndarray:
-    """Whether each prompt is a test prompt, `[P]` bool."""
-    column = split or "split"
-    if column not in names:
-        if split is not None:
-            raise JarmError(f"{name} has no column {split!r}{nearest(split, names)}: it has {', '.join(names)}.")
-        return np.array([_hashed(value) < TEST_SHARE for value in prompt.dictionary.to_pylist()])
-    values, code = columns[column].to_pylist(), np.asarray(prompt.indices)
-    for row, value in enumerate(values):
-        if value not in ("train", "test"):
-            raise JarmError(f"{name}, row {row}: {column} is {value!r}; write train or test.")
-    is_test = np.array([value == "test" for value in values])
-    per_prompt = np.zeros(len(prompt.dictionary), bool)
-    per_prompt[code] = is_test
-    mixed = np.flatnonzero(per_prompt[code] != is_test)
-    if mixed.size:
-        raise JarmError(
-            f"{name}, row {mixed[0]}: {column} is {values[mixed[0]]!r}, but other rows of that prompt say otherwise; "
-            f"put all responses of a prompt on one side."
-        )
-    return per_prompt
-
-
-def _hashed(prompt: object) -> float:
-    """A number in [0, 1) that depends on the prompt alone."""
-    return int.from_bytes(hashlib.sha256(str(prompt).encode()).digest()[:8], "big") / 2**64
 
 
 def _grouped(code: np.ndarray, P: int) -> tuple[np.ndarray, np.ndarray]:
@@ -343,9 +338,8 @@ def _is_text(columns: pa.Table, name: str) -> bool:
 
 
 def _numpy(column: pa.ChunkedArray) -> np.ndarray:
-    """A column of numbers as `[n]` float32; NaN where it is null."""
-    with np.errstate(over="ignore"):
-        return column.cast(pa.float64(), safe=False).to_numpy().astype(np.float32)
+    """A column of numbers as `[n]`, float32 where that is exact, else float64; NaN where it is null."""
+    return smallest(column.cast(pa.float64()).to_numpy())
 
 
 def choice(numeric: Sequence[str]) -> str:

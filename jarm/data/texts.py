@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from jarm.core.files import PathLike
 from jarm.core.messages import nearest
 from jarm.core.status import JarmError
-from jarm.data.readers import is_list, is_text
+from jarm.data.arrow import is_list, is_text
 from jarm.data.sources import RESPONSES, Source, read_sources
 from jarm.data.store import fields, fill, key_of, without_none
 from jarm.data.whole import (

@@ -136,8 +136,8 @@ def make_device_table(
     prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
     mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
     spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
-    groups = prompts if pairs == "within" else [(embeddings, table.mask)]
-    if not any((e[real] != e[real][:1]).any() for e, real in groups):
+    one = next(e[real][:1] for e, real in prompts if real.any())
+    if not any((e[real] != (e[real][:1] if pairs == "within" else one)).any() for e, real in prompts):
         raise JarmError(
             f"The embeddings are equal in every pair {SPACES[pairs]}, so no head can tell responses apart: embed the "
             "prompt and its response together, and check that texts differ before they are cut."

@@ -18,11 +18,11 @@ from jarm.reward.config import FitConfig, HeadConfig
 
 T = TypeVar("T")
 RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt"
-SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise")
+SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise", "allow_leakage")
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs")
 """Options that may differ between two commands that fill the same folder."""
-ADDED = ("attributes", "annotator_column")
+ADDED = ("attributes", "annotator_column", "allow_leakage")
 """Options that the settings of a folder leave out at their default, since older folders lack them."""
 
 
@@ -73,6 +73,8 @@ class CompareConfig:
       target: column of the table that holds the gold reward.
       attributes: further columns of numbers of the table, separated by commas; annotators can answer by them, and each
         becomes a reference line.
+      allow_leakage: let one prompt stand in the training and in the test set, under two ids; else this is refused,
+        since tests on prompts of the training set flatter every model.
       gen: the generating model, as in the file names of a folder that holds several settings.
       emb: the embedding model, likewise.
       task: the task, likewise.
@@ -111,6 +113,7 @@ class CompareConfig:
     standardise: bool = True
     target: str | None = None
     attributes: str | None = None
+    allow_leakage: bool = False
     gen: str | None = None
     emb: str | None = None
     task: str | None = None

@@ -1,11 +1,14 @@
 """Jobs as `read_jobs` makes them: what their settings share, and mistakes of the data."""
 
 import dataclasses
+import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from jarm import CompareConfig, JarmError, SweepConfig, TrainTest, synthetic
+from jarm.cli import main
 from jarm.runs import jobs
 from jarm.runs.grid import expand
 from jarm.runs.jobs import read_jobs
@@ -39,3 +42,28 @@ def test_an_attribute_with_the_name_of_a_rule_is_refused(monkeypatch):
     monkeypatch.setattr(jobs, "load", load)
     with pytest.raises(JarmError, match="attribute 'entropy' has the name of a rule"):
         read_jobs(expand(SweepConfig(BASE, {})))
+
+
+@pytest.mark.parametrize("annotator", [{}, {"flip_rate": 0.25}, {"annotator": "perfect"}, {"gold_scale": "1"}])
+@pytest.mark.parametrize("side", ["train", "test"])
+def test_every_command_refuses_a_target_without_differences_alike(tmp_path, capsys, monkeypatch, annotator, side):
+    """Scores that are constant within the prompts of a side; nothing is compiled, nothing is written."""
+    monkeypatch.chdir(tmp_path)
+    rows = [
+        {"prompt_id": f"{split}{p}", "score": p + 0.1 * r * (split != side), "split": split}
+        for split in ("train", "test")
+        for p in range(40)
+        for r in range(4)
+    ]
+    Path("t.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    np.save("t.npy", np.random.default_rng(0).normal(size=(len(rows), 3)))
+    options = {"data": "t.jsonl", "embeddings": "t.npy", "target": "score", "rounds": 1, **annotator}
+    lines = [f"{name} = {json.dumps(value)}" for name, value in options.items()]
+    Path("s.toml").write_text("\n".join([*lines, "[grid]", "ridge = [1.0, 2.0]", ""]))
+    words = [word for name, value in options.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    of = "" if side == "train" else " of the test prompts of t.jsonl"
+    for command in (["compare", *words], ["sweep", "s.toml"], ["plan", "s.toml"]):
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert f"The gold rewards{of} are equal in every pair within prompts: there is nothing to prefer" in said
+    assert not Path("out").exists()
