@@ -12,7 +12,7 @@ import pathlib
 import sys
 import typing
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import jax
 import numpy as np
@@ -24,13 +24,14 @@ from jarm.core.interrupts import Stopped, leavable, was_left
 from jarm.core.messages import listed, nearest, printable
 from jarm.core.status import JarmError
 from jarm.core.streams import any_text, quieted, show
+from jarm.core.version import __version__
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.report.figures import run_times
 from jarm.runs.config import CompareConfig
-from jarm.runs.grid import SweepConfig, read_sweep
+from jarm.runs.grid import SweepConfig, check_arguments, read_sweep
 from jarm.runs.programs import keep_compiled
 from jarm.runs.sharing import sweep_status
 from jarm.studies.bench import BenchConfig, bench, table
@@ -39,10 +40,31 @@ from jarm.studies.plan import plan, plan_text
 from jarm.studies.sweep import sweep
 from jarm.testing.conformance import CHECKS, SPACES, check_rule
 
+T = TypeVar("T")
 Store = Annotated[tyro.conf.Positional[pathlib.Path], tyro.conf.arg(help="The folder of the store.")]
 
 
-def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes]) -> None:
+class _Refused(Exception):
+    """What a config refuses while tyro builds it: tyro makes boxes of ValueErrors, and `main` sentences."""
+
+
+def _built_by(config: type[T]) -> Any:
+    """How tyro builds a config: as its class does, but for the errors."""
+
+    @functools.wraps(config, updated=())
+    def build(**options: Any) -> T:
+        try:
+            return config(**options)
+        except JarmError as error:
+            raise _Refused(str(error)) from error
+
+    build.__doc__ = config.__doc__
+    build.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
+    build.__annotations__ = typing.get_type_hints(config)
+    return tyro.conf.arg(constructor=build)
+
+
+def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes, _built_by(CompareConfig)]) -> None:
     """Compare acquisition rules: how fast does each teach a reward model, and does it beat random here?
 
     With no options it runs on built-in data, a minute or two on two cores. Records are appended run by run: interrupt
@@ -65,7 +87,7 @@ def _refuse_lost(rows: Iterable[tuple[str, dict[str, Any]]], why: str) -> None:
         raise JarmError(f"No run of {', '.join(lost)} ran to its end{why}.")
 
 
-def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes]) -> None:
+def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, _built_by(EmbedConfig)]) -> None:
     """Embed prompts and responses with a language model, once, into a store.
 
     Stop it at any time, with Control-C or without warning: the same command goes on where it was.
@@ -179,7 +201,7 @@ def _print_plan(config: SweepConfig, *, measure: bool = True) -> None:
         show(f"{sweep_status(config.out)['done']:,} runs are in {config.out} already")
 
 
-def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes]) -> None:
+def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes, _built_by(BenchConfig)]) -> None:
     """Measure the run time and memory of acquisition rules against the number of candidate pairs.
 
     jarm bench --rules random,dopt,greedy_dopt --sizes 10000,100000 --cores 1
@@ -327,7 +349,7 @@ def _read(args: Sequence[str]) -> Callable[[], None]:
     if args[:1] == ["help"] or (args[:1] in (["-h"], ["--help"]) and len(args) > 1):
         args = [*args[1:], "--help"]
     if args in (["--version"], ["-V"]):
-        print(f"jarm {sys.modules['jarm'].__version__}")
+        print(f"jarm {__version__}")
         raise SystemExit(0)
     commands = [("jarm", list(COMMANDS)), *([("jarm store", list(STORE_COMMANDS))] if args[:1] == ["store"] else [])]
     for place, (name, known) in enumerate(commands):
@@ -377,11 +399,13 @@ def main(args: Sequence[str] | None = None) -> int:
     """
     try:
         with any_text():
-            command = _read(sys.argv[1:] if args is None else args)
+            words = sys.argv[1:] if args is None else args
+            check_arguments(words)
+            command = _read(words)
             leavable(command)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 2
-    except JarmError as error:
+    except (JarmError, _Refused) as error:
         _complain(error)
         return 130 if isinstance(error, Stopped) else 1
     except KeyboardInterrupt:

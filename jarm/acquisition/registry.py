@@ -187,12 +187,25 @@ def get_rule(name: str) -> Rule:
       >>> batch.pairs.tolist(), [round(gain, 1) for gain in batch.gains.tolist()]
       ([[1, 3], [0, 3]], [-0.1, -0.9])
     """
+    check_name(name)
+    if name in RULES:
+        return RULES[name].rule
+    path, _, function = name.rpartition(":")
+    return rule_of_file(pathlib.Path(path), function)
+
+
+def check_name(name: str) -> None:
+    """Refuse what can be no rule: it is not in the table, and names no function of a file; no file is read.
+
+    Raises:
+      JarmError: as said; the message suggests the nearest name.
+    """
     path, colon, function = name.rpartition(":")
-    if colon and path.endswith(".py"):
-        return rule_of_file(pathlib.Path(path), function)
-    if name.endswith(".py"):
+    if colon and path.endswith(".py") and function.isidentifier():
+        return
+    if name.endswith((".py", ".py:")):
         raise JarmError(f"{name!r} is a file and no rule: give FILE.py:FUNCTION.")
-    return RULES[choose("rule", name, RULES, "or FILE.py:FUNCTION")].rule
+    choose("rule", name, RULES, "or FILE.py:FUNCTION")
 
 
 def source_of(name: str) -> str | None:

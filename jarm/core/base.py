@@ -20,12 +20,14 @@ builds the candidate pairs: a PairSpace describes them. Failure is data: a `Stat
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 
+from jarm.core.checks import check_numbers
 from jarm.core.pytree import record, static
 from jarm.core.types import Array, Bool, Float, Int, Params, PRNGKey
 
@@ -215,6 +217,10 @@ class Rule(Protocol):
         ...
 
 
+RANGES = {"noise": (-math.inf, math.inf), "label_smoothing": (0, 1), "prior_mix": (0, 1), "epsilon": (0, 1)}
+"""Smallest and largest value of a hyperparameter; others are 0 or more."""
+
+
 @record
 class HParams:
     """Traced numbers of an experiment, so that a sweep over them compiles once. Flat: each part reads its own.
@@ -252,6 +258,9 @@ class HParams:
     beta: Float[Array, ""] | float = 1.0
     temperature: Float[Array, ""] | float = 1.0
     epsilon: Float[Array, ""] | float = 0.1
+
+    def __post_init__(self) -> None:
+        check_numbers(self, RANGES, "The hyperparameter `{}`")
 
     def as_float32(self) -> HParams:
         """The same numbers as float32 arrays, whatever numbers they are."""

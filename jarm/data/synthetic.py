@@ -14,8 +14,17 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jarm.core.checks import INT32, Check, at_least, between, check_fields
+from jarm.core.memory import refuse_too_large
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
+
+_CHECKS: Mapping[str, Check] = {
+    **dict.fromkeys(("train", "test", "width", "topics", "terms"), between(1, INT32)),
+    **dict.fromkeys(("responses", "test_responses"), between(2, INT32)),
+    **dict.fromkeys(("between", "copies", "outliers", "products", "length_pull"), between(0, 1)),
+    **dict.fromkeys(("spread", "copy_noise", "far", "frequency", "offset"), at_least(0)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +48,9 @@ class SyntheticConfig:
       products: share of the products in gold's within-prompt variance.
       offset: standard deviation of the prompts' offsets, in within-prompt standard deviations of gold.
       length_pull: correlation of log length with gold, within prompts.
+
+    Raises:
+      JarmError: a size is too small to form a pair or larger than memory, or a share lies outside [0, 1].
     """
 
     train: int = 200
@@ -59,6 +71,16 @@ class SyntheticConfig:
     products: float = 0.2
     offset: float = 0.5
     length_pull: float = 0.3
+
+    def __post_init__(self) -> None:
+        check_fields(self, _CHECKS, "SyntheticConfig.{}")
+        for R in (self.responses, self.test_responses):
+            if round(self.copies * R) >= R:
+                raise JarmError(
+                    f"SyntheticConfig.copies = {self.copies} leaves no original among {R} responses: lower it."
+                )
+        numbers = self.width * (self.train * self.responses + self.test * self.test_responses)
+        refuse_too_large(f"SyntheticConfig: a table of {numbers:,} numbers", 24 * numbers, "take fewer prompts")
 
 
 _ISOTROPIC = SyntheticConfig(power=0.0, topics=1, spread=0.0, copies=0.0)
@@ -89,9 +111,6 @@ def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> T
       coordinate, on average; gold has unit variance within the training prompts. Attributes: `length` (characters),
       `position` (index in the prompt) and `prompt_cosine` (cosine to the prompt's centre).
 
-    Raises:
-      JarmError: a size is too small to form a pair, or a share lies outside [0, 1].
-
     Example:
       >>> train, test = synthetic(0, SyntheticConfig(train=50, width=8))
       >>> train.shape, test.shape  # prompts, responses per prompt, width
@@ -99,7 +118,6 @@ def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> T
       >>> sorted(train.attributes), round(float(train.gold.var(axis=1).mean()), 3)
       (['length', 'position', 'prompt_cosine'], 1.0)
     """
-    _check(config)
     rng = np.random.default_rng(seed)
     world = _World.draw(rng, config)
     train = _Draw.draw(rng, config, world, config.train, config.responses)
@@ -221,21 +239,3 @@ def _narrow(gold: np.ndarray) -> np.ndarray:
     """Gold as float32, unless offsets leave that too few digits for differences, whose deviation is 1."""
     narrow = gold.astype(np.float32)
     return narrow if np.spacing(np.abs(narrow).max()) < 1e-4 else gold
-
-
-def _check(config: SyntheticConfig) -> None:
-    minima = {"train": 1, "test": 1, "responses": 2, "test_responses": 2, "width": 1, "topics": 1, "terms": 1}
-    for name, minimum in minima.items():
-        if getattr(config, name) < minimum:
-            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give at least {minimum}.")
-    for name in ("between", "copies", "outliers", "products", "length_pull"):
-        if not 0 <= getattr(config, name) <= 1:
-            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give a share from 0 to 1.")
-    for R in (config.responses, config.test_responses):
-        if round(config.copies * R) >= R:
-            raise JarmError(
-                f"SyntheticConfig.copies = {config.copies} leaves no original among {R} responses: lower it."
-            )
-    for name in ("spread", "copy_noise", "far", "frequency", "offset"):
-        if getattr(config, name) < 0:
-            raise JarmError(f"SyntheticConfig.{name} is {getattr(config, name)}: give 0 or more.")

@@ -4,14 +4,38 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from collections.abc import Mapping
 
+from jarm.core.checks import INT32, Check, between, check_fields, distinct, one_of, some_distinct
+from jarm.core.messages import choose
 from jarm.core.status import JarmError
 from jarm.data.texts import check_template
 from jarm.embedding.tokens import CHAT
 from jarm.llm.model import DTYPES
+from jarm.llm.pooling import KINDS
 
 SHARE_PROMPTS: dict[str, bool | None] = {"auto": None, "always": True, "never": False}
 """Values of `EmbedConfig.share_prompts`, and the `share` of `extract` that each stands for."""
+
+
+def _poolings(name: str, kinds: tuple[str, ...]) -> None:
+    distinct(name, kinds)
+    for kind in kinds:
+        choose("pooling", kind, KINDS)
+
+
+_CHECKS: Mapping[str, Check] = {
+    "input": some_distinct,
+    "pooling": _poolings,
+    "layer": some_distinct,
+    "response_columns": distinct,
+    "keep": one_of("start", "end"),
+    "dtype": one_of(*DTYPES),
+    "store_dtype": one_of("bfloat16", "float32", "float16"),
+    "share_prompts": one_of(*SHARE_PROMPTS),
+    **dict.fromkeys(("max_length", "max_tokens_per_batch", "tensor_parallel", "processes"), between(1, INT32)),
+    **dict.fromkeys(("process_id", "show"), between(0, INT32)),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,27 +107,17 @@ class EmbedConfig:
     show: int = 0
 
     def __post_init__(self) -> None:
-        for name, kinds in (("input", (str, pathlib.Path)), ("pooling", str), ("layer", int)):
+        for name, kinds in (
+            ("input", (str, pathlib.Path)),
+            ("pooling", str),
+            ("layer", int),
+            ("response_columns", str),
+        ):
             if isinstance(getattr(self, name), kinds):
                 raise JarmError(f"EmbedConfig({name}=...) takes several: write ({getattr(self, name)!r},).")
+        check_fields(self, _CHECKS)
         if self.template is not None and self.template != CHAT:
             check_template(self.template)
-
-
-def check_config(config: EmbedConfig) -> None:
-    """Refuse settings that no model and no input can have.
-
-    Raises:
-      JarmError: the option that cannot be, by name.
-    """
-    if config.max_tokens_per_batch is not None and config.max_tokens_per_batch < 1:
-        raise JarmError("--max-tokens-per-batch must be at least 1.")
-    if config.share_prompts not in SHARE_PROMPTS:
-        raise JarmError(
-            f"Prompts are shared {', '.join(SHARE_PROMPTS)}, not {config.share_prompts!r}: give one of them."
-        )
-    if config.dtype not in (None, *DTYPES):
-        raise JarmError(f"A model cannot run in dtype {config.dtype!r}: give --dtype {' or '.join(DTYPES)}.")
 
 
 @dataclasses.dataclass(frozen=True)

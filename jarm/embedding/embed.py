@@ -19,7 +19,7 @@ from jarm.core.interrupts import ahead, stoppable
 from jarm.core.progress import Progress
 from jarm.core.status import JarmError
 from jarm.core.streams import say, show
-from jarm.embedding.config import SHARE_PROMPTS, EmbedConfig, EmbedSummary, check_config
+from jarm.embedding.config import SHARE_PROMPTS, EmbedConfig, EmbedSummary
 from jarm.embedding.extract import Corpus, Embedded, Model, extract
 from jarm.embedding.head import Head
 from jarm.embedding.job import plan_rows, read_job, refuse_differences
@@ -48,7 +48,6 @@ def embed(config: EmbedConfig) -> EmbedSummary:
       Traceback (most recent call last):
       jarm.core.status.JarmError: A model cannot run in dtype 'float8': give --dtype float32 or bfloat16.
     """
-    check_config(config)
     join_if_asked(config.distributed, config.coordinator, config.processes, config.process_id)
     job = read_job(config)
     corpus = job.corpus

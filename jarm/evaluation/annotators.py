@@ -8,18 +8,35 @@ and whenever: runs of two rules can be compared in pairs.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jarm.core.checks import Check, check_fields, named
 from jarm.core.columns import difference, words_for
-from jarm.core.messages import choose
 from jarm.core.settings import as_key
 from jarm.core.status import JarmError
 from jarm.core.types import AnyKey, Array, Bool, Float, Int
 
 KINDS = ("bradley_terry", "perfect", "flip")
+
+
+def _flip_rate(_: str, rate: float) -> None:
+    if not 0 <= rate < 0.5:
+        raise JarmError(f"A flip rate of {rate} is not in [0, 0.5): at 0.5 an annotator is a coin.")
+
+
+def _scale(_: str, scale: str | float) -> None:
+    if isinstance(scale, str) and scale != "std":
+        raise JarmError(f"A reward scale of {scale!r} is neither 'std' nor a positive number.")
+    if not isinstance(scale, str) and scale <= 0:
+        raise JarmError(f"A reward scale of {scale} is not a positive number: give one, or 'std'.")
+
+
+ANNOTATOR_CHECKS: Mapping[str, Check] = {"kind": named("annotator", KINDS), "flip_rate": _flip_rate, "scale": _scale}
+"""Field of `AnnotatorConfig` -> the check of its values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,21 +72,11 @@ class AnnotatorConfig:
     column: str = "gold"
 
     def __post_init__(self) -> None:
-        choose("annotator", self.kind, KINDS)
+        check_fields(self, ANNOTATOR_CHECKS, "AnnotatorConfig.{}")
         if self.kind == "flip" and self.flip_rate is None:
             raise JarmError("The annotator 'flip' needs a share of wrong answers: give `flip_rate`, such as 0.25.")
         if self.kind == "perfect" and self.flip_rate is not None:
             raise JarmError("The annotator 'perfect' is never wrong: leave `flip_rate` out, or choose 'flip'.")
-        if self.flip_rate is not None and not 0 <= self.flip_rate < 0.5:
-            raise JarmError(f"A flip rate of {self.flip_rate} is not in [0, 0.5): at 0.5 an annotator is a coin.")
-        if isinstance(self.scale, str) and self.scale != "std":
-            raise JarmError(f"A reward scale of {self.scale!r} is neither 'std' nor a positive number.")
-        if not isinstance(self.scale, str) and not 0 < self.scale < float("inf"):
-            raise JarmError(f"A reward scale of {self.scale} is not a positive number: give one, or 'std'.")
-        if not np.isfinite(self.length_bias):
-            raise JarmError(f"A length bias of {self.length_bias} is not a finite number: 0 is none.")
-        if not self.column:
-            raise JarmError("The annotator's column has no name: give 'gold', or the name of an attribute.")
 
 
 class RewardScale(float):

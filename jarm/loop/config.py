@@ -3,13 +3,33 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
+from jarm.acquisition.registry import check_name
 from jarm.core.base import Rule
-from jarm.core.messages import choose
+from jarm.core.checks import INT32, Check, between, check_fields, named, some_distinct
 from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
 from jarm.evaluation.annotators import AnnotatorConfig
 from jarm.reward.config import FitConfig, HeadConfig
+
+
+def known_rules(name: str, rules: Any) -> None:
+    """Check a list of rules: one at least, none twice, every name known; rules of a file are not looked up yet."""
+    some_distinct(name, rules)
+    for rule in rules:
+        if isinstance(rule, str):
+            check_name(rule)
+
+
+LOOP_CHECKS: Mapping[str, Check] = {
+    "rules": known_rules,
+    "pairs": named("pair space", KINDS),
+    "rounds": between(0, INT32),
+    **dict.fromkeys(("batch", "initial", "prompts", "candidates"), between(1, INT32)),
+}
+"""Field of `LoopConfig` -> the check of its values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,11 +76,8 @@ class LoopConfig:
             raise JarmError(f"LoopConfig(rules={self.rules!r}) is a text: give a tuple of rules, such as ('random',).")
         if isinstance(self.head, str):
             raise JarmError(f"LoopConfig(head={self.head!r}) is a text: give HeadConfig.parse({self.head!r}).")
-        choose("pair space", self.pairs, KINDS)
-        for name, low in (("rounds", 0), ("batch", 1), ("initial", 1), ("prompts", 1), ("candidates", 1)):
-            value = getattr(self, name)
-            if value is not None and value < low:
-                raise JarmError(f"`{name}` is {value}: give at least {low}.")
+        check_fields(self, LOOP_CHECKS)
+        between(1, INT32)("The number of labels, initial + rounds x batch,", self.budget)
         if self.candidates is not None and self.candidates < self.batch:
             raise JarmError(
                 f"{self.candidates} candidate pairs cannot fill a batch of {self.batch}: draw more candidates or label "

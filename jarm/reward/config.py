@@ -3,10 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 
 from jarm.core.base import RewardHead
+from jarm.core.checks import INT32, Check, between, check_fields, one_of
 from jarm.core.status import JarmError
-from jarm.reward.heads import linear_head, mlp_head
+from jarm.reward.heads import ACTIVATIONS, linear_head, mlp_head
+
+FIT_CHECKS: Mapping[str, Check] = {
+    "loss": one_of("bradley_terry", "classification"),
+    "ensemble": one_of("auto", "init", "bootstrap"),
+    "batching": one_of("auto", "vmap", "map"),
+    "holdout": between(0, 0.5),
+    **dict.fromkeys(
+        ("members", "steps", "folds", "check_every", "patience", "batch_size", "newton_steps"), between(1, INT32)
+    ),
+}
+"""Field of `FitConfig` -> the check of its values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,21 +68,7 @@ class FitConfig:
     batching: str = "auto"
 
     def __post_init__(self) -> None:
-        choices = {
-            "loss": ("bradley_terry", "classification"),
-            "ensemble": ("auto", "init", "bootstrap"),
-            "batching": ("auto", "vmap", "map"),
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in allowed:
-                raise JarmError(f"FitConfig.{name} is '{getattr(self, name)}': choose one of {', '.join(allowed)}.")
-        for name in ("members", "steps", "folds", "check_every", "patience", "newton_steps"):
-            if getattr(self, name) < 1:
-                raise JarmError(f"FitConfig.{name} is {getattr(self, name)}: give 1 or more.")
-        if self.batch_size is not None and self.batch_size < 1:
-            raise JarmError(f"FitConfig.batch_size is {self.batch_size}: give 1 or more, or None for all pairs.")
-        if not 0.0 <= self.holdout <= 0.5:
-            raise JarmError(f"FitConfig.holdout is {self.holdout}: give a share between 0 and 0.5.")
+        check_fields(self, FIT_CHECKS, "FitConfig.{}")
         if self.holdout and self.folds > self.parts:
             raise JarmError(
                 f"FitConfig.folds is {self.folds}, but there are only {self.parts} parts of {self.holdout} of the "
@@ -104,6 +103,9 @@ class HeadConfig:
     def __post_init__(self) -> None:
         if isinstance(self.hidden, str):
             raise JarmError(f"HeadConfig({self.hidden!r}) is a text: give HeadConfig.parse({self.hidden!r}).")
+        check_fields(self, {"activation": one_of(*ACTIVATIONS)}, "HeadConfig.{}")
+        for at, width in enumerate(self.hidden):
+            between(1, INT32)(f"HeadConfig.hidden[{at}]", width)
 
     @classmethod
     def parse(cls, text: str) -> HeadConfig:
@@ -122,9 +124,7 @@ class HeadConfig:
             hidden = ()
         if kind != "mlp" or not hidden:
             raise JarmError(f"Cannot read the head '{text}': write 'linear' or, for example, 'mlp:64,64,64'.")
-        config = cls(hidden=hidden, activation=activation or cls.activation)
-        config.head()
-        return config
+        return cls(hidden=hidden, activation=activation or cls.activation)
 
     def __str__(self) -> str:
         if not self.hidden:

@@ -5,22 +5,29 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
+import numpy as np
+
 from jarm.acquisition.registry import RULES as ALL_RULES
-from jarm.acquisition.registry import get_rule
+from jarm.acquisition.registry import check_name
 from jarm.core.base import HParams
+from jarm.core.checks import INT32, Check, at_least, between, check_fields, distinct
 from jarm.core.status import JarmError
-from jarm.evaluation.annotators import AnnotatorConfig
-from jarm.loop.config import LoopConfig
-from jarm.reward.config import FitConfig, HeadConfig
+from jarm.evaluation.annotators import ANNOTATOR_CHECKS, AnnotatorConfig
+from jarm.loop.config import LOOP_CHECKS, LoopConfig
+from jarm.reward.config import FIT_CHECKS, FitConfig, HeadConfig
 
 T = TypeVar("T")
+MAX_RUNS = 100_000
+"""Number of runs that an option has to allow: they would take days."""
+TEXTS = ("rules", "attributes", "best_of", "gold_scale")
+"""Options that are one text, and may be given as a list or a number."""
 RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt"
 SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise", "allow_leakage")
 """Options that choose the data, beside `data`."""
-FREE = ("rules", "seeds", "out", "workers", "vmap_runs")
+FREE = ("rules", "seeds", "out", "workers", "vmap_runs", "max_runs")
 """Options that may differ between two commands that fill the same folder."""
 ADDED = ("attributes", "annotator_column", "allow_leakage")
 """Options that the settings of a folder leave out at their default, since older folders lack them."""
@@ -53,10 +60,110 @@ def documented_by(*records: type) -> Callable[[type[T]], type[T]]:
     return complete
 
 
+def as_text(option: str, value: Any) -> Any:
+    """A list of names or whole numbers with commas between them; a number as text where the option is of numbers."""
+    if isinstance(value, (list, tuple)) and all(isinstance(each, (str, int, np.integer)) for each in value):
+        return value if any(isinstance(each, bool) for each in value) else ",".join(map(str, value))
+    is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
+    return str(value) if is_number and option in ("best_of", "gold_scale", "sizes") else value
+
+
+def parts(name: str, text: str) -> list[str]:
+    """The names in a text, between commas.
+
+    Raises:
+      JarmError: one of them is empty, or occurs twice.
+
+    Example:
+      >>> parts("`rules`", "dopt, greedy_dopt")
+      ['dopt', 'greedy_dopt']
+      >>> parts("`rules`", "dopt,,greedy_dopt")
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: `rules` is 'dopt,,greedy_dopt', with nothing between two commas: leave one out.
+    """
+    names = [each.strip() for each in text.split(",")]
+    if not all(names):
+        raise JarmError(f"{name} is {text!r}, with nothing between two commas: leave one out.")
+    distinct(name, names)
+    return names
+
+
+def refuse_many(what: str, runs: int, limit: int) -> None:
+    """Refuse more runs than an option allows, by their number alone.
+
+    Raises:
+      JarmError: there are more.
+    """
+    if runs > limit:
+        raise JarmError(f"{what} are {runs:,} runs, more than the {limit:,} of `max_runs`: take fewer, or raise it.")
+
+
+def known_names(name: str, text: str) -> None:
+    """Check that a text is "all", or names of rules with commas between them; no file of a rule is read."""
+    if text != "all":
+        for rule in parts(name, text):
+            check_name(rule)
+
+
+def numbers(name: str, text: str) -> tuple[int, ...]:
+    """Whole numbers from 1 in a text, between commas."""
+    try:
+        found = tuple(int(each) for each in parts(name, text))
+    except ValueError as error:
+        if isinstance(error, JarmError):
+            raise
+        raise JarmError(f"{name} is {text!r}, not a list of numbers such as 2,5,10.") from None
+    for each in found:
+        between(1, INT32)(f"A number in {name}", each)
+    return found
+
+
+def _sizes(name: str, text: str) -> tuple[int, ...] | None:
+    return None if text == "auto" else numbers(name, text)
+
+
+def _scale(name: str, text: str) -> str | float:
+    try:
+        scale: str | float = text if text == "std" else float(text)
+    except ValueError:
+        raise JarmError(f"{name} is {text!r}, neither 'std' nor a number.") from None
+    if not isinstance(scale, str):
+        between()(name, scale)
+    ANNOTATOR_CHECKS["scale"](name, scale)
+    return scale
+
+
+def _learning_rate(name: str, rate: float) -> None:
+    if rate == 0:
+        raise JarmError(f"{name} is 0, at which no head learns: give a positive number, such as 0.001.")
+
+
+_SHARED = ("pairs", "rounds", "batch", "initial", "members", "ensemble", "loss", "steps", "holdout", "folds")
+COMPARE_CHECKS: Mapping[str, Check] = {
+    **{name: check for name, check in [*LOOP_CHECKS.items(), *FIT_CHECKS.items()] if name in _SHARED},
+    **dict.fromkeys(("candidates", "prompts", "batch_size"), between(0, INT32)),
+    **dict.fromkeys(("workers", "vmap_runs"), between(0, 1 << 16)),
+    "rules": known_names,
+    "attributes": parts,
+    "seeds": at_least(1),
+    "max_runs": between(1, 1 << 32),
+    "annotator": ANNOTATOR_CHECKS["kind"],
+    "flip_rate": ANNOTATOR_CHECKS["flip_rate"],
+    "gold_scale": _scale,
+    "head": lambda _, text: HeadConfig.parse(text),
+    "learning_rate": _learning_rate,
+    "best_of": _sizes,
+}
+"""Option of `jarm compare` -> the check of its values; those of `HParams` check themselves."""
+
+
 @documented_by(LoopConfig, FitConfig, AnnotatorConfig, HParams)
 @dataclasses.dataclass(frozen=True)
 class CompareConfig:
     """Settings of a comparison; the defaults finish in a minute or two on two cores.
+
+    Every option is checked by itself when the config is built; whether they go together is checked when it runs, since
+    the axes of a sweep may set some of them. Lists of names or numbers may be given as one.
 
     Example:
       >>> config = CompareConfig(rules="dopt,greedy_dopt", head="linear", batch=10, rounds=4)
@@ -106,6 +213,7 @@ class CompareConfig:
       workers: calls at a time; 0 takes one per core on a CPU, else 1. On a host with several devices a comparison
         splits its seeds over all of them, and this does nothing.
       vmap_runs: runs per call, mapped over by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
+      max_runs: number of runs, of all settings, rules and seeds, above which nothing is begun.
     """
 
     data: str = "synthetic"
@@ -153,33 +261,36 @@ class CompareConfig:
     best_of: str = "auto"
     workers: int = 0
     vmap_runs: int = 0
+    max_runs: int = MAX_RUNS
+
+    def __post_init__(self) -> None:
+        for name in TEXTS:
+            object.__setattr__(self, name, as_text(name, getattr(self, name)))
+        check_fields(self, COMPARE_CHECKS)
+        self.hparams()
+        refuse_many(f"{self.seeds:,} seeds x {len(self.rule_names())} rules", self.runs, self.max_runs)
+
+    @property
+    def runs(self) -> int:
+        """Number of runs: of every rule with every seed."""
+        return self.seeds * len(self.rule_names())
 
     def rule_names(self) -> list[str]:
-        """Names of the rules in the order given, each once, `random` first."""
-        rules = ",".join(ALL_RULES) if self.rules == "all" else self.rules
-        names = ["random", *(name.strip() for name in rules.split(",") if name.strip())]
-        for name in names:
-            get_rule(name)
-        return list(dict.fromkeys(names))
+        """Names of the rules in the order given, `random` first."""
+        names = list(ALL_RULES) if self.rules == "all" else parts("`rules`", self.rules)
+        return list(dict.fromkeys(["random", *names]))
 
     def sizes(self) -> tuple[int, ...] | None:
         """Sizes of best-of-N, or None for the sizes that suit the table."""
-        if self.best_of == "auto":
-            return None
-        try:
-            sizes = tuple(int(size) for size in self.best_of.split(","))
-        except ValueError:
-            raise JarmError(f"`--best-of {self.best_of}` is not a list of numbers such as 2,5,10.") from None
-        if min(sizes) < 1:
-            raise JarmError(f"`--best-of {self.best_of}`: the best of {min(sizes)} is nothing; give sizes from 1.")
-        return sizes
+        return _sizes("`best_of`", self.best_of)
 
     def loop(self) -> LoopConfig:
-        """The loop that runs all the rules."""
-        try:
-            scale: str | float = self.gold_scale if self.gold_scale == "std" else float(self.gold_scale)
-        except ValueError:
-            raise JarmError(f"`--gold-scale {self.gold_scale}` is neither 'std' nor a number.") from None
+        """The loop that runs all the rules.
+
+        Raises:
+          JarmError: options do not go together, such as fewer candidates than a batch.
+        """
+        scale = _scale("`gold_scale`", self.gold_scale)
         return self._named(
             LoopConfig,
             rules=tuple(self.rule_names()),

@@ -15,21 +15,22 @@ import pathlib
 import re
 import runpy
 import tomllib
-import types
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jarm.core.checks import distinct, settle
 from jarm.core.messages import brief, nearest
 from jarm.core.status import JarmError
 from jarm.loop.config import LoopConfig
-from jarm.runs.config import SOURCE, CompareConfig
+from jarm.runs.config import SOURCE, TEXTS, CompareConfig, as_text, refuse_many
 from jarm.runs.records import RENAMED
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
-WHOLE = ("out", "rules", "seeds", "workers", "vmap_runs")
+_TYPES = typing.get_type_hints(CompareConfig)
+WHOLE = ("out", "rules", "seeds", "workers", "vmap_runs", "max_runs")
 """Options of the sweep as a whole: no axis can have them."""
 OLD_OPTIONS = RENAMED | {"jobs": "workers", "together": "vmap_runs"}
 """Options under the names of earlier versions -> their names now."""
@@ -61,6 +62,21 @@ class SweepConfig:
 
     base: CompareConfig = dataclasses.field(default_factory=CompareConfig)
     grid: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, CompareConfig):
+            raise JarmError(f"SweepConfig.base is {self.base!r}: give a CompareConfig.")
+        if not isinstance(self.grid, Mapping):
+            raise JarmError(f"SweepConfig.grid is {self.grid!r}: give a dict, axis -> list of its values.")
+        lengths = [len(_values_of(axis, values)) for axis, values in self.grid.items()]
+        if lengths:
+            product = " x ".join(f"{length:,}" for length in lengths)
+            what = f"{product} settings, {len(self.base.rule_names())} rules and {self.base.seeds:,} seeds"
+            refuse_many(what, math.prod(lengths) * self.base.runs, self.base.max_runs)
+        for axis, values in _axes(self).items():
+            for value in values:
+                with Setting({axis: value.shown}, self.base).named_in_errors():
+                    dataclasses.replace(self.base, **value.options)
 
     @property
     def out(self) -> pathlib.Path:
@@ -143,6 +159,10 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
         table = tomllib.loads(path.read_text("utf-8"))
     except (OSError, ValueError) as error:
         raise JarmError(f"{path} is not readable TOML ({error}): put it right.") from None
+    if not table:
+        raise JarmError(f"{path} is empty: write options of `jarm compare`, and [grid] with one axis per line.")
+    if table.get("grid") == {}:
+        raise JarmError(f"[grid] of {path} is empty: write one axis per line, or leave [grid] out.")
     grid = table.pop("grid", {})
     if not isinstance(grid, dict):
         raise JarmError(f"`grid` of {path} is {grid!r}: write a table, [grid], with one axis per line.")
@@ -154,57 +174,80 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
     return SweepConfig(CompareConfig(**base | {"out": pathlib.Path(base["out"])}), grid)
 
 
+class _Value(NamedTuple):
+    """A value of an axis: as records have it, and the options that it sets."""
+
+    shown: Any
+    options: dict[str, Any]
+
+
 def expand(config: SweepConfig) -> list[Setting]:
     """All settings of the grid, the last axis fastest.
 
     Raises:
-      JarmError: an axis is no option, is empty or holds a value twice, or a value has the wrong type.
+      JarmError: the axes set a noise where it does nothing.
     """
-    axes: list[list[tuple[str, Any, dict[str, Any]]]] = []
-    for name, values in config.grid.items():
-        if name in WHOLE:
-            raise JarmError(f"`{name}` belongs to the sweep as a whole: give it above [grid].")
-        if isinstance(values, np.ndarray):
-            values = values.tolist()
-        if isinstance(values, (str, Mapping)) or not isinstance(values, Sequence):
-            raise JarmError(f"grid.{name} is {values!r}: give a list of values.")
-        if not values:
-            raise JarmError(f"grid.{name} is empty, so there is nothing to run: give it values, or leave it out.")
-        axes.append([_axis_value(name, value, at) for at, value in enumerate(values)])
-        shown = [value for _, value, _ in axes[-1]]
-        if twice := [value for at, value in enumerate(shown) if value in shown[:at]]:
-            raise JarmError(f"grid.{name} holds {twice[0]!r} twice: leave one out.")
-    setter: dict[str, str] = {}
-    for name, option in ((name, option) for axis in axes for name, _, options in axis for option in options):
-        if setter.setdefault(option, name) != name:
-            raise JarmError(f"grid.{setter[option]} and grid.{name} both set `{option}`: leave it to one of them.")
-    settings = []
-    for values in itertools.product(*axes):
-        options = {option: value for _, _, given in values for option, value in given.items()}
+    axes, settings = _axes(config), []
+    for values in itertools.product(*axes.values()):
+        options = {option: value for each in values for option, value in each.options.items()}
         here = dataclasses.replace(config.base, **options)
         if "noise" in options and (here.annotator != "bradley_terry" or here.flip_rate is not None):
+            (axis,) = {axis for axis, value in zip(axes, values, strict=True) if "noise" in value.options}
             raise JarmError(
-                f"grid.{setter['noise']} sets `noise`, which does nothing where the annotator is "
+                f"grid.{axis} sets `noise`, which does nothing where the annotator is "
                 f"{here.annotator!r} with a flip rate of {here.flip_rate}: leave one of them out."
             )
-        settings.append(Setting({name: value for name, value, _ in values}, here))
+        settings.append(Setting({axis: value.shown for axis, value in zip(axes, values, strict=True)}, here))
     return settings
 
 
-def _axis_value(axis: str, value: Any, at: int) -> tuple[str, Any, dict[str, Any]]:
-    """An axis, its value as records have it, and the options that the value sets."""
+def _values_of(axis: Any, values: Any) -> Sequence[Any]:
+    """The values of an axis, if there are any in a list."""
+    if not isinstance(axis, str) or not axis.strip():
+        raise JarmError(f"grid has an axis {axis!r}: give it the name of an option, or one of your own.")
+    if axis in WHOLE:
+        raise JarmError(f"`{axis}` belongs to the sweep as a whole: give it above [grid].")
+    if isinstance(values, np.ndarray):
+        values = values.tolist()
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Sequence):
+        raise JarmError(f"grid.{axis} is {values!r}: give a list of values.")
+    if not values:
+        raise JarmError(f"grid.{axis} is empty, so there is nothing to run: give it values, or leave it out.")
+    return values
+
+
+def _axes(config: SweepConfig) -> dict[str, list[_Value]]:
+    """The values of every axis.
+
+    Raises:
+      JarmError: an axis is no option, is empty or holds a value twice, or a value has the wrong type.
+    """
+    axes = {
+        axis: [_axis_value(axis, value, at) for at, value in enumerate(_values_of(axis, values))]
+        for axis, values in config.grid.items()
+    }
+    setter: dict[str, str] = {}
+    for axis, values in axes.items():
+        distinct(f"grid.{axis}", [value.shown for value in values])
+        for option in {option for value in values for option in value.options}:
+            if setter.setdefault(option, axis) != axis:
+                raise JarmError(f"grid.{setter[option]} and grid.{axis} both set `{option}`: leave it to one of them.")
+    return axes
+
+
+def _axis_value(axis: str, value: Any, at: int) -> _Value:
     where = f"grid.{axis}[{at}]"
     if not isinstance(value, Mapping):
         value = _value(axis, value, where)
-        return axis, value, {axis: value}
+        return _Value(value, {axis: value})
     if axis in OPTIONS or RESERVED.fullmatch(axis):
         raise JarmError(f"{where} sets several options, and `{axis}` is the name of something else: name it otherwise.")
-    if not isinstance(value.get("name"), str):
+    if not isinstance(value.get("name"), str) or not value["name"].strip():
         raise JarmError(f"{where} is {dict(value)}: give it a name, such as name = 'small'.")
     options = {option: _value(option, each, where) for option, each in value.items() if option != "name"}
     if whole := [option for option in options if option in WHOLE]:
         raise JarmError(f"{where} sets `{whole[0]}`, which belongs to the sweep as a whole: give it above [grid].")
-    return axis, value["name"], options
+    return _Value(value["name"], options)
 
 
 def _value(option: str, value: Any, where: str) -> Any:
@@ -216,24 +259,28 @@ def _value(option: str, value: Any, where: str) -> Any:
             f"{where} names `{option}`, which is no option of `jarm compare`{nearest(option, OPTIONS)}; "
             "`jarm compare --help` lists them."
         )
-    if isinstance(value, np.generic):
-        value = value.item()
-    if option in ("rules", "best_of", "attributes") and isinstance(value, Sequence) and not isinstance(value, str):
-        value = ",".join(map(str, value))
-    wanted = typing.get_type_hints(CompareConfig)[option]
-    kinds = typing.get_args(wanted) if isinstance(wanted, types.UnionType) else (wanted,)
-    kinds = tuple(str if kind is pathlib.Path else kind for kind in kinds)
-    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        value = float(value)
-    if isinstance(value, pathlib.Path):
-        value = str(value)
-    if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
-        names = {str: "text", int: "a whole number", float: "a number", bool: "true or false"}
-        wants = " or ".join(names[kind] for kind in kinds if kind in names)
-        raise JarmError(f"`{option}` in {where} is {value!r}: give {wants}.")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise JarmError(f"`{option}` in {where} is {value}: give a finite number.")
-    return value
+    value = settle(f"`{option}` in {where}", as_text(option, value) if option in TEXTS else value, _TYPES[option])
+    return str(value) if isinstance(value, pathlib.Path) else value
+
+
+def check_arguments(arguments: Sequence[str]) -> None:
+    """Refuse arguments of the command line that are empty, or name an option as earlier versions did.
+
+    Raises:
+      JarmError: there is one.
+
+    Example:
+      >>> check_arguments(["compare", "--pool", "500"])
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: `--pool` is `--candidates` now.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        option, equals, value = argument.partition("=")
+        if not argument.strip() or (option.startswith("--") and equals and not value.strip()):
+            where = option if option.strip() else before if before.startswith("--") else ""
+            raise JarmError(f"`{where or 'an argument'}` is empty: give it a value, or leave it out.")
+        if option.startswith("--") and (old := option[2:].replace("-", "_")) in OLD_OPTIONS:
+            raise JarmError(f"`{option}` is `--{OLD_OPTIONS[old].replace('_', '-')}` now.")
 
 
 def by_program(settings: Sequence[Setting]) -> list[list[Setting]]:

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from jarm.core.base import HParams
+from jarm.core.memory import host_bytes
 from jarm.core.messages import readable
 from jarm.core.settings import make_key
 from jarm.core.status import JarmError
@@ -246,18 +247,7 @@ def free_bytes() -> int | None:
     stats = jax.local_devices()[0].memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
-    try:
-        lines = pathlib.Path("/proc/meminfo").read_text("utf-8").splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration, ValueError):
-        return None
-    group = pathlib.Path("/sys/fs/cgroup")
-    try:  # where a container or a scheduler allows less
-        return min(
-            free, int((group / "memory.max").read_text("utf-8")) - int((group / "memory.current").read_text("utf-8"))
-        )
-    except (OSError, ValueError):
-        return free
+    return host_bytes()
 
 
 def keep_compiled() -> None:

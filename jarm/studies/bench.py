@@ -9,7 +9,7 @@ import os
 import pathlib
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -19,17 +19,29 @@ import numpy as np
 from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import Belief, HParams, PairSpace
+from jarm.core.checks import INT32, Check, at_least, between, check_fields, named
 from jarm.core.files import plain, replace_text
 from jarm.core.interrupts import STOP, Stopped, ahead
-from jarm.core.messages import choose
+from jarm.core.memory import refuse_too_large
 from jarm.core.status import JarmError, Status
 from jarm.core.streams import say
 from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import KINDS, pair_space, subset
+from jarm.runs.config import as_text, known_names, numbers, parts
 from jarm.runs.records import provenance
 
 WIDTH = 10
 """Responses per prompt."""
+
+
+_CHECKS: Mapping[str, Check] = {
+    "rules": known_names,
+    "pairs": named("pair space", ("listed", *KINDS)),
+    "sizes": numbers,
+    **dict.fromkeys(("responses", "batch", "width", "members", "turns"), between(1, INT32)),
+    **dict.fromkeys(("labelled", "cores"), between(0, INT32)),
+    "limit": at_least(0),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,16 +77,10 @@ class BenchConfig:
     cores: int = 0
     out: pathlib.Path = pathlib.Path("out/bench")
 
-    def check(self) -> None:
-        """Refuse settings that cannot be measured.
-
-        Raises:
-          JarmError: a setting is out of its range.
-        """
-        choose("pair space", self.pairs, ("listed", *KINDS))
-        for name in ("responses", "batch", "width", "members", "turns"):
-            if getattr(self, name) < 1:
-                raise JarmError(f"`--{name} {getattr(self, name)}`: give at least 1.")
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rules", as_text("rules", self.rules))
+        object.__setattr__(self, "sizes", as_text("sizes", self.sizes))
+        check_fields(self, _CHECKS)
         max_pairs = self.responses * (self.responses - 1) // 2
         if self.pairs == "listed" and max(self.counts()) > max_pairs:
             raise JarmError(f"{self.responses:,} responses have no more than {max_pairs:,} pairs: raise `--responses`.")
@@ -86,17 +92,11 @@ class BenchConfig:
 
     def counts(self) -> list[int]:
         """The numbers of candidate pairs."""
-        try:
-            return [int(each) for each in self.sizes.split(",")]
-        except ValueError:
-            raise JarmError(f"`--sizes {self.sizes}` is not a list of numbers such as 1000,10000.") from None
+        return list(numbers("`sizes`", self.sizes))
 
     def rule_names(self) -> list[str]:
         """The rules to measure."""
-        names = list(RULES) if self.rules == "all" else [name.strip() for name in self.rules.split(",") if name.strip()]
-        for name in names:
-            get_rule(name)
-        return list(dict.fromkeys(names))
+        return list(RULES) if self.rules == "all" else parts("`rules`", self.rules)
 
 
 class Problem(NamedTuple):
@@ -128,7 +128,11 @@ class Peer:
 
 
 def make_problem(config: BenchConfig, count: int) -> Problem:
-    """Gaussian features, members that agree on most pairs, and about `count` candidate pairs."""
+    """Gaussian features, members that agree on most pairs, and about `count` candidate pairs.
+
+    Raises:
+      JarmError: they are larger than memory.
+    """
     rng = np.random.default_rng(0)
     size = {
         "listed": config.responses,
@@ -137,6 +141,8 @@ def make_problem(config: BenchConfig, count: int) -> Problem:
         "all": (2 * count) ** 0.5 + 1,
     }[config.pairs]
     size = max(2, round(size / WIDTH)) * WIDTH
+    needed = 4 * size * (config.width + 2 * config.members) + 8 * count * (config.pairs == "listed")
+    refuse_too_large(f"A problem of {count:,} candidate pairs", needed, "give smaller `sizes`, or less `width`")
     features = rng.standard_normal((size, config.width), np.float32)
     heads = rng.standard_normal((config.width, 1)) + 0.5 * rng.standard_normal((config.width, config.members))
     # Margins of a standard deviation of about 1.5.
@@ -226,7 +232,6 @@ def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any
     Raises:
       JarmError: a setting is wrong, a rule failed, or the folder cannot be written.
     """
-    config.check()
     if config.cores:
         pin(config.cores)
     names = [name for name in config.rule_names() if config.members > 1 or not needs_ensemble(name)]

@@ -164,9 +164,10 @@ def test_reward_scale():
         ({"flip_rate": -0.1}, r"not in \[0, 0.5\)"),
         ({"scale": "sd"}, "neither 'std' nor a positive number"),
         ({"scale": 0.0}, "not a positive number"),
-        ({"scale": float("nan")}, "not a positive number"),
-        ({"length_bias": float("nan")}, "not a finite number"),
-        ({"column": ""}, "column has no name"),
+        ({"scale": -1.0}, "not a positive number"),
+        ({"scale": float("nan")}, "scale is nan: give a finite number"),
+        ({"length_bias": float("nan")}, "length_bias is nan: give a finite number"),
+        ({"column": ""}, "column is empty: give text"),
     ],
 )
 def test_bad_annotators_are_named(settings, complaint):

@@ -176,7 +176,7 @@ def test_programs_on_the_same_data_are_neighbours():
         ({"best_of_5": [{"name": "a", "batch": 5}]}, "`best_of_5` is the name of something else"),
         ({"batch_mean_gold_gap": [{"name": "a", "batch": 5}]}, "is the name of something else"),
         ({"head": ["linear", "transformer"]}, "In the setting head=transformer: .*transformer"),
-        ({"noise": [1.0], "batch": [0]}, "In the setting noise=1.0, batch=0: "),
+        ({"noise": [1.0], "batch": [0]}, "In the setting batch=0: `batch` is 0: give at least 1"),
         ({"gold_scale": ["wide"]}, "In the setting gold_scale=wide: .*neither 'std' nor a number"),
         ({"best_of": ["two"]}, "In the setting best_of=two: "),
     ],
@@ -197,7 +197,7 @@ def test_mistakes_in_a_grid_get_a_sentence_that_names_the_place(axes, words):
         ("a.toml", "grid = 3", "`grid` of .* is 3: write a table"),
         ("a.toml", "[[grid]]\nnoise = [1.0]", "`grid` of .*: write a table"),
         ("a.toml", "[gird]\nnoise = [1.0]", r"has a table \[gird\] \(did you mean 'grid'\?\)"),
-        ("a.toml", 'out = ["a"]', "`out` in .*a.toml is .*: give text"),
+        ("a.toml", 'out = ["a"]', "`out` in .*a.toml is .*: give a path"),
         ("a.py", "raise ValueError('one\\ntwo')", r"does not run \(ValueError: one\): repair it"),
         ("a.py", "import nothing_of_that_name", r"does not run \(ModuleNotFoundError"),
         ("a.py", "def f(:", r"does not run \(SyntaxError"),
@@ -227,7 +227,7 @@ def test_every_option_but_those_of_the_sweep_can_be_an_axis():
     default = CompareConfig(out=pathlib.Path("mine"))
     for option in OPTIONS:
         value = getattr(default, option)
-        if option in ("out", "rules", "seeds", "workers", "vmap_runs"):
+        if option in ("out", "rules", "seeds", "workers", "vmap_runs", "max_runs"):
             with pytest.raises(JarmError, match="belongs to the sweep"):
                 expand(SweepConfig(default, {option: [value]}))
         else:
