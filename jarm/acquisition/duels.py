@@ -23,7 +23,7 @@ import jax.numpy as jnp
 from jarm.core.base import Belief, HParams, PairSpace, Selection
 from jarm.core.status import Status, worst
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
-from jarm.design.spaces import may_pair, valid_pairs
+from jarm.design.spaces import may_pair, partner_counts, valid_pairs
 
 First = Callable[[PRNGKey, Any, Bool[Array, "n"]], tuple[Float[Array, "n"], Any]]
 """`(key, stats of n responses, allowed) -> (scores, memory)`; the choice of the second response gets the memory."""
@@ -177,17 +177,13 @@ def _choose(scores: Float[Array, "c n"], allowed: Bool[Array, "c n"]) -> tuple[I
 
 def _partner_counts(space: PairSpace) -> Int[Array, "N"]:
     """Number of responses with which each response has a pair in the space."""
-    size, eligible = space.eligible.shape[0], space.eligible
+    size = space.size
     if space.pairs is not None:
         ends, valid = space.pairs, valid_pairs(space)
         count, sign = jnp.zeros(size, jnp.int32), 1
     else:
-        prompt_of, ends = space.prompt_of, space.excluded
-        same = jax.ops.segment_sum(eligible.astype(jnp.int32), prompt_of, size)[prompt_of]
-        total = eligible.sum(dtype=jnp.int32)
-        count = {"within": same - 1, "cross": total - same, "all": jnp.full(size, total - 1, jnp.int32)}[space.kind]
-        count, sign = jnp.where(eligible, count, 0), -1
-        valid = may_pair(space, space.excluded)
+        ends, valid = space.excluded, may_pair(space, space.excluded)
+        count, sign = partner_counts(space), -1
     return count.at[jnp.where(valid[:, None], ends, size)].add(sign, mode="drop")
 
 
@@ -203,6 +199,8 @@ def _partners_left(
         low, high = space.pairs.T
         other = jnp.where(low == i[0], high, jnp.where(high == i[0], low, size))
         allowed &= jnp.zeros(size, bool).at[other].set(True, mode="drop")[None, :]
+    if space.alike is not None:
+        allowed &= space.alike[arena] != space.alike[i][:, None]
     excluded = jnp.concatenate([space.excluded, pairs])
     excluded = jnp.concatenate([excluded, excluded[:, ::-1]])
     one, other = jnp.minimum(excluded, size - 1).T

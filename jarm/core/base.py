@@ -140,6 +140,8 @@ class PairSpace:
         any unit (seconds, tokens, money). None where all pairs cost the same. Only greedy selection looks at them.
       prompt: `[N]` int32 in 0 .. N - 1, for prompts of unequal size without padding; not for `within`, which walks a
         grid. None where response n belongs to prompt n // R. Read `prompt_of`, which covers both.
+      alike: `[N]` int32, the same number for responses with equal embeddings, which are never paired: no label of such
+        a pair would teach a head anything. Not for `listed`. None where all embeddings differ.
     """
 
     kind: str = static()
@@ -149,6 +151,7 @@ class PairSpace:
     pairs: Int[Array, "M 2"] | None = None
     costs: Float[Array, "c"] | None = None
     prompt: Int[Array, "N"] | None = None
+    alike: Int[Array, "N"] | None = None
 
     @property
     def size(self) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jarm.core.rows import group_rows
 from jarm.core.status import JarmError
 
 
@@ -60,6 +62,24 @@ class ResponseTable:
         if self.deviation is not None:
             gathered /= self.deviation
         return gathered if mask.all() else np.where(mask[..., None], gathered, np.float32(0))
+
+    @functools.cached_property
+    def alike(self) -> np.ndarray | None:
+        """`[P, R]` int32, the same number for responses with equal `embeddings`; None where all of them differ."""
+        count, width, size = self.shape
+        real = np.flatnonzero(self.mask)
+
+        def rows(part: slice) -> np.ndarray:
+            wanted = real[part]
+            first, last = wanted[0] // width, wanted[-1] // width + 1
+            return self.embeddings(slice(first, last)).reshape(-1, size)[wanted - first * width]
+
+        groups = group_rows(rows, len(real), size) if len(real) else None
+        if groups is None:
+            return None
+        alike = np.arange(count * width, dtype=np.int32)
+        alike[real] = real[groups]
+        return alike.reshape(count, width)
 
     def column(self, name: str) -> np.ndarray:
         """A column by name, `[P, R]`: `gold`, or one of the attributes.

@@ -34,6 +34,7 @@ class _Blocks(NamedTuple):
       eligible: `[number * side]` bool.
       prompt: `[number * side]` int32.
       response: `[number * side]` int32, the response at each place; N for padding.
+      alike: `[number * side]` int32, equal for responses that are not paired; None where all may be.
     """
 
     side: int
@@ -43,6 +44,7 @@ class _Blocks(NamedTuple):
     eligible: Bool[Array, "n"]
     prompt: Int[Array, "n"]
     response: Int[Array, "n"]
+    alike: Int[Array, "n"] | None
 
     @property
     def tiles(self) -> int:
@@ -70,6 +72,8 @@ class _Blocks(NamedTuple):
             mask = row[:, None] < column[None, :]
             if self.cross:
                 mask &= self.cut(self.prompt, low)[:, None] != self.cut(self.prompt, high)[None, :]
+            if self.alike is not None:
+                mask &= self.cut(self.alike, low)[:, None] != self.cut(self.alike, high)[None, :]
             scores = jnp.where(mask, scorer.tile(rows, columns), -jnp.inf)
             slices = scores.reshape(SLICES, -1, self.side)
             # Slice by slice: a maximum over an axis is several times slower than one of arrays.
@@ -106,6 +110,7 @@ def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
         eligible=space.eligible[response] & real,
         prompt=space.prompt_of[response],
         response=jnp.where(real, response, size),
+        alike=None if space.alike is None else space.alike[response],
     )
 
 
@@ -128,6 +133,8 @@ def best_pairs_in_blocks(
         valid = (chunk[0] >= 0) & blocks.eligible[rows] & blocks.eligible[column] & (rows < column)
         if blocks.cross:
             valid &= blocks.prompt[rows] != blocks.prompt[column]
+        if blocks.alike is not None:
+            valid &= blocks.alike[rows] != blocks.alike[column]
         ends = jnp.stack(jnp.broadcast_arrays(blocks.response[rows], blocks.response[column]), axis=1)
         return jnp.where(valid, scorer.with_nan_first(scores), -jnp.inf), jnp.sort(ends, axis=1)
 

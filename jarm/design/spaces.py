@@ -40,6 +40,7 @@ def pair_space(
     width: int,
     eligible: Bool[Array, "N"],
     excluded: Int[Array, "L 2"] | None = None,
+    alike: Int[Array, "N"] | None = None,
 ) -> PairSpace:
     """A space of `within`, `cross` or `all` pairs of the eligible responses.
 
@@ -48,6 +49,7 @@ def pair_space(
       width: R, responses per prompt, padding included; response n belongs to prompt n // R.
       eligible: `[N]` responses that may be in a pair.
       excluded: `[L, 2]` pairs never to be offered, in any order; rows with an index of N or more are padding.
+      alike: `[N]` numbers, the same for responses with equal embeddings, which are not paired; None where all differ.
 
     Returns:
       The space.
@@ -71,7 +73,8 @@ def pair_space(
     size = eligible.shape[0]
     if width < 1 or size % width:
         raise JarmError(f"{size} responses do not form whole prompts of {width}: pad `eligible` with false.")
-    space = PairSpace(kind=kind, width=width, eligible=eligible, excluded=jnp.zeros((0, 2), jnp.int32))
+    alike = None if alike is None else jnp.asarray(alike, jnp.int32)
+    space = PairSpace(kind=kind, width=width, eligible=eligible, excluded=jnp.zeros((0, 2), jnp.int32), alike=alike)
     return space if excluded is None else exclude(space, excluded)
 
 
@@ -109,7 +112,7 @@ def as_list(space: PairSpace, pairs: Int[Array, "M 2"]) -> PairSpace:
       pairs: `[M, 2]` pairs of the space, smaller index first, distinct; an index of N or more is padding.
     """
     nothing = jnp.zeros((0, 2), jnp.int32)
-    return dataclasses.replace(space, kind="listed", pairs=pairs, excluded=nothing, costs=None)
+    return dataclasses.replace(space, kind="listed", pairs=pairs, excluded=nothing, costs=None, alike=None)
 
 
 def exclude(space: PairSpace, pairs: Int[Array, "L 2"]) -> PairSpace:
@@ -184,6 +187,9 @@ def may_pair(space: PairSpace, pairs: Int[Array, "m 2"]) -> Bool[Array, "m"]:
     if space.kind in ("within", "cross"):
         first, second = space.prompt_of[ends].T
         good &= (first == second) if space.kind == "within" else (first != second)
+    if space.alike is not None:
+        first, second = space.alike[ends].T
+        good &= first != second
     return good
 
 
@@ -259,6 +265,8 @@ def get_tile(space: PairSpace, index: Int[Array, ""] | int, tile: int = TILE) ->
     rows, columns = jnp.minimum(rows, size - 1), jnp.minimum(columns, size - 1)
     if space.kind == "cross":
         mask &= space.prompt_of[rows][:, :, None] != space.prompt_of[columns][:, None, :]
+    if space.alike is not None:
+        mask &= space.alike[rows][:, :, None] != space.alike[columns][:, None, :]
     # Negative indices would count from the end: sent out of bounds, the scatter drops them.
     outside = jnp.iinfo(jnp.int32).max
     mask = mask.at[tuple(jnp.where(axis < 0, outside, axis) for axis in excluded)].set(False, mode="drop")
@@ -269,6 +277,9 @@ def pair_count(space: PairSpace) -> Float[Array, ""]:
     """Number of pairs of the space, as float32: exact below 2^24, rounded above."""
     if space.pairs is not None:
         return valid_pairs(space).sum(dtype=jnp.float32)
+    excluded = may_pair(space, space.excluded).sum(dtype=jnp.float32)
+    if space.alike is not None:
+        return partner_counts(space).sum(dtype=jnp.float32) / 2 - excluded
     if space.prompt is None:
         by_prompt = space.eligible.reshape(-1, space.width).sum(axis=1, dtype=jnp.float32)
     else:
@@ -277,7 +288,28 @@ def pair_count(space: PairSpace) -> Float[Array, ""]:
     # A sum, not a difference of rounded totals, for which `sample_pairs` would search a missing pair for ever.
     cross = (by_prompt * (jnp.cumsum(by_prompt) - by_prompt)).sum()
     total = {"within": within, "cross": cross, "all": within + cross}[space.kind]
-    return total - may_pair(space, space.excluded).sum(dtype=jnp.float32)
+    return total - excluded
+
+
+def partner_counts(space: PairSpace) -> Int[Array, "N"]:
+    """`[N]` int32, responses with which each may be in a pair, excluded or not; not of a `listed` space."""
+    eligible, prompt_of = space.eligible, space.prompt_of
+    same = jax.ops.segment_sum(eligible.astype(jnp.int32), prompt_of, space.size)[prompt_of]
+    total = eligible.sum(dtype=jnp.int32)
+    copies = copies_there = jnp.int32(1)  # of each response, itself among them: in the space, and in its prompt
+    if space.alike is not None:
+        copies, copies_there = _shared(eligible, space.alike), _shared(eligible, prompt_of, space.alike)
+    counts = {"within": same - copies_there, "cross": total - same - copies + copies_there, "all": total - copies}
+    return jnp.where(eligible, counts[space.kind], 0)
+
+
+def _shared(eligible: Bool[Array, "N"], *keys: Int[Array, "N"]) -> Int[Array, "N"]:
+    """`[N]` int32, eligible responses that have the same keys as each."""
+    *order, place = jax.lax.sort((*keys, jnp.arange(len(eligible), dtype=jnp.int32)), num_keys=len(keys))
+    new = jnp.stack([key[1:] != key[:-1] for key in order]).any(axis=0)
+    group = jnp.cumsum(jnp.pad(new, (1, 0)), dtype=jnp.int32)
+    counts = jax.ops.segment_sum(eligible[place].astype(jnp.int32), group, len(eligible))[group]
+    return jnp.zeros_like(counts).at[place].set(counts)
 
 
 def sample_pairs(key: AnyKey, space: PairSpace, k: int) -> tuple[Int[Array, "k 2"], Bool[Array, "k"]]:

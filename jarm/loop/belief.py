@@ -38,7 +38,8 @@ def draw_candidates(
     place = jnp.full(count, prompts.shape[0], jnp.int32).at[prompts].set(jnp.arange(prompts.shape[0], dtype=jnp.int32))
     ends = jnp.stack([labelled.first, labelled.second], axis=1)
     local = jnp.where(labelled.mask[:, None], place[ends // width] * width + ends % width, size)
-    space = pair_space(config.pairs, width, table.mask[prompts].reshape(-1), local)
+    alike = None if table.alike is None else table.alike[prompts].reshape(-1)
+    space = pair_space(config.pairs, width, table.mask[prompts].reshape(-1), local, alike)
     responses = None
     if config.prompts is not None:
         responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)

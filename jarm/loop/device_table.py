@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,9 +12,10 @@ import numpy as np
 from jarm.core.base import HParams
 from jarm.core.columns import SPACES, halves, refuse_ties
 from jarm.core.pytree import record
+from jarm.core.rows import count_alike
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, check_embeddings
-from jarm.core.types import Array, Bool, Float
+from jarm.core.types import Array, Bool, Float, Int
 from jarm.evaluation.annotators import reward_scale, solve_noise
 from jarm.loop.config import LoopConfig
 
@@ -32,6 +33,8 @@ class DeviceTable:
       answers: `[P, R]` the column that the annotator answers by, divided by its reward scale; None for gold.
       gold_rest, answers_rest: `[P, R]` what float32 leaves out of `gold` and `answers` (`core.columns.halves`), so that
         scores of which float32 makes ties still differ; None counts as zeros.
+      alike: `[P, R]` int32, the same number for responses with equal embeddings, which are never paired; None where all
+        embeddings differ.
     """
 
     embeddings: Float[Array, "P R d"]
@@ -42,6 +45,7 @@ class DeviceTable:
     answers: Float[Array, "P R"] | None = None
     gold_rest: Float[Array, "P R"] | None = None
     answers_rest: Float[Array, "P R"] | None = None
+    alike: Int[Array, "P R"] | None = None
 
     @property
     def exact_gold(self) -> Float[Array, "N"] | Float[Array, "N 2"]:
@@ -152,6 +156,7 @@ def make_device_table(
         answers=answers[0],
         gold_rest=gold[1],
         answers_rest=answers[1],
+        alike=None if table.alike is None else jnp.asarray(table.alike),
     )
 
 
@@ -187,25 +192,53 @@ def prepare(
     return device_table, jax.tree.map(jnp.asarray, hparams), scale
 
 
+class PairCounts(NamedTuple):
+    """Pairs of a table: those on offer, and those left out because their responses have equal embeddings."""
+
+    offered: int
+    copies: int
+
+
+def count_pairs(table: ResponseTable, kind: str, prompts: int | None = None) -> PairCounts:
+    """Number of pairs of a kind.
+
+    Args:
+      table: the responses.
+      kind: `within`, `cross` or `all`.
+      prompts: count in so many prompts only, those that hold the fewest; copies count for `within` only.
+    """
+    real = table.mask.sum(axis=1).astype(np.int64)
+    copies, every_copy = np.zeros_like(real), 0
+    if table.alike is not None:
+        prompt, alike = np.nonzero(table.mask)[0], table.alike[table.mask]
+        copies = count_alike(alike, prompt, len(real))
+        every_copy = int(count_alike(alike, np.zeros_like(prompt)).sum())
+    if prompts is not None and kind != "within":
+        real, copies, every_copy = np.sort(real)[:prompts], np.zeros(prompts, np.int64), 0
+    within = int(np.sort(real * (real - 1) // 2 - copies)[:prompts].sum())
+    responses, copies_within = int(real.sum()), int(copies.sum())
+    every = responses * (responses - 1) // 2 - every_copy
+    return {
+        "within": PairCounts(within, copies_within),
+        "cross": PairCounts(every - within, every_copy - copies_within),
+        "all": PairCounts(every, every_copy),
+    }[kind]
+
+
 def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
     """Refuse a budget that the table cannot meet, or prompts per round that may not fill a batch."""
-    real = table.mask.sum(axis=1).astype(np.int64)
-    if config.prompts is not None and config.prompts > len(real):
-        raise JarmError(f"{config.prompts} prompts per round are more than the {len(real)} of the table: draw fewer.")
-
-    def pairs_in(counts: np.ndarray) -> int:
-        within = int((counts * (counts - 1) // 2).sum())
-        total = int(counts.sum())
-        every = total * (total - 1) // 2
-        return {"within": within, "cross": every - within, "all": every}[config.pairs]
-
-    count = pairs_in(real)
-    if count < config.budget:
+    if config.prompts is not None and config.prompts > len(table.mask):
         raise JarmError(
-            f"The table holds {count} pairs {SPACES[config.pairs]}, fewer than the {config.budget} labels of "
+            f"{config.prompts} prompts per round are more than the {len(table.mask)} of the table: draw fewer."
+        )
+    count, copies = count_pairs(table, config.pairs)
+    if count < config.budget:
+        left_out = f" ({copies:,} more are of responses with equal embeddings)" if copies else ""
+        raise JarmError(
+            f"The table holds {count} pairs {SPACES[config.pairs]}{left_out}, fewer than the {config.budget} labels of "
             f"{config.initial} + {config.rounds} x {config.batch}: label fewer, or widen the space (`--pairs all`)."
         )
-    if config.prompts is not None and pairs_in(np.sort(real)[: config.prompts]) < config.batch:
+    if config.prompts is not None and count_pairs(table, config.pairs, config.prompts).offered < config.batch:
         raise JarmError(
             f"{config.prompts} prompts per round may hold fewer pairs {SPACES[config.pairs]} than a batch of "
             f"{config.batch}: draw more prompts, or label fewer."

@@ -88,7 +88,8 @@ def init(parts: Parts, key: AnyKey, table: DeviceTable) -> tuple[LoopState, Sele
         params=heads(jax.random.split(key_params, config.fit.members)),
         status=jnp.int32(Status.OK),
     )
-    space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1))
+    alike = None if table.alike is None else table.alike.reshape(-1)
+    space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1), alike=alike)
     pairs, valid = sample_pairs(key_first, space, config.initial)
     status = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     return state, Selection(pairs, jnp.zeros(config.initial, jnp.float32), valid, status)

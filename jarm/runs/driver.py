@@ -10,13 +10,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import numpy as np
 
 from jarm.acquisition.registry import source_of
+from jarm.core.columns import SPACES
 from jarm.core.distributed import agreed, in_step
 from jarm.core.progress import Progress
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.evaluation.metrics import reference_lines
+from jarm.loop.device_table import count_pairs
 from jarm.runs.config import ADDED, FREE, SOURCE, CompareConfig
 from jarm.runs.grid import OPTIONS
 from jarm.runs.jobs import Call, Job, calls_of, share_of
@@ -84,6 +87,7 @@ def run_jobs(
                     "give another --out."
                 )
             if jax.process_index() == 0:
+                _say_copies(jobs)
                 folder.refuse_changed(sources)
                 _append_references(folder, jobs, grid, common)
                 if grid is not None:
@@ -100,6 +104,19 @@ def run_jobs(
         if grid is not None and jax.process_index() == 0:
             write_progress(out, progress | {"compiled": runner.compiled})
     return summary
+
+
+def _say_copies(jobs: Sequence[Job]) -> None:
+    """Say how many pairs of each training table are never offered."""
+    for kind, table in {
+        (job.loop.pairs, id(job.data.train)): (job.loop.pairs, job.data.train) for job in jobs
+    }.values():
+        offered, copies = count_pairs(table, kind)
+        if copies:
+            say(
+                f"jarm: {copies:,} of {offered + copies:,} pairs {SPACES[kind]} are of responses with equal "
+                "embeddings, which no label could tell apart: they are never offered."
+            )
 
 
 def _make(runner: Runner, calls: Sequence[Call]) -> Iterator[Made]:
@@ -172,6 +189,8 @@ def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any
     tables = {}
     for job in jobs:
         data = {"train": dict(job.data.train.provenance), "test": dict(job.data.test.provenance)}
+        if job.data.train.alike is not None:  # pairs of these are not offered, as they were in earlier versions
+            data["train"]["copies"] = int((job.data.train.alike.ravel() != np.arange(job.data.train.alike.size)).sum())
         for setting in job.settings:
             tables[", ".join(f"{axis}={setting.axes[axis]}" for axis in choosing)] = data
     if grid is None:

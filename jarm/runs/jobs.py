@@ -41,7 +41,7 @@ class Job:
     @property
     def program(self) -> tuple[Any, ...]:
         """Key of the program: jobs with equal keys share one."""
-        return self.loop, self.data.train.shape
+        return self.loop, self.data.train.shape, self.data.train.alike is None
 
     @property
     def evaluation(self) -> dict[str, Any]:

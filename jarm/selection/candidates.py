@@ -15,6 +15,7 @@ import numpy as np
 from jarm.core.base import PairSpace, Selection
 from jarm.core.ids import Id, code_ids, read_ids
 from jarm.core.messages import choose
+from jarm.core.rows import count_alike
 from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
 
@@ -31,6 +32,7 @@ class Candidates:
       space: the pair space, nothing excluded, with NumPy leaves.
       rows: `[n]` the caller's response at each place of the space, -1 for padding; None where the two are the same.
       total: number of pairs in the space.
+      copies: number of pairs left out of it, because their responses have equal features.
       excluded: `[E, 2]` int64 distinct pairs of the space that are not offered, in the caller's indices.
       costs: `[N]` float64 of the caller's responses, or None; costs of listed pairs are in the space.
     """
@@ -38,6 +40,7 @@ class Candidates:
     space: PairSpace
     rows: np.ndarray | None
     total: int
+    copies: int
     excluded: np.ndarray
     costs: np.ndarray | None = None
 
@@ -96,6 +99,7 @@ def find_candidates(
     prompts: np.ndarray | None,
     costs: np.ndarray | None,
     excluded: np.ndarray,
+    alike: np.ndarray | None = None,
 ) -> Candidates:
     """The pairs on offer.
 
@@ -105,6 +109,7 @@ def find_candidates(
       prompts: `[N]` codes from 0, or None.
       costs: `[N]` of responses, or `[M]` of listed pairs, also where M = N; a pair listed twice has its lower cost.
       excluded: `[E, 2]` pairs in any order.
+      alike: `[N]` the same number for responses with equal features, which are not paired; None where all differ.
 
     Returns:
       The candidates.
@@ -117,12 +122,15 @@ def find_candidates(
         if space != "all" and prompts is None:
             raise JarmError(f"Pairs {space!r} prompts need to know them: give prompts=, the prompt of each response.")
     excluded = np.unique(np.sort(excluded, axis=1), axis=0)
+    if alike is not None:
+        excluded = excluded[alike[excluded[:, 0]] != alike[excluded[:, 1]]]
     if not isinstance(space, str):
         if costs is not None and len(costs) != len(space):
             costs = costs[space].sum(axis=1)
-        return _listed(space, size, prompts, costs, excluded)
+        return _listed(space, size, prompts, costs, excluded, alike)
     counts = np.array([size]) if prompts is None else np.bincount(prompts)
     within, every = int((counts * (counts - 1) // 2).sum()), size * (size - 1) // 2
+    copies = _count_copies(space, prompts, alike)
     if space != "all":
         assert prompts is not None
         same = prompts[excluded[:, 0]] == prompts[excluded[:, 1]]
@@ -131,7 +139,7 @@ def find_candidates(
         assert prompts is not None
         if counts.max() * (counts > 1).sum() > PADDING * size:
             pairs = _pairs_within(prompts)
-            return _listed(pairs, size, prompts, None if costs is None else costs[pairs].sum(axis=1), excluded)
+            return _listed(pairs, size, prompts, None if costs is None else costs[pairs].sum(axis=1), excluded, alike)
         grid = _grid(prompts, counts)
         width, total = int(counts.max()), within
         rows = None if np.array_equal(grid, np.arange(size)) else grid
@@ -143,9 +151,11 @@ def find_candidates(
             width=width,
             eligible=np.ones(size, bool) if rows is None else rows >= 0,
             prompt=None if prompts is None or space == "within" else prompts.astype(np.int32),
+            alike=alike if alike is None or rows is None else alike[np.maximum(rows, 0)],
         ),
         rows,
-        total,
+        total - copies,
+        copies,
         excluded,
     )
     if costs is None:
@@ -182,18 +192,27 @@ def _keys(pairs: np.ndarray) -> np.ndarray:
 
 
 def _listed(
-    pairs: np.ndarray, size: int, prompts: np.ndarray | None, costs: np.ndarray | None, excluded: np.ndarray
+    pairs: np.ndarray,
+    size: int,
+    prompts: np.ndarray | None,
+    costs: np.ndarray | None,
+    excluded: np.ndarray,
+    alike: np.ndarray | None,
 ) -> Candidates:
     """A sorted list, each pair once, padded to its first length, so that repeats do not decide the compiled shapes."""
-    pairs = np.sort(pairs, axis=1)
+    pairs, length, copies = np.sort(pairs, axis=1), len(pairs), 0
+    if alike is not None:
+        same = alike[pairs[:, 0]] == alike[pairs[:, 1]]
+        copies = len(np.unique(_keys(pairs[same])))
+        pairs, costs = pairs[~same], None if costs is None else costs[~same]
     if costs is not None:
         order = np.lexsort((costs, pairs[:, 1], pairs[:, 0]))
         pairs, costs = pairs[order], costs[order].astype(np.float32)
     keys, first = np.unique(_keys(pairs), return_index=True)
-    distinct = np.full((len(pairs), 2), size, np.int32)
+    distinct = np.full((length, 2), size, np.int32)
     distinct[: len(first)] = pairs[first]
     if costs is not None:
-        costs = np.append(costs[first], np.ones(len(pairs) - len(first), np.float32))
+        costs = np.append(costs[first], np.ones(length - len(first), np.float32))
     space = _space(
         kind="listed",
         width=1,
@@ -202,7 +221,19 @@ def _listed(
         costs=costs,
         prompt=None if prompts is None else prompts.astype(np.int32),
     )
-    return Candidates(space, None, len(first), excluded[np.isin(_keys(excluded), keys)])
+    return Candidates(space, None, len(first), copies, excluded[np.isin(_keys(excluded), keys)])
+
+
+def _count_copies(kind: str, prompts: np.ndarray | None, alike: np.ndarray | None) -> int:
+    """Number of pairs of a kind that are of responses with equal features."""
+    if alike is None:
+        return 0
+    every = int(count_alike(alike, np.zeros_like(alike)).sum())
+    if kind == "all":
+        return every
+    assert prompts is not None
+    within = int(count_alike(alike, prompts).sum())
+    return within if kind == "within" else every - within
 
 
 def _grid(prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:

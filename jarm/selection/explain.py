@@ -47,6 +47,7 @@ def explain(
         criterion=request.criterion_name,
         space=request.space_name,
         held=candidates.count,
+        copies=candidates.copies,
         log_det_before=log_det_of(information),
         log_det_after=log_det,
         upper=upper,

@@ -11,6 +11,7 @@ import numpy as np
 
 from jarm.core.base import Limits
 from jarm.core.messages import choose
+from jarm.core.rows import group_rows
 from jarm.core.status import JarmError
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
 from jarm.selection.arguments import as_array, finite, index_pairs, read_costs, read_limits, single, whole
@@ -130,12 +131,9 @@ def read_request(
     codes, names = (None, []) if prompts is None else codes_of(prompts, size)
     costs = read_costs(costs, size, None if isinstance(space, str) else len(space))
     limits = read_limits(per_prompt, per_response, similarity, prompts=prompts is not None)
-    candidates = find_candidates(space, size, codes, costs, np.concatenate([labelled, exclude]))
-    if candidates.count < (1 if allow_fewer else k):
-        raise JarmError(
-            f"The space holds {candidates.count:,} pairs that are not labelled or excluded, and k = {k:,} are asked "
-            "for: ask for fewer, widen the space, or pass allow_fewer=True."
-        )
+    alike = group_rows(lambda part: features[part], *features.shape)
+    candidates = find_candidates(space, size, codes, costs, np.concatenate([labelled, exclude]), alike)
+    _check_count(candidates, k, allow_fewer=allow_fewer)
     name = criterion if isinstance(criterion, str) else "of the caller"
     criterion = read_criterion(criterion, targets, features, rewards)
     swaps = whole("swaps", swaps, 0)
@@ -161,6 +159,27 @@ def read_request(
         swaps=swaps,
         bound=bound,
         allow_fewer=allow_fewer,
+    )
+
+
+def _check_count(candidates: Candidates, k: int, *, allow_fewer: bool) -> None:
+    """Refuse a space of too few pairs."""
+    count, copies = candidates.count, candidates.copies
+    if count >= (1 if allow_fewer else k):
+        return
+    if not count and copies:
+        raise JarmError(
+            f"No pair of the space would teach anything: {copies:,} are of responses with equal features, and no other "
+            "is left; check the features for copies, or widen the space."
+        )
+    if copies:
+        raise JarmError(
+            f"Only {count:,} of {k:,} pairs teach anything: {copies:,} pairs of the space are of responses with equal "
+            "features, and are not offered; ask for fewer, widen the space, or pass allow_fewer=True."
+        )
+    raise JarmError(
+        f"The space holds {count:,} pairs that are not labelled or excluded, and k = {k:,} are asked "
+        "for: ask for fewer, widen the space, or pass allow_fewer=True."
     )
 
 

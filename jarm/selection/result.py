@@ -87,6 +87,7 @@ class Report:
     Attributes:
       criterion, space: their names.
       held: number of pairs on offer.
+      copies: number of pairs of the space that are not offered, because their responses have equal features.
       log_det_before, log_det_after: log det of the information A, in nats, without and with the batch.
       upper: upper bound on the log det of every batch of as many pairs of the space, in nats; None where it was not
         computed.
@@ -103,6 +104,7 @@ class Report:
     criterion: str
     space: str
     held: int
+    copies: int
     log_det_before: float
     log_det_after: float
     upper: float | None
@@ -204,6 +206,8 @@ def _summary(batch: SelectedBatch) -> list[str]:
         f"{len(batch.pairs):,} of {report.held:,} pairs ({report.space}), criterion {report.criterion}: log det "
         f"{report.log_det_before:.2f} to {report.log_det_after:.2f} ({grown:+.2f} nats)."
     ]
+    if report.copies:
+        lines.append(f"Not offered: {_pairs(report.copies)} of responses with equal features.")
     if report.efficiency is not None:
         lines.append(f"No batch has more than {report.upper:.2f}: D-efficiency at least {report.efficiency:.1%}.")
     if certificate is not None:

@@ -23,6 +23,7 @@ def list_pairs(space: PairSpace) -> np.ndarray:
     for i, j in offered:
         same = prompt_of[i] == prompt_of[j]
         inside = {"within": same, "cross": not same, "all": True, "listed": True}[space.kind]
+        inside &= space.alike is None or int(space.alike[i]) != int(space.alike[j])
         if inside and i != j and eligible[i] and eligible[j] and (i, j) not in excluded:
             kept.append((i, j))
     return np.array(kept, np.int64).reshape(-1, 2)
