@@ -263,7 +263,7 @@ class _Problem:
     prompts: _Prompts
     log_diameter: Float[Array, "P"]
     prompt_of: Int[Array, "N"]
-    wanted: Int[Array, ""] | Float[Array, ""]
+    wanted: Int[Array, ""]
     shortlist: int
 
     def half_entropy(self, near: Float[Array, "P"]) -> Float[Array, "P"]:
@@ -349,7 +349,7 @@ def bal_pm(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: 
         prompts=prompts,
         log_diameter=jnp.log(2 * jnp.sqrt(jnp.maximum(prompts.square_radius, 0)) + 1e-4),
         prompt_of=space.prompt_of,
-        wanted=jnp.minimum(pair_count(space), k),
+        wanted=jnp.minimum(pair_count(space), k).astype(jnp.int32),
         shortlist=default_shortlist(space) + k,
     )
     finite = jnp.isfinite(belief.member_rewards).all(axis=0) & jnp.isfinite(belief.features).all(axis=1)

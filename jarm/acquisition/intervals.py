@@ -183,8 +183,8 @@ def _window(stats: IntervalStats, half: Half, space: PairSpace, k: int) -> tuple
     gaps = -jnp.sort(jnp.where(valid, -jnp.abs(one.mean - other.mean) - half(one, other), jnp.inf))
     ranked = valid.sum(dtype=jnp.int32)
     share = jnp.minimum(jnp.maximum(WINDOW, k / jnp.maximum(count, 1)), 1)
-    start = jnp.floor(jnp.clip(WINDOW - share / 2, 0, 1 - share) * ranked).astype(jnp.int32)
-    end = jnp.minimum(start + jnp.ceil(share * ranked).astype(jnp.int32), ranked)
+    start = jnp.floor(jnp.clip(WINDOW - share / 2, 0, 1 - share) * ranked.astype(jnp.float32)).astype(jnp.int32)
+    end = jnp.minimum(start + jnp.ceil(share * ranked.astype(jnp.float32)).astype(jnp.int32), ranked)
 
     def edge(rank: Array) -> Array:
         last = len(gaps) - 1

@@ -93,7 +93,7 @@ def mixed(rule: Rule) -> Rule:
         chosen = jnp.floor(
             k * (1 - jnp.asarray(hparams.epsilon, jnp.float32)) + jax.random.uniform(key_share, dtype=jnp.float32)
         )
-        head = best.valid & (place < chosen)
+        head = best.valid & (place < chosen.astype(jnp.int32))
         # At least as many of the k drawn pairs are outside the head as the head is short of k.
         taken = jax.lax.sort(tuple(jnp.where(head[:, None], best.pairs, size).T), num_keys=2)
         fresh = drawn.valid & ~contains(jnp.stack(taken, axis=1), drawn.pairs)

@@ -72,11 +72,11 @@ def as_key(key: Any) -> PRNGKey:
     words = jax.random.key_data(key) if typed else jnp.asarray(key)
     if words.shape not in ((2,), (4,)):
         raise JarmError(f"`key` has {words.shape} words, not those of one key: {_NO_KEY}.")
-    first = jax.random.wrap_key_data(words[:2], impl=KEYS)
-    if words.shape == (2,):
-        return first
-    both = jax.random.fold_in(jax.random.fold_in(first, words[2]), words[3])
-    return jax.lax.cond((words[:2] == words[2:]).all(), lambda: first, lambda: both)
+    if words.shape == (4,):
+        first = jax.random.wrap_key_data(words[:2], impl=KEYS)
+        both = jax.random.fold_in(jax.random.fold_in(first, words[2]), words[3])
+        words = jnp.where((words[:2] == words[2:]).all(), words[:2], jax.random.key_data(both))
+    return jax.random.wrap_key_data(words, impl=KEYS)
 
 
 def _named(value: Any) -> str:

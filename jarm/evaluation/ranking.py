@@ -65,7 +65,7 @@ def ranking(scores: Float[Array, "R"], mask: Bool[Array, "R"], *, compare_up_to:
 
 def centred_ranks(ranks: Ranking, mask: Bool[Array, "R"]) -> Float[Array, "R"]:
     """Twice the average rank minus its mean, over the size: whole numbers until the division, so ties are exact."""
-    twice = (ranks.below + ranks.upto - ranks.size) / jnp.maximum(ranks.size, 1)
+    twice = (ranks.below + ranks.upto - ranks.size).astype(jnp.float32) / jnp.maximum(ranks.size, 1).astype(jnp.float32)
     return jnp.where(mask & (ranks.size > 0), twice, 0)
 
 
@@ -120,7 +120,7 @@ def expected_best(
     real = mask & (ranks.size > 0)
     below, upto = jnp.where(real, ranks.below, 0), jnp.where(real, ranks.upto, 1)
     # Tied responses share the weight of their group; the weights of a prompt sum to 1.
-    weight = (row[upto] - row[below]) / (upto - below)
+    weight = (row[upto] - row[below]) / (upto - below).astype(jnp.float32)
     best = jnp.where(real, weight * gold, 0).sum()
     return jnp.where(jnp.isnan(row[0]), jnp.nan, best)
 

@@ -65,7 +65,7 @@ def pool(kind: str, hidden: Float[Array, "B T d"], lengths: Int[Array, "B"], ski
     index = jnp.arange(hidden.shape[1], dtype=jnp.int32)[None, :, None]
     real = (index >= skip) & (index < lengths[:, None, None])
     total = jnp.sum(jnp.where(real, hidden.astype(jnp.float32), 0.0), axis=1)
-    return total / jnp.maximum(lengths - skip, 1)[:, None]
+    return total / jnp.maximum(lengths - skip, 1)[:, None].astype(total.dtype)
 
 
 def follow(
@@ -91,5 +91,5 @@ def follow(
         return rest
     if kind == "cls":
         return jnp.where(before[:, None] > 0, first, rest)
-    share = (before / (before + lengths))[:, None]
+    share = (before.astype(jnp.float32) / (before + lengths).astype(jnp.float32))[:, None]
     return share * first + (1 - share) * rest
