@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import decimal
 import json
-import tokenize
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,9 +57,11 @@ def open_npy(path: PathLike) -> np.ndarray:
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, fortran, dtype = read(file)
             start = file.tell()
-    except (ValueError, SyntaxError, tokenize.TokenError) as error:
+    except OSError as error:
+        raise JarmError(f"{path} cannot be read ({brief(error)}): check the file.") from error
+    except Exception as error:  # NumPy evaluates the header as Python, with errors of many kinds
         raise JarmError(f"{path} is not a readable .npy file ({brief(error)}): write or copy it again.") from None
-    if min(shape, default=0) < 0:
+    if any(type(size) is not int or size < 0 for size in shape):
         raise JarmError(f"{path} is not a readable .npy file (shape {shape}): write or copy it again.")
     if dtype == np.dtype("V2"):  # NumPy has no name for bfloat16, so np.save stores raw two-byte values
         dtype = np.dtype(ml_dtypes.bfloat16)
@@ -69,13 +71,16 @@ def open_npy(path: PathLike) -> np.ndarray:
         raise JarmError(f"{path} is in Fortran order: save np.ascontiguousarray of it, so that a row can be mapped.")
     if 0 in shape or not shape:
         raise JarmError(f"{path} holds no rows (shape {shape}): give at least one response.")
-    size, promised = path.stat().st_size - start, int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    size, promised = path.stat().st_size - start, math.prod(shape) * dtype.itemsize
     if size < promised:
         raise JarmError(
             f"{path} is truncated: it holds {size:,} of the {promised:,} bytes that its header promises for "
             f"shape {shape}; copy or download it again."
         )
-    return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
+    try:
+        return np.memmap(path, dtype=dtype, mode="r", offset=start, shape=shape)
+    except (OSError, ValueError, OverflowError) as error:
+        raise JarmError(f"{path} cannot be mapped into memory ({brief(error)}): check the file.") from error
 
 
 def _nonfinite(array: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:

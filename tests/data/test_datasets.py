@@ -140,6 +140,44 @@ def test_a_damaged_header_of_an_npy_says_so(tmp_path, header):
     assert "not a readable .npy" in complaint(readers.open_npy, path)
 
 
+@pytest.mark.parametrize(
+    ("shape", "descr", "words"),
+    [
+        ("(4294967296, 4294967296)", "'<f4'", "truncated"),  # the product is 0 in 64 bits
+        ("(2147483648, 2147483648, 4)", "'<f4'", "truncated"),
+        ("(9223372036854775807,)", "'<f4'", "truncated"),
+        (f"({10**400},)", "'<f4'", "truncated"),
+        ("(True, 2)", "'<f4'", "not a readable .npy"),
+        ("(2.0, 2)", "'<f4'", "not a readable .npy"),
+        ("('2', 2)", "'<f4'", "not a readable .npy"),
+        ("2", "'<f4'", "not a readable .npy"),
+        ("(" + "1, " * 100 + ")", "'<f4'", "cannot be mapped"),
+        ("(2, 2)", "'O'", "holds object, not floats"),
+        ("(2, 2)", "[('a', '<f4')]", "not floats"),
+        ("(2, 2)", "'<f3'", "not a readable .npy"),
+        ("(2, 2)", "5", "not a readable .npy"),
+        ("(2, 2)", "[" * 900 + "]" * 900, "not a readable .npy"),
+        ("(2, 2)", "{1: 2}", "not a readable .npy"),
+        ("__import__('os').getcwd()", "'<f4'", "not a readable .npy"),
+    ],
+)
+def test_a_header_that_lies_is_one_sentence(tmp_path, shape, descr, words):
+    path = tmp_path / "e.npy"
+    text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n"
+    path.write_bytes(b"\x93NUMPY\x01\x00" + len(text).to_bytes(2, "little") + text.encode() + bytes(100))
+    message = complaint(readers.open_npy, path)
+    assert words in message
+    assert "\n" not in message
+
+
+def test_a_big_endian_npy_has_the_same_values(tmp_path):
+    values = np.arange(6, dtype=np.float32).reshape(3, 2)
+    np.save(tmp_path / "e.npy", values.astype(">f4"))
+    read = readers.open_npy(tmp_path / "e.npy")
+    np.testing.assert_array_equal(np.asarray(read, np.float32), values)
+    assert list(readers.nonfinite_rows(read)) == []
+
+
 @pytest.mark.parametrize("missing", [1, 100, 10**6])
 def test_a_truncated_npy_says_so(tmp_path, missing):
     path = tmp_path / "e.npy"
