@@ -20,6 +20,7 @@ import sys
 import tyro
 
 from jarm import CompareConfig, JarmError, compare
+from jarm.core.files import write_whole
 
 # The head as jarm fits it, and as in a first look at these data, where nothing keeps it from overfitting; each also on
 # embeddings as they are, of norm 1.
@@ -63,7 +64,7 @@ def main(config: Config) -> None:
         settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs}
         summary = compare(CompareConfig(**settings, **FITS[fit], seeds=config.seeds, out=out))
         rows.append({"fit": fit, "target": target, "pairs": pairs, "rules": summary["rules"]})
-    (config.out / "all.json").write_text(json.dumps(rows, indent=2) + "\n", encoding="utf-8")
+    write_whole(config.out / "all.json", json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

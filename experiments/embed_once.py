@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import tyro
 
 from jarm import CompareConfig, EmbeddingStore, JarmError, compare
+from jarm.core.files import write_whole
 from jarm.data.store import key_of
 
 
@@ -83,7 +84,7 @@ def main(config: Config) -> None:
         "damage": len(damage),
         "seconds, killed and whole": [round(value) for value in seconds],
     }
-    (config.out / "extraction.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_whole(config.out / "extraction.json", json.dumps(report, indent=1) + "\n")
     print(json.dumps(report, indent=1))
     for pairs in config.pairs:
         compare(

@@ -30,7 +30,7 @@ import tyro
 from tqdm import tqdm
 
 from jarm import CompareConfig, JarmError, TrainTest, evaluate, load, prepare
-from jarm.core.files import replace_text
+from jarm.core.files import write_whole
 from jarm.report.statistics import paired_difference
 from jarm.runs.programs import Program, default_workers
 from jarm.runs.records import provenance
@@ -109,7 +109,7 @@ def _curves(config: Config, tables: TrainTest, pairs: str) -> dict[str, np.ndarr
     calls = [(arm, seed) for arm, seed in calls if f"{arm}, seed {seed}" not in done]
     for name, curve in tqdm(side_by_side(one, calls, default_workers()), total=len(calls), desc=pairs, unit="run"):
         done[name] = curve
-        replace_text(path, json.dumps({"settings": settings | provenance(), "runs": done}) + "\n")
+        write_whole(path, json.dumps({"settings": settings | provenance(), "runs": done}) + "\n")
     return {
         arm: np.array([np.mean(done[f"{arm}, seed {seed}"][1:]) for seed in range(seeds)])
         for arm, (*_, seeds) in arms.items()

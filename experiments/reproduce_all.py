@@ -34,7 +34,7 @@ import tyro
 from suite import Outcome, Study
 
 from jarm import JarmError
-from jarm.core.files import replace_text
+from jarm.core.files import write_whole
 from jarm.core.messages import clock
 from jarm.report.markdown import table as markdown_table
 from jarm.runs.programs import keep_compiled
@@ -102,8 +102,8 @@ def run_all(config: Config) -> Found:
         if found[-1][2]:
             print(f"{study.name}: {found[-1][2]}", file=sys.stderr)
     config.out.mkdir(parents=True, exist_ok=True)
-    replace_text(config.out / "report.html", html(config, found))
-    replace_text(config.out / "report.md", "\n".join([f"# {TITLE}", "", readings(config, found), *tables(found)]))
+    write_whole(config.out / "report.html", html(config, found))
+    write_whole(config.out / "report.md", "\n".join([f"# {TITLE}", "", readings(config, found), *tables(found)]))
     return found
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
-from jarm.core.files import replace_text
+from jarm.core.files import write_whole
 from jarm.report.curves import METRIC, area, best_of_names, curves, runs_of
 from jarm.report.figures import drawing, short_names, style_of
 from jarm.report.markdown import table as markdown_table
@@ -238,7 +238,7 @@ def kept(path: pathlib.Path, settings: dict[str, Any], make: Callable[[], Record
             return list(there["records"])
     records = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    replace_text(path, json.dumps({"settings": settings, "records": records}) + "\n")
+    write_whole(path, json.dumps({"settings": settings, "records": records}) + "\n")
     return records
 
 
@@ -495,7 +495,7 @@ def examine(study: Study, config: Config) -> Outcome:
     known = {name: [line[name] for line in records if line.get(name) is not None] for name in PROVENANCE[:3]}
     distinct = {name: [each for at, each in enumerate(all_) if each not in all_[:at]] for name, all_ in known.items()}
     outcome = Outcome(study, study.table(records), study.readings(records), seconds, failures, distinct)
-    replace_text(folder / "study.md", markdown(outcome, command(config, study.name)))
+    write_whole(folder / "study.md", markdown(outcome, command(config, study.name)))
     return outcome
 
 
@@ -507,7 +507,7 @@ def _timed(path: pathlib.Path, make: Callable[[], Records]) -> tuple[float, Reco
     if len(records) > before["records"]:  # else nothing was run
         before = {"seconds": before["seconds"] + time.perf_counter() - start, "records": len(records)}
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace_text(path, json.dumps(before) + "\n")
+        write_whole(path, json.dumps(before) + "\n")
     return before["seconds"], records
 
 

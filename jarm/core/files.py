@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
+import io
+import json
 import math
 import os
 import reprlib
+import secrets
+import zlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -24,7 +30,11 @@ PathLike = str | os.PathLike[str]
 WHOLE = 1 << 26
 """Largest file, in bytes (64 MiB), that is fingerprinted whole."""
 
+LOCK = ".lock"
+"""File in a folder of jarm that is locked by the process that writes there; empty."""
+
 _SAMPLES, _BLOCK = 256, 1 << 16
+_SEAL = len(', "line": "01234567"}')
 
 
 def fingerprint(path: PathLike) -> str:
@@ -59,7 +69,7 @@ def described(**paths: PathLike) -> dict[str, Any]:
     Example:
       >>> import tempfile
       >>> path = Path(tempfile.mkdtemp()) / "answers.jsonl"
-      >>> replace_text(path, "{}")
+      >>> write_whole(path, "{}")
       >>> provenance = described(answers=path)
       >>> provenance["answers"], provenance["answers_bytes"], provenance["answers_fingerprint"][:8]
       ('answers.jsonl', 2, '0e406cbe')
@@ -75,7 +85,29 @@ def described(**paths: PathLike) -> dict[str, Any]:
     }
 
 
-def claim(folder: Path) -> IO[str]:
+def open_own(path: Path, *, append: bool = False, new: bool = False) -> IO[bytes]:
+    """A file of jarm, opened to read and write, and made if missing; unbuffered, so that closing repeats no write.
+
+    Args:
+      path: the file, in a folder that is there.
+      append: write at its end only.
+      new: refuse a file that is there.
+
+    Raises:
+      OSError: the system refuses.
+      JarmError: a link, a pipe or the like stands there: what jarm writes goes into its own files alone.
+    """
+    if path.is_symlink() or (path.exists() and not path.is_file()):
+        raise JarmError(
+            f"{path} is a link or no plain file, and jarm writes through none: remove it, or give another --out."
+        )
+    flags = os.O_RDWR | os.O_CREAT | os.O_APPEND * append | os.O_EXCL * new
+    # Not on all systems; in the time since the look above, a link is refused and a pipe does not block.
+    flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    return open(os.open(path, flags, 0o666), "a+b" if append else "r+b", buffering=0)
+
+
+def claim(folder: Path) -> IO[bytes]:
     """Hold a folder for writing until the returned file is closed or the process ends, for any reason.
 
     A file system without locks grants every claim.
@@ -83,28 +115,105 @@ def claim(folder: Path) -> IO[str]:
     Raises:
       JarmError: another process holds it.
     """
-    lock = (folder / ".lock").open("a", encoding="utf-8")
+    lock = open_own(folder / LOCK, append=True)
+    if not _locked(lock):
+        lock.close()
+        raise JarmError(f"Another process is writing to {folder}: wait until it has ended, or give another --out.")
+    return lock
+
+
+def is_claimed(folder: Path) -> bool:
+    """Whether a process holds a folder; nothing in it is made or changed."""
+    try:
+        with (
+            open_own(folder / LOCK, append=True) if os.path.isfile(folder / LOCK) else contextlib.nullcontext() as lock
+        ):
+            return lock is not None and not _locked(lock)
+    except (OSError, JarmError):  # as where one may only read
+        return False
+
+
+def _locked(lock: IO[bytes]) -> bool:
+    """Whether this process has the lock of a file now."""
     try:
         if fcntl is not None:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        lock.close()
-        raise JarmError(
-            f"Another process is writing to {folder}: wait until it has ended, or give another --out."
-        ) from None
+        return False
     except OSError:
         pass  # a file system without locks
-    return lock
+    return True
 
 
-def replace_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all: a reader, or a crash, sees the old text or the new, never a part."""
-    draft = path.with_name(path.name + ".tmp")
-    with draft.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
+def write_whole(path: PathLike, content: str | bytes | Callable[[IO[bytes]], None]) -> None:
+    """Write a file whole or not at all: a reader, or a crash, sees the old content or the new, never a part.
+
+    A link that stands there is replaced, and what it points to stays.
+
+    Args:
+      path: the file, in a folder that is there.
+      content: a text, bytes, or a function that writes them into a file.
+
+    Raises:
+      JarmError: it cannot be written; or as `content` does.
+    """
+    path = Path(path)
+    draft = path.with_name(f"{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open_own(draft, new=True) as raw, io.BufferedWriter(raw) as file:
+            if callable(content):
+                content(file)
+            else:
+                file.write(content.encode(errors="backslashreplace") if isinstance(content, str) else content)
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except OSError as error:
+        raise JarmError(f"Cannot write {path} ({error}): make room, or give another --out.") from error
+    finally:
+        with contextlib.suppress(OSError):
+            draft.unlink(missing_ok=True)
+
+
+def append_whole(path: Path, data: bytes) -> None:
+    """Add bytes to a file, on disk when this returns; what was there stays where they cannot be written.
+
+    Raises:
+      JarmError: they cannot be written.
+    """
+    try:
+        with open_own(path, append=True) as file:
+            end, left = file.seek(0, os.SEEK_END), data
+            try:
+                while left:
+                    left = left[file.write(left) :]
+                os.fsync(file.fileno())
+            except OSError:
+                file.truncate(end)
+                raise
+    except OSError as error:
+        raise JarmError(f"Cannot write to {path} ({error}): make room, and give the same command to go on.") from error
+
+
+def sealed(content: Mapping[str, Any]) -> bytes:
+    """A line of JSON with the CRC-32 of what comes before it as its last entry, `line`.
+
+    Example:
+      >>> sealed({"rule": "random"})
+      b'{"rule": "random", "line": "f8d9ff0e"}\\n'
+    """
+    body = json.dumps(content)[:-1].encode()
+    return body + _seal(body) + b"\n"
+
+
+def is_sealed(line: bytes) -> bool | None:
+    """Whether a line without its end is as `sealed` wrote it; None where it has no checksum."""
+    body, seal = line[:-_SEAL], line[-_SEAL:]
+    return seal == _seal(body) if seal.startswith(b', "line": "') and seal.endswith(b'"}') else None
+
+
+def _seal(body: bytes) -> bytes:
+    return f', "line": "{zlib.crc32(body):08x}"}}'.encode()
 
 
 def existing_file(path: PathLike) -> Path:

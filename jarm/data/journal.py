@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jarm.core.files import replace_text
+from jarm.core.files import write_whole
 from jarm.core.status import JarmError
 
 FORMAT, VERSION = "jarm-embeddings", 1
@@ -86,7 +86,7 @@ def shard_name(number: int) -> str:
 def write_meta(folder: Path, meta: Meta) -> None:
     """Write `meta.json`, whole or not at all, with a checksum of its other entries."""
     content = {"format": FORMAT, "version": VERSION, **dataclasses.asdict(meta)}
-    replace_text(folder / META, json.dumps({**content, "crc": _crc_of(content)}, indent=2) + "\n")
+    write_whole(folder / META, json.dumps({**content, "crc": _crc_of(content)}, indent=2) + "\n")
 
 
 def read_meta(folder: Path) -> Meta:

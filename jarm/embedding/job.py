@@ -15,7 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jarm.core.files import fingerprint, replace_text
+from jarm.core.files import fingerprint, write_whole
 from jarm.core.status import JarmError
 from jarm.data.texts import TEMPLATE, extra_fields, read_texts
 from jarm.data.writer import StoreWriter, explained
@@ -253,5 +253,5 @@ def _rows_at_start(writer: StoreWriter, name: str) -> int:
     if isinstance(jobs, dict) and isinstance(jobs.get(name), int) and jobs[name] <= len(writer):
         return int(jobs[name])
     with explained(writer.path):
-        replace_text(path, json.dumps({**(jobs if isinstance(jobs, dict) else {}), name: len(writer)}, indent=1) + "\n")
+        write_whole(path, json.dumps({**(jobs if isinstance(jobs, dict) else {}), name: len(writer)}, indent=1) + "\n")
     return len(writer)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jarm.core.files import write_whole
 from jarm.core.status import JarmError
 from jarm.report.curves import METRIC, area, best_of_names, curves, references_of, runs_of, valued
 from jarm.report.statistics import bootstrap_ci
@@ -143,8 +144,10 @@ def drawing(path_stem: pathlib.Path | str, size: tuple[float, float], dpi: int =
         png, svg = files_of(path_stem)
         png.parent.mkdir(parents=True, exist_ok=True)
         # Metadata would differ from run to run.
-        figure.savefig(png, dpi=dpi, metadata={"Software": None})
-        figure.savefig(svg, metadata={"Date": None, "Creator": None})
+        plain = {"Software": None}
+        write_whole(png, lambda file: figure.savefig(file, format="png", dpi=dpi, metadata=plain))
+        bare = {"Date": None, "Creator": None}
+        write_whole(svg, lambda file: figure.savefig(file, format="svg", metadata=bare))
 
 
 def files_of(path_stem: pathlib.Path | str) -> list[pathlib.Path]:

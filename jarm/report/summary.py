@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.files import plain, replace_text
+from jarm.core.files import plain, write_whole
+from jarm.core.outside import read_json
 from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
 from jarm.report.markdown import BATCH_COLUMNS, EFFECT, comparison_text, sweep_text
 from jarm.report.statistics import (
@@ -170,10 +171,10 @@ def write_summary(records: list[dict[str, Any]], out: pathlib.Path | str, baseli
     out = pathlib.Path(out)
     out.mkdir(parents=True, exist_ok=True)
     config = out / "config.json"
-    settings = json.loads(config.read_text("utf-8")) if config.exists() else {}
+    settings = read_json(config) if config.exists() else {}
     summary = summarise(records, baseline) | {"settings": settings}
-    replace_text(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
-    replace_text(out / "summary.md", comparison_text(summary))
+    write_whole(out / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_whole(out / "summary.md", comparison_text(summary))
     return summary
 
 
@@ -210,10 +211,10 @@ def write_sweep_summary(
         "settings": rows,
         "failures": dict(collections.Counter(line["message"] for line in records if line["kind"] == "failed")),
         "provenance": _plain({name: _distinct(records, name) for name in PROVENANCE}),
-        "config": json.loads(config.read_text("utf-8")) if config.exists() else {},
+        "config": read_json(config) if config.exists() else {},
     }
-    replace_text(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
-    replace_text(out / "summary.md", sweep_text(summary))
+    write_whole(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")
+    write_whole(out / "summary.md", sweep_text(summary))
     return summary
 
 

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 import jax
 
-from jarm.core.files import claim, plain, replace_text
+from jarm.core.files import claim, plain, write_whole
 from jarm.core.settings import KEYS
 from jarm.core.status import JarmError
 from jarm.core.version import __version__
@@ -96,7 +96,7 @@ class RecordFolder:
     growing: tuple[str, ...] = ()
     done: set[tuple[Any, ...]] = dataclasses.field(default_factory=set)
     others: list[str] = dataclasses.field(default_factory=list)
-    lock: IO[str] | None = None
+    lock: IO[bytes] | None = None
 
     @classmethod
     def open(
@@ -123,7 +123,7 @@ class RecordFolder:
             outdated = folder._match_settings()
             folder._recover()
             if outdated:  # after all that may refuse the folder
-                replace_text(path / "config.json", json.dumps(folder.settings, indent=2) + "\n")
+                write_whole(path / "config.json", json.dumps(folder.settings, indent=2) + "\n")
         except (OSError, JarmError) as error:
             folder.close()
             if isinstance(error, JarmError):
@@ -208,7 +208,7 @@ class RecordFolder:
             if record["kind"] != "run" or self.run_of(record) in self.done
         ]
         if (whole := b"".join(line + b"\n" for line, _ in kept)) != text:
-            replace_text(self._file, whole.decode())
+            write_whole(self._file, whole.decode())
         made = {_jarm(record) for _, record in kept if isinstance(record.get("versions"), dict)}
         self.others = sorted(made - {_jarm(provenance())})
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jarm.core.distributed import in_step, long_step
-from jarm.core.files import claim, replace_text
+from jarm.core.files import claim, write_whole
 from jarm.core.status import JarmError
 from jarm.runs.records import RENAMED, RecordFolder, renamed
 
@@ -85,7 +85,7 @@ def write_progress(out: pathlib.Path, progress: dict[str, Any]) -> None:
       JarmError: it cannot be written.
     """
     try:
-        replace_text(out / "progress.json", json.dumps(progress) + "\n")
+        write_whole(out / "progress.json", json.dumps(progress) + "\n")
     except OSError as error:
         raise JarmError(f"Cannot write to {out} ({error}): make room, and give the same command.") from error
 

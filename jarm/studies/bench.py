@@ -20,9 +20,10 @@ from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import Belief, HParams, PairSpace
 from jarm.core.checks import INT32, Check, at_least, between, check_fields, named
-from jarm.core.files import plain, replace_text
+from jarm.core.files import append_whole, plain, write_whole
 from jarm.core.interrupts import STOP, Stopped, ahead
 from jarm.core.memory import refuse_too_large
+from jarm.core.outside import checked, maybe, number, parse_json, record, text, whole
 from jarm.core.status import JarmError, Status
 from jarm.core.streams import say
 from jarm.design.fisher import fisher_weight, pair_information
@@ -241,20 +242,31 @@ def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any
     except OSError as error:
         raise JarmError(f"The folder {config.out} cannot be used ({error}): give another --out.") from error
     stopped = False
+    _like(config)  # refuses a file that is not of measurements before any is made
     for count in config.counts():
         problem = make_problem(config, count)
         sides, stopped = _measure(everyone, problem, config, count)
-        with open(config.out / "bench.jsonl", "a", encoding="utf-8") as file:
-            file.writelines(json.dumps(_row(side, problem, config, count), default=plain) + "\n" for side in sides)
+        made = ({name: plain(value) for name, value in _row(side, problem, config, count).items()} for side in sides)
+        append_whole(config.out / "bench.jsonl", "".join(json.dumps(row) + "\n" for row in made).encode())
         if stopped:
             break
         slow = {side.name for side in sides if statistics.median(wall for _, wall in side.times) > config.limit}
         everyone = [each for each in everyone if _name(each) not in slow]
     rows = _like(config)
-    replace_text(config.out / "bench.md", table(rows) + "\n")
+    write_whole(config.out / "bench.md", table(rows) + "\n")
     if stopped:
         raise Stopped(f"Stopped; finished measurements are in {config.out}, and `--rules` measures the others.")
     return rows
+
+
+_ROW = record(
+    {
+        **{name: text() for name in ("rule", "family", "pairs")},
+        **{name: whole() for name in ("candidates", "batch", "features", "members")},
+        **{name: number() for name in ("cpu_s", "cpu_low_s", "cpu_high_s", "wall_s", "compile_s")},
+        **{name: maybe(number()) for name in ("cores", "temp_bytes", "log_det")},
+    }
+)
 
 
 def _like(config: BenchConfig) -> list[dict[str, Any]]:
@@ -262,8 +274,15 @@ def _like(config: BenchConfig) -> list[dict[str, Any]]:
     latest: dict[tuple[str, int], dict[str, Any]] = {}
     wanted = {"pairs": config.pairs, "batch": config.batch, "features": config.width, "members": config.members}
     wanted["cores"] = _cores()
-    for line in (config.out / "bench.jsonl").read_text("utf-8").splitlines():
-        row = json.loads(line)
+    path, cure = config.out / "bench.jsonl", "remove that line, or give another --out"
+    for name in ("bench.md", "bench.png", "bench.svg"):
+        if not path.is_file() and os.path.lexists(config.out / name):
+            raise JarmError(
+                f"{config.out / name} stands there without a bench.jsonl and may be yours: give another --out."
+            )
+    for line_number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
+        where = f"Line {line_number} of {path}"
+        row = checked(parse_json(line, where, cure), _ROW, where, cure)
         if all(row[name] == value for name, value in wanted.items()):
             latest[row["rule"], row["candidates"]] = row
     return list(latest.values())
