@@ -22,6 +22,7 @@ from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
 from jarm.core.distributed import in_step, join_if_asked
 from jarm.core.interrupts import Stopped, leavable, was_left
 from jarm.core.messages import listed, nearest, printable
+from jarm.core.settings import set_process
 from jarm.core.status import JarmError
 from jarm.core.streams import any_text, quieted, show
 from jarm.core.version import __version__
@@ -397,6 +398,7 @@ def main(args: Sequence[str] | None = None) -> int:
       The exit code: 0 if all went well; 1 with one sentence on standard error if not; 2 if the words are no command
       line; 130 if a signal stopped it, with what was done on disk; 141 if the reader of standard output has gone.
     """
+    set_process()
     try:
         with any_text():
             words = sys.argv[1:] if args is None else args

@@ -38,10 +38,18 @@ def believing(case, **changes):
     return case._replace(belief=dataclasses.replace(case.belief, **changes))
 
 
+# A rule that draws, and one that scores each pair alone.
+CORE = ("random", "dopt")
+
+
 # One test per rule and space, so that a program is compiled once; the list is the shortest. Rules on the shelf wait for
 # the longer suite.
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.slow] * entry.contrib) for name, entry in RULES.items()]
+    "name",
+    [
+        pytest.param(name, marks=[pytest.mark.slow] * entry.contrib + [pytest.mark.core] * (name in CORE))
+        for name, entry in RULES.items()
+    ],
 )
 def test_rule(name):
     check_rule(get_rule(name), spaces=("listed",), checks=tuple(check for check in CHECKS if check != "vmap"))

@@ -101,6 +101,17 @@ def narrowed(tree: Any) -> Any:
     return jax.tree.map(one, tree)
 
 
+def set_process() -> None:
+    """Settings of a process that belongs to jarm, such as that of its command.
+
+    Keys draw what they draw by default; and NaN is a status of jarm or a value that is missing, not an error where it
+    arises, as `JAX_DEBUG_NANS` has it.
+    """
+    jax.config.update("jax_threefry_partitionable", True)
+    jax.config.update("jax_debug_nans", False)
+    jax.config.update("jax_debug_infs", False)
+
+
 @contextlib.contextmanager
 def plain_types() -> Iterator[None]:
     """Types as they are by default, for code of other packages that leaves them to the settings."""

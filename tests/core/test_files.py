@@ -20,6 +20,8 @@ from jarm.core.files import (
 )
 from jarm.core.status import JarmError
 
+pytestmark = pytest.mark.core
+
 
 def test_only_a_file_is_an_existing_file(tmp_path):
     path = tmp_path / "a"

@@ -6,6 +6,8 @@ import pytest
 from jarm.core.linalg import cholesky, inverse_factor, jitter, log_det, matmul
 from jarm.core.status import Status
 
+pytestmark = pytest.mark.core
+
 
 def positive(rng, size, spread=1.0):
     basis = np.linalg.qr(rng.normal(size=(size, size)))[0]

@@ -3,6 +3,8 @@ import pytest
 from jarm.core.messages import brief, choose, clock, listed, nearest, printable, readable
 from jarm.core.status import JarmError
 
+pytestmark = pytest.mark.core
+
 KINDS = ("within", "cross", "all")
 
 

@@ -7,6 +7,8 @@ import pytest
 
 from jarm.core.status import JarmError, Status, check, worst
 
+pytestmark = pytest.mark.core
+
 PAIRS = list(itertools.combinations(Status, 2))
 
 

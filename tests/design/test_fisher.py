@@ -12,6 +12,8 @@ from jarm.testing.conformance import SPACES
 from jarm.testing.references import information64, list_pairs
 from jarm.testing.tracing import quick_jit
 
+pytestmark = pytest.mark.core
+
 information = quick_jit(space_information, static_argnames="tile")
 
 

@@ -8,6 +8,8 @@ import pytest
 from jarm.core.status import JarmError
 from jarm.evaluation.annotators import AnnotatorConfig, annotate, preference, reward_scale, solve_noise
 
+pytestmark = pytest.mark.core
+
 N = 400
 RNG = np.random.default_rng(0)
 GOLD = RNG.normal(size=N).astype(np.float32)

@@ -182,6 +182,7 @@ def without_keys(run):
     return dataclasses.replace(state, key=0), records
 
 
+@pytest.mark.core
 def test_rules_of_one_seed_share_their_start_and_their_annotator():
     """Rules are compared in pairs: same first labels, same answers to the pairs they share, same first fit."""
     states, records = zip(*[run_of("within", rule) for rule in range(3)], strict=True)
@@ -199,6 +200,7 @@ def test_rules_of_one_seed_share_their_start_and_their_annotator():
     assert len(batches) == 3
 
 
+@pytest.mark.core
 def test_ask_and_tell_by_hand_are_run():
     """What a campaign with people calls, answered by the annotator of the run, is the run."""
     name, rule = "all prompts drawn", jnp.int32(0)
@@ -278,6 +280,7 @@ def test_a_warm_start_continues_from_the_last_heads():
     assert np.abs(fresh[0] - fresh[1]).max() > 4 * most
 
 
+@pytest.mark.core
 def test_tell_stores_only_answered_pairs_and_never_beyond_the_budget():
     config = CONFIGS["within"]
     loop, _ = loop_of("within")
@@ -338,6 +341,7 @@ def test_a_rule_that_is_not_there_is_a_status():
             assert (records.status[:-1] == Status.NO_RULE).all()
 
 
+@pytest.mark.core
 def test_what_is_prepared_is_for_the_annotator_of_the_configuration():
     config = dataclasses.replace(CONFIGS["within"], annotator=AnnotatorConfig(scale=0.5, flip_rate=0.4))
     device_table, hparams, scale = prepare(config, TABLE)
@@ -424,6 +428,7 @@ def test_other_annotators_and_fits_run(name):
     assert state.labelled.mask.sum() == 16
 
 
+@pytest.mark.core
 def test_gold_on_the_device_is_in_units_of_the_scale():
     np.testing.assert_allclose(np.asarray(DEVICE_TABLE.gold) * SCALE, TABLE.gold, rtol=1e-6)
     real = TABLE.mask
@@ -436,6 +441,7 @@ def test_gold_on_the_device_is_in_units_of_the_scale():
     assert float(DEVICE_TABLE.spread) == pytest.approx(mean_square, rel=1e-5)
 
 
+@pytest.mark.core
 def test_the_noise_is_solved_for_a_flip_rate():
     config = dataclasses.replace(SHORT, annotator=AnnotatorConfig(flip_rate=0.2))
     low = check_run(config, TABLE)[1].noise
@@ -448,6 +454,7 @@ def test_the_noise_is_solved_for_a_flip_rate():
         assert not leaf.weak_type
 
 
+@pytest.mark.core
 def test_bad_settings_are_named():
     with pytest.raises(JarmError, match="no pair space 'listed'"):
         LoopConfig(pairs="listed")

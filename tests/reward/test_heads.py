@@ -9,6 +9,8 @@ from jarm.core.status import JarmError
 from jarm.reward.config import HeadConfig
 from jarm.reward.heads import ACTIVATIONS, linear_head, mlp_head
 
+pytestmark = pytest.mark.core
+
 
 def test_mlp_follows_its_formula(key):
     head = mlp_head((5, 4))

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from jarm.reward.losses import bradley_terry, classification, smooth
 
+pytestmark = pytest.mark.core
+
 rewards = st.floats(-200, 200, width=32)
 labels = st.floats(0, 1, width=32)
 

@@ -8,6 +8,8 @@ import pytest
 from jarm.loop.config import LoopConfig
 from jarm.runs.config import CompareConfig, documented_by
 
+pytestmark = pytest.mark.core
+
 
 def test_every_option_has_help_in_the_order_of_the_fields():
     _, _, attributes = CompareConfig.__doc__.partition("    Attributes:\n")

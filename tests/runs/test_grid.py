@@ -9,6 +9,8 @@ import pytest
 from jarm import CompareConfig, JarmError, SweepConfig, read_sweep
 from jarm.runs.grid import OPTIONS, by_program, expand
 
+pytestmark = pytest.mark.core
+
 BASE = CompareConfig(rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1)
 
 

@@ -13,6 +13,8 @@ from jarm.runs import jobs
 from jarm.runs.grid import expand
 from jarm.runs.jobs import read_jobs
 
+pytestmark = pytest.mark.core
+
 BASE = CompareConfig(rounds=1, batch=5, initial=10, seeds=1, candidates=200, head="linear", members=1, flip_rate=0.25)
 
 

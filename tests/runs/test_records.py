@@ -15,6 +15,8 @@ from jarm.core.files import plain
 from jarm.runs.records import RecordFolder, fingerprint, provenance
 from jarm.runs.sharing import GROWING, sweep_status
 
+pytestmark = pytest.mark.core
+
 ROUNDS = 2
 
 

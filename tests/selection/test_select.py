@@ -330,6 +330,7 @@ def test_of_many_excluded_pairs_those_that_matter_are_left_out(space, monkeypatc
     assert twice.report.held == count
 
 
+@pytest.mark.core
 def test_without_rewards_every_pair_is_a_toss_up():
     features, _, prompts, _ = problem(7)
     options = {"space": "within", "prompts": prompts, "k": K}
@@ -521,6 +522,7 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ),
     ],
 )
+@pytest.mark.core
 def test_errors_say_what_is_wrong_and_what_to_do(change, message):
     with pytest.raises(JarmError, match=message):
         jarm.select(**{"features": FEATURES, "rewards": REWARDS, "space": "all", "k": 2} | change)
@@ -549,6 +551,7 @@ def test_ceilings_of_a_space_larger_than_a_shortlist_certify_its_choices():
     assert report.certificate.gap < 1e-5
 
 
+@pytest.mark.core
 def test_numbers_that_are_not_whole_are_named():
     with pytest.raises(JarmError, match=r"k is 2\.5"):
         whole("k", 2.5)
