@@ -28,6 +28,7 @@ from jarm.core.streams import any_text, quieted, show
 from jarm.core.version import __version__
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
+from jarm.data.writer import cut
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.report.figures import run_times
@@ -254,9 +255,15 @@ def _store_verify(store: Store) -> None:
     show(f"{len(opened):,} rows are as they were written.")
     if opened.uncommitted:
         show(
-            f"{opened.uncommitted:,} bytes behind them are in no line of the journal. After an append that was cut "
-            "short the next writer drops them; if the journal was cut, copy it again before anything is written."
+            f"{opened.uncommitted:,} bytes behind them are of an append that is under way, or was cut short: the next "
+            "writer drops them."
         )
+
+
+def _store_cut(store: Store) -> None:
+    """Keep the rows of a damaged store before its first damage, and give up what came after, to embed that again."""
+    rows, size = cut(store)
+    show(f"{rows:,} rows are kept, and {size:,} bytes behind them given up.")
 
 
 def _store_export(
@@ -317,12 +324,13 @@ def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]
 _StoreCommand = (
     Annotated[Callable, tyro.conf.subcommand("info", constructor=_deferred(_store_info))]
     | Annotated[Callable, tyro.conf.subcommand("verify", constructor=_deferred(_store_verify))]
+    | Annotated[Callable, tyro.conf.subcommand("cut", constructor=_deferred(_store_cut))]
     | Annotated[Callable, tyro.conf.subcommand("export", constructor=_deferred(_store_export))]
 )
 
 
 def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_StoreCommand]]) -> Any:
-    """Inspect, check or export a store of embeddings."""
+    """Inspect, check, repair or export a store of embeddings."""
     return command
 
 
@@ -335,7 +343,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "store": _store,
     "sweep": _deferred(_sweep),
 }
-STORE_COMMANDS = ("info", "verify", "export")
+STORE_COMMANDS = ("info", "verify", "cut", "export")
 
 
 def _read(args: Sequence[str]) -> Callable[[], None]:

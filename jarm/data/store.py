@@ -6,19 +6,19 @@ The layout is in `docs/store.md`. Shards are memory-mapped when they are first n
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import re
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 import numpy as np
 
-from jarm.core.files import PathLike
+from jarm.core.files import PathLike, write_whole
 from jarm.core.status import JarmError
-from jarm.data.journal import DTYPES, Commit, read_journal, read_meta, shard_name
+from jarm.data.journal import DTYPES, is_key, look, read_commits, read_meta, shard_bytes, shard_name
 
 _FIELD = re.compile(r"\{(\w+)\}")
 _GATHERED = 1024  # rows of an export that are gathered at a time
@@ -94,6 +94,7 @@ class EmbeddingStore:
       meta: dtype, width and `made_by`.
       shape: `(n, d)`.
       dtype: of a value.
+      uncommitted: bytes in shards behind the committed rows, of an append that was under way or cut short.
     """
 
     ndim = 2
@@ -102,11 +103,11 @@ class EmbeddingStore:
         """Open a store for reading.
 
         Raises:
-          JarmError: no store is there, or `meta.json` or the journal is damaged.
+          JarmError: no store is there, `meta.json` or the journal is damaged, or the journal lacks rows.
         """
         self.path = Path(path)
         self.meta = read_meta(self.path)
-        self._journal = read_journal(self.path, self.meta)
+        self._journal, self.uncommitted = look(self.path, self.meta)
         self.shape = (len(self._journal.row_of), self.meta.width)
         self.dtype = DTYPES[self.meta.dtype]
         self._shards: dict[int, np.memmap] = {}
@@ -160,14 +161,14 @@ class EmbeddingStore:
         """
         if number not in self._shards:
             path = self.path / shard_name(number)
-            rows = min(self.meta.shard_rows, len(self) - number * self.meta.shard_rows)
-            size = path.stat().st_size if path.is_file() else 0
-            if size < rows * self.meta.row_bytes:
+            size, wanted = path.stat().st_size if path.is_file() else 0, shard_bytes(self.meta, number, len(self))
+            if size < wanted:
                 raise JarmError(
-                    f"{path} holds {size:,} of the {rows * self.meta.row_bytes:,} bytes that the journal counts: copy "
-                    "it again from where the store was made."
+                    f"{path} holds {size:,} of the {wanted:,} bytes that the journal counts: copy it again from where "
+                    "the store was made."
                 )
-            self._shards[number] = np.memmap(path, self.dtype, mode="r", shape=(rows, self.meta.width))
+            shape = wanted // self.meta.row_bytes, self.meta.width
+            self._shards[number] = np.memmap(path, self.dtype, mode="r", shape=shape)
         return self._shards[number]
 
     def gather(self, indices: Any) -> np.ndarray:
@@ -181,6 +182,8 @@ class EmbeddingStore:
             raise IndexError(f"a row is out of range for a store of {len(self):,}")
         order = np.argsort(flat, kind="stable")
         number, within = np.divmod(flat[order], self.meta.shard_rows)
+        for each in np.unique(number).tolist():
+            self.shard(each)  # so that a shard that is not there is what stops a read of many rows
         rows = np.empty((len(flat), self.meta.width), self.dtype)
         ends = np.flatnonzero(np.diff(number, append=-1)) + 1
         for start, end in zip([0, *ends[:-1]], ends, strict=True) if len(flat) else ():
@@ -219,7 +222,13 @@ class EmbeddingStore:
         return hashlib.sha256(text.encode() + indices.astype("<i8").tobytes()).hexdigest()
 
     def info(self) -> dict[str, Any]:
-        """Sizes, dtype and settings of the store, by name."""
+        """Sizes, dtype and settings of the store, by name.
+
+        Raises:
+          JarmError: a shard is missing or too short.
+        """
+        for number in range(self.shards):
+            self.shard(number)
         return {
             "rows": len(self),
             "width": self.meta.width,
@@ -231,18 +240,12 @@ class EmbeddingStore:
             **{f"made by {name}": value for name, value in self.meta.made_by.items()},
         }
 
-    @property
-    def uncommitted(self) -> int:
-        """Bytes in shards behind the committed rows, which the next writer drops."""
-        size = sum(path.stat().st_size for path in self.path.glob("shard-*.bin"))
-        return max(0, size - len(self) * self.meta.row_bytes)
-
     def verify(self) -> list[Damage]:
         """Read every committed byte, one commit at a time, and compare it with the journal's checksums."""
         return [
             Damage(shard_name(commit.start // self.meta.shard_rows), commit.start, commit.stop - 1)
-            for commit, data in self._commits()
-            if zlib.crc32(data) != commit.crc
+            for commit, _, whole in read_commits(self.path, self.meta, self._journal.commits)
+            if not whole
         ]
 
     def export(self, out: PathLike, keys: Sequence[str] | None = None) -> None:
@@ -265,35 +268,15 @@ class EmbeddingStore:
         rows = self._whole_rows() if keys is None else self._picked_rows(self._existing(keys))
         keys = self.keys if keys is None else keys
         if out.suffix == ".npy":
-            _write_whole(out.with_suffix(".keys.txt"), lambda file: file.writelines(f"{k}\n".encode() for k in keys))
-            _write_whole(out, lambda file: self._write_npy(file, len(keys), rows))
+            _refuse_foreign(out)
+            write_whole(out, lambda file: self._write_npy(file, out, keys, rows))
         else:
-            _write_whole(out, lambda file: self._write_safetensors(file, keys, rows))
-
-    def _commits(self) -> Iterator[tuple[Commit, bytes]]:
-        """Each commit, and its bytes as far as the shard has them."""
-        file, opened = None, -1
-        try:
-            for commit in self._journal.commits:
-                number, within = divmod(commit.start, self.meta.shard_rows)
-                if number != opened:
-                    if file is not None:
-                        file.close()
-                    path = self.path / shard_name(number)
-                    file, opened = path.open("rb") if path.is_file() else None, number
-                data = b""
-                if file is not None:
-                    file.seek(within * self.meta.row_bytes)
-                    data = file.read((commit.stop - commit.start) * self.meta.row_bytes)
-                yield commit, data
-        finally:
-            if file is not None:
-                file.close()
+            write_whole(out, lambda file: self._write_safetensors(file, keys, rows))
 
     def _whole_rows(self) -> Iterator[bytes]:
         """All rows, checked commit by commit."""
-        for commit, data in self._commits():
-            if zlib.crc32(data) != commit.crc:
+        for commit, data, whole in read_commits(self.path, self.meta, self._journal.commits):
+            if not whole:
                 path = self.path / shard_name(commit.start // self.meta.shard_rows)
                 raise JarmError(
                     f"{path} is damaged in rows {commit.start:,} to {commit.stop - 1:,}: copy it again from where "
@@ -308,11 +291,12 @@ class EmbeddingStore:
         for at in range(0, len(indices), _GATHERED):
             yield self.gather(indices[at : at + _GATHERED]).tobytes()
 
-    def _write_npy(self, file: IO[bytes], count: int, rows: Iterable[bytes]) -> None:
+    def _write_npy(self, file: IO[bytes], out: Path, keys: Sequence[str], rows: Iterable[bytes]) -> None:
         descr = "|V2" if self.meta.dtype == "bfloat16" else self.dtype.str
-        header = {"descr": descr, "fortran_order": False, "shape": (count, self.meta.width)}
+        header = {"descr": descr, "fortran_order": False, "shape": (len(keys), self.meta.width)}
         np.lib.format.write_array_header_1_0(file, header)
         file.writelines(rows)
+        write_whole(out.with_suffix(".keys.txt"), lambda text: text.writelines(f"{key}\n".encode() for key in keys))
 
     def _write_safetensors(self, file: IO[bytes], keys: Sequence[str], rows: Iterable[bytes]) -> None:
         count, end = len(keys), len(keys) * self.meta.row_bytes
@@ -332,16 +316,11 @@ class EmbeddingStore:
         file.writelines(map(bytes.fromhex, keys))
 
 
-def _write_whole(path: Path, write: Callable[[IO[bytes]], None]) -> None:
-    """Write a file whole or not at all."""
-    draft = path.with_name(path.name + ".tmp")
-    try:
-        with draft.open("wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-    except OSError as error:
-        raise JarmError(f"Cannot write {path} ({error}): make room, or give another --out.") from error
-    finally:
-        draft.unlink(missing_ok=True)
+def _refuse_foreign(out: Path) -> None:
+    """Refuse to write over a text beside an `.npy` that is not the keys of an export, and was not named by the user."""
+    keys = out.with_suffix(".keys.txt")
+    if os.path.lexists(keys):
+        with keys.open("rb") if keys.is_file() else io.BytesIO() as file:
+            start = file.read(33)
+        if start and not is_key(start[:32].decode(errors="replace")):
+            raise JarmError(f"{keys} stands there and may be yours: move it away, or give another --out.")

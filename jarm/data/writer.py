@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import zlib
@@ -12,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jarm.core.files import PathLike, claim
+from jarm.core.files import PathLike, claim, open_own, write_whole
 from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
 from jarm.core.version import __version__
@@ -20,15 +21,27 @@ from jarm.data.journal import (
     DTYPES,
     JOURNAL,
     META,
+    ROWS,
     Commit,
     Meta,
+    Rows,
     encode_commit,
+    encode_rows,
     is_key,
+    leftovers,
+    own_shards,
+    read_commits,
     read_journal,
     read_meta,
+    read_rows,
+    refuse_lost,
+    shard_bytes,
     shard_name,
     write_meta,
 )
+
+JOBS = "jobs.json"
+"""File in a store's folder, for `jarm embed`: the number of rows that the store had when each of its jobs began."""
 
 COMMIT_ROWS, COMMIT_BYTES = 4096, 1 << 24
 """Largest numbers of rows and bytes that share a line of the journal: `verify` finds damage line by line."""
@@ -88,11 +101,16 @@ class StoreWriter:
             self.path.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claim(self.path))
             self.meta = self._made_or_refused(meta)
+            written = read_rows(self.path)
             journal = read_journal(self.path, self.meta)
             self._row_of, self._end = journal.row_of, journal.end
-            self._cut_shards()
-            self._file = stack.enter_context(_opened(self.path / JOURNAL))
+            refuse_lost(self.path, len(self), written)
+            self._drop_leftovers(written)
+            self._file = stack.enter_context(open_own(self.path / JOURNAL))
             self._file.truncate(self._end)
+            write_whole(self.path / ROWS, encode_rows(Rows(len(self), len(self))))
+            self._written = Rows(len(self), len(self))
+            self._rows_file = stack.enter_context(open_own(self.path / ROWS))
             _sync_folder(self.path)
             _sync_folder(self.path.parent)
             self._open = stack.pop_all()
@@ -173,23 +191,45 @@ class StoreWriter:
     def _commit(self, keys: Sequence[str], rows: np.ndarray) -> None:
         """Write rows to disk, then their lines; a failure or an interruption leaves the store as it was."""
         start, end, lines = len(self), self._end, b""
+        stop = start + len(keys)
+        self._refuse_in_the_way(stop)
         try:
             with explained(self.path):
+                self._note(Rows(start, max(stop, self._written.writing)), durably=True)
                 for commit in self._pieces(rows):
                     within = slice(commit.start - start, commit.stop - start)
                     lines += encode_commit(commit.start, keys[within], commit.crc)
                 self._file.truncate(end)
                 write_at(self._file, end, lines)
                 os.fsync(self._file.fileno())
-            self._row_of.update(zip(keys, range(start, start + len(keys)), strict=True))
+            self._row_of.update(zip(keys, range(start, stop), strict=True))
             self._end = end + len(lines)
         except BaseException:
             if self._end == end:
                 for key in keys:
                     self._row_of.pop(key, None)
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, JarmError):
                     self._file.truncate(end)
+                    self._drop_leftovers(self._written)
+                    self._note(Rows(start, start))
             raise
+        with contextlib.suppress(OSError):
+            self._note(Rows(stop, stop))
+
+    def _note(self, written: Rows, *, durably: bool = False) -> None:
+        """Write `rows.json`: durably before an append; afterwards it may come late, since the journal has the rows."""
+        write_at(self._rows_file, 0, encode_rows(written))
+        if durably:
+            os.fsync(self._rows_file.fileno())
+        self._written = written
+
+    def _refuse_in_the_way(self, stop: int) -> None:
+        """Refuse to write rows up to `stop` into a file that no append of this store made."""
+        ours = max(len(self), self._written.writing)
+        for number in range(len(self) // self.meta.shard_rows, -(-stop // self.meta.shard_rows)):
+            path = self.path / shard_name(number)
+            if not shard_bytes(self.meta, number, ours) and os.path.lexists(path):
+                raise JarmError(f"{path} is no part of the store, and stands where its next rows go: move it away.")
 
     def _pieces(self, rows: np.ndarray) -> Iterator[Commit]:
         """Write rows to their shards and sync them, in pieces that lie within one shard."""
@@ -201,7 +241,7 @@ class StoreWriter:
             data = rows[start - first : start - first + count].reshape(-1).view(np.uint8).data
             path = self.path / shard_name(number)
             new = not path.exists()
-            with _opened(path) as file:
+            with open_own(path) as file:
                 write_at(file, within * row_bytes, data)
                 os.fsync(file.fileno())
             if new:
@@ -211,42 +251,93 @@ class StoreWriter:
 
     def _made_or_refused(self, meta: Meta) -> Meta:
         """Properties of the folder's store, if they fit those given; a new store gets those given."""
-        if (self.path / META).exists():
+        shards = own_shards(self.path)
+        if os.path.lexists(self.path / META):
             old = read_meta(self.path)
             theirs, ours = ({"dtype": m.dtype, "width": m.width, **m.made_by} for m in (old, meta))
             # Where the weights have a fingerprint, names are for people only: folders are renamed.
             names = {"model", "revision"} if "weights" in ours else set()
             other = [n for n in dict.fromkeys([*theirs, *ours]) if theirs.get(n) != ours.get(n) and n not in names]
-            if other and (_size(self.path / JOURNAL) or any(self.path.glob("shard-*.bin"))):
+            written = read_rows(self.path)
+            if other and (_size(self.path / JOURNAL) or shards or (written is not None and any(written))):
                 shown = ", ".join(f"{name} {theirs.get(name)!r} there, {ours.get(name)!r} here" for name in other[:4])
                 raise JarmError(
                     f"The store {self.path} was made otherwise ({shown}): give another --out, or the same settings."
                 )
             if not other:
                 return old
-        elif (self.path / JOURNAL).exists() or any(self.path.glob("shard-*.bin")):
+        elif shards or any(os.path.lexists(self.path / name) for name in (JOURNAL, ROWS, JOBS)):
             raise JarmError(f"{self.path} holds parts of a store without its {META}: give another --out.")
         write_meta(self.path, meta)
         _sync_folder(self.path)
         return meta
 
-    def _cut_shards(self) -> None:
+    def _drop_leftovers(self, written: Rows | None) -> None:
         """Drop rows that were never committed; refuse, and touch nothing, where committed rows are missing."""
-        found = {path: path.stat().st_size for path in self.path.glob("shard-*.bin")}
-        full, rest = divmod(len(self), self.meta.shard_rows)
-        wanted = {number: self.meta.shard_rows for number in range(full)} | ({full: rest} if rest else {})
-        sizes = {self.path / shard_name(number): rows * self.meta.row_bytes for number, rows in wanted.items()}
-        for path, size in sizes.items():
-            if found.get(path, 0) < size:
+        sizes = own_shards(self.path)
+        for number in range(-(-len(self) // self.meta.shard_rows)):
+            if (size := sizes.get(number, 0)) < (wanted := shard_bytes(self.meta, number, len(self))):
                 raise JarmError(
-                    f"{path} holds {found.get(path, 0):,} of the {size:,} bytes that the journal counts: copy it again "
-                    "from where the store was made."
+                    f"{self.path / shard_name(number)} holds {size:,} of the {wanted:,} bytes that the journal counts: "
+                    "copy it again from where the store was made."
                 )
-        for path, size in found.items():
-            if path not in sizes:
-                path.unlink()
-            elif size > sizes[path]:
-                os.truncate(path, sizes[path])
+        for number, size in leftovers(self.path, self.meta, len(self), sizes, written).items():
+            cut_shard(self.path / shard_name(number), size)
+
+
+def cut(path: PathLike) -> tuple[int, int]:
+    """Keep the rows of a store before its first damage, and give up what came after, so that it is written to again.
+
+    Args:
+      path: the folder; its `meta.json` has to be whole.
+
+    Returns:
+      Number of rows that are kept, and of bytes of shards that are given up.
+
+    Raises:
+      JarmError: no store is there, another process writes to it, or it cannot be written.
+
+    Example:
+      >>> import tempfile
+      >>> from jarm.data.store import key_of
+      >>> folder = Path(tempfile.mkdtemp())
+      >>> with StoreWriter(folder, 2, {"model": "mine"}, dtype="float32") as writer:
+      ...     writer.append([key_of("one")], np.ones((1, 2)))
+      ...     writer.append([key_of("two")], np.ones((1, 2)))
+      1
+      1
+      >>> damaged = (folder / "journal.jsonl").read_bytes()[:-1]
+      >>> _ = (folder / "journal.jsonl").write_bytes(damaged)
+      >>> cut(folder)
+      (1, 8)
+    """
+    path = Path(path)
+    meta = read_meta(path)
+    with explained(path), claim(path):
+        journal = read_journal(path, meta, to_damage=True)
+        whole = list(itertools.takewhile(lambda each: each[2], read_commits(path, meta, journal.commits)))
+        rows = whole[-1][0].stop if whole else 0
+        lines = (path / JOURNAL).read_bytes().splitlines(keepends=True)[: len(whole)] if whole else []
+        sizes = own_shards(path)
+        last = next(number for number in itertools.count() if number not in sizes)
+        write_whole(path / ROWS, encode_rows(Rows(rows, rows)))
+        write_whole(path / JOURNAL, b"".join(lines))
+        given_up = 0
+        for number in range(last):
+            size = shard_bytes(meta, number, rows)
+            given_up += max(sizes[number] - size, 0)
+            cut_shard(path / shard_name(number), size)
+        _sync_folder(path)
+    return rows, given_up
+
+
+def cut_shard(path: Path, size: int) -> None:
+    """Drop the bytes of a shard behind a size, or the file where that is 0."""
+    if size:
+        with open_own(path) as file:
+            file.truncate(size)
+    else:
+        path.unlink()
 
 
 def _finite(rows: np.ndarray, dtype: str) -> np.ndarray:
@@ -254,11 +345,6 @@ def _finite(rows: np.ndarray, dtype: str) -> np.ndarray:
     if dtype == "bfloat16":
         return np.all((rows.view(np.uint16) & 0x7FFF) < 0x7F80, axis=1)
     return np.all(np.isfinite(rows), axis=1)
-
-
-def _opened(path: Path) -> IO[bytes]:
-    """A file for reading and writing, created if missing; unbuffered, so that closing repeats no failed write."""
-    return path.open("r+b", buffering=0) if path.exists() else path.open("x+b", buffering=0)
 
 
 def _size(path: Path) -> int:

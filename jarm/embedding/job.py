@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import hashlib
 import json
+import os
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -16,9 +16,10 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jarm.core.files import fingerprint, write_whole
+from jarm.core.outside import mapping, read_json, whole
 from jarm.core.status import JarmError
 from jarm.data.texts import TEMPLATE, extra_fields, read_texts
-from jarm.data.writer import StoreWriter, explained
+from jarm.data.writer import JOBS, StoreWriter
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.extract import Corpus
 from jarm.embedding.head import Head
@@ -27,9 +28,6 @@ from jarm.embedding.tokens import Form, Tokenizer
 from jarm.llm.config import ModelConfig, read_config
 from jarm.llm.pooling import Pooling
 from jarm.llm.weights import find_checkpoint, weight_files
-
-JOBS = "jobs.json"
-"""File in a store's folder: the number of rows that the store had when each job began; see `plan_rows`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,11 +245,10 @@ def plan_rows(job: Job, writers: Sequence[StoreWriter]) -> tuple[np.ndarray, np.
 
 def _rows_at_start(writer: StoreWriter, name: str) -> int:
     """Number of rows that a store had when a job of this name began, which may be now."""
-    path, jobs = writer.path / JOBS, {}
-    with contextlib.suppress(OSError, ValueError):
-        jobs = json.loads(path.read_text("utf-8"))
-    if isinstance(jobs, dict) and isinstance(jobs.get(name), int) and jobs[name] <= len(writer):
-        return int(jobs[name])
-    with explained(writer.path):
-        write_whole(path, json.dumps({**(jobs if isinstance(jobs, dict) else {}), name: len(writer)}, indent=1) + "\n")
+    path, jobs = writer.path / JOBS, dict[str, int]()
+    if os.path.lexists(path):
+        jobs = read_json(path, mapping(whole()), cure="it is not as jarm writes it, so move it away, and start again")
+    if jobs.get(name, len(writer) + 1) <= len(writer):
+        return jobs[name]
+    write_whole(path, json.dumps({**jobs, name: len(writer)}, indent=1) + "\n")
     return len(writer)

@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 import tracemalloc
+import zlib
 
 import hypothesis.strategies as st
 import jax
@@ -25,7 +26,7 @@ import jarm
 from jarm import JarmError
 from jarm.cli import main
 from jarm.data import writer as writing
-from jarm.data.journal import DTYPES, read_journal, read_meta
+from jarm.data.journal import DTYPES, Rows, encode_rows, read_journal, read_meta
 from jarm.data.store import Damage, EmbeddingStore, fill, key_of
 from jarm.data.writer import StoreWriter
 
@@ -231,27 +232,280 @@ def test_keys_and_rows_have_to_fit(tmp_path):
 # Cut, killed, full, flipped
 
 
-def test_a_journal_cut_at_any_byte_keeps_its_whole_lines_and_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of times, and of no effect on what is seen here
+def in_batches(path):
+    """A store of four appends in shards of six rows, and its files after each."""
     batches = [range(0, 3), range(3, 9), range(9, 14), range(14, 16)]
-    with writer(tmp_path, rows_per_shard=6) as store:
+    states = []
+    with writer(path, rows_per_shard=6) as store:
+        states.append(files(path))
         for batch in batches:
             add(store, *batch)
-    whole = files(tmp_path)
-    journal = whole["journal.jsonl"]
-    for at in range(len(journal) + 1):
+            states.append(files(path))
+    return batches, states
+
+
+def put(path, content):
+    """Make a folder hold these files and no others."""
+    for file in path.iterdir():
+        if file.name not in content:
+            file.unlink()
+    for name, data in content.items():
+        (path / name).write_bytes(data)
+
+
+def test_killed_while_a_line_was_written_a_journal_keeps_its_whole_lines_and_goes_on(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of times, and of no effect on what is seen here
+    batches, states = in_batches(tmp_path)
+    journal = states[-1]["journal.jsonl"]
+    for batch, before, after in zip(batches, states[:-1], states[1:], strict=True):
+        start, stop = len(before["journal.jsonl"]), len(after["journal.jsonl"])
+        for at in range(start, stop + 1):
+            written = encode_rows(Rows(batch.start, batch.stop))
+            put(tmp_path, after | {"journal.jsonl": journal[:at], "rows.json": written})
+            rows = sum(len(json.loads(line)["keys"]) for line in journal[:at].split(b"\n")[:-1])
+            assert holds(tmp_path, *range(rows))
+            assert EmbeddingStore(tmp_path).uncommitted == (batch.stop - rows) * D * 4
+            if at % 3 and at != stop:
+                continue
+            with writer(tmp_path) as store:
+                assert len(store) == rows
+                assert (tmp_path / "journal.jsonl").read_bytes() == journal[: journal.rfind(b"\n", 0, at) + 1]
+                assert sum(f.stat().st_size for f in tmp_path.glob("shard-*.bin")) == rows * D * 4
+                for each in batches if at % 9 == 0 or at == stop else ():
+                    add(store, *each)
+                rows = len(store)
+            assert holds(tmp_path, *range(rows))
+            if rows == 16:
+                shards = {name: data for name, data in files(tmp_path).items() if name[0] == "s"}
+                assert shards == {name: data for name, data in states[-1].items() if name[0] == "s"}
+
+
+def refused(path, *said):
+    """Whether reading and writing refuse a store, in one sentence, and change nothing."""
+    before = files(path)
+    for attempt in (EmbeddingStore, writer):
+        with pytest.raises(JarmError, match=".*".join(said)) as error:
+            attempt(path)
+        assert "\n" not in str(error.value)
+    return files(path) == before
+
+
+@pytest.mark.parametrize("number", range(1, 5))
+def test_a_journal_shorter_than_what_was_committed_is_damage(tmp_path, number):
+    _, states = in_batches(tmp_path)
+    put(tmp_path, states[number])
+    journal = states[number]["journal.jsonl"]
+    for at in {*range(0, len(journal), 37), *(len(state["journal.jsonl"]) for state in states[:number])}:
         (tmp_path / "journal.jsonl").write_bytes(journal[:at])
-        rows = sum(len(json.loads(line)["keys"]) for line in journal[:at].split(b"\n")[:-1])
+        assert refused(tmp_path, "journal.jsonl has the lines of .* rows where .* were committed", "jarm store cut")
+
+
+def test_a_store_without_rows_json_has_no_bytes_behind_its_journal(tmp_path):
+    _, states = in_batches(tmp_path)
+    (tmp_path / "rows.json").unlink()
+    assert holds(tmp_path, *range(16))
+    for number in range(4):
+        (tmp_path / "journal.jsonl").write_bytes(states[number]["journal.jsonl"])
+        rows = (0, 3, 9, 14)[number]
+        assert refused(tmp_path, f"has the lines of {rows} rows and shard-0000..bin has .* bytes behind them")
+    put(tmp_path, {name: data for name, data in states[-1].items() if name != "rows.json"})
+    writer(tmp_path).close()
+    assert holds(tmp_path, *range(16))
+    (tmp_path / "journal.jsonl").write_bytes(b"")
+    assert refused(tmp_path, "has the lines of 0 rows where 16 were committed")
+
+
+def test_files_of_the_user_that_are_named_as_shards_stay_and_are_not_written_over(tmp_path):
+    with writer(tmp_path) as store:
+        add(store, *range(5))
+    theirs = {"shard-mine.bin": b"a", "shard-1.bin": b"b", "shard-00007.bin": b"c", "shard-00001.bin": b"d" * 999}
+    put(tmp_path, files(tmp_path) | theirs)
+    with writer(tmp_path) as store:
+        add(store, 5)
+        with pytest.raises(JarmError, match=r"shard-00001\.bin is no part of the store.*: move it away"):
+            add(store, *range(6, 25))
+        add(store, *range(6, 10))
+    assert holds(tmp_path, *range(10))
+    assert {name: data for name, data in files(tmp_path).items() if name in theirs} == theirs
+
+
+@pytest.mark.parametrize("name", [".lock", "journal.jsonl", "shard-00000.bin"])
+def test_no_link_is_written_through(tmp_path, name):
+    """Nor is a pipe, which would be waited for."""
+    store, theirs = tmp_path / "store", tmp_path / "theirs"
+    with writer(store) as opened:
+        add(opened, *range(5))
+    (store / name).rename(theirs)
+    content = theirs.read_bytes()
+    for make in (lambda: (store / name).symlink_to(theirs), lambda: os.mkfifo(store / name)):
+        make()
+        with pytest.raises(JarmError, match=re.escape(name)), writer(store) as opened:
+            add(opened, *range(5, 9))
+        (store / name).unlink()
+        assert theirs.read_bytes() == content
+    theirs.rename(store / name)
+    (store / "rows.json").rename(theirs)
+    (store / "rows.json").symlink_to(theirs)
+    content = theirs.read_bytes()
+    with writer(store) as opened:
+        add(opened, *range(5, 9))
+    assert theirs.read_bytes() == content
+    assert not (store / "rows.json").is_symlink()
+
+
+@pytest.mark.parametrize("name", ["journal.jsonl", "rows.json", "jobs.json", "shard-00000.bin"])
+def test_a_folder_with_a_file_of_that_name_gets_no_store(tmp_path, name):
+    put(tmp_path, {name: b"mine"})
+    with pytest.raises(JarmError, match=r"holds parts of a store without its meta\.json: give another --out"):
+        writer(tmp_path)
+    assert files(tmp_path) == {name: b"mine", ".lock": b""}
+
+
+def forged(content):
+    """A line of a journal with these entries, and the checksum that it should have."""
+    body = json.dumps(content)[:-1]
+    return f'{body}, "line": "{zlib.crc32(body.encode()):08x}"}}\n'.encode()
+
+
+def test_a_line_whose_rows_are_not_there_is_damage_everywhere(tmp_path, capsys):
+    with writer(tmp_path / "store") as store:
+        add(store, *range(5))
+    journal = (tmp_path / "store" / "journal.jsonl").read_bytes()
+    for start, rows in ((5, (5, 6)), (5, range(5, 10))):
+        line = forged({"start": start, "keys": keys(*rows), "crc": "00000000"})  # the checksum of no bytes
+        (tmp_path / "store" / "journal.jsonl").write_bytes(journal + line)
+        store = EmbeddingStore(tmp_path / "store")
+        assert store.verify() == [Damage("shard-00000.bin", 5, rows[-1])]
+        for read, *values_of in (
+            (store.info,),
+            (store.__getitem__, slice(None)),
+            (store.__getitem__, 5),
+            (store.rows, keys(0)),
+        ):
+            with pytest.raises(JarmError, match=rf"shard-00000\.bin holds 80 of the {16 * len(store)} bytes"):
+                read(*values_of)
+        for name, of in (("x.npy", None), ("x.safetensors", None), ("x.npy", keys(0))):
+            with pytest.raises(JarmError, match=r"is damaged in rows 5 to"):
+                store.export(tmp_path / name, of)
+        assert main(["store", "verify", str(tmp_path / "store")]) == 1
+        assert main(["store", "info", str(tmp_path / "store")]) == 1
+        assert "written" not in capsys.readouterr().out
+        with pytest.raises(JarmError, match=r"shard-00000\.bin holds 80 of"):
+            writer(tmp_path / "store")
+    assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"start": 5.0},
+        {"start": True},
+        {"start": -1},
+        {"start": 4},
+        {"start": 10**400},
+        {"keys": []},
+        {"keys": "0" * 32},
+        {"keys": [1]},
+        {"keys": {}},
+        {"keys": [key_of("text 9")] * 2},
+        {"keys": [key_of("text 1")]},
+        {"keys": ["../../../../../etc/passwd".ljust(32)]},
+        {"keys": [key_of(f"{n}") for n in range(11)]},
+        {"crc": 7},
+        {"crc": "0x1f"},
+        {"crc": None},
+        {"crc": "f" * 5000},
+    ],
+)
+def test_a_line_with_its_checksum_that_is_no_commit_is_damage(tmp_path, change):
+    with writer(tmp_path) as store:
+        add(store, *range(5))
+    line = forged({"start": 5, "keys": keys(9), "crc": "00000000"} | change)
+    with (tmp_path / "journal.jsonl").open("ab") as file:
+        file.write(line)
+    assert refused(tmp_path, r"Line 2 of .*journal\.jsonl is damaged", "5 rows with `jarm store cut")
+
+
+def test_lines_that_are_repeated_lost_or_out_of_order_are_damage(tmp_path):
+    _, states = in_batches(tmp_path)
+    lines = states[-1]["journal.jsonl"].splitlines(keepends=True)
+    for order, at in (
+        ([0, 0, *range(1, 6)], 2),
+        ([1, 0, *range(2, 6)], 1),
+        ([0, *range(2, 6)], 2),
+        ([*range(6)] * 2, 7),
+    ):
+        (tmp_path / "journal.jsonl").write_bytes(b"".join(lines[number] for number in order))
+        assert refused(tmp_path, f"Line {at} of .* is damaged")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"width": 0}, "width is 0, not a whole number from 1"),
+        ({"width": -4}, "width is -4"),
+        ({"width": 4.0}, r"width is 4\.0"),
+        ({"width": "4"}, "width is '4'"),
+        ({"width": 10**18}, "width is 1000000000000000000"),
+        ({"shard_rows": 0}, "shard_rows is 0"),
+        ({"dtype": "float64"}, "dtype is 'float64', not one of 'bfloat16', 'float32', 'float16'"),
+        ({"dtype": ["float32"]}, "dtype is"),
+        ({"made_by": []}, r"made_by is \[\], not an object"),
+        ({"jarm": None}, "jarm is null"),
+        ({"format": "theirs"}, "format is 'theirs'"),
+    ],
+)
+def test_settings_with_their_checksum_that_describe_no_store_are_named(tmp_path, change, said):
+    with writer(tmp_path) as store:
+        add(store, *range(5))
+    content = json.loads((tmp_path / "meta.json").read_text()) | change
+    del content["crc"]
+    crc = f"{zlib.crc32(json.dumps(content, sort_keys=True).encode()):08x}"
+    (tmp_path / "meta.json").write_text(json.dumps(content | {"crc": crc}))
+    assert refused(tmp_path, rf"meta\.json: {said}")
+
+
+@pytest.mark.parametrize("name", ["meta.json", "rows.json", "journal.jsonl"])
+@pytest.mark.parametrize("text", ["", "{", "[" * 900, '{"a":' * 100_000, "null", "[]", "\xff", '{"crc": 1}', "\n"])
+def test_nonsense_in_the_place_of_a_file_is_named(tmp_path, name, text):
+    with writer(tmp_path) as store:
+        add(store, *range(5))
+    (tmp_path / name).write_text(text, "latin-1")
+    assert refused(tmp_path, re.escape(name))
+
+
+def test_a_file_of_the_user_in_the_place_of_the_settings_is_said_to_be_that(tmp_path):
+    put(tmp_path, {"meta.json": b'{"name": "mine"}'})
+    with pytest.raises(JarmError, match=r"meta\.json is not that of an embedding store: give another"):
+        writer(tmp_path)
+    assert files(tmp_path)["meta.json"] == b'{"name": "mine"}'
+
+
+def test_what_is_damaged_is_given_up_by_a_command(tmp_path, capsys):
+    _, states = in_batches(tmp_path)
+    journal = states[-1]["journal.jsonl"]
+    lines = journal.splitlines(keepends=True)
+    shard = states[-1]["shard-00001.bin"]
+    damage = [
+        ({"journal.jsonl": journal[:-1]}, 14),
+        ({"journal.jsonl": b""}, 0),
+        ({"rows.json": b""}, 16),
+        ({"journal.jsonl": b"".join([*lines[:2], b"x" + lines[2], *lines[3:]])}, 6),
+        ({"shard-00001.bin": shard[:-1]}, 9),
+        ({"shard-00001.bin": bytes(4) + shard[4:]}, 6),
+        ({"journal.jsonl": journal + forged({"start": 16, "keys": keys(20), "crc": "00000000"})}, 16),
+    ]
+    for change, rows in damage:
+        put(tmp_path, states[-1] | change)
+        assert main(["store", "cut", str(tmp_path)]) == 0
+        size = sum(len(data) for name, data in files(tmp_path).items() if name[0] == "s")
+        put(tmp_path, states[-1] | change)
+        given_up = sum(len(data) for name, data in files(tmp_path).items() if name[0] == "s") - size
+        assert main(["store", "cut", str(tmp_path)]) == 0
+        assert capsys.readouterr().out == f"{rows} rows are kept, and {given_up} bytes behind them given up.\n" * 2
         assert holds(tmp_path, *range(rows))
         with writer(tmp_path) as store:
-            assert len(store) == rows
-            assert (tmp_path / "journal.jsonl").read_bytes() == journal[: journal.rfind(b"\n", 0, at) + 1]
-            assert sum(f.stat().st_size for f in tmp_path.glob("shard-*.bin")) == rows * D * 4
-            for batch in batches:
-                add(store, *batch)
-        assert {name: data for name, data in files(tmp_path).items() if name[0] == "s"} == {
-            name: data for name, data in whole.items() if name[0] == "s"
-        }
+            add(store, *range(16))
         assert holds(tmp_path, *range(16))
 
 
@@ -326,16 +580,18 @@ def test_rows_are_on_disk_before_their_line_is_written(tmp_path, monkeypatch):
         add(store, *range(8, 15))
         monkeypatch.undo()
     old, new, journal = "shard-00000.bin", "shard-00001.bin", "journal.jsonl"
+    note, late = [("write", "rows.json"), ("sync", "rows.json")], [("write", "rows.json")]
     shards = [("write", old), ("sync", old), ("write", new), ("sync", new), ("sync", "folder")]
-    assert done == [*shards, ("write", journal), ("sync", journal)]
+    assert done == [*note, *shards, ("write", journal), ("sync", journal), *late]
 
 
 NO_SPACE = OSError(28, "No space left on device")
 
 
-# An append into two shards syncs the old one, the new one, its name in the folder if it can, the journal.
+# An append into two shards syncs rows.json, the old shard, the new one, its name in the folder if it can, the journal.
 @pytest.mark.parametrize(
-    ("error", "call"), [*((NO_SPACE, call) for call in (0, 1, 3)), *((KeyboardInterrupt(), call) for call in range(4))]
+    ("error", "call"),
+    [*((NO_SPACE, call) for call in (0, 1, 2, 4)), *((KeyboardInterrupt(), call) for call in range(5))],
 )
 def test_a_sync_that_fails_or_is_interrupted_undoes_its_append(tmp_path, monkeypatch, error, call):
     real, calls = os.fsync, []
@@ -353,6 +609,7 @@ def test_a_sync_that_fails_or_is_interrupted_undoes_its_append(tmp_path, monkeyp
             add(store, *range(8, 15))
         assert len(store) == 8
         assert holds(tmp_path, *range(8))
+        assert [path.name for path in tmp_path.glob("shard-*.bin")] == ["shard-00000.bin"]
         monkeypatch.setattr(writing.os, "fsync", real)
         add(store, 40, 41)
     assert holds(tmp_path, *range(8), 40, 41)
@@ -379,7 +636,7 @@ def test_every_flipped_byte_of_the_rows_is_found(tmp_path):
     assert EmbeddingStore(tmp_path).verify() == [Damage("shard-00001.bin", 10, 12)]
 
 
-@pytest.mark.parametrize("name", ["journal.jsonl", "meta.json"])
+@pytest.mark.parametrize("name", ["journal.jsonl", "meta.json", "rows.json"])
 def test_every_flipped_byte_of_what_describes_them_is_refused(tmp_path, name):
     with writer(tmp_path) as store:
         add(store, *range(3))
@@ -477,6 +734,25 @@ def test_an_export_stops_at_damage_and_leaves_no_file(tmp_path):
     with pytest.raises(JarmError, match="Cannot write"):
         EmbeddingStore(tmp_path / "store").export(tmp_path / "nowhere" / "x.npy")
     assert [path.name for path in tmp_path.iterdir()] == ["store"]
+
+
+def test_an_export_leaves_a_text_of_the_user_and_the_old_file_where_it_fails(tmp_path):
+    with writer(tmp_path / "store") as store:
+        add(store, *range(5))
+    store = EmbeddingStore(tmp_path / "store")
+    (tmp_path / "x.keys.txt").write_text("mine\n")
+    with pytest.raises(JarmError, match=r"x\.keys\.txt stands there and may be yours"):
+        store.export(tmp_path / "x.npy")
+    assert [path.name for path in tmp_path.glob("x.*")] == ["x.keys.txt"]
+    store.export(tmp_path / "y.npy", keys(0))
+    store.export(tmp_path / "y.npy")  # over a former export
+    before = [(tmp_path / name).read_bytes() for name in ("y.npy", "y.keys.txt")]
+    with (tmp_path / "store" / "shard-00000.bin").open("r+b") as file:
+        file.write(b"\x07")
+    with pytest.raises(JarmError, match="is damaged in rows 0 to 4"):
+        store.export(tmp_path / "y.npy", keys(3))
+    assert [(tmp_path / name).read_bytes() for name in ("y.npy", "y.keys.txt")] == before
+    assert sorted(path.name for path in tmp_path.glob("y*")) == ["y.keys.txt", "y.npy"]
 
 
 def test_the_command_shows_verifies_and_exports(tmp_path, capsys):
