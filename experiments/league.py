@@ -29,8 +29,10 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, compare
+from jarm.core.files import write_whole
 from jarm.report.curves import area, runs_of
 from jarm.report.statistics import bootstrap_ci, simultaneous_ci
+from jarm.runs.records import read_records
 
 FAMILY = ("xtx", "dopt", "pa_dopt", "greedy_dopt", "greedy_dopt_blind", "adpo")
 """The D-optimal family, which gets more seeds whatever its rank."""
@@ -143,15 +145,15 @@ def main(config: Config) -> None:
         rounded = {
             rule: {seed: round(height, 5) for seed, height in own.items()} for rule, own in areas_of(records).items()
         }
-        (out / "areas.json").write_text(json.dumps(rounded) + "\n", encoding="utf-8")
-        (out / "league.md").write_text(markdown(rows), encoding="utf-8")
+        write_whole(out / "areas.json", json.dumps(rounded) + "\n")
+        write_whole(out / "league.md", markdown(rows))
         print(f"\n{out / 'league.md'}\n{markdown(rows)}")
 
 
 def compared(config: CompareConfig) -> list[dict[str, Any]]:
     """All records of a folder, those of other commands included."""
     compare(config)
-    return [json.loads(line) for line in (config.out / "records.jsonl").read_text("utf-8").splitlines()]
+    return read_records(config.out)
 
 
 if __name__ == "__main__":

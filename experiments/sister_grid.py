@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import pathlib
 import sys
 import time
@@ -25,8 +24,10 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
+from jarm.core.files import write_whole
 from jarm.report.curves import METRIC, curve
 from jarm.report.statistics import bootstrap_ci, paired_difference
+from jarm.runs.records import read_records
 
 LOSSES = ("bradley_terry", "classification")
 NOISES = (0.5, 0.7, 1.0, 3.0, 5.0, 10.0)
@@ -72,9 +73,9 @@ def main(config: Config) -> None:
     start = time.perf_counter()
     sweep(SweepConfig(base, grid))
     print(f"{time.perf_counter() - start:.0f} s of this command")
-    lines = [json.loads(line) for line in (config.out / "records.jsonl").read_text("utf-8").splitlines()]
+    lines = read_records(config.out)
     text = markdown([line for line in lines if line["kind"] == "run"], labels)
-    (config.out / "sister_grid.md").write_text(text, encoding="utf-8")
+    write_whole(config.out / "sister_grid.md", text)
     print(text)
 
 

@@ -30,6 +30,7 @@ from jarm.report.statistics import bootstrap_ci, interval, number, simultaneous_
 from jarm.report.summary import PROVENANCE, summarise
 from jarm.runs.grid import expand
 from jarm.runs.programs import keep_compiled
+from jarm.runs.records import read_records
 
 Records = list[dict[str, Any]]
 Rows = list[list[str]]
@@ -221,7 +222,7 @@ def records_of(config: SweepConfig) -> Records:
             return len(here), 0
         return here[tuple(line[axis] for axis in config.grid)], rules.index(line["rule"])
 
-    lines = map(json.loads, (config.base.out / "records.jsonl").read_text("utf-8").splitlines())
+    lines = read_records(config.base.out, tuple(config.grid))
     files = config.grid.get("embeddings", [])
     short = dict(zip(files, short_names(files), strict=True))
     return [

@@ -69,7 +69,7 @@ CASES = (
 )
 """Settings of `full()` that go through options which the others leave alone."""
 TOOK = "seconds"
-NOT_VALUES = ("kind", "rule", "seed", "round", "source", "message", "device", "versions", "commit", "config")
+NOT_VALUES = ("line", "kind", "rule", "seed", "round", "source", "message", "device", "versions", "commit", "config")
 """Columns of a record that are its key, or depend on when and where it was made; as do those that begin with `TOOK`."""
 JUMPING = ("spearman", "best_of", "pair_accuracy", "calibration_error", "fit_steps")
 """Beginnings of columns that another order of sums may change by a whole step."""

@@ -23,7 +23,7 @@ from jarm.loop.device_table import count_pairs
 from jarm.runs.config import ADDED, FREE, SOURCE, CompareConfig
 from jarm.runs.grid import OPTIONS
 from jarm.runs.jobs import Call, Job, calls_of, share_of
-from jarm.runs.records import IMPLIED, RecordFolder, fingerprint, provenance
+from jarm.runs.records import IMPLIED, RECORDS, RecordFolder, fingerprint, provenance
 from jarm.runs.runner import Runner, make_runner, side_by_side
 from jarm.runs.sharing import GROWING, shared_folder, write_progress
 
@@ -85,6 +85,12 @@ def run_jobs(
                 say(
                     f"jarm: {out} holds runs by {'; '.join(folder.others)}, which are kept; to have them made anew, "
                     "give another --out."
+                )
+            if folder.broken:
+                shown = ", ".join(" ".join(map(str, run)) for run in folder.broken[:3])
+                say(
+                    f"jarm: {out / RECORDS} lacks lines of {len(folder.broken):,} runs that were recorded ({shown}"
+                    f"{', ...' * (len(folder.broken) > 3)}): those are made again."
                 )
             if jax.process_index() == 0:
                 _say_copies(jobs)

@@ -1,7 +1,8 @@
 """Records of experiments: one JSON object per line, appended run by run, never lost and never mixed.
 
 A folder belongs to one configuration, written in `config.json`. Half a line or half a run, which a killed process
-leaves behind, is dropped when the folder is opened again; whole runs stay.
+leaves behind, is dropped when the folder is opened again; whole runs stay. Each line ends with a checksum of itself
+(`jarm.core.files.sealed`); lines of earlier versions have none.
 """
 
 from __future__ import annotations
@@ -15,12 +16,24 @@ import os
 import pathlib
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import IO, Any
 
 import jax
 
-from jarm.core.files import claim, plain, write_whole
+from jarm.core.files import append_whole, claim, is_sealed, plain, sealed, write_whole
+from jarm.core.outside import (
+    checked,
+    either,
+    listing,
+    mapping,
+    maybe,
+    number,
+    parse_json,
+    record,
+    text,
+    truth,
+)
 from jarm.core.settings import KEYS
 from jarm.core.status import JarmError
 from jarm.core.version import __version__
@@ -59,12 +72,21 @@ def _commit() -> str | None:
     return f"{commit}+changes" if changed else commit
 
 
-WRITTEN = ("records.jsonl", "summary.json", "summary.md", "curves.png", "curves.svg")
+RECORDS, CONFIG = "records.jsonl", "config.json"
+WRITTEN = (RECORDS, "summary.json", "summary.md", "curves.png", "curves.svg", "progress.json")
 """Files that a comparison or a sweep writes into its folder, beside `config.json` and `.lock`."""
 IMPLIED = {"keys": KEYS}
 """Settings that folders of earlier versions leave out, and what they had."""
 RENAMED = {"pool": "candidates", "prior": "prior_weight"}
 """Old name -> new name, of options in the folders of earlier versions: their settings, axes and records."""
+
+AGAIN = "remove that line, and its run is made again"
+_SETTINGS = record({}, {"axes": listing(text()), "named": mapping(mapping())})
+_NUMBER = maybe(either(truth, number()))
+_AXIS = either(text(), _NUMBER)
+_FIELDS = {name: maybe(text()) for name in ("kind", "rule", "message", "device", "commit", "config", "source")}
+"""Fields of a record that are no numbers, beside its axes."""
+_FIELDS["versions"] = mapping(maybe(text()))
 
 
 def renamed(options: dict[str, Any]) -> dict[str, Any]:
@@ -85,6 +107,7 @@ class RecordFolder:
       axes: names that tell runs apart beside rule and seed; every record of a run has them.
       growing: settings that are dicts, to which a later command may add keys; those in both have to be the same.
       done: runs that were whole when it was opened, as (rule, seed, value of each axis).
+      broken: runs that lacked some of their lines though others follow, and whose lines were dropped.
       others: other versions or commits of jarm that made some of its records, as "jarm 0.1.0, commit 0123456789ab".
       lock: held while the folder is open.
     """
@@ -95,6 +118,7 @@ class RecordFolder:
     axes: tuple[str, ...] = ()
     growing: tuple[str, ...] = ()
     done: set[tuple[Any, ...]] = dataclasses.field(default_factory=set)
+    broken: list[tuple[Any, ...]] = dataclasses.field(default_factory=list)
     others: list[str] = dataclasses.field(default_factory=list)
     lock: IO[bytes] | None = None
 
@@ -120,10 +144,13 @@ class RecordFolder:
         try:
             path.mkdir(parents=True, exist_ok=True)
             folder.lock = claim(path)
+            for own in (path / RECORDS, path / CONFIG):
+                if own.is_symlink() or (own.exists() and not own.is_file()):
+                    raise JarmError(f"{own} is a link or no plain file, and may be yours: give another --out.")
             outdated = folder._match_settings()
             folder._recover()
             if outdated:  # after all that may refuse the folder
-                write_whole(path / "config.json", json.dumps(folder.settings, indent=2) + "\n")
+                write_whole(path / CONFIG, json.dumps(folder.settings, indent=2) + "\n")
         except (OSError, JarmError) as error:
             folder.close()
             if isinstance(error, JarmError):
@@ -144,13 +171,13 @@ class RecordFolder:
 
     @property
     def _file(self) -> pathlib.Path:
-        return self.path / "records.jsonl"
+        return self.path / RECORDS
 
     def _match_settings(self) -> bool:
         """Compare with `config.json`, and add the keys that growing settings have there; whether they differ now."""
-        config = self.path / "config.json"
+        config = self.path / CONFIG
         if not config.exists():
-            if foreign := [name for name in WRITTEN if (self.path / name).exists()]:
+            if foreign := [name for name in WRITTEN if os.path.lexists(self.path / name)]:
                 raise JarmError(
                     f"{self.path / foreign[0]} stands there without a config.json and may be yours: give another --out."
                 )
@@ -170,7 +197,7 @@ class RecordFolder:
                 other[name] = there, here
         if other:
             shown = ", ".join(
-                f"{name} {there!r} there, {here!r} here" for name, (there, here) in list(other.items())[:4]
+                f"{name} {_short(there)} there, {_short(here)} here" for name, (there, here) in list(other.items())[:4]
             )
             raise JarmError(
                 f"The folder {self.path} holds runs with other settings ({shown}): "
@@ -182,53 +209,23 @@ class RecordFolder:
         """Drop half a line, half a run, and lines written twice by two commands; rewrite the file only if needed."""
         if not self._file.exists():
             return
-        text = self._file.read_bytes()
-        *lines, _ = text.split(b"\n")  # after the last end of a line: nothing, or a line cut short by a kill
+        before = self._file.read_bytes()
         records: dict[tuple[Any, ...], tuple[bytes, dict[str, Any]]] = {}
-        for number, line in enumerate(lines, 1):
-            record = self._record(line)
-            if record is None:
-                raise JarmError(
-                    f"Line {number} of {self._file} is not a record: remove that line, and its run is made again."
-                )
-            if record.keys() & RENAMED:
-                record = renamed(record)
-                line = json.dumps(record).encode()
-            where = record["kind"] == "reference", *self.run_of(record), record.get("round")
-            records.setdefault(where, (line, record))
+        for line, each in parsed_records(before, self._file, self.axes, self.rounds):
+            where = each["kind"] == "reference", *self.run_of(each), each.get("round")
+            records.setdefault(where, (line, each))
         counts: dict[tuple[Any, ...], int] = {}
-        for _, record in records.values():
-            if record["kind"] != "reference":
-                run, last = self.run_of(record), record.get("rounds", self.rounds)
-                counts[run] = counts.get(run, -last) + (1 if record["kind"] == "run" else last + 1)
+        for _, each in records.values():
+            if each["kind"] != "reference":
+                run, last = self.run_of(each), each.get("rounds", self.rounds)
+                counts[run] = counts.get(run, -last) + (1 if each["kind"] == "run" else last + 1)
         self.done = {run for run, over in counts.items() if over == 1}
-        kept = [
-            (line, record)
-            for line, record in records.values()
-            if record["kind"] != "run" or self.run_of(record) in self.done
-        ]
-        if (whole := b"".join(line + b"\n" for line, _ in kept)) != text:
-            write_whole(self._file, whole.decode())
-        made = {_jarm(record) for _, record in kept if isinstance(record.get("versions"), dict)}
+        self.broken = [run for run in list(counts)[:-1] if run not in self.done]  # a kill breaks the last one alone
+        kept = [pair for pair in records.values() if pair[1]["kind"] != "run" or self.run_of(pair[1]) in self.done]
+        if b"".join(line + b"\n" for line, _ in kept) != before:
+            write_whole(self._file, b"".join(sealed(each) for _, each in kept))
+        made = {_jarm(each) for _, each in kept if isinstance(each.get("versions"), dict)}
         self.others = sorted(made - {_jarm(provenance())})
-
-    def _record(self, line: bytes) -> dict[str, Any] | None:
-        """The record of a line; None if it is not one."""
-        try:
-            record = json.loads(line.decode())
-        except (ValueError, RecursionError):
-            return None
-        if not isinstance(record, dict) or not isinstance(record.get("rule"), str):
-            return None
-        seed, t = (value if type(value) is int else None for value in (record.get("seed"), record.get("round")))
-        last = record.get("rounds", self.rounds)
-        valid = {
-            "run": seed is not None and t is not None and type(last) is int and 0 <= t <= last,
-            "failed": seed is not None and "round" not in record,
-            "reference": "seed" not in record and "round" not in record,
-        }
-        kind = record.get("kind")
-        return record if isinstance(kind, str) and valid.get(kind) else None
 
     def run_of(self, record: dict[str, Any]) -> tuple[Any, ...]:
         """The run of a record, as in `done`."""
@@ -256,29 +253,90 @@ class RecordFolder:
         Raises:
           JarmError: they cannot be written; earlier records are kept.
         """
-        text = "".join(json.dumps({name: plain(value) for name, value in record.items()}) + "\n" for record in records)
-        left = text.encode()
-        try:
-            # Unbuffered: a buffer would be written once more when the file is closed, after the truncation.
-            with self._file.open("ab", buffering=0) as file:
-                end = file.tell()
-                try:
-                    while left:
-                        left = left[file.write(left) :]
-                    os.fsync(file.fileno())
-                except OSError:
-                    os.truncate(self._file, end)
-                    raise
-        except OSError as error:
-            raise JarmError(
-                f"Cannot write to {self._file} ({error}): make room, and give the same command to go on."
-            ) from error
+        append_whole(
+            self._file, b"".join(sealed({name: plain(value) for name, value in each.items()}) for each in records)
+        )
 
     def read(self) -> list[dict[str, Any]]:
         """All records."""
         if not self._file.exists():
             return []
-        return [json.loads(line) for line in self._file.read_bytes().splitlines()]
+        content = self._file.read_bytes()
+        return [each for _, each in parsed_records(content, self._file, self.axes, self.rounds)]
+
+
+def read_records(folder: pathlib.Path, axes: tuple[str, ...] | None = None) -> list[dict[str, Any]]:
+    """All whole records of a folder of a comparison or a sweep; nothing in it is touched.
+
+    Args:
+      folder: with `records.jsonl`.
+      axes: of the sweep; by default those of its settings.
+
+    Raises:
+      JarmError: its settings or a line are damaged.
+    """
+    config = folder / CONFIG
+    if axes is None:
+        axes = tuple(_read_settings(config).get("axes", ())) if config.is_file() else ()
+    file = folder / RECORDS
+    return [each for _, each in parsed_records(file.read_bytes() if file.is_file() else b"", file, axes)]
+
+
+def parsed_records(
+    content: bytes, file: pathlib.Path, axes: tuple[str, ...], rounds: int | None = None
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """The whole lines of a file and their records, with the new names of options, and without checksums in these.
+
+    Args:
+      content: of the file.
+      file: for errors.
+      axes: fields that tell runs apart beside rule and seed.
+      rounds: T of records that do not say it; None where it is not known, and -1 where each has to say it.
+
+    Raises:
+      JarmError: a line is damaged, or not a record.
+    """
+    has_seals = False
+    for line_number, line in enumerate(content.split(b"\n")[:-1], 1):  # behind the last end: nothing, or a cut line
+        where, seal = f"Line {line_number} of {file}", is_sealed(line)
+        try:
+            found = parse_json(line, where, AGAIN)
+        except JarmError:
+            found = None
+        if not _is_record(found, rounds):
+            raise JarmError(f"{where} is not a record: {AGAIN}.")
+        if seal is False or (seal is None and has_seals):
+            raise JarmError(f"{where} is damaged, as its checksum shows: {AGAIN}.")
+        if has_seals := seal is not None:
+            del found["line"]
+        for name, value in found.items():
+            check = _FIELDS.get(name, _AXIS if name in axes else _NUMBER)
+            if type(value) is not float and (fault := check(value, name)):  # floats are finite here
+                raise JarmError(f"{where}: {fault}: {AGAIN}.")
+        if found.keys() & RENAMED:
+            found = renamed(found)
+            line = sealed(found)[:-1]
+        yield line, found
+
+
+def _is_record(found: Any, rounds: int | None) -> bool:
+    """Whether a value has what every record has."""
+    if not isinstance(found, dict) or not isinstance(found.get("rule"), str):
+        return False
+    seed, t = (value if type(value) is int else None for value in (found.get("seed"), found.get("round")))
+    last = found.get("rounds", rounds)
+    valid = {
+        "run": seed is not None and t is not None and t >= 0 and (last is None or (type(last) is int and t <= last)),
+        "failed": seed is not None and "round" not in found,
+        "reference": "seed" not in found and "round" not in found,
+    }
+    kind = found.get("kind")
+    return isinstance(kind, str) and valid.get(kind, False)
+
+
+def _short(value: Any) -> str:
+    shown = repr(value)
+    return shown if len(shown) <= 300 else f"{shown[:300]}..."
 
 
 def _jarm(record: dict[str, Any]) -> str:
@@ -288,10 +346,11 @@ def _jarm(record: dict[str, Any]) -> str:
 
 
 def _read_settings(config: pathlib.Path) -> dict[str, Any]:
+    cure = "put it right, or give another --out"
     try:
-        settings = json.loads(config.read_bytes().decode())
-    except (ValueError, RecursionError):
+        settings = parse_json(config.read_bytes(), str(config), cure)
+    except JarmError:
         settings = None
     if not isinstance(settings, dict):
-        raise JarmError(f"{config} does not hold the settings of runs: put it right, or give another --out.")
-    return settings
+        raise JarmError(f"{config} does not hold the settings of runs: {cure}.")
+    return checked(settings, _SETTINGS, str(config), cure)

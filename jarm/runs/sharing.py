@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import pathlib
 import re
-import shutil
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 
 from jarm.core.distributed import in_step, long_step
-from jarm.core.files import claim, write_whole
+from jarm.core.files import LOCK, is_claimed, write_whole
+from jarm.core.outside import listing, read_json, record, text, whole
 from jarm.core.status import JarmError
-from jarm.runs.records import RENAMED, RecordFolder, renamed
+from jarm.runs.records import CONFIG, RECORDS, RENAMED, RecordFolder, parsed_records
 
 GROWING = ("named", "tables")
 """Settings of a folder that grow with the values of its axes."""
@@ -41,22 +42,21 @@ def shared_folder(
             if process == 0:
                 folder = stack.enter_context(RecordFolder.open(path, settings, rounds, axes, GROWING))
                 _gather(folder)
-                if working.exists():  # left behind by a kill
-                    shutil.rmtree(working)
+                _remove(working)  # left behind by a kill
         with in_step():
             if process:
                 own = path / f"process-{process}"
                 folder = stack.enter_context(RecordFolder.open(own, settings, rounds, axes, GROWING))
-                records = path / "records.jsonl"
-                lines = records.read_text("utf-8").splitlines() if records.exists() else []
-                folder.done |= {folder.run_of(json.loads(line)) for line in lines}
+                records = path / RECORDS
+                content = records.read_bytes() if records.exists() else b""
+                folder.done |= {folder.run_of(line) for _, line in parsed_records(content, records, axes, rounds)}
         with long_step(working):
             yield folder
             if process:
                 folder.close()
         with in_step():
             if process == 0:
-                shutil.rmtree(working, ignore_errors=True)
+                _remove(working)
                 _gather(folder)
                 finish(folder)
 
@@ -69,13 +69,32 @@ def _gather(folder: RecordFolder) -> None:
             if new:
                 folder.append(new)
             folder.done |= other.done
-        # The records go first, so that a half-removed folder is recognised.
-        (path / "records.jsonl").unlink(missing_ok=True)
-        shutil.rmtree(path)
+        _remove(path)
+
+
+def _remove(folder: pathlib.Path) -> None:
+    """Remove a folder that jarm made within its own, once nothing but what jarm put there is in it.
+
+    The records go first, and the settings last, so that a half-removed folder is recognised.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        return
+    with contextlib.suppress(OSError):
+        for each in folder.iterdir():
+            if each.name.isdigit() or each.name == RECORDS:
+                each.unlink()
+        for name in (LOCK, CONFIG):
+            (folder / name).unlink(missing_ok=True)
+        folder.rmdir()
 
 
 def _process_folders(path: pathlib.Path) -> list[pathlib.Path]:
-    return sorted(each for each in path.glob("process-*") if re.fullmatch(r"process-\d+", each.name) and each.is_dir())
+    """Folders of other processes, which have settings."""
+    return sorted(
+        each
+        for each in path.glob("process-*")
+        if re.fullmatch(r"process-\d+", each.name) and not each.is_symlink() and (each / CONFIG).is_file()
+    )
 
 
 def write_progress(out: pathlib.Path, progress: dict[str, Any]) -> None:
@@ -84,10 +103,7 @@ def write_progress(out: pathlib.Path, progress: dict[str, Any]) -> None:
     Raises:
       JarmError: it cannot be written.
     """
-    try:
-        write_whole(out / "progress.json", json.dumps(progress) + "\n")
-    except OSError as error:
-        raise JarmError(f"Cannot write to {out} ({error}): make room, and give the same command.") from error
+    write_whole(out / "progress.json", json.dumps(progress) + "\n")
 
 
 def sweep_status(out: pathlib.Path) -> dict[str, Any]:
@@ -100,45 +116,34 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
     Raises:
       JarmError: the folder holds no sweep.
     """
-    try:
-        total = json.loads((out / "progress.json").read_text("utf-8"))["runs"]
-        axes = [RENAMED.get(axis, axis) for axis in json.loads((out / "config.json").read_text("utf-8"))["axes"]]
-    except (OSError, ValueError, KeyError) as error:
-        raise JarmError(f"{out} holds no sweep ({error}): give the `out` of one that was started.") from None
+    if missed := [name for name in ("progress.json", CONFIG) if not os.path.isfile(out / name)]:
+        raise JarmError(f"{out} holds no sweep (it has no {missed[0]}): give the `out` of one that was started.")
+    cure = "start the sweep again, with the same `out`"
+    total = read_json(out / "progress.json", record({"runs": whole()}), cure=cure)["runs"]
+    settings = read_json(out / CONFIG, record({"axes": listing(text())}), cure="put it right, or give another `out`")
+    axes = tuple(RENAMED.get(axis, axis) for axis in settings["axes"])
     missing, failures = dict[tuple[Any, ...], int](), dict[str, int]()  # run -> its missing lines
     for path in (out, *_process_folders(out)):
-        records = path / "records.jsonl"
-        for number, text in enumerate(_whole_lines(records), 1):
-            try:
-                line = renamed(json.loads(text))
-            except ValueError:
-                raise JarmError(
-                    f"Line {number} of {records} is not a record: remove that line, and its run is made again."
-                ) from None
+        for _, line in parsed_records(_content(path / RECORDS), path / RECORDS, axes, -1):
             run = line["rule"], line.get("seed"), *(line.get(axis) for axis in axes)
             if line["kind"] == "failed" and run not in missing:
                 failures[line["message"]] = failures.get(line["message"], 0) + 1
                 missing[run] = 0
             if line["kind"] == "run":
                 missing[run] = missing.get(run, line["rounds"] + 1) - 1
-    try:
-        claim(out).close()
-        running = False
-    except JarmError:
-        running = True
     failed = sum(failures.values())
     return {
         "runs": total,
         "done": sum(left <= 0 for left in missing.values()),
         "failed": failed,
         "failures": failures,
-        "running": running,
+        "running": is_claimed(out),
     }
 
 
-def _whole_lines(path: pathlib.Path) -> list[bytes]:
-    """Lines of a file that are written to their end; none if the file is not there, or not there any more."""
+def _content(path: pathlib.Path) -> bytes:
+    """Content of a file; none if it is not there, or not there any more."""
     try:
-        return path.read_bytes().split(b"\n")[:-1]
+        return path.read_bytes() if path.is_file() else b""
     except FileNotFoundError:
-        return []
+        return b""

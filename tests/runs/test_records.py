@@ -4,16 +4,18 @@ import itertools
 import json
 import os
 import pathlib
+import re
 import subprocess
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jarm import JarmError
-from jarm.core.files import plain
+from jarm.core.files import plain, sealed
 from jarm.runs.records import RecordFolder, fingerprint, provenance
-from jarm.runs.sharing import GROWING, sweep_status
+from jarm.runs.sharing import GROWING, shared_folder, sweep_status
 
 pytestmark = pytest.mark.core
 
@@ -40,7 +42,8 @@ def holding(path, *runs):
     return path / "records.jsonl"
 
 
-def test_cut_at_any_byte_keeps_whole_runs(tmp_path):
+def test_cut_at_any_byte_keeps_whole_runs(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of times, and of no effect on what is seen here
     runs = [[REFERENCE], run("random", 0), [FAILED], run("badge", 0)]
     file = holding(tmp_path, *runs)
     text = file.read_bytes()
@@ -117,6 +120,154 @@ def test_a_damaged_line_is_named_and_nothing_changes(tmp_path, line):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
     file.write_bytes(text)
     opened(tmp_path).close()  # the lock was let go
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"nll": "0.5"}, "nll is '0.5', not a finite number"),
+        ({"nll": [0.5]}, r"nll is \[0.5\], not a finite number"),
+        ({"nll": 10**400}, "is not a record"),
+        ({"nll": float("nan")}, "is not a record"),
+        ({"labels": {}}, r"labels is \{\}"),
+        ({"message": 5}, "message is 5, not a text"),
+        ({"versions": ["0.1"]}, "versions is .*, not an object"),
+        ({"versions": {"jarm": 1}}, "versions.jarm is 1, not a text"),
+        ({"noise": [1]}, r"noise is \[1\], not a finite number"),
+        ({"a": [[[[[]]]]]}, "a is "),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_named_with_its_line(tmp_path, change, said):
+    file = holding(tmp_path, run("random", 0))
+    lines = file.read_text().splitlines(keepends=True)
+    for line in (json.dumps(run("random", 0)[1] | change) + "\n", sealed(run("random", 0)[1] | change).decode()):
+        file.write_text("".join([json.dumps(run("random", 0)[0]) + "\n", line, *lines[2:]]))
+        before = file.read_bytes()
+        with pytest.raises(JarmError, match=rf"Line 2 of .*records\.jsonl.* {said}.*: remove that line, and") as error:
+            RecordFolder.open(tmp_path, {"batch": 5}, ROUNDS, ("noise",))
+        assert "\n" not in str(error.value)
+        assert file.read_bytes() == before
+
+
+def test_every_flipped_byte_of_a_record_is_found(tmp_path):
+    file = holding(tmp_path, [REFERENCE], run("random", 0), [FAILED])
+    text = file.read_bytes()
+    for at in range(len(text) - 1):
+        flipped = text[:at] + bytes([text[at] ^ 4]) + text[at + 1 :]
+        file.write_bytes(flipped)
+        with pytest.raises(JarmError, match=rf"^Line {text[:at].count(10) + 1} of .*: remove that line"):
+            opened(tmp_path)
+        assert file.read_bytes() == flipped
+
+
+def test_a_folder_without_checksums_goes_on_and_gets_them_for_new_lines(tmp_path):
+    opened(tmp_path).close()
+    old = "".join(json.dumps(each) + "\n" for each in [REFERENCE, *run("random", 0)])
+    (tmp_path / "records.jsonl").write_text(old)
+    with opened(tmp_path) as folder:
+        assert folder.read() == [REFERENCE, *run("random", 0)]
+        folder.append(run("random", 1))
+    text = (tmp_path / "records.jsonl").read_text()
+    assert text.startswith(old)
+    assert len(re.findall(r', "line": "[0-9a-f]{8}"\}\n', text)) == ROUNDS + 1
+    with opened(tmp_path) as folder:
+        assert folder.read() == [REFERENCE, *run("random", 0), *run("random", 1)]
+    changed = text.replace('"seed": 1, "round": 1, "nll": 0.5', '"seed": 1, "round": 1, "nll": 0.6')
+    (tmp_path / "records.jsonl").write_text(changed)
+    with pytest.raises(JarmError, match=r"Line 6 of .* is damaged, as its checksum shows: remove that line"):
+        opened(tmp_path)
+
+
+def test_runs_that_lost_lines_in_the_middle_are_listed(tmp_path):
+    file = holding(tmp_path, run("random", 0), run("random", 1), run("random", 2))
+    lines = file.read_bytes().splitlines(keepends=True)
+    file.write_bytes(b"".join(lines[:1] + lines[2:7]))
+    with opened(tmp_path) as folder:
+        assert folder.done == {("random", 1)}
+        assert folder.broken == [("random", 0)]  # the last is as a kill leaves it
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "config.json", ".lock"])
+def test_no_link_in_a_folder_of_records_is_written_through(tmp_path, name):
+    out, theirs = tmp_path / "out", tmp_path / "theirs"
+    holding(out, run("random", 0))
+    (out / name).rename(theirs)
+    content = theirs.read_bytes()
+    for make in (lambda: (out / name).symlink_to(theirs), lambda: os.mkfifo(out / name)):
+        make()
+        with pytest.raises(JarmError, match=re.escape(f"{name} is a link or no plain file")):
+            opened(out)
+        (out / name).unlink()
+        assert theirs.read_bytes() == content
+
+
+def test_a_folder_of_the_user_that_is_named_as_one_of_a_process_stays(tmp_path):
+    opened(tmp_path).close()
+    (tmp_path / "process-1").mkdir()
+    (tmp_path / "process-1" / "mine").write_text("mine")
+    (tmp_path / ".working").mkdir()
+    (tmp_path / ".working" / "mine").write_text("mine")
+    with RecordFolder.open(tmp_path / "process-2", {"batch": 5}, ROUNDS) as folder:
+        folder.append(run("random", 0))
+    (tmp_path / "process-2" / "mine").write_text("mine")
+    with shared_folder(tmp_path, {"batch": 5}, ROUNDS, (), lambda folder: None) as folder:
+        assert folder.read() == run("random", 0)
+    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("mine"))
+    assert left == [".working/mine", "process-1/mine", "process-2/mine"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("progress.json", "", "progress.json is not JSON"),
+        ("progress.json", "[]", r"the content is \[\], not an object"),
+        ("progress.json", '{"runs": "8"}', "runs is '8', not a whole number"),
+        ("progress.json", '{"runs": -8}', "runs is -8"),
+        ("progress.json", "[" * 100_000, "more than 64 lists"),
+        ("config.json", '{"axes": 5}', "axes is 5, not a list"),
+        ("config.json", '{"axes": [["a"]]}', r"axes\[0\] is \['a'\], not a text"),
+        ("config.json", '{"axes": [], "axes": []}', "the key 'axes' occurs twice"),
+        ("records.jsonl", '{"kind": "run"}\n', "Line 1 of .* is not a record"),
+        ("records.jsonl", '{"kind": "run", "rule": "a", "seed": 0, "round": 0, "rounds": "2"}\n', "Line 1 of"),
+        ("records.jsonl", "[]\n", "Line 1 of .* is not a record"),
+    ],
+)
+def test_the_status_of_a_damaged_sweep_is_a_sentence(tmp_path, name, content, said):
+    (tmp_path / "progress.json").write_text('{"runs": 8}')
+    (tmp_path / "config.json").write_text('{"axes": []}')
+    before = {path.name for path in tmp_path.iterdir()}
+    assert sweep_status(tmp_path)["runs"] == 8
+    assert {path.name for path in tmp_path.iterdir()} == before
+    (tmp_path / name).write_text(content)
+    with pytest.raises(JarmError, match=said) as error:
+        sweep_status(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_settings_of_the_wrong_kind_get_a_sentence(tmp_path):
+    for config in ('{"axes": 5, "named": {}}', '{"axes": [1], "named": {}}', '{"axes": [], "named": {"a": 1}}'):
+        (tmp_path / "config.json").write_text(config)
+        with pytest.raises(JarmError, match=r"config\.json: (axes|named).* not .*: put it right"):
+            opened(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"batch": "x" * 100_000}))
+    with pytest.raises(JarmError, match=r"other settings \(batch 'x+\.\.\. there, 5 here\)") as error:
+        opened(tmp_path)
+    assert len(str(error.value)) < 1000
+
+
+@pytest.mark.slow
+def test_a_large_folder_is_read_about_as_fast_as_its_json(tmp_path):
+    many = [
+        {**each, **{f"metric_{n}": n / 7 for n in range(25)}} for seed in range(10_000) for each in run("random", seed)
+    ]
+    file = holding(tmp_path, many)
+    start = time.process_time()
+    plainly = [json.loads(line) for line in file.read_bytes().splitlines()]
+    between = time.process_time()
+    with opened(tmp_path) as folder:
+        took = time.process_time() - between
+        assert len(folder.read()) == len(plainly)
+    assert took < 5 * (between - start)
 
 
 def test_settings_of_an_earlier_version_stay_where_a_line_is_damaged(tmp_path):

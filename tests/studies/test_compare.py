@@ -19,6 +19,7 @@ from jarm.runs import programs
 from jarm.runs.driver import settings_of
 from jarm.runs.grid import Setting
 from jarm.runs.jobs import read_jobs
+from jarm.runs.records import read_records
 
 SMALL = CompareConfig(
     rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1
@@ -30,7 +31,7 @@ TIMES = ("seconds", "seconds_to_fit", "seconds_to_select", "seconds_to_compile")
 
 
 def lines(folder):
-    return [json.loads(line) for line in (folder / "records.jsonl").read_text().splitlines()]
+    return read_records(folder)
 
 
 def in_order(folder):
