@@ -110,14 +110,13 @@ LARGEST = 1e15
 """Largest magnitude of an embedding whose squares, summed over many responses, stay within float32."""
 
 
-def check_embeddings(embeddings: np.ndarray, mask: np.ndarray, first: int = 0, largest: float = LARGEST) -> None:
+def check_embeddings(embeddings: np.ndarray, mask: np.ndarray, first: int = 0) -> None:
     """Refuse embeddings that no head can be fitted to, so that the fit is not blamed.
 
     Args:
       embeddings: `[p, R, d]`, some prompts of a table, zero where `mask` is false.
       mask: `[p, R]`.
       first: number of the first prompt.
-      largest: magnitude from which on numbers are refused.
 
     Raises:
       JarmError: one is NaN, infinite or too large, or they have no width; the message names the first.
@@ -129,20 +128,20 @@ def check_embeddings(embeddings: np.ndarray, mask: np.ndarray, first: int = 0, l
     """
     if not embeddings.shape[2]:
         raise JarmError("The embeddings have no columns: give each response one number or more.")
-    if (np.maximum(embeddings.max(axis=(1, 2)), -embeddings.min(axis=(1, 2))) <= largest).all():  # false for a NaN
+    if (np.maximum(embeddings.max(axis=(1, 2)), -embeddings.min(axis=(1, 2))) <= LARGEST).all():  # false for a NaN
         return
-    bad = ~(np.abs(embeddings) <= largest) & mask[..., None]
+    bad = ~(np.abs(embeddings) <= LARGEST) & mask[..., None]
     if not bad.any():
         return
     prompt, response, column = (int(index[0]) for index in np.nonzero(bad))
     value = embeddings[prompt, response, column]
     cure = "embed that response again; a column without variance must not be divided by its deviation"
     if np.isfinite(value):
-        cure = "divide the embeddings, or have them standardised"
+        cure = "look for values that were never written, or divide the embeddings"
     raise JarmError(
         f"The embedding of response {response} of prompt {first + prompt} is {value:.3g} in column {column}, and "
         f"{bad.mean():.2g} of the numbers, in {int(bad.any(axis=(0, 1)).sum()):,} of {embeddings.shape[2]:,} columns, "
-        f"are NaN, infinite or beyond {largest:.0e}: {cure}."
+        f"are NaN, infinite or beyond {LARGEST:.0e}: {cure}."
     )
 
 

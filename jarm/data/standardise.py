@@ -22,7 +22,7 @@ def standardised(tables: TrainTest) -> TrainTest:
     constant dimension becomes 0.
 
     Raises:
-      JarmError: a training embedding is not finite, or all are equal.
+      JarmError: a training embedding is not finite or so large that others would vanish beside it, or all are equal.
     """
     train = dataclasses.replace(tables.train, mean=None, deviation=None)
     prompts, responses, d = train.shape
@@ -32,7 +32,7 @@ def standardised(tables: TrainTest) -> TrainTest:
     for start in range(0, prompts, step):
         some = slice(start, start + step)
         embeddings = train.embeddings(some)
-        check_embeddings(embeddings, train.mask[some], start, float(np.finfo(np.float32).max))
+        check_embeddings(embeddings, train.mask[some], start)
         rows = embeddings[train.mask[some]] - anchor
         total += rows.sum(axis=0)
         squares += np.square(rows, out=rows).sum(axis=0)

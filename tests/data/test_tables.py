@@ -352,10 +352,7 @@ def test_the_first_bad_embedding_of_a_table_is_named(value):
     assert "in 1 of 5 columns" in message
     check_embeddings(embeddings, np.arange(8).reshape(4, 2) != 5)  # not where there is no response
     table = table_of(embeddings)
-    if not np.isfinite(value):
-        assert "response 1 of prompt 2" in complaint(standardised, TrainTest(table, table))
-    else:  # standardising brings them back
-        check_embeddings(standardised(TrainTest(table, table)).train.embeddings(), table.mask)
+    assert "response 1 of prompt 2" in complaint(standardised, TrainTest(table, table))
 
 
 def test_deviations_too_small_for_float32_count_as_none():

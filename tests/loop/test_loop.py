@@ -690,7 +690,7 @@ def test_embeddings_that_teach_nothing_are_refused_before_a_fit():
             deviation=None,
         )
 
-    for value, words in ((np.nan, "is nan in column 0"), (1e30, "is 1e\\+30 in column 0, .*have them standardised")):
+    for value, words in ((np.nan, "is nan in column 0"), (1e30, "is 1e\\+30 in column 0, .*divide the embeddings")):
         rows = embeddings.copy()
         rows[0, 0, 0] = value
         with pytest.raises(JarmError, match="response 0 of prompt 0 " + words):
