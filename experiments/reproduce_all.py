@@ -36,6 +36,7 @@ from suite import Outcome, Study
 from jarm import JarmError
 from jarm.core.files import write_whole
 from jarm.core.messages import clock
+from jarm.report.markdown import code, escaped
 from jarm.report.markdown import table as markdown_table
 from jarm.runs.programs import keep_compiled
 
@@ -129,16 +130,18 @@ def html(config: Config, found: Found) -> str:
 
 def readings(config: Config, found: Found) -> str:
     """The readings as a Markdown table."""
-    lines = [f"`{command(config)}`", ""]
+    lines = [code(command(config)), ""]
     lines += ["| | study | claim | verdict | numbers | time |", "|---|---|---|---|---|--:|"]
     for study, outcome, failure in found:
         if outcome is None:
-            lines.append(f"| {study.letter} | `{study.name}.py` | | failed | {failure} | |")
+            lines.append(f"| {study.letter} | `{study.name}.py` | | failed | {escaped(failure)} | |")
             continue
         for at, reading in enumerate(outcome.readings):
             first = [study.letter, f"`{study.name}.py`"] if at == 0 else ["", ""]
             took = clock(outcome.seconds) if at == 0 else ""
-            lines.append(f"| {' | '.join([*first, reading.claim, reading.verdict, reading.why, took])} |")
+            lines.append(
+                f"| {' | '.join([*first, escaped(reading.claim), reading.verdict, escaped(reading.why), took])} |"
+            )
     return "\n".join(lines) + "\n"
 
 

@@ -25,6 +25,7 @@ from jarm import CompareConfig, JarmError, SweepConfig, sweep
 from jarm.core.files import write_whole
 from jarm.report.curves import METRIC, area, best_of_names, curves, runs_of
 from jarm.report.figures import drawing, short_names, style_of
+from jarm.report.markdown import code, escaped
 from jarm.report.markdown import table as markdown_table
 from jarm.report.statistics import bootstrap_ci, interval, number, simultaneous_ci
 from jarm.report.summary import PROVENANCE, summarise
@@ -526,9 +527,11 @@ def command(config: Config, name: str) -> str:
 
 def markdown(outcome: Outcome, shell: str) -> str:
     """A study as text: claims, what is found of them, and the table."""
-    lines = [f"# {outcome.study.title}", "", outcome.study.said("Claim"), "", f"`{shell}`", ""]
-    lines += [f"- {reading.claim}: **{reading.verdict}**. {reading.why}" for reading in outcome.readings]
-    lines += [f"- {count} runs failed: {sentence}" for sentence, count in outcome.failures.items()]
+    lines = [f"# {outcome.study.title}", "", outcome.study.said("Claim"), "", code(shell), ""]
+    lines += [
+        f"- {escaped(reading.claim)}: **{reading.verdict}**. {escaped(reading.why)}" for reading in outcome.readings
+    ]
+    lines += [f"- {count} runs failed: {escaped(sentence)}" for sentence, count in outcome.failures.items()]
     return "\n".join([*lines, "", *markdown_table(outcome.rows[0], outcome.rows[1:])]) + "\n"
 
 

@@ -76,6 +76,7 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes, _built_
     """
     keep_compiled()
     summary = compare(config)
+    show(f"{summary['answer']}\n")
     for rule, row in summary["rules"].items():
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
         show(f"{rule:>18}  {row['verdict']}{failed}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import re
 from typing import Any
 
 from jarm.core.files import plain
+from jarm.core.messages import printable
 from jarm.report.curves import METRIC, valued
 from jarm.report.statistics import interval, number
 
@@ -24,6 +26,8 @@ BATCH_COLUMNS = {
     "seconds_to_select": "s to select",
 }
 """Record field -> column of the table of what each rule selects."""
+# Signs that Markdown obeys, underscores inside a word excepted.
+_MARKS = re.compile(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
 
 def comparison_text(summary: dict[str, Any]) -> str:
@@ -36,6 +40,8 @@ def comparison_text(summary: dict[str, Any]) -> str:
     best_name = f"best of {best[8:]}" if best else "best of n"
     settings = summary.get("settings", {})
     lines = [
+        f"**{escaped(summary['answer'])}**",
+        "",
         *_verdicts(rules, baseline),
         *_learning(rules, baseline, best_name, summary["best_of_left_out"]),
         *_selected(rules),
@@ -50,7 +56,11 @@ def _verdicts(rules: dict[str, Any], baseline: str) -> list[str]:
     counts = sorted({row["seeds"] for row in rules.values()})
     seeds = " to ".join(str(count) for count in ([counts[0], counts[-1]] if len(counts) > 1 else counts)) or "no"
     title = f"# {len(rules)} acquisition rules, {seeds} seed{'s' * (counts != [1])}"
-    return [title, "", *(f"- **{rule}**: {row['verdict']}{_notes(row, baseline)}" for rule, row in rules.items())]
+    return [
+        title,
+        "",
+        *(f"- **{escaped(rule)}**: {row['verdict']}{_notes(row, baseline)}" for rule, row in rules.items()),
+    ]
 
 
 def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: int) -> list[str]:
@@ -117,7 +127,7 @@ def _provenance(settings: dict[str, Any]) -> list[str]:
         "",
         "## Settings and provenance",
         "",
-        *(f"- {name}: {_inline(value)}" for name, value in settings.items()),
+        *(f"- {escaped(name)}: {_inline(value)}" for name, value in settings.items()),
     ]
 
 
@@ -132,7 +142,7 @@ def sweep_text(summary: dict[str, Any]) -> str:
     runs = sum(row["seeds"] for setting in settings for row in setting["rules"].values())
     lines = [f"# {_count(len(settings), 'setting')}, {_count(runs, 'whole run')}", ""]
     if failures:
-        lines += [*(f"- {_count(count, 'run')} failed: {failure}" for failure, count in failures.items()), ""]
+        lines += [*(f"- {_count(count, 'run')} failed: {escaped(failure)}" for failure, count in failures.items()), ""]
     last = ["area under Spearman curve", "final Spearman", f"labels to {baseline}'s end"]
     rows = [
         [
@@ -166,7 +176,7 @@ def _notes(row: dict[str, Any], baseline: str) -> str:
     if row["unfinished_seeds"]:
         notes.append(f"{row['unfinished_seeds']} unfinished left out")
     if row["failed_seeds"]:
-        notes.append(f"{row['failed_seeds']} failed: {row['failure']}")
+        notes.append(f"{row['failed_seeds']} failed: {escaped(row['failure'])}")
     if row.get("least_spearman_share", 1) < 1:
         share = math.floor(100 * row["least_spearman_share"])
         notes.append(f"ranks only {share}% of the test prompts in some round, the others count as Spearman 0")
@@ -208,10 +218,30 @@ def _inline(value: Any) -> str:
     if isinstance(value, list):
         return "; ".join(_inline(each) for each in value) or "-"
     if isinstance(value, dict):
-        return ", ".join(f"{name} {_inline(each)}" for name, each in value.items()) or "-"
-    return "-" if value is None else f"`{value}`"
+        return ", ".join(f"{escaped(name)} {_inline(each)}" for name, each in value.items()) or "-"
+    return "-" if value is None else code(value)
+
+
+def escaped(text: object) -> str:
+    r"""A text of others as one line of Markdown, in a table or elsewhere, that shows it as it is.
+
+    Example:
+      >>> print(escaped("a|b <script> *c* my_rules.py:best_rule"))
+      a\|b &lt;script&gt; \*c\* my_rules.py:best_rule
+    """
+    line = _MARKS.sub(r"\\\g<0>", printable(text).replace("&", "&amp;"))
+    return line.replace("<", "&lt;").replace(">", "&gt;")
+
+
+def code(text: object) -> str:
+    """A text of others as code in a line of Markdown, fenced by more backticks than it has in a row."""
+    line = printable(text)
+    fence = "`" * (1 + max(map(len, re.findall("`+", line)), default=0))
+    room = " " if len(fence) > 1 else ""
+    return f"{fence}{room}{line}{room}{fence}"
 
 
 def table(head: list[str], rows: list[list[str]]) -> list[str]:
-    """Lines of a table in Markdown."""
-    return ["| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows)]
+    """Lines of a table in Markdown, whose cells show their text as it is."""
+    lines = [[escaped(cell) for cell in row] for row in (head, *rows)]
+    return ["| " + " | ".join(row) + " |" for row in (lines[0], ["---"] * len(head), *lines[1:])]

@@ -13,6 +13,7 @@ import numpy as np
 
 from jarm.core.files import plain, write_whole
 from jarm.core.outside import read_json
+from jarm.report.answer import answer
 from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
 from jarm.report.markdown import BATCH_COLUMNS, EFFECT, comparison_text, sweep_text
 from jarm.report.statistics import (
@@ -49,7 +50,8 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planni
         difference.
 
     Returns:
-      `rules`: rule -> its numbers and `verdict`; `reference`: name -> metrics; `provenance`; what was compared.
+      `answer`: in a sentence or two, if planning; `rules`: rule -> its numbers and `verdict`; `reference`: name ->
+      metrics; `provenance`; what was compared.
     """
     runs, best = runs_of(records), best_of_names(records)
     runs |= {r["rule"]: {} for r in records if r.get("kind") == "failed" and r["rule"] not in runs}
@@ -64,8 +66,10 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planni
             "failed_seeds": len(failed),
             "failure": max(failed, default=None),
         }
+    rules = _plain(rules)
     return _plain(
         {
+            "answer": answer(rules, baseline) if planning else None,
             "baseline": baseline,
             "metric": METRIC,
             "best_of": shown,

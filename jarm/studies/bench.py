@@ -28,6 +28,7 @@ from jarm.core.status import JarmError, Status
 from jarm.core.streams import say
 from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import KINDS, pair_space, subset
+from jarm.report.markdown import escaped
 from jarm.runs.config import as_text, known_names, numbers, parts
 from jarm.runs.records import provenance
 
@@ -411,7 +412,9 @@ def table(rows: list[dict[str, Any]]) -> str:
         shown = [_range(cells[size]) if size in cells else "-" for size in sizes]
         size = last["temp_bytes"]
         memory = "-" if size is None else f"{size / 1e6:.3g}"
-        lines.append(f"| {rule} | {' | '.join(shown)} | {last['compile_s']:.1f} | {memory} | {last['log_det']:.1f} |")
+        lines.append(
+            f"| {escaped(rule)} | {' | '.join(shown)} | {last['compile_s']:.1f} | {memory} | {last['log_det']:.1f} |"
+        )
     return "\n".join(lines)
 
 

@@ -1,4 +1,6 @@
 import builtins
+import os
+import sys
 
 import numpy as np
 import pytest
@@ -6,7 +8,7 @@ from test_summary import make_records
 
 from jarm.core.status import JarmError
 from jarm.report.curves import references_of, runs_of
-from jarm.report.figures import draw_curves, learning_curves, style_of
+from jarm.report.figures import draw_curves, learning_curves, require_matplotlib, style_of
 
 RULES = ("random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt")
 
@@ -63,3 +65,13 @@ def test_without_matplotlib_the_cure_is_named(tmp_path, monkeypatch):
     with pytest.raises(JarmError, match=r"pip install matplotlib"):
         learning_curves(make_records(), tmp_path / "curves")
     assert not np.any(list(tmp_path.iterdir()))
+
+
+def test_the_backend_of_a_notebook_does_not_matter(tmp_path, monkeypatch):
+    """matplotlib refuses to be imported under a backend that is not installed."""
+    (tmp_path / "matplotlib.py").write_text("import os\nassert 'MPLBACKEND' not in os.environ\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "matplotlib")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    require_matplotlib()
+    assert os.environ["MPLBACKEND"].startswith("module://")
