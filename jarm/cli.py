@@ -132,7 +132,8 @@ def _sweep(
     process_id: int | None = None,
     local_device: int | None = None,
 ) -> None:
-    """Run a grid of comparisons: CONFIG is a .toml with options of `jarm compare` and a table [grid], or a .py.
+    """Run a grid of comparisons: CONFIG is a .toml with options of `jarm compare` and a table [grid], or a .py,
+    which is run as a program.
 
     Runs are recorded as they finish: stop it at any time, and the same command goes on. See docs/sweeps.md.
 

@@ -187,7 +187,7 @@ class CompareConfig:
       task: the task, likewise.
       out: folder for records.jsonl, summary.json, summary.md, curves.png and curves.svg.
       rules: acquisition rules, separated by commas; `jarm rules` lists them, "all" takes every one, FILE.py:FUNCTION is
-        one of yours. "random" is always run.
+        one of yours, and the file is run as a program. "random" is always run.
       seeds: number of seeds; each fixes the first labels, the candidates and the annotator.
       prompts: prompts drawn at random per round; 0 considers every prompt.
       candidates: candidate pairs drawn at random per round; 0 considers every pair.
