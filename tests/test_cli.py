@@ -152,3 +152,9 @@ def test_the_reader_of_a_process_goes():
     ended = subprocess.run([sys.executable, "-m", "jarm.cli", "rules"], stdout=write, stderr=subprocess.PIPE)
     os.close(write)
     assert (ended.returncode, ended.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["store", "info"], ["store", "verify"], ["--quiet", "store", "info"]], ids=" ".join)
+def test_a_store_that_is_none_gets_a_sentence(words, tmp_path, capsys):
+    assert main([*words, str(tmp_path)]) == 1
+    assert "is no embedding store" in capsys.readouterr().err
