@@ -180,7 +180,9 @@ def _sweep(
 
 def _status(folder: pathlib.Path) -> None:
     status = sweep_status(read_sweep(folder).out if folder.is_file() else folder)
-    state = "running" if status["running"] else "done" if status["done"] == status["runs"] else "stopped"
+    state = "running" if status["running"] else "stopped"
+    if not status["running"] and status["done"] == status["runs"]:
+        state = "done" if status["summarised"] else "stopped before the summary: give the same command once more"
     show(f"{status['done']:,} of {status['runs']:,} runs, {state}")
     for message, count in status["failures"].items():
         show(f"{count:,} failed: {message}")

@@ -59,7 +59,8 @@ def check_fields(config: Any, checks: Mapping[str, Check] = types.MappingProxyTy
       Traceback (most recent call last):
       jarm.core.status.JarmError: `steps` is True: give a whole number.
     """
-    for field, hint in _hints(type(config)).items():
+    kind: Any = type(config)
+    for field, hint in _hints(kind).items():
         given, shown = getattr(config, field), name.format(field)
         value = settle(shown, given, hint)
         if value is not given:

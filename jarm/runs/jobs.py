@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
-from jarm.acquisition.registry import RULES
+from jarm.acquisition.registry import RULES, get_rule
 from jarm.core.base import HParams
+from jarm.core.memory import refuse_too_large
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import check_run
 from jarm.runs.grid import Setting, by_program
+from jarm.runs.programs import free_bytes
 
 T = TypeVar("T")
 
@@ -67,9 +70,8 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
     Raises:
       JarmError: an option, a value, the data or a setting is at fault; the message says which, and what to do.
     """
-    for name, low in (("seeds", 1), ("workers", 0), ("vmap_runs", 0)):
-        if (value := getattr(settings[0].config, name)) < low:
-            raise JarmError(f"`{name}` is {value}, which makes no run: give at least {low}.")
+    for rule in settings[0].config.rule_names():
+        get_rule(rule)  # runs the file of a rule of yours
     jobs, loaded, noises = [], dict[tuple[Any, ...], TrainTest](), dict[tuple[Any, ...], Any]()
     for shared in by_program(settings):
         first, source, hparams = shared[0], tuple(shared[0].source.values()), list[HParams]()
@@ -95,8 +97,25 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
                 if solved:
                     noises[key] = numbers.noise
                 hparams.append(numbers)
+        with first.named_in_errors():
+            _refuse_too_large(first.loop, data.train.shape[2])
         jobs.append(Job(shared, first.loop, first.config.sizes(), data, scale, hparams))
     return jobs
+
+
+def _refuse_too_large(loop: LoopConfig, width: int) -> None:
+    """Refuse a run whose arrays of labels, candidates and heads exceed memory for certain; programs say more later."""
+    widths, members, candidates = (width, *loop.head.hidden), loop.fit.members, loop.candidates or 0
+    weights = sum(a * b for a, b in itertools.pairwise((*widths, 1)))
+    # Heads of all rounds, and of the fit with its two moments; both ends of the labelled pairs; the candidates.
+    numbers = members * weights * (loop.rounds + 4) + 2 * loop.budget * (width + widths[-1]) + 2 * candidates
+    refuse_too_large(
+        f"A run of {loop.budget:,} labels, {candidates:,} candidates, {loop.rounds:,} rounds and {members:,} heads of "
+        f"{weights:,} weights",
+        4 * numbers,
+        "take less of what is most",
+        free_bytes(),
+    )
 
 
 def calls_of(

@@ -111,7 +111,7 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
 
     Returns:
       `runs` in all; `done`, the failed ones included; `failed`; `failures`, sentence -> count; and whether it is
-      `running`.
+      `running`, and `summarised`: its summary is of all its records.
 
     Raises:
       JarmError: the folder holds no sweep.
@@ -138,7 +138,13 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
         "failed": failed,
         "failures": failures,
         "running": is_claimed(out),
+        "summarised": _modified(out / "summary.json") >= _modified(out / RECORDS),
     }
+
+
+def _modified(path: pathlib.Path) -> int:
+    """Time of the last change in nanoseconds; 0 if the file is not there."""
+    return path.stat().st_mtime_ns if path.exists() else 0
 
 
 def _content(path: pathlib.Path) -> bytes:

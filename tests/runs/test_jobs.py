@@ -10,7 +10,7 @@ import pytest
 from jarm import CompareConfig, JarmError, SweepConfig, TrainTest, synthetic
 from jarm.cli import main
 from jarm.runs import jobs
-from jarm.runs.grid import expand
+from jarm.runs.grid import Setting, expand
 from jarm.runs.jobs import read_jobs
 
 pytestmark = pytest.mark.core
@@ -69,3 +69,14 @@ def test_every_command_refuses_a_target_without_differences_alike(tmp_path, caps
         said = capsys.readouterr().err
         assert f"The gold rewards{of} are equal in every pair within prompts: there is nothing to prefer" in said
     assert not Path("out").exists()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"head": "mlp:1000000,1000000"}, {"members": 2**31 - 1}, {"candidates": 2**31 - 1, "rounds": 10**8}]
+)
+def test_a_run_larger_than_memory_is_refused_before_it_begins(changes, monkeypatch):
+    monkeypatch.setattr("jarm.loop.device_table._check_budget", lambda *_: None)
+    monkeypatch.setattr(jobs, "free_bytes", lambda: 1 << 30)
+    with pytest.raises(JarmError, match=r"A run of .* labels, .* takes .* GiB or more, and 1\.0 GiB are free"):
+        read_jobs([Setting({}, CompareConfig(seeds=1, **changes))])
+    read_jobs([Setting({}, CompareConfig())])
