@@ -97,14 +97,23 @@ def open_own(path: Path, *, append: bool = False, new: bool = False) -> IO[bytes
       OSError: the system refuses.
       JarmError: a link, a pipe or the like stands there: what jarm writes goes into its own files alone.
     """
-    if path.is_symlink() or (path.exists() and not path.is_file()):
-        raise JarmError(
-            f"{path} is a link or no plain file, and jarm writes through none: remove it, or give another --out."
-        )
+    refuse_link(path)
+    if path.exists() and not path.is_file():
+        raise JarmError(f"{path} is no plain file, and may be yours: give another --out.")
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND * append | os.O_EXCL * new
     # Not on all systems; in the time since the look above, a link is refused and a pipe does not block.
     flags |= getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     return open(os.open(path, flags, 0o666), "a+b" if append else "r+b", buffering=0)
+
+
+def refuse_link(path: Path) -> None:
+    """Refuse a link in the place of a file or a folder that jarm names.
+
+    Raises:
+      JarmError: it is one.
+    """
+    if path.is_symlink():
+        raise JarmError(f"{path} is a link, and jarm writes through none that it was not given: give another --out.")
 
 
 def claim(folder: Path) -> IO[bytes]:

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jarm.core.files import refuse_link
 from jarm.core.status import JarmError
 from jarm.data.writer import StoreWriter
 from jarm.embedding.extract import Corpus, Embedded
@@ -38,6 +39,8 @@ def open_stores(
     failure = None
     try:
         for path, made_by in made.items() if jax.process_index() == 0 else ():
+            if len(made) > 1:
+                refuse_link(path)  # a folder that jarm names, within the one that was given
             writers.append(stack.enter_context(StoreWriter(path, width, made_by, dtype=dtype)))
     except JarmError as error:
         failure = error

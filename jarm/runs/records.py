@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import jax
 
-from jarm.core.files import append_whole, claim, is_sealed, plain, sealed, write_whole
+from jarm.core.files import append_whole, claim, is_sealed, plain, refuse_link, sealed, write_whole
 from jarm.core.outside import (
     checked,
     either,
@@ -145,8 +145,9 @@ class RecordFolder:
             path.mkdir(parents=True, exist_ok=True)
             folder.lock = claim(path)
             for own in (path / RECORDS, path / CONFIG):
-                if own.is_symlink() or (own.exists() and not own.is_file()):
-                    raise JarmError(f"{own} is a link or no plain file, and may be yours: give another --out.")
+                refuse_link(own)
+                if own.exists() and not own.is_file():
+                    raise JarmError(f"{own} is no plain file, and may be yours: give another --out.")
             outdated = folder._match_settings()
             folder._recover()
             if outdated:  # after all that may refuse the folder
@@ -207,9 +208,12 @@ class RecordFolder:
 
     def _recover(self) -> None:
         """Drop half a line, half a run, and lines written twice by two commands; rewrite the file only if needed."""
-        if not self._file.exists():
-            return
-        before = self._file.read_bytes()
+        before = self._file.read_bytes() if self._file.exists() else b""
+        if not before and (self.path / "summary.json").exists():
+            raise JarmError(
+                f"{self._file} is empty or not there, and summary.json tells of its runs: copy it here again, or "
+                "remove summary.json, and they are made again."
+            )
         records: dict[tuple[Any, ...], tuple[bytes, dict[str, Any]]] = {}
         for line, each in parsed_records(before, self._file, self.axes, self.rounds):
             where = each["kind"] == "reference", *self.run_of(each), each.get("round")
@@ -222,7 +226,7 @@ class RecordFolder:
         self.done = {run for run, over in counts.items() if over == 1}
         self.broken = [run for run in list(counts)[:-1] if run not in self.done]  # a kill breaks the last one alone
         kept = [pair for pair in records.values() if pair[1]["kind"] != "run" or self.run_of(pair[1]) in self.done]
-        if b"".join(line + b"\n" for line, _ in kept) != before:
+        if before and b"".join(line + b"\n" for line, _ in kept) != before:
             write_whole(self._file, b"".join(sealed(each) for _, each in kept))
         made = {_jarm(each) for _, each in kept if isinstance(each.get("versions"), dict)}
         self.others = sorted(made - {_jarm(provenance())})

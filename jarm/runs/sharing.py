@@ -13,7 +13,7 @@ from typing import Any
 import jax
 
 from jarm.core.distributed import in_step, long_step
-from jarm.core.files import LOCK, is_claimed, write_whole
+from jarm.core.files import LOCK, is_claimed, refuse_link, write_whole
 from jarm.core.outside import listing, read_json, record, text, whole
 from jarm.core.status import JarmError
 from jarm.runs.records import CONFIG, RECORDS, RENAMED, RecordFolder, parsed_records
@@ -37,15 +37,17 @@ def shared_folder(
       finish: called by the first process when it has the records of all, before it releases the folder.
     """
     process, working = jax.process_index(), path / ".working"
+    own = path / f"process-{process}"
     with contextlib.ExitStack() as stack:
         with in_step():
+            refuse_link(working)
+            refuse_link(own)
             if process == 0:
                 folder = stack.enter_context(RecordFolder.open(path, settings, rounds, axes, GROWING))
                 _gather(folder)
                 _remove(working)  # left behind by a kill
         with in_step():
             if process:
-                own = path / f"process-{process}"
                 folder = stack.enter_context(RecordFolder.open(own, settings, rounds, axes, GROWING))
                 records = path / RECORDS
                 content = records.read_bytes() if records.exists() else b""

@@ -1,5 +1,6 @@
 """`jarm embed` into a folder that is damaged, or has files of the user: it refuses, and nothing there changes."""
 
+import contextlib
 import json
 import pathlib
 
@@ -8,9 +9,11 @@ import pytest
 from fixtures.tiny import write_checkpoint
 
 from jarm.cli import main
+from jarm.core.status import JarmError
 from jarm.data.writer import StoreWriter
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.job import read_job
+from jarm.embedding.sink import open_stores
 
 
 @pytest.fixture(scope="module")
@@ -64,3 +67,20 @@ def test_a_jobs_file_that_is_not_by_jarm_stays(command, capsys, content):
     assert main(args) == 1
     assert "jobs.json" in capsys.readouterr().err
     assert (out / "jobs.json").read_text() == content
+
+
+def test_a_link_in_the_place_of_the_folder_of_a_pooling_is_not_followed(tmp_path):
+    theirs, out = tmp_path / "theirs", tmp_path / "out"
+    theirs.mkdir()
+    out.mkdir()
+    (out / "mean-1").symlink_to(theirs)
+    made = {out / name: {"pooling": name} for name in ("last-1", "mean-1")}
+    with (
+        contextlib.ExitStack() as stack,
+        pytest.raises(JarmError, match="mean-1 is a link, and jarm writes"),
+    ):
+        open_stores(stack, made, 4, "float32")
+    assert list(theirs.iterdir()) == []
+    (tmp_path / "given").symlink_to(theirs)  # by the user, as --out
+    with contextlib.ExitStack() as stack:
+        assert open_stores(stack, {tmp_path / "given": {}}, 4, "float32")[0].path.name == "given"

@@ -20,6 +20,15 @@ def test_curves_are_drawn_twice_the_same(tmp_path):
     assert [path.name for path in again] == ["curves.png", "curves.svg"]
     assert png.read_bytes() == again[0].read_bytes()
     assert svg.read_bytes() == again[1].read_bytes()
+    theirs = tmp_path / "theirs"
+    theirs.write_text("mine")
+    for path in again:  # a link is replaced, not followed
+        path.unlink()
+        path.symlink_to(theirs)
+    learning_curves(records, tmp_path / "two" / "curves")
+    assert [path.read_bytes() for path in again] == [png.read_bytes(), svg.read_bytes()]
+    assert theirs.read_text() == "mine"
+    assert sorted(path.name for path in (tmp_path / "two").iterdir()) == ["curves.png", "curves.svg"]
     text = svg.read_text()
     for word in (*RULES, "length", "oracle", "mean of 6 seeds", "bands: 95 % bootstrap", "labels"):
         assert word in text

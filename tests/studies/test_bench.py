@@ -30,6 +30,22 @@ def test_rows_say_what_was_measured_and_are_appended(tmp_path, capsys):
     assert (tmp_path / "bench.png").exists()
 
 
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("bench.jsonl", "mine\n", r"Line 1 of .*bench\.jsonl is not JSON"),
+        ("bench.jsonl", '{"rule": "dopt"}\n', r"Line 1 of .*bench\.jsonl: the object has no 'family'"),
+        ("bench.md", "mine", r"bench\.md stands there without a bench\.jsonl and may be yours"),
+        ("bench.png", "mine", r"bench\.png stands there without a bench\.jsonl and may be yours"),
+    ],
+)
+def test_files_that_are_not_of_measurements_stay(tmp_path, name, content, said):
+    (tmp_path / name).write_text(content)
+    with pytest.raises(JarmError, match=said):
+        bench(BenchConfig(rules="random", out=tmp_path, **SMALL))
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {name: content}
+
+
 @pytest.mark.parametrize("pairs", ["listed", "within", "cross", "all"])
 def test_a_problem_has_about_the_pairs_asked_for(pairs):
     config = BenchConfig(pairs=pairs, **SMALL | {"responses": 60})
