@@ -179,7 +179,7 @@ def _sweep(
 
 
 def _status(folder: pathlib.Path) -> None:
-    status = sweep_status(read_sweep(folder).out if folder.is_file() else folder)
+    status = sweep_status(read_sweep(folder).out if os.path.isfile(folder) else folder)
     state = "running" if status["running"] else "stopped"
     if not status["running"] and status["done"] == status["runs"]:
         state = "done" if status["summarised"] else "stopped before the summary: give the same command once more"
@@ -203,7 +203,7 @@ def _plan(config: Annotated[pathlib.Path, tyro.conf.Positional], measure: bool =
 
 def _print_plan(config: SweepConfig, *, measure: bool = True) -> None:
     show(plan_text(plan(config, measure=measure)))
-    if (config.out / "progress.json").exists():
+    if os.path.isfile(config.out / "progress.json"):
         show(f"{sweep_status(config.out)['done']:,} runs are in {config.out} already")
 
 

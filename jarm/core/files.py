@@ -98,7 +98,7 @@ def open_own(path: Path, *, append: bool = False, new: bool = False) -> IO[bytes
       JarmError: a link, a pipe or the like stands there: what jarm writes goes into its own files alone.
     """
     refuse_link(path)
-    if path.exists() and not path.is_file():
+    if os.path.exists(path) and not os.path.isfile(path):
         raise JarmError(f"{path} is no plain file, and may be yours: give another --out.")
     flags = os.O_RDWR | os.O_CREAT | os.O_APPEND * append | os.O_EXCL * new
     # Not on all systems; in the time since the look above, a link is refused and a pipe does not block.
@@ -112,7 +112,7 @@ def refuse_link(path: Path) -> None:
     Raises:
       JarmError: it is one.
     """
-    if path.is_symlink():
+    if os.path.islink(path):
         raise JarmError(f"{path} is a link, and jarm writes through none that it was not given: give another --out.")
 
 

@@ -6,6 +6,7 @@ without a pair) is one sentence here.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -78,7 +79,7 @@ def load(
                 f"use one of {', '.join(VARIANTS)}."
             )
         tables = synthetic(seed, VARIANTS[variant])
-    elif Path(name).is_dir():
+    elif os.path.isdir(name):
         _refuse(name, "a folder in the published layout", table_options)
         tables = load_published(name, gen, emb, task, validate=validate)
     else:
@@ -121,7 +122,7 @@ def load_published(
       JarmError: no setting or several fit, a file is missing or damaged, shapes disagree, or a value is not finite.
     """
     directory = Path(directory)
-    if not directory.is_dir():
+    if not os.path.isdir(directory):
         raise JarmError(f"{directory} is not a folder: check the path.")
     names = (re.fullmatch(r"embd_(.+)_(?:train|test)\.npy", path.name) for path in directory.iterdir())
     settings = sorted({match[1] for match in names if match})

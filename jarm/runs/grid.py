@@ -11,6 +11,7 @@ import contextlib
 import dataclasses
 import itertools
 import math
+import os
 import pathlib
 import re
 import runpy
@@ -141,9 +142,9 @@ def read_sweep(path: pathlib.Path) -> SweepConfig:
     Raises:
       JarmError: the file is missing or not readable, or an option or a value is wrong.
     """
-    if path.is_dir():
+    if os.path.isdir(path):
         raise JarmError(f"{path} is a folder: give the .toml or .py that describes the sweep.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise JarmError(f"There is no file {path}: give a .toml or .py that describes the sweep.")
     if path.suffix == ".py":
         try:

@@ -152,7 +152,7 @@ class RecordFolder:
             folder._recover()
             if outdated:  # after all that may refuse the folder
                 write_whole(path / CONFIG, json.dumps(folder.settings, indent=2) + "\n")
-        except (OSError, JarmError) as error:
+        except (OSError, ValueError) as error:  # a ValueError of the system is a name that no file can have
             folder.close()
             if isinstance(error, JarmError):
                 raise

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from jarm import JarmError
+from jarm.cli import main
 from jarm.core.files import plain, sealed
 from jarm.runs.records import RecordFolder, fingerprint, provenance
 from jarm.runs.sharing import GROWING, shared_folder, sweep_status
@@ -188,6 +189,17 @@ def test_records_that_are_gone_though_they_were_summarised_are_missed(tmp_path):
             opened(tmp_path)
     file.write_bytes(content)
     opened(tmp_path).close()
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "y/" * 3000 + "z", "a\0b"], ids=["long", "deep", "null"])
+def test_a_name_that_no_file_can_have_is_a_sentence(tmp_path, monkeypatch, capsys, name):
+    monkeypatch.chdir(tmp_path)
+    for args in ("sweep status", "sweep", "plan", "store info", "compare --embeddings e.npy --target score --data"):
+        assert main([*args.split(), name]) == 1
+        assert capsys.readouterr().err.count("\n") == 1
+    with pytest.raises(JarmError, match="cannot be used"):
+        opened(pathlib.Path(name))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_runs_that_lost_lines_in_the_middle_are_listed(tmp_path):
