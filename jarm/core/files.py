@@ -209,7 +209,7 @@ def sealed(content: Mapping[str, Any]) -> bytes:
 
     Example:
       >>> sealed({"rule": "random"})
-      b'{"rule": "random", "line": "f8d9ff0e"}\\n'
+      b'{"rule": "random", "line": "98c2149b"}\\n'
     """
     body = json.dumps(content)[:-1].encode()
     return body + _seal(body) + b"\n"
