@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import pathlib
 
@@ -43,10 +42,12 @@ NEEDS = {
 def _of_any_key(rule: Rule) -> Rule:
     """The rule for keys of any kind and hyperparameters of any number type."""
 
-    @functools.wraps(rule)
+    # Without `__wrapped__`, whose signature would be checked in the place of this one.
     def run(key: AnyKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
         return rule(as_key(key), hparams.as_float32(), belief, space, k)
 
+    for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+        setattr(run, name, getattr(rule, name))
     return run
 
 
