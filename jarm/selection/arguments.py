@@ -28,7 +28,9 @@ def as_array(name: str, value: Any) -> np.ndarray:
             f"{name} cannot be read as a NumPy array ({error}): give numbers, such as `x.detach().float().cpu()` of a "
             "PyTorch tensor."
         ) from error
-    if array.dtype.kind == "V" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
+    if array.dtype.names is None and (
+        array.dtype.kind == "V" or array.dtype.name in ("bfloat16", "float8_e4m3fn", "float8_e5m2")
+    ):
         array = array.astype(np.float32)  # NumPy cannot compute with the types of ml_dtypes
     if array.dtype.kind not in "biuf":
         raise JarmError(f"{name} holds {array.dtype} and not numbers in equal rows: give an array of numbers.")
@@ -49,12 +51,13 @@ def finite(name: str, value: Any, shape: tuple[int | str, ...]) -> np.ndarray:
     if not fits or 0 in array.shape:
         wanted = ", ".join(map(str, shape))
         raise JarmError(f"{name} has shape {array.shape}, and [{wanted}] is due: check which axis is which.")
-    good = np.isfinite(array)
-    good = good if array.ndim == 1 else good.all(axis=tuple(range(1, array.ndim)))
-    if not good.all():
+    bad = ~np.isfinite(array)
+    if bad.any():
+        row, *column = np.argwhere(bad)[0].tolist()
+        rows = int(bad.any(axis=1).sum()) if array.ndim > 1 else int(bad.sum())
+        place = f" (column {column[0]})" if column else ""
         raise JarmError(
-            f"Row {int((~good).argmax())} of {name} is NaN or infinite, the first of {int((~good).sum()):,}: repair "
-            "it, or leave it out."
+            f"Row {row} of {name} is NaN or infinite, the first of {rows:,}{place}: repair it, or leave it out."
         )
     return array
 
@@ -83,11 +86,42 @@ def whole(name: str, value: Any, minimum: int = 1) -> int:
     """
     try:
         number = operator.index(value)
-    except TypeError:
-        raise JarmError(f"{name} is {value!r}: give a whole number, {minimum} or more.") from None
+        if "bool" in f"{type(value).__name__} {getattr(value, 'dtype', '')}" or getattr(value, "shape", ()) != ():
+            raise TypeError("no whole number")
+    except Exception:  # whatever another library raises
+        raise JarmError(f"{name} is {shown(value)}: give a whole number, {minimum} or more.") from None
     if number < minimum:
         raise JarmError(f"{name} is {number}: give {minimum} or more.")
     return number
+
+
+def real(name: str, value: Any, advice: str) -> float:
+    """A finite number.
+
+    Raises:
+      JarmError: no number, or none that is finite; `advice` says what to give.
+    """
+    array = as_array(name, value)
+    if array.ndim or array.dtype.kind == "b" or not np.isfinite(array):
+        raise JarmError(f"{name} is {shown(value)}: {advice}.")
+    return float(array)
+
+
+def truth(name: str, value: Any) -> bool:
+    """True or False.
+
+    Raises:
+      JarmError: anything else.
+    """
+    if not isinstance(value, bool | np.bool_):
+        raise JarmError(f"{name} is {shown(value)}: give True or False.")
+    return bool(value)
+
+
+def shown(value: Any) -> str:
+    """A value in a sentence, cut where it is long."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def index_pairs(name: str, value: Any, size: int) -> np.ndarray:
@@ -96,9 +130,11 @@ def index_pairs(name: str, value: Any, size: int) -> np.ndarray:
     Raises:
       JarmError: another shape or type, an index that is no response, or a response with itself, with the row.
     """
-    if value is None or (isinstance(value, (list, tuple)) and not len(value)):
+    if value is None:
         return np.zeros((0, 2), np.int64)
     array = as_array(name, value)
+    if array.shape in ((0,), (0, 2)):
+        return np.zeros((0, 2), np.int64)
     if array.ndim != 2 or array.shape[1] != 2 or (array.dtype.kind not in "iu" and array.size):
         raise JarmError(
             f"{name} has shape {array.shape} and type {array.dtype}: give pairs of indices, [M, 2] whole numbers."
@@ -135,6 +171,10 @@ def read_costs(costs: Any, size: int, num_listed: int | None) -> np.ndarray | No
     if not (array > 0).all():
         row = int((array <= 0).argmax())
         raise JarmError(f"Entry {row} of costs is {array[row]:g}: give positive costs, whatever the unit.")
+    beyond = ~((array > 1e-30) & (array < 1e30))
+    if beyond.any():
+        row = int(beyond.argmax())
+        raise JarmError(f"Entry {row} of costs is {array[row]:g}, beyond float32: give costs in another unit.")
     return array
 
 
@@ -146,11 +186,13 @@ def read_limits(per_prompt: Any, per_response: Any, similarity: Any, *, prompts:
     """
     if per_prompt is not None and not prompts:
         raise JarmError("per_prompt limits pairs per prompt, and there are no prompts: give prompts=.")
+    cosine = "give a cosine above 0, and 1 at most, such as .95"
+    similarity = None if similarity is None else real("similarity", similarity, cosine)
     if similarity is not None and not 0 < similarity <= 1:
-        raise JarmError(f"similarity is {similarity}: give a cosine above 0, and 1 at most, such as .95.")
+        raise JarmError(f"similarity is {similarity}: {cosine}.")
     counts = {"per_prompt": per_prompt, "per_response": per_response}
     given = {name: min(whole(name, value), 2**31 - 1) for name, value in counts.items() if value is not None}
-    return Limits(**given, similarity=None if similarity is None else float(similarity))
+    return Limits(**given, similarity=similarity)
 
 
 def read_prior(value: Any, width: int) -> np.ndarray:
@@ -161,7 +203,7 @@ def read_prior(value: Any, width: int) -> np.ndarray:
     """
     array = as_array("prior_precision", value)
     if array.ndim == 0:
-        if not 0 <= array < np.inf:
+        if array.dtype.kind == "b" or not 0 <= array < np.inf:
             raise JarmError(
                 f"prior_precision is {array}: give a positive number, or None for one that suits the space."
             )

@@ -27,10 +27,8 @@ FIRST_EXCLUDED = 2048
 """Excluded pairs left out of the first pass, at most; for 2,048 the same pass takes half as long again."""
 AUTO_BOUND = 1 << 25
 """Pairs of a space up to which `bound="auto"` computes the bound: seconds on one core."""
-_NOTHING = (
-    "No pair of the space would teach anything: all have equal features at both ends, or rewards so far apart that the "
-    "answer is certain; check the features for copies, and the scale of the rewards."
-)
+CERTAIN = 80.0
+"""Rewards so many logits apart leave nothing to learn from an answer."""
 
 jit_greedy = jax.jit(greedy, static_argnames=("k",))
 jit_exchange = jax.jit(exchange)
@@ -89,7 +87,7 @@ def _mean_information(request: Request) -> np.ndarray:
     if not np.isfinite(mean).all():
         raise JarmError("The mean information of a pair overflows float32: scale the features down.")
     if not np.trace(mean) > 0:
-        raise JarmError(_NOTHING)
+        raise JarmError(_nothing(request))
     return mean
 
 
@@ -143,7 +141,8 @@ def _run(request: Request, information: np.ndarray, left_out: np.ndarray, capaci
     if not swapped.swaps:
         return Grown(space, better, info, swapped._replace(gained=0.0))
     before, after = (
-        log_det_of(information + request.information(request.candidates.chosen(each))) for each in (selection, better)
+        log_det_of(information, request.scaled_differences(request.candidates.chosen(each)))
+        for each in (selection, better)
     )
     # Float64 has the last word on whether swaps helped.
     if not after > before:
@@ -167,11 +166,11 @@ def count_useful(request: Request, selection: Selection) -> tuple[int, str]:
     idle = selection.gains[:count] <= 0
     useful = int(idle.argmax()) if idle.any() else count
     if not useful:
-        raise JarmError(_NOTHING)
+        raise JarmError(_nothing(request))
     if useful == k:
         return k, "Complete."
     if useful < count:
-        reason = f"Only {useful:,} of {k:,} pairs teach anything: all others that are left are copies of each other"
+        reason = f"Only {useful:,} of {k:,} pairs teach anything: {_idle_because(request, selection, useful, count)}"
     elif count < request.reachable:
         given = [f"{name}={value:g}" for name, value in vars(request.limits).items() if value is not None]
         leave = "leaves" if len(given) == 1 else "leave"
@@ -181,6 +180,35 @@ def count_useful(request: Request, selection: Selection) -> tuple[int, str]:
     if not request.allow_fewer:
         raise JarmError(f"{reason}; ask for fewer, or pass allow_fewer=True.")
     return useful, f"{reason}."
+
+
+def _nothing(request: Request) -> str:
+    """Why no pair gains anything in float32; pairs of equal features are not offered in the first place."""
+    spread = float(np.ptp(request.rewards))
+    if request.criterion.weighted is not False and spread > CERTAIN:
+        why = (
+            f"rewards are up to {spread:.3g} logits apart, so that answers are certain; check the scale of the rewards"
+        )
+    else:
+        why = "features of its pairs differ by less than float32 can tell; check the features for copies"
+    return f"No pair of the space would teach anything: {why}."
+
+
+def _idle_because(request: Request, selection: Selection, useful: int, count: int) -> str:
+    """Why pairs that are left gain nothing in float32, of those that a batch holds beyond its useful ones."""
+    pairs = np.sort(request.candidates.chosen(selection)[useful:count], axis=1)
+    margins = np.abs(request.margins(pairs))
+    certain = weights_of(request.criterion, margins).astype(np.float32) == 0
+    if certain.any():
+        at = int(certain.argmax())
+        return (
+            f"of others that are left, such as ({pairs[at, 0]}, {pairs[at, 1]}), the rewards are as far apart as "
+            f"{margins[at]:.3g} logits, so the answer is certain; check the scale of the rewards"
+        )
+    return (
+        f"of others that are left, such as ({pairs[0, 0]}, {pairs[0, 1]}), the features differ by less than float32 "
+        "can tell; check the features for copies"
+    )
 
 
 def upper_bound(request: Request, information: np.ndarray, run: Grown) -> float | None:

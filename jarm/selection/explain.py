@@ -36,7 +36,7 @@ def explain(
     pairs = candidates.chosen(run.selection)[:count]
     x, margin, costs = request.differences(pairs), request.margins(pairs), candidates.costs_of(pairs)
     gains, later = replay(request.criterion, information, x, margin, costs)
-    log_det = log_det_of(information + request.information(pairs))
+    log_det = log_det_of(information, request.scaled_differences(pairs))
     codes, names = request.prompts, request.prompt_names
     prompts = [() if codes is None else tuple(names[code] for code in dict.fromkeys(codes[pair])) for pair in pairs]
     swapped = run.exchange
@@ -71,9 +71,11 @@ def certify(info: GreedyInfo, gains: np.ndarray, later: np.ndarray) -> Certifica
       later: `[k]` largest gain per cost of a pair chosen later.
     """
     ceilings = np.asarray(info.ceilings, np.float64)[: len(gains)]
-    open_ended = ~(ceilings < np.inf)
-    bound = np.maximum(np.where(open_ended, -np.inf, ceilings), later)
-    return Certificate(float(np.max(bound / gains - 1, initial=0)), int(open_ended.sum()), int(info.passes))
+    # Gains of 0 in float64 leave nothing to be relative to.
+    known, positive = ceilings < np.inf, gains > 0
+    bound = np.maximum(np.where(known, ceilings, -np.inf), later)[positive]
+    gap = np.max(bound / gains[positive] - 1, initial=0)
+    return Certificate(float(gap), int((~(known & positive)).sum()), int(info.passes))
 
 
 def _reasons(

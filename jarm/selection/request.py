@@ -14,7 +14,7 @@ from jarm.core.messages import choose
 from jarm.core.rows import group_rows
 from jarm.core.status import JarmError
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
-from jarm.selection.arguments import as_array, finite, index_pairs, read_costs, read_limits, single, whole
+from jarm.selection.arguments import as_array, finite, index_pairs, read_costs, read_limits, shown, single, truth, whole
 from jarm.selection.candidates import Candidates, codes_of, find_candidates
 from jarm.selection.replay import weights_of
 
@@ -86,6 +86,10 @@ class Request:
         """Margins `[m]` of pairs, float64."""
         return _margins(self.rewards, pairs)
 
+    def scaled_differences(self, pairs: np.ndarray) -> np.ndarray:
+        """sqrt(v) x `[m, F]` of pairs, float64: pairs add the products of these rows to the information."""
+        return np.sqrt(weights_of(self.criterion, self.margins(pairs)))[:, None] * self.differences(pairs)
+
     def information(self, pairs: np.ndarray) -> np.ndarray:
         """Sum of v x x^T over pairs `[m, 2]`, `[F, F]` float64."""
         total = np.zeros((self.features.shape[1],) * 2)
@@ -113,7 +117,7 @@ def read_request(
     similarity: Any,
     swaps: Any,
     bound: Any,
-    allow_fewer: bool,
+    allow_fewer: Any,
 ) -> Request:
     """Read and check the arguments of `jarm.select`.
 
@@ -123,7 +127,7 @@ def read_request(
     features = finite("features", features, ("N", "F"))
     size = len(features)
     rewards = np.zeros(size) if rewards is None else finite("rewards", rewards, (size,)).astype(np.float64)
-    k = whole("k", k)
+    k, allow_fewer = whole("k", k), truth("allow_fewer", allow_fewer)
     if space is None:
         raise JarmError("There is no space: give 'within', 'cross', 'all', or [M, 2] pairs of responses.")
     space = space if isinstance(space, str) else index_pairs("space", space, size)
@@ -137,8 +141,8 @@ def read_request(
     name = criterion if isinstance(criterion, str) else "of the caller"
     criterion = read_criterion(criterion, targets, features, rewards)
     swaps = whole("swaps", swaps, 0)
-    if not isinstance(bound, bool | np.bool_) and bound != "auto":
-        raise JarmError(f"bound is {bound!r}: give True, False or 'auto'.")
+    if not isinstance(bound, bool | np.bool_ | str) or (isinstance(bound, str) and bound != "auto"):
+        raise JarmError(f"bound is {shown(bound)}: give True, False or 'auto'.")
     bound = bound if isinstance(bound, str) else bool(bound)
     if (swaps or bound is True) and not criterion.is_log_det:
         raise JarmError("Swaps and bounds are known for log det only: choose criterion 'd' or 'd-unweighted'.")

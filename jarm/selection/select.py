@@ -16,7 +16,7 @@ def select(
     rewards: Any = None,
     *,
     space: Any,
-    k: int,
+    k: Any,
     prompts: Any = None,
     prior_precision: Any = None,
     labelled: Any = None,

@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+from fractions import Fraction
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -455,7 +456,7 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"features": [[1, 2], [3]]}, "features cannot be read"),
         ({"features": FEATURES * 1j}, "features holds complex128"),
         ({"features": np.array([["a", "b"]])}, "features holds <U1"),
-        ({"features": BROKEN}, "Row 7 of features is NaN or infinite, the first of 2"),
+        ({"features": BROKEN}, r"Row 7 of features is NaN or infinite, the first of 2 \(column 1\)"),
         ({"features": FEATURES * 1e30}, "features holds values"),
         ({"rewards": REWARDS[:-1]}, r"rewards has shape \(23,\)"),
         ({"rewards": np.where(np.arange(N) == 3, np.inf, REWARDS)}, "Row 3 of rewards"),
@@ -493,7 +494,10 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
             {"features": np.ones((N, F)), "prior_precision": 1, "space": LISTED},
             "No pair of the space would teach anything",
         ),
-        ({"rewards": 1e4 * np.arange(N)}, "No pair of the space would teach anything"),
+        (
+            {"rewards": 1e4 * np.arange(N)},
+            r"No pair of the space would teach anything: rewards are up to 2.3e\+05 logits",
+        ),
         ({"per_response": 0}, "per_response is 0"),
         ({"similarity": 1.5}, "similarity is 1.5"),
         ({"costs": np.zeros(N)}, "Entry 0 of costs is 0"),
@@ -528,12 +532,76 @@ def test_errors_say_what_is_wrong_and_what_to_do(change, message):
         jarm.select(**{"features": FEATURES, "rewards": REWARDS, "space": "all", "k": 2} | change)
 
 
+def exact_gains(features, pairs, prior):
+    """log(1 + q / 4) of each pair in turn, q = x^T A^-1 x in fractions."""
+    A = [[Fraction(prior) * (i == j) for j in range(F)] for i in range(F)]
+    gains = []
+    for first, second in pairs:
+        x = [
+            Fraction(a) - Fraction(b) for a, b in zip(features[first].tolist(), features[second].tolist(), strict=True)
+        ]
+        rows = [[*row, each] for row, each in zip(A, x, strict=True)]
+        for pivot in range(F):
+            rows[pivot] = [each / rows[pivot][pivot] for each in rows[pivot]]
+            for other in set(range(F)) - {pivot}:
+                factor = rows[other][pivot]
+                rows[other] = [a - factor * b for a, b in zip(rows[other], rows[pivot], strict=True)]
+        gains.append(np.log1p(float(sum(a * row[-1] for a, row in zip(x, rows, strict=True)) / 4)))
+        A = [[a + x[i] * x[j] / 4 for j, a in enumerate(row)] for i, row in enumerate(A)]
+    return np.array(gains)
+
+
+@pytest.mark.parametrize("scales", [(1e-8, 1, 1e8), (1e8, 1e-8, 1), (1e8, 1e8, 1e8)])
+@pytest.mark.parametrize("prior", [1.0, 2.0**-20])
+def test_gains_keep_their_digits_where_features_span_many(scales, prior):
+    features = problem(14)[0] * scales
+    batch = jarm.select(features, space="all", k=K, prior_precision=prior)
+    exact = exact_gains(features, batch.pairs, prior)
+    np.testing.assert_allclose(batch.gains, exact, rtol=1e-9)
+    report = batch.report
+    np.testing.assert_allclose(report.log_det_after, F * np.log(prior) + exact.sum(), rtol=1e-12)
+    assert 0 <= report.certificate.gap < 1e-3
+    assert "nan" not in str(batch)
+
+
+def test_certain_answers_are_named_as_the_cause():
+    features = problem(11)[0]
+    rewards = np.where(np.arange(N) < 2, 0.0, 1e4 * np.arange(N))
+    with pytest.raises(JarmError, match=r"Only 1 of 2 pairs teach anything: .* logits, so the answer is certain"):
+        jarm.select(features, rewards, space="all", k=2, prior_precision=1)
+
+
+@pytest.mark.parametrize("kind", ["within", "cross", "all", "listed"])
+@pytest.mark.parametrize("sizes", ["even", "skewed"])
+def test_pairs_of_equal_features_are_never_offered(kind, sizes):
+    features, rewards, prompts, rng = problem(15, sizes)
+    features = features[rng.integers(0, 9, N)]
+    pairs = rng.permutation(pairs_of("all", prompts))[:70] if kind == "listed" else pairs_of(kind, prompts)
+    differ = (features[pairs[:, 0]] != features[pairs[:, 1]]).any(axis=1)
+    banned = np.concatenate([pairs[~differ][:2], pairs[differ][:2]])
+    batch = jarm.select(
+        features,
+        rewards,
+        space=pairs if kind == "listed" else kind,
+        prompts=prompts,
+        k=K,
+        exclude=banned,
+        prior_precision=1,
+    )
+    assert batch.report.held == differ.sum() - 2
+    assert batch.report.copies == (~differ).sum() > 2
+    assert f"{batch.report.copies} pairs of responses with equal features" in str(batch)
+    check(batch, features, rewards, prompts, np.eye(F), pairs[differ], banned=banned)
+
+
 def test_the_certificate_is_the_worst_of_its_bounds():
     """Ceilings that are no bound are counted; of the others, and of pairs chosen later, the worst counts."""
     info = GreedyInfo(passes=np.int32(3), ceilings=np.float32([1.5, -np.inf, np.inf, 0.1]), fresh=np.zeros(4, bool))
     certificate = certify(info, np.array([2.0, 1.0, 1.0]), np.array([1.0, 1.1, 0.5]))
     assert (certificate.uncovered, certificate.passes) == (1, 3)
     np.testing.assert_allclose(certificate.gap, 0.1)
+    none = certify(info, np.zeros(3), np.zeros(3))
+    assert (none.gap, none.uncovered) == (0, 3)  # gains that underflow leave nothing to be relative to
     certificate = certify(info, np.array([1.0, 1.0, 1.0]), np.array([-np.inf, 0.5, 0.5]))
     np.testing.assert_allclose(certificate.gap, 0.5)
 
