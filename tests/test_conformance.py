@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from references import greedy_shortfall, leverages64
 
+from jarm.acquisition.check import check_selection
 from jarm.acquisition.registry import NEEDS, RULES, get_rule
 from jarm.core.base import Selection
 from jarm.core.status import JarmError, Status
@@ -253,8 +254,35 @@ def test_the_checks_catch_a_bad_rule(rule, check, complaint):
         check_rule(rule, spaces=("within",), checks=(check,))
 
 
+def old_order(key, belief, space, k, hparams):
+    return top_pairs(lambda margin, _: margin, belief.rewards, None, space, k)
+
+
+def pairs_as_text(key, hparams, belief, space, k):
+    batch = top_pairs(lambda margin, _: margin, belief.rewards, None, space, k)
+    return dataclasses.replace(batch, pairs="0, 1")
+
+
+def test_arguments_and_results_of_another_kind_are_named():
+    for use in (check_rule, get_rule):
+        with pytest.raises(
+            JarmError, match=r"'old_order' takes `belief` too early: the order is \(key, hparams, belief"
+        ):
+            use(old_order)
+    case = make_case("within")
+    batch = pairs_as_text(None, case.hparams, case.belief, case.space, 2)
+    with pytest.raises(JarmError, match="Rule 'mine' returned pairs as a str: return an array of"):
+        check_selection(batch, case.space, 2, "mine")
+
+    def count_last(key, hparams, belief, space, count):
+        return top_pairs(lambda margin, _: -jnp.abs(margin), belief.rewards, None, space, count)
+
+    check_rule(count_last, spaces=("listed",), checks=("batch",))
+
+
 def test_an_unknown_rule_is_answered_with_the_nearest_name():
     assert get_rule("dopt") is RULES["dopt"].rule
+    assert get_rule(no_number) is no_number
     with pytest.raises(JarmError, match="no rule 'greedy_dop': did you mean 'greedy_dopt'"):
         get_rule("greedy_dop")
     with pytest.raises(JarmError, match="no rule 'zzz': choose from random, "):
@@ -276,6 +304,8 @@ def test_a_rule_of_a_file(tmp_path):
         "    return 1 if belief.rewards.mean() > 0 else 2",
         "def few(key, belief):",
         "    return None",
+        "def three(a, b, c):",
+        "    return None",
         "def empty(*args):",
         "    return [args]",
         "def old(key, belief, space, k, hparams):",
@@ -287,7 +317,8 @@ def test_a_rule_of_a_file(tmp_path):
     check_rule(rule, spaces=("within",), checks=("batch",))
     for name, complaint in (
         ("raises", "raises TracerBoolConversionError"),
-        ("few", "raises TypeError: few"),
+        ("few", r"takes `belief` too early: the order is \(key, hparams, belief, space, k\)"),
+        ("three", r"takes 3 arguments, \(a, b, c\), and a rule is called with \(key, hparams, belief, space, k\)"),
         ("empty", "returned list, not a jarm.Selection"),
     ):
         with pytest.raises(JarmError, match=f"Rule '{name}' of .*mine.py {complaint}"):

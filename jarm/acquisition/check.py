@@ -43,7 +43,14 @@ def check_selection(selection: Any, space: PairSpace, k: int, name: str) -> Sele
     selection = narrowed(selection)
     expected["weights"] = expected["gains"]
     for field, (shape, dtype) in expected.items():
-        leaf = jnp.asarray(getattr(selection, field))
+        try:
+            leaf = jnp.asarray(getattr(selection, field))
+        except (TypeError, ValueError):
+            kind = type(getattr(selection, field)).__name__
+            raise JarmError(
+                f"Rule {name!r} returned {field} as a {kind}: return an array of {list(shape)} and {dtype}."
+            ) from None
+        selection = dataclasses.replace(selection, **{field: leaf})
         if (leaf.shape, leaf.dtype.name) != (shape, dtype):
             raise JarmError(
                 f"Rule {name!r} returned {field} of shape {list(leaf.shape)} and type {leaf.dtype.name}: return "

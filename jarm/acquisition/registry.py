@@ -24,6 +24,7 @@ from jarm.acquisition.user_rules import rule_of_file
 from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
 from jarm.core.messages import choose
 from jarm.core.settings import as_key
+from jarm.core.signature import check_signature
 from jarm.core.status import JarmError
 from jarm.core.types import AnyKey
 
@@ -154,16 +155,17 @@ RULES: dict[str, RuleEntry] = {
 }
 
 
-def get_rule(name: str) -> Rule:
-    """The rule of a name, or the function of a file: `my_rules.py:best_rule`.
+def get_rule(name: str | Rule) -> Rule:
+    """The rule of a name, or the function of a file: `my_rules.py:best_rule`; a function is a rule already.
 
     All rules have one signature, `(key, hparams, belief, space, k) -> Selection`.
 
     Args:
-      name: a key of `RULES`, or FILE.py:FUNCTION.
+      name: a key of `RULES`, FILE.py:FUNCTION, or a function.
 
     Raises:
-      JarmError: no such rule; the message suggests the nearest name.
+      JarmError: no such rule, and the message suggests the nearest name; or a function does not take the arguments of
+        a rule.
 
     Example:
       Two of the six pairs of four responses in two prompts, by the smallest margin:
@@ -188,6 +190,9 @@ def get_rule(name: str) -> Rule:
       >>> batch.pairs.tolist(), [round(gain, 1) for gain in batch.gains.tolist()]
       ([[1, 3], [0, 3]], [-0.1, -0.9])
     """
+    if not isinstance(name, str):
+        check_signature(name, repr(getattr(name, "__name__", name)))
+        return name
     check_name(name)
     if name in RULES:
         return RULES[name].rule

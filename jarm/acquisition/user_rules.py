@@ -5,14 +5,12 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib.util
-import inspect
 import pathlib
 import sys
 import types
-from collections.abc import Callable
-from typing import Any
 
 from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.signature import check_signature
 from jarm.core.status import JarmError
 from jarm.core.types import PRNGKey
 
@@ -29,14 +27,14 @@ def rule_of_file(path: pathlib.Path, function: str) -> Rule:
       The rule; whatever the function raises becomes a `JarmError` of one sentence.
 
     Raises:
-      JarmError: no such file or function, its arguments have the order of earlier versions, or the file does not run.
+      JarmError: no such file or function, its arguments are not those of a rule, or the file does not run.
     """
     module = _module_of(path)
     rule = getattr(module, function, None)
     if not callable(rule):
         own = {key for key, value in vars(module).items() if getattr(value, "__module__", None) == module.__name__}
         raise JarmError(f"{path} has no function {function!r}; it has {', '.join(sorted(own)) or 'none'}.")
-    refuse_old_order(rule, f"{function!r} of {path}")
+    check_signature(rule, f"{function!r} of {path}")
 
     def run(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
         try:
@@ -52,25 +50,6 @@ def rule_of_file(path: pathlib.Path, function: str) -> Rule:
 
     run.__name__, run.__doc__ = function, rule.__doc__
     return run
-
-
-def refuse_old_order(rule: Callable[..., Any], name: str) -> None:
-    """Refuse a rule whose arguments have the order of earlier versions.
-
-    Raises:
-      JarmError: `hparams` comes later than second.
-    """
-    if "hparams" in _parameters(rule)[2:]:
-        raise JarmError(f"Rule {name} takes `hparams` too late: the order is (key, hparams, belief, space, k).")
-
-
-def _parameters(rule: Callable[..., Any]) -> list[str]:
-    """Names of the positional parameters; none where Python does not know them."""
-    try:
-        parameters = inspect.signature(rule).parameters.values()
-    except (TypeError, ValueError):
-        return []
-    return [each.name for each in parameters if each.kind in (each.POSITIONAL_ONLY, each.POSITIONAL_OR_KEYWORD)]
 
 
 @functools.cache

@@ -10,8 +10,8 @@ import jax.numpy as jnp
 
 from jarm.acquisition.check import check_selection
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
-from jarm.acquisition.user_rules import refuse_old_order
 from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
+from jarm.core.signature import check_signature
 from jarm.core.status import JarmError, Status, worst
 from jarm.core.types import Array, PRNGKey
 from jarm.loop.config import LoopConfig
@@ -21,13 +21,13 @@ def find_rules(config: LoopConfig) -> tuple[Rule, ...]:
     """The functions that `config.rules` names.
 
     Raises:
-      JarmError: there is no such rule, its arguments have the order of earlier versions, or it needs an ensemble and
-        there is one head.
+      JarmError: there is no such rule, its arguments are not those of a rule, or it needs an ensemble and there is one
+        head.
     """
     rules = tuple(get_rule(rule) if isinstance(rule, str) else rule for rule in config.rules)
     for name in config.rules:
         if not isinstance(name, str):
-            refuse_old_order(name, repr(getattr(name, "__name__", name)))
+            check_signature(name, repr(getattr(name, "__name__", name)))
         if config.fit.members < 2 and isinstance(name, str) and needs_ensemble(name):
             raise JarmError(
                 f"Rule {name!r} looks at how members differ, and there is one: use two or more (`--members`)."

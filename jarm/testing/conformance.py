@@ -14,6 +14,7 @@ import numpy as np
 
 from jarm.core.base import Belief, HParams, PairSpace, Rule, Selection
 from jarm.core.settings import make_key
+from jarm.core.signature import check_signature, with_named_k
 from jarm.core.status import Status
 from jarm.core.types import PRNGKey
 from jarm.design.spaces import listed_space, pair_space
@@ -275,6 +276,7 @@ def check_rule(rule: Rule, *, spaces: tuple[str, ...] = SPACES, checks: tuple[st
 
     Raises:
       AssertionError: one sentence with the check, the space and the failure.
+      JarmError: its arguments are not those of a rule.
 
     Example:
       >>> import jax.numpy as jnp
@@ -289,6 +291,8 @@ def check_rule(rule: Rule, *, spaces: tuple[str, ...] = SPACES, checks: tuple[st
       Traceback (most recent call last):
       AssertionError: batch on a space of 'listed' pairs: a score is not a number, or infinite
     """
+    check_signature(rule, repr(getattr(rule, "__name__", rule)))
+    rule = with_named_k(rule)
     for name in checks:
         for kind in spaces:
             try:
