@@ -114,6 +114,12 @@ def _embed(config: Annotated[EmbedConfig, tyro.conf.OmitArgPrefixes, _built_by(E
         )
     if summary.truncated:
         show(f"{summary.truncated:,} texts were longer than --max-length, or than the model allows, and were cut.")
+    if summary.same_texts:
+        show(
+            f"{summary.same_texts:,} of {summary.distinct:,} distinct texts are the same tokens as another, with the "
+            f"same embedding: {summary.same_pairs:,} of {summary.pairs:,} pairs within prompts, and all pairs of "
+            f"{summary.same_prompts:,} of {summary.prompts:,} prompts, are left without a difference."
+        )
     if summary.empty_responses:
         show(f"{summary.empty_responses:,} responses are empty; they were embedded as any other.")
     for store in summary.stores:

@@ -240,18 +240,20 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
     """The texts of a table."""
     prompt, responses = wanted.chosen(source.name, source.columns.names)
     kind = _kind(source, responses)
-    prompts = None if prompt is None else _values(source, prompt, _kind(source, [prompt]))
+    given = None if prompt is None else _values(source, prompt, _kind(source, [prompt]))
+    prompts: list[Any] = given or []
+    sides: list[list[Any]]
     labels: tuple[str, ...] = ()
     layout, template = " + ".join([*([] if prompt is None else [prompt]), *responses]), TEMPLATE
     if kind == _LISTS:
-        rows, answers = _flattened(source, responses, prompts)
+        rows, answers = _flattened(source, responses, given)
         slots = np.arange(len(rows)) - np.searchsorted(rows, rows)
         sides = [answers[start:end] for start, end in itertools.pairwise([*np.flatnonzero(slots == 0), len(rows)])]
-        whole, notes = strings_hold_prompts(source, responses[0], prompts or (), sides, wanted.as_given)
+        whole, notes = strings_hold_prompts(source, responses[0], prompts, sides, wanted.as_given)
     else:
         sides, labels = [_answers(source, name, kind) for name in responses], responses
-        whole, notes = _hold_prompts(source, responses, prompts, sides, kind, wanted.as_given)
-        if whole and (prompts is None or len(sides) > 1 or kind == _MESSAGES):
+        whole, notes = _hold_prompts(source, responses, given, sides, kind, wanted.as_given)
+        if whole and (given is None or len(sides) > 1 or kind == _MESSAGES):
             template = JOINED if kind == _TEXT else TEMPLATE
             prompts, sides = (split_strings if kind == _TEXT else split_conversations)(sides)
             if kind == _TEXT and not any(prompts):
@@ -298,7 +300,7 @@ def _extra(source: Source, name: str) -> list[Any]:
     return values
 
 
-def _flattened(source: Source, responses: Sequence[str], prompts: list[Any] | None) -> tuple[np.ndarray, list[str]]:
+def _flattened(source: Source, responses: Sequence[str], prompts: list[Any] | None) -> tuple[np.ndarray, list[Any]]:
     """The row of each response of a column of lists, and the responses."""
     if prompts is None or len(responses) > 1:
         raise JarmError(

@@ -128,7 +128,10 @@ class EmbedSummary:
       stores: folders, one for each pooling and layer.
       texts, distinct: texts of the input, and distinct ones among them.
       embedded: distinct texts that this run added; the others were there.
-      truncated: texts longer than `max_length`, among those that this run tokenised.
+      truncated: distinct texts that were cut, as longer than `max_length`.
+      same_texts: distinct texts whose tokens are those of another, so that their embeddings are equal.
+      pairs, same_pairs: pairs of distinct texts of one prompt, and those among them that are the same tokens.
+      prompts, same_prompts: prompts, and those among them with several distinct texts that are all the same tokens.
       empty_responses: in the input.
       tokens, padded: tokens that this run computed, without and with padding.
       seconds: from the first batch to the last results, compilation included.
@@ -139,6 +142,11 @@ class EmbedSummary:
     distinct: int = 0
     embedded: int = 0
     truncated: int = 0
+    same_texts: int = 0
+    pairs: int = 0
+    same_pairs: int = 0
+    prompts: int = 0
+    same_prompts: int = 0
     empty_responses: int = 0
     tokens: int = 0
     padded: int = 0

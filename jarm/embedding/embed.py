@@ -16,6 +16,7 @@ import numpy as np
 
 from jarm.core.distributed import join_if_asked
 from jarm.core.interrupts import ahead, stoppable
+from jarm.core.messages import printable
 from jarm.core.progress import Progress
 from jarm.core.status import JarmError
 from jarm.core.streams import say, show
@@ -61,38 +62,44 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     mesh = make_mesh(config.tensor_parallel)
     split_config(job.model, mesh)  # refuses a model that does not divide
     refuse_differences(job)
+    distinct = job.distinct
+    same = corpus.alike(distinct)  # before the first batch, so that a text that cannot be embedded shows now
     with contextlib.ExitStack() as stack:
         writers = open_stores(stack, job.made_by(), job.width, job.store_dtype)
         rows, done = plan_rows(job, writers)
         summary = EmbedSummary(
             stores=tuple(writer.path for writer in writers),
             texts=len(corpus),
-            distinct=len(set(corpus.keys)),
+            distinct=len(distinct),
+            truncated=len(corpus.truncated),
             empty_responses=sum(response == "" for response in corpus.texts.columns["response"]),
+            **count_alike(corpus.prompts(distinct)[1], same),
         )
         todo = rows[~done[rows]]
         if not len(todo):
             return summary
         if jax.process_index() == 0:
-            layout, distinct = corpus.texts.layout, summary.distinct
-            say(f"{len(corpus):,} texts ({layout}), {distinct:,} distinct; the first:")
+            layout = corpus.texts.layout
+            say(f"{len(corpus):,} texts ({layout}), {len(distinct):,} distinct; the first:")
             say(_shown(corpus, rows[:1], max_characters=300))
-        corpus.check(todo)
+        alike = _grouped(rows, same[np.searchsorted(distinct, rows)])
+        complete = np.zeros(len(corpus), bool)
+        complete[list(alike)] = [done[group].all() for group in alike.values()]
         results = extract(
             Model(*load_sharded(job.folder, job.model, mesh, dtype=job.dtype), mesh),
             corpus,
-            rows,
+            np.array(list(alike)),
             poolings=job.poolings,
             budget=job.budget,
             share=SHARE_PROMPTS[config.share_prompts],
-            done=done,
+            done=complete,
             stop=stack.enter_context(stoppable()).is_set,
         )
         if job.head is not None:
             results = _joined(results, job.head)
         # In a thread that can be left while it compiles, unless other processes wait for this one.
         results = ahead(results, patient=jax.process_count() > 1)
-        return _commit_all(results, Sink(corpus, writers, job.normalize), summary, todo)
+        return _commit_all(results, Sink(corpus, writers, job.normalize, alike), summary, todo)
 
 
 def _joined(results: Generator[Embedded], head: Head) -> Generator[Embedded]:
@@ -100,6 +107,41 @@ def _joined(results: Generator[Embedded], head: Head) -> Generator[Embedded]:
     with contextlib.closing(results):
         for result in results:
             yield result._replace(values=[head(result.values)])
+
+
+def _grouped(rows: np.ndarray, same: np.ndarray) -> dict[int, list[int]]:
+    """The first row of each number in `same`, which goes through the model, and the rows that get its embedding."""
+    groups: dict[int, list[int]] = {}
+    for row, number in zip(rows.tolist(), same.tolist(), strict=True):
+        groups.setdefault(number, []).append(row)
+    return {group[0]: group for group in groups.values()}
+
+
+def count_alike(prompts: np.ndarray, same: np.ndarray) -> dict[str, int]:
+    """Texts, pairs within prompts, and prompts that their tokens leave without a difference.
+
+    Args:
+      prompts: `[k]` number of the prompt of each distinct text.
+      same: `[k]` number that texts with the same tokens share.
+
+    Returns:
+      Fields of `EmbedSummary`.
+
+    Example:
+      >>> count_alike(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 2, 3, 3, 0]))["same_pairs"]  # of 4
+      2
+    """
+    _, sizes = np.unique(same, return_counts=True)
+    _, texts = np.unique(prompts, return_counts=True)
+    each, alike = np.unique(np.stack([prompts, same]), axis=1, return_counts=True)
+    _, kinds = np.unique(each[0], return_counts=True)
+    return {
+        "same_texts": int(sizes[sizes > 1].sum()),
+        "pairs": int((texts * (texts - 1) // 2).sum()),
+        "same_pairs": int((alike * (alike - 1) // 2).sum()),
+        "prompts": len(texts),
+        "same_prompts": int(((texts > 1) & (kinds == 1)).sum()),
+    }
 
 
 def _commit_all(results: Generator[Embedded], sink: Sink, summary: EmbedSummary, todo: np.ndarray) -> EmbedSummary:
@@ -117,7 +159,8 @@ def _commit_all(results: Generator[Embedded], sink: Sink, summary: EmbedSummary,
         try:
             for result in results:
                 sink.add(result)
-                new = result.rows[left[result.rows]]
+                new = np.concatenate([sink.alike[row] for row in result.rows.tolist()])
+                new = new[left[new]]
                 embedded, tokens, padded = embedded + len(new), tokens + result.tokens, padded + result.padded
                 seconds = time.monotonic() - start
                 progress.update(
@@ -132,15 +175,13 @@ def _commit_all(results: Generator[Embedded], sink: Sink, summary: EmbedSummary,
         sink.commit()
     if embedded < len(todo):
         raise KeyboardInterrupt
-    truncated = len(sink.corpus.truncated)
-    return dataclasses.replace(
-        summary, embedded=embedded, truncated=truncated, tokens=tokens, padded=padded, seconds=seconds
-    )
+    return dataclasses.replace(summary, embedded=embedded, tokens=tokens, padded=padded, seconds=seconds)
 
 
 def _shown(corpus: Corpus, rows: np.ndarray, max_characters: int | None = None) -> str:
     """Exact texts and token ids of some rows, each shortened to `max_characters` where given."""
-    lines = []
+    lines, places = [], corpus.texts.places
+    seen: dict[bytes, int] = {}
     for row, ids in corpus.encode(rows):
         words = corpus.tokenizer.words(ids)
         text, tokens = repr(corpus.tokenizer.render(corpus.texts.row(row))), " ".join(map(str, ids.tolist()))
@@ -148,8 +189,11 @@ def _shown(corpus: Corpus, rows: np.ndarray, max_characters: int | None = None) 
             text, tokens = (
                 each if len(each) <= max_characters else f"{each[:max_characters]} ..." for each in (text, tokens)
             )
-        place = corpus.texts.places[row]
-        lines += [f"{place}: {len(ids):,} tokens, the first {words[0]!r}, the last {words[-1]!r}", text, tokens]
+        head = f"{places[row]}: {len(ids):,} tokens, the first {words[0]!r}, the last {words[-1]!r}"
+        head += "; the text was cut" * (row in corpus.truncated)
+        if (first := seen.setdefault(ids.tobytes(), row)) != row and corpus.keys[first] != corpus.keys[row]:
+            head += f"; the same tokens as {places[first]}"
+        lines += [head, text, tokens]
         if max_characters is None:
             lines.append(" ".join(words))
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))

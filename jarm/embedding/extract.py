@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import collections
 import functools
+import hashlib
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple, TypeVar
 
@@ -19,6 +20,7 @@ from jarm.core.types import Params
 from jarm.data.store import fill
 from jarm.data.texts import Texts
 from jarm.embedding.batches import (
+    CHUNK,
     PREFIX_SHAPES,
     SHAPES,
     SHARED_SHAPES,
@@ -100,18 +102,25 @@ class Corpus:
         template = self.tokenizer.key_template
         return np.array([len(fill(template, self.texts.row(index))) for index in range(len(self))])
 
-    def check(self, rows: np.ndarray) -> None:
-        """Encode the shortest text and one of every order of roles, so that a fault shows before the first batch.
+    def prompts(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
+        """Prompts of some rows, `[k]`, as text, and their numbers, `[k]`, from 0 in the order in which they appear."""
+        prompts = [fill("{prompt}", self.texts.row(int(row))) for row in rows]
+        numbers: dict[str, int] = {}
+        return prompts, np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int64)
+
+    def alike(self, rows: np.ndarray) -> np.ndarray:
+        """For each of some rows, `[k]`, the first of them that is the same tokens, `[k]`; tokenises all.
 
         Raises:
           JarmError: as `encode`.
         """
-        roles: dict[tuple[str, ...], int] = {}
-        for row in rows.tolist():
-            prompt = self.texts.columns["prompt"][row]
-            if isinstance(prompt, list):
-                roles.setdefault(tuple(str(message.get("role")) for message in prompt), row)
-        self.encode(np.array([rows[np.argmin(self.sizes[rows])], *roles.values()]))
+        first: dict[bytes, int] = {}
+        same = [
+            first.setdefault(hashlib.blake2b(ids.tobytes(), digest_size=16).digest(), row)
+            for at in range(0, len(rows), CHUNK)
+            for row, ids in self.encode(rows[at : at + CHUNK])
+        ]
+        return np.array(same, np.int64)
 
     def encode(self, rows: np.ndarray) -> list[Encoded]:
         """Rows with their token ids.
@@ -267,10 +276,8 @@ def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Itera
 
 def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: bool | None) -> Iterator[Work] | None:
     """Work with shared prompts, or None where `share` is None and sharing would not save `SAVED`."""
-    prompts = [fill("{prompt}", corpus.texts.row(int(row))) for row in rows]
-    numbers: dict[str, int] = {}
-    groups = np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts])
-    if share is None and len(numbers) == len(rows):
+    prompts, groups = corpus.prompts(rows)
+    if share is None and len(set(prompts)) == len(rows):
         return None
     chunks = make_chunks(np.array([len(prompt) for prompt in prompts]), groups)
 

@@ -75,6 +75,14 @@ class Job:
         return self.config.max_tokens_per_batch or (2048 if jax.default_backend() == "cpu" else 16384)
 
     @functools.cached_property
+    def distinct(self) -> np.ndarray:
+        """The first row of each distinct text, in order."""
+        first: dict[str, int] = {}
+        for row, key in enumerate(self.corpus.keys):
+            first.setdefault(key, row)
+        return np.array(list(first.values()))
+
+    @functools.cached_property
     def weights(self) -> str:
         """Fingerprint of all weights of the checkpoint."""
         prints = [fingerprint(path) for path in weight_files(self.folder)]
@@ -224,9 +232,7 @@ def plan_rows(job: Job, writers: Sequence[StoreWriter]) -> tuple[np.ndarray, np.
     Returns:
       `[k]` rows of the job, one for each distinct text, and `[n]` bool, whether each of all rows is in every store.
     """
-    first_of: dict[str, int] = {}
-    for row, key in enumerate(job.corpus.keys):
-        first_of.setdefault(key, row)
+    first_of = {job.corpus.keys[row]: row for row in job.distinct.tolist()}
     devices = [jax.device_count(), jax.devices()[0].device_kind, jax.lib.__version__]
     settings = [job.budget, job.config.share_prompts, job.config.tensor_parallel, *devices]
     name = hashlib.sha256(json.dumps([settings, list(first_of)]).encode()).hexdigest()
@@ -237,7 +243,7 @@ def plan_rows(job: Job, writers: Sequence[StoreWriter]) -> tuple[np.ndarray, np.
     )
     if jax.process_count() > 1:
         flags = np.asarray(multihost_utils.broadcast_one_to_all(flags))
-    rows = np.array(list(first_of.values()))
+    rows = job.distinct
     done = np.zeros(len(job.corpus), bool)
     done[rows] = flags[:, 1]
     return rows[flags[:, 0]], done

@@ -156,6 +156,34 @@ def test_a_table_finds_its_rows_in_the_store(tmp_path, folder):
     assert sum(len(side.rows) for side in tables) == len(prompts)
 
 
+def test_distinct_texts_that_are_the_same_tokens(tmp_path, folder, capsys):
+    """Cut texts, unknown tokens: counted, said, embedded once, and equal to the bit, however often it is run."""
+    rows = [
+        *({"prompt": "abcdefghij", "response": text} for text in ("a", "b", "c")),  # the prompt fills all 8 tokens
+        *({"prompt": "a", "response": text} for text in ("Ä", "Ö", "b")),  # two are unknown
+        *({"prompt": "b", "response": text} for text in ("c", "d", "d")),  # a text twice is no pair
+        {"prompt": "abcdefg", "response": "z"},  # as the first prompt, by its cut
+    ]
+    table = write_rows(tmp_path / "r.jsonl", rows)
+    config = settings(folder, table, tmp_path / "store", max_length=8, keep="start")
+    keys = [key_of(f"{row['prompt']}\n\n{row['response']}") for row in rows]
+    for embedded in (9, 0):
+        summary = embed(config)
+        counts = (summary.texts, summary.distinct, summary.embedded, summary.truncated)
+        assert counts == (10, 9, embedded, 4)
+        assert (summary.same_texts, summary.pairs, summary.same_pairs) == (6, 7, 4)
+        assert (summary.prompts, summary.same_prompts) == (4, 1)
+        values = EmbeddingStore(tmp_path / "store").rows(keys)
+        numbers = np.unique(values, axis=0, return_inverse=True)[1].reshape(-1)
+        assert [numbers.tolist().index(number) for number in numbers] == [0, 0, 0, 3, 3, 5, 6, 7, 7, 0]
+    capsys.readouterr()
+    embed(dataclasses.replace(config, show=10))
+    shown = capsys.readouterr().out
+    assert "line 1: 8 tokens, the first '<s>', the last 'g'; the text was cut\n" in shown
+    assert f"; the same tokens as {table}, line 4\n" in shown
+    assert shown.count("the same tokens as") == 4
+
+
 @pytest.mark.parametrize("ending", ["npy", "safetensors"])
 def test_rows_are_exported_in_the_order_of_a_table(tmp_path, folder, ending):
     rows = random_rows(20)
