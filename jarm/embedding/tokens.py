@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
+import itertools
 import json
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,11 +13,13 @@ from typing import Any
 
 import numpy as np
 
+from jarm.core.files import there
 from jarm.core.messages import printable
 from jarm.core.outside import read_json, record, text
 from jarm.core.status import JarmError
 from jarm.data.store import fields, fill
 from jarm.data.texts import TEMPLATE, check_template
+from jarm.embedding.chat import render
 from jarm.llm.config import import_transformers
 
 CHAT = "chat"
@@ -25,6 +28,10 @@ CHAT_KEY = "{prompt}\x1e{response}"
 """Template of keys under a chat template: no two pairs of prompt and response fill it alike."""
 KEEP = ("start", "end")
 _ENDLESS, _MAX_TOKENS = 1 << 30, 1 << 24
+# Characters for each token of the largest length, up to which texts are tokenised whole, and characters at once: the
+# tokenizers take about 100 bytes for each.
+_LETTERS, _AT_ONCE = 8, 1 << 22
+_NONE = np.zeros(0, np.int32), False
 # Templates may write the date into a text; a store has to hold the same text on all days.
 _DATED, _DAY = "strftime_now", "{%- macro strftime_now(format) -%}26 Jul 2024{%- endmacro -%}"
 
@@ -92,6 +99,7 @@ class Tokenizer:
             raise JarmError(f"{folder} has no chat template: give a --template such as '{{prompt}}\\n\\n{{response}}'.")
         if self.template != CHAT:
             check_template(self.template)
+        self._chat = own if self.template == CHAT and own else ""
         self.key_template = CHAT_KEY if self.template == CHAT else self.template
         if keep is None:
             keep = "end" if self._tokenizer.truncation_side == "left" else "start"
@@ -100,18 +108,18 @@ class Tokenizer:
                 f"Truncation keeps the start or the end of a text, not the {keep!r}: give --keep start or end."
             )
         self.keep = keep
-        self._bos = self._tokenizer.bos_token_id
-        self._head, self._tail = self._special()
         if max_length is None:
             max_length = min(window, self.form.max_length or _own_length(folder, self._tokenizer))
-        self.max_length = max_length
+        self.max_length, self._tokenizer.model_max_length = max_length, _ENDLESS
+        self._bos = self._tokenizer.bos_token_id
+        self._head, self._tail = self._special()
         if not self._head + self._tail < self.max_length <= window:
             special = self._head + self._tail
             raise JarmError(
                 f"Texts cannot be cut to {self.max_length:,} tokens: give a --max-length of {special + 1} to "
                 f"{window:,}, the positions of this model, of which {special} go to special tokens."
             )
-        self._tokenizer.model_max_length = _ENDLESS
+        self._whole = _LETTERS * self.max_length
         self.made_by: dict[str, Any] = {
             "template": self.key_template,
             "chat_template": _hash(json.dumps(own)) if self.template == CHAT else None,
@@ -147,31 +155,55 @@ class Tokenizer:
         prompt, response = row["prompt"], row["response"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         messages += [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False))
-        except Exception as error:  # templates are programs and raise anything
-            reason = " ".join(str(error).split())[:200]
-            raise JarmError(f"The model's chat template refuses these messages ({reason}).") from error
+        return render(self._chat, self._tokenizer.special_tokens_map, messages)
 
     def encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
         """Token ids of rendered texts, each int32, and whether each was truncated.
 
         A chat template writes its own special tokens; else the tokenizer adds them. A second BOS is dropped.
         """
+        short = [at for at, text in enumerate(texts) if len(text) <= self._whole]
+        out: list[tuple[np.ndarray, bool]] = [self._long(text) if len(text) > self._whole else _NONE for text in texts]
+        sizes = np.cumsum([len(texts[at]) for at in short]) // _AT_ONCE
+        for _, part in itertools.groupby(zip(sizes, short, strict=True), key=lambda each: each[0]):
+            rows = [at for _, at in part]
+            for at, ids in zip(rows, self._ids([texts[at] for at in rows]), strict=True):
+                long = len(ids) > self.max_length
+                out[at] = self._cut(ids, self._head_of(ids)) if long else ids, long
+        return [ids for ids, _ in out], [long for _, long in out]
+
+    def _ids(self, texts: list[str]) -> list[np.ndarray]:
+        """Token ids of whole texts."""
         own = self.template == CHAT
-        out = []
-        for tokens in self._call(list(texts), special=not own):
-            ids = np.asarray(tokens, np.int32)
-            if self._vocab is not None and len(ids) and ids.max() >= self._vocab:
-                raise JarmError(
-                    f"The tokenizer makes the token {int(ids.max())} ({self.words([ids.max()])[0]!r}), but the model "
-                    f"has embeddings of {self._vocab:,} tokens only: take the tokenizer that belongs to the model."
-                )
-            if self._bos is not None and len(ids) > 1 and ids[0] == ids[1] == self._bos:
-                ids = ids[1:]
-            out.append(ids)
-        long = [len(ids) > self.max_length for ids in out]
-        return [self._cut(ids) if cut else ids for ids, cut in zip(out, long, strict=True)], long
+        every = [np.asarray(tokens, np.int32) for tokens in self._call(texts, special=not own)]
+        if self._vocab is not None and (odd := [ids for ids in every if ids.max(initial=0) >= self._vocab]):
+            (word,) = self.words(odd[0][[odd[0].argmax()]])
+            raise JarmError(
+                f"The tokenizer makes the token {odd[0].max()} ({word!r}), but the model has embeddings of "
+                f"{self._vocab:,} tokens only: take the tokenizer that belongs to the model."
+            )
+        return [ids[int(self._bos is not None and ids[:2].tolist() == [self._bos] * 2) :] for ids in every]
+
+    def _long(self, text: str) -> tuple[np.ndarray, bool]:
+        """Ids of a text of many characters, from the end of it that stays: of two parts of it that give the same.
+
+        A part may differ from the whole text in tokens near its other end. Where parts never agree, or give too few
+        tokens, the largest part decides.
+        """
+        head = self._head_of(self._ids([text[:1024]])[0])
+        before, size = _NONE[0], self._whole
+        while True:
+            ids = self._ids([text[:size] if self.keep == "start" else text[-size:]])[0]
+            ids = np.concatenate([head, ids[len(self._head_of(ids)) :]])
+            full = len(ids) > self.max_length
+            kept = self._cut(ids, head) if full else ids
+            if size >= len(text):
+                return kept, full
+            if size >= _AT_ONCE or (full and np.array_equal(kept, before)):
+                return kept, True
+            before = kept if full else _NONE[0]
+            # Sizes differ by no multiple of a small number, so that repeated letters in tokens of several do not agree.
+            size = min(size + (size // 210 + 1) * 210 + 1, max(size, _AT_ONCE))
 
     @property
     def said(self) -> str:
@@ -204,6 +236,17 @@ class Tokenizer:
         """Tokens as the vocabulary writes them."""
         return [str(self._tokenizer.convert_ids_to_tokens(int(i))) for i in ids]
 
+    def _cut(self, ids: np.ndarray, head: np.ndarray) -> np.ndarray:
+        """Ids that are too many without some in their middle; special tokens stay."""
+        tail = 0 if self.template == CHAT else self._tail
+        body, room = ids[len(head) : len(ids) - tail], self.max_length - len(head) - tail
+        kept = body[:room] if self.keep == "start" else body[len(body) - room :]
+        return np.concatenate([head, kept, ids[len(ids) - tail :]])
+
+    def _head_of(self, ids: np.ndarray) -> np.ndarray:
+        """Special tokens at the beginning of ids, which stay where a text is cut."""
+        return ids[: int(ids[:1].tolist() == [self._bos]) if self.template == CHAT else self._head]
+
     def _call(self, texts: list[str], *, special: bool) -> list[list[int]]:
         """Token ids as transformers gives them, with the special ones that it adds, or without."""
         with _faults("The tokenizer of the model fails"):
@@ -211,14 +254,6 @@ class Tokenizer:
                 texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
             )
         return list(ids["input_ids"])
-
-    def _cut(self, ids: np.ndarray) -> np.ndarray:
-        room, head, tail = self.max_length, self._head, self._tail
-        if self.template == CHAT:
-            head, tail = int(ids[0] == self._bos), 0
-        body = ids[head : len(ids) - tail]
-        kept = body[: room - head - tail] if self.keep == "start" else body[len(body) - (room - head - tail) :]
-        return np.concatenate([ids[:head], kept, ids[len(ids) - tail :]])
 
     def _special(self) -> tuple[int, int]:
         """Numbers of special tokens that the tokenizer puts before and after a text."""
@@ -279,7 +314,7 @@ def _faults(what: str) -> Iterator[None]:
 def _chat_template(folder: pathlib.Path, tokenizer: Any) -> str | None:
     """The chat template of a checkpoint, of several the default one, or None."""
     own, beside = tokenizer.chat_template, folder / "chat_template.json"
-    if not own and beside.exists():  # of a processor, which tokenizers do not read
+    if not own and there(beside):  # of a processor, which tokenizers do not read
         own = read_json(beside, record({"chat_template": text(1 << 24)}))["chat_template"]
     if isinstance(own, dict):
         if "default" not in own:

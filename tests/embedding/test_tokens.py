@@ -1,6 +1,7 @@
 """From prompt and response to ids: templates, special tokens, truncation."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ from fixtures.tiny import CHAT, LETTERS, write_checkpoint
 
 from jarm.core.status import JarmError
 from jarm.data.store import fill
+from jarm.embedding import chat, tokens
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.tokens import CHAT_KEY, Tokenizer
 
@@ -164,6 +166,93 @@ def test_templates_that_lose_a_part_of_the_text_are_refused_where_they_are_built
     if template == "":
         with pytest.raises(JarmError, match=message):
             make(tmp_path / "m", template=template)
+
+
+@pytest.fixture(scope="module")
+def bpe(tmp_path_factory):
+    """Checkpoints whose tokens are of several letters: bytes after a split at spaces, and pieces without any split."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+
+    text = ["the cat sat on the mat and that is the end of that cat", "aaaa aa aaaaaaaa a", "banana bananas anna 1234"]
+    folders = []
+    for name in ("bytes", "pieces"):
+        folder = write_checkpoint(tmp_path_factory.mktemp(name) / "m", chat=CHAT)
+        backend = Backend(models.BPE(unk_token="<unk>"))
+        if name == "bytes":
+            backend.pre_tokenizer, backend.decoder = pre_tokenizers.ByteLevel(), decoders.ByteLevel()
+        else:
+            backend.normalizer = normalizers.Sequence([normalizers.Prepend("_"), normalizers.Replace(" ", "_")])
+        special = ["<pad>", "<s>", "</s>", "<unk>"]
+        backend.train_from_iterator(text * 9, trainers.BpeTrainer(vocab_size=300, special_tokens=special))
+        backend.save(str(folder / "tokenizer.json"))
+        folders.append(folder)
+    return folders
+
+
+def lengths_seen(tokenizer, monkeypatch):
+    """Lengths of the texts that are tokenised from now on."""
+    seen, ids_of_parts = [], tokenizer._ids
+    monkeypatch.setattr(tokenizer, "_ids", lambda given: seen.extend(map(len, given)) or ids_of_parts(given))
+    return seen
+
+
+@pytest.mark.parametrize("keep", ["start", "end"])
+@pytest.mark.parametrize("template", ["{response}", "chat"])
+def test_long_texts_are_cut_before_they_are_tokenised(bpe, monkeypatch, keep, template):
+    """The ids are those of the whole text, cut afterwards."""
+    rng = np.random.default_rng(0)
+    words = ["the", "cat", "sat", "banana", "annas", "1234", "é", "xyz" * 9, "a" * 7, "\n", " "]
+    bodies = [" ".join(rng.choice(words, 400)), "a" * 1003, "banana" * 150, " " * 900 + "the cat " * 60, "the end"]
+    for folder in bpe:
+        tokenizer = make(folder, template=template, max_length=12, keep=keep)
+        texts = [tokenizer.render({"prompt": "that", "response": body}) for body in bodies]
+        monkeypatch.setattr(tokenizer, "_whole", 1 << 30)
+        whole, cut = tokenizer.encode(texts)
+        assert cut == [True, True, True, True, False]
+        monkeypatch.setattr(tokenizer, "_whole", 96)
+        seen = lengths_seen(tokenizer, monkeypatch)
+        ids, again = tokenizer.encode(texts)
+        assert again == cut
+        for one, other in zip(ids, whole, strict=True):
+            np.testing.assert_array_equal(one, other)
+        assert max(seen[: seen.index(1024) + 4]) < 1100
+
+
+def test_a_text_beyond_all_bounds_is_cut_and_counted(bpe, monkeypatch):
+    """No more than so many characters are read, even where they give few tokens."""
+    tokenizer = make(bpe[0], template="{response}", max_length=12)
+    monkeypatch.setattr(tokens, "_AT_ONCE", 500)
+    monkeypatch.setattr(tokenizer, "_whole", 96)
+    parts = lengths_seen(tokenizer, monkeypatch)
+    assert tokenizer.encode(["a" * 100_000])[1] == [True]
+    assert max(parts) <= 1024
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ("{{ 'ab' * 10 ** 10 }}", "it needs too much memory"),
+        ("{{ 'ab' * 10 ** 7 }}", "a text of 20,000,000 characters"),
+        ("{{ raise_exception('no') }}", "refuses these messages \\(no\\)"),
+        ("{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}", "refuses these messages"),
+        ("{% for i in range(10 ** 8) %}{% endfor %}", "refuses these messages"),
+        ("{% for i in range(9 ** 5) %}{% for j in range(9 ** 5) %}{% endfor %}{% endfor %}", "takes more than"),
+        pytest.param("{{ 9 ** (9 ** 9) }}", "takes more than", marks=pytest.mark.slow),
+        pytest.param("{{ '%99999999999d' % 1 }}", "too much memory", marks=pytest.mark.slow),
+    ],
+)
+def test_chat_templates_are_held_to_limits(template, words, monkeypatch):
+    """Loops that never end, and texts of gigabytes, are one sentence; the next template is rendered as ever."""
+    if "takes" in words:
+        chat._stop()
+        monkeypatch.setattr(chat, "SECONDS", 0.5)
+    start = time.monotonic()
+    with pytest.raises(JarmError, match=words):
+        chat.render(template, {"bos_token": "<s>"}, [{"role": "user", "content": "x"}])
+    assert time.monotonic() - start < 60
+    if "takes" not in words:
+        assert chat.render(CHAT, {}, [{"role": "user", "content": "\ud800é\x00"}]) == "<s>u:\ud800é\x00|"
 
 
 def change(folder, file, value):
