@@ -239,6 +239,16 @@ def existing_file(path: PathLike) -> Path:
     return path
 
 
+def there(path: Path) -> bool:
+    """Whether a name is taken, if only by a link to nothing: what is half there is read, and refused, not passed over.
+
+    Example:
+      >>> there(Path("/")), there(Path("/nowhere"))
+      (True, False)
+    """
+    return os.path.lexists(path)
+
+
 def inside(folder: Path, name: str, source: Path) -> Path:
     """The path of a name in a folder; the name cannot lead out of it, but what it names may be a link.
 

@@ -16,6 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jarm.core.files import fingerprint, write_whole
+from jarm.core.messages import printable
 from jarm.core.outside import mapping, read_json, whole
 from jarm.core.status import JarmError
 from jarm.data.texts import TEMPLATE, extra_fields, read_texts
@@ -92,7 +93,7 @@ class Job:
         """Store folder -> everything that decides its rows."""
         config, out = self.config, pathlib.Path(self.config.out)
         common = {
-            "model": pathlib.Path(config.model).resolve().name if pathlib.Path(config.model).is_dir() else config.model,
+            "model": pathlib.Path(config.model).resolve().name if os.path.isdir(config.model) else config.model,
             "revision": config.revision,
             "config": hashlib.sha256((self.folder / "config.json").read_bytes()).hexdigest()[:16],
             "weights": self.weights,
@@ -156,6 +157,9 @@ def read_job(config: EmbedConfig) -> Job:
     said = ""
     if sentence is not None:
         name, pooled = pathlib.Path(config.model).name, "+".join(pooling.kind for pooling in poolings)
+        unused = ", ".join(name for name, prompt in sentence.prompts.items() if prompt)
+        if unused and not tokenizer.form.prompt:
+            name += f" (with prompts that --prompt-name may take: {printable(unused)[:200]})"
         ways = f"pooling {pooled}{', as asked for' if config.pooling else ''}" if head is None else head.said
         said = f"{name} is a model of sentence-transformers: {tokenizer.said}; {ways}."
     joins = head if head is not None and head.joins else None

@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jarm.core.files import fingerprint, inside
-from jarm.core.messages import nearest
+from jarm.core.files import fingerprint, inside, there
+from jarm.core.messages import nearest, printable
 from jarm.core.outside import anything, either, listing, mapping, maybe, one_of, read_json, record, text, truth, whole
 from jarm.core.status import JarmError
 from jarm.embedding.head import ACTIVATIONS, Dense, Head, Normalize, Step, Truncate
@@ -40,6 +40,10 @@ _TRANSFORMERS = tuple(
     for kind in ("bert", "roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet")
 )
 _CURE = "embed with sentence-transformers itself, or, where it changes nothing, take it out of that file"
+
+
+_FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
+_PLACES = ("module_input_name", "module_output_name")
 
 
 class Module(NamedTuple):
@@ -102,7 +106,7 @@ def read_sentence_model(folder: pathlib.Path) -> SentenceModel | None:
       JarmError: a file that is damaged, or asks for what jarm does not do, by name.
     """
     marks = (_MODULES, _LIBRARY, *_TRANSFORMERS, f"{_POOLING}/config.json")
-    if not any((folder / mark).exists() for mark in marks):
+    if not any(there(folder / mark) for mark in marks):
         return None
     transformer, modules = _read_modules(folder)
     return SentenceModel(folder, transformer, modules, **_read_library(folder), **_read_transformer(transformer))
@@ -119,6 +123,8 @@ def read_head(model: SentenceModel, width: int) -> Head | None:
       JarmError: a module, a pooling or an activation that jarm does not compute, by name.
     """
     if not model.modules:
+        if there(model.folder / _MODULES) or model.truncate is not None:
+            raise JarmError(f"{model.folder} names no pooling of the model: choose a --pooling.")
         return None
     first, *rest = model.modules
     if first.kind != "Pooling":
@@ -131,7 +137,7 @@ def read_head(model: SentenceModel, width: int) -> Head | None:
             size, steps = len(dense.kernel), [*steps, dense]
         elif module.kind == "Normalize":
             path = module.folder / "config.json"
-            if path.exists():
+            if there(path):
                 _read(path, {}, {name: maybe(one_of("sentence_embedding")) for name in _PLACES})
             steps.append(Normalize())
         elif module.kind != "Dropout":  # which only trains
@@ -160,9 +166,9 @@ def _read(path: pathlib.Path, needed: Mapping[str, Any], optional: Mapping[str, 
 def _read_modules(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[Module, ...]]:
     """Folder of the transformer, and the modules behind it."""
     path = folder / _MODULES
-    if not path.exists():
+    if not there(path):
         pooling = folder / _POOLING
-        return folder, (Module("Pooling", pooling),) if (pooling / "config.json").exists() else ()
+        return folder, (Module("Pooling", pooling),) if there(pooling / "config.json") else ()
     said = read_json(path, listing(record({"type": text(500), "path": text(500)}), 1, 100))
     modules = []
     for each in said:
@@ -180,7 +186,7 @@ def _read_modules(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[Module, ...
 def _read_library(folder: pathlib.Path) -> dict[str, Any]:
     """Prompts, and the size of vectors."""
     path = folder / _LIBRARY
-    if not path.exists():
+    if not there(path):
         return {}
     fields = {
         "model_type": one_of("SentenceTransformer"),
@@ -211,7 +217,7 @@ _ARGUMENTS = {
 
 def _read_transformer(folder: pathlib.Path) -> dict[str, Any]:
     """Length and case of texts, and whether they are messages."""
-    path = next((folder / name for name in _TRANSFORMERS if (folder / name).exists()), None)
+    path = next((folder / name for name in _TRANSFORMERS if there(folder / name)), None)
     if path is None:
         return {}
     fields = {
@@ -246,10 +252,6 @@ def _read_transformer(folder: pathlib.Path) -> dict[str, Any]:
         "lowercase": bool(said.get("do_lower_case")),
         "messages": "message" in modalities,
     }
-
-
-_FORWARD = {"method": "forward", "method_output_name": "last_hidden_state"}
-_PLACES = ("module_input_name", "module_output_name")
 
 
 def _read_pooling(model: SentenceModel, folder: pathlib.Path) -> tuple[tuple[str, ...], bool]:
@@ -297,7 +299,9 @@ def _read_dense(folder: pathlib.Path, width: int) -> Dense:
     held = Checkpoint(folder)
     found = {name: held.shape(name) for name in held.tensors}
     if found != shapes:
-        raise JarmError(f"The weights in {folder} are {found}, where its config says {shapes}: download both again.")
+        raise JarmError(
+            f"The weights in {folder} are {printable(found)[:300]}, and its config says {shapes}: download both again."
+        )
     arrays = {name: np.asarray(held.read(name), np.float32) for name in shapes}
     return Dense(
         arrays["linear.weight"],

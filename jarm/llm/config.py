@@ -11,6 +11,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
+from jarm.core.files import there
 from jarm.core.messages import brief, printable
 from jarm.core.outside import maybe, number, read_json, record, text, whole
 from jarm.core.status import JarmError
@@ -304,7 +305,7 @@ def read_config(folder: pathlib.Path) -> ModelConfig:
 def _check_raw(folder: pathlib.Path) -> None:
     """Refuse what transformers would not say in a sentence, or what `convert_config` does not see."""
     adapter, path = folder / "adapter_config.json", folder / "config.json"
-    if adapter.exists():
+    if there(adapter):
         said = read_json(adapter, record({}, {"peft_type": text(), "base_model_name_or_path": maybe(text())}))
         base = said.get("base_model_name_or_path") or "its base model"
         raise JarmError(
@@ -312,7 +313,7 @@ def _check_raw(folder: pathlib.Path) -> None:
             f"{printable(base)[:200]}, which jarm does not apply: merge the two with peft's `merge_and_unload` and "
             "save the result."
         )
-    if not path.exists():
+    if not there(path):
         raise JarmError(f"{folder} is no checkpoint: it needs a config.json with a `model_type`.")
     raw = read_json(path, record({}, _SIZES))
     model_type = raw.get("model_type")

@@ -12,7 +12,7 @@ import jax
 import ml_dtypes
 import numpy as np
 
-from jarm.core.files import inside
+from jarm.core.files import inside, there
 from jarm.core.messages import brief, printable
 from jarm.core.outside import mapping, read_json, record, text
 from jarm.core.status import JarmError
@@ -117,9 +117,9 @@ def weight_files(folder: pathlib.Path) -> list[pathlib.Path]:
 
 def _files(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, set[str] | None]]:
     index = folder / "model.safetensors.index.json"
-    if (folder / "model.safetensors").is_file():  # the first choice of transformers, too
+    if there(folder / "model.safetensors"):  # the first choice of transformers, too
         yield folder / "model.safetensors", None
-    elif index.exists():
+    elif there(index):
         try:
             places = read_json(index, record({"weight_map": mapping(text(1000))}))["weight_map"]
         except JarmError as error:
@@ -128,7 +128,7 @@ def _files(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, set[str] | None
         for tensor, file in places.items():
             files.setdefault(file, set()).add(tensor)
         paths = {file: inside(folder, file, index) for file in sorted(files)}
-        if missing := [file for file, path in paths.items() if not path.is_file()]:
+        if missing := [file for file, path in paths.items() if not os.path.isfile(path)]:
             shown = ", ".join(_short(file) for file in missing[:3]) + (" and more" if len(missing) > 3 else "")
             raise JarmError(f"{folder} lacks {shown} of the {len(files)} files in its index: download again.")
         yield from ((paths[file], files[file]) for file in paths)

@@ -121,11 +121,8 @@ def dense(folder, at, inputs, outputs, **said):
     return kernel, bias
 
 
-@pytest.mark.parametrize(
-    "said", [{"pooling_mode_mean_tokens": True, "pooling_mode_cls_token": False}, {"pooling_mode": "mean"}]
-)
-def test_texts_have_the_length_case_and_prompt_of_the_folder(folder, tmp_path, said, capsys):
-    pooling(folder, **said)
+def test_texts_have_the_length_case_and_prompt_of_the_folder(folder, tmp_path, capsys):
+    pooling(folder, pooling_mode="mean")
     write(folder / "sentence_bert_config.json", {"max_seq_length": 20, "do_lower_case": True})
     prompts = {"prompts": {"query": "ask: ", "plain": ""}, "default_prompt_name": "query"}
     write(folder / "config_sentence_transformers.json", prompts)
@@ -140,6 +137,7 @@ def test_texts_have_the_length_case_and_prompt_of_the_folder(folder, tmp_path, s
         rows, made_by = stored(folder, tmp_path / name, prompt_name=name)
         close(rows, expected(folder, **form))
         assert "model_prompt" not in made_by
+        assert "(with prompts that --prompt-name may take: query)" in capsys.readouterr().err
     with pytest.raises(JarmError, match=r"made otherwise .*model_prompt 'ask: ' there, None here"):
         stored(folder, tmp_path, prompt_name="none")
 
@@ -181,7 +179,7 @@ def test_poolings_are_joined_and_what_follows_them_is_computed(folder, tmp_path)
 
 def test_normalize_at_the_end_is_honoured_and_a_pooling_asked_for_goes_without(folder, tmp_path, capsys):
     chain(folder, "Transformer", "Pooling", "Normalize")
-    pooling(folder, pooling_mode_mean_tokens=True)
+    pooling(folder, pooling_mode_mean_tokens=True, pooling_mode_cls_token=False)
     rows, made_by = stored(folder, tmp_path)
     close(rows, unit(expected(folder)))
     assert made_by["normalize"] is True
@@ -249,6 +247,7 @@ REFUSED = {
     "a pooling of numbers": (put(POOLING, {"pooling_mode": 3}), "pooling_mode is 3, not a list"),
     "a flag in words": (put(POOLING, {"pooling_mode_cls_token": "yes"}), "pooling_mode_cls_token is 'yes', not true"),
     "deep nesting": (raw(POOLING, b"[" * 100_000), "1_Pooling/config.json is not JSON as jarm reads it"),
+    "a link to nothing": (lambda folder: (folder / SETTINGS).symlink_to("gone"), f"{SETTINGS} does not exist"),
     "half a file": (raw("modules.json", b'[{"type": '), "modules.json is not JSON"),
     "no list": (put("modules.json", {"0": "Transformer"}), "modules.json: the content is .*, not a list"),
     "an empty list": (put("modules.json", []), "not a list from 1 to 100 values"),
@@ -273,6 +272,7 @@ REFUSED = {
     "an unknown module": (lambda folder: chain(folder, "Transformer", "Pooling", "LayerNorm"), "puts a 'LayerNorm'"),
     "weights of words": (lambda folder: chain(folder, "Transformer", "WordWeights", "Pooling"), "puts a 'WordWeights'"),
     "no pooling module": (lambda folder: chain(folder, "Transformer", "Normalize"), "puts a 'Normalize'"),
+    "the transformer alone": (lambda folder: chain(folder, "Transformer"), "names no pooling of the model"),
     "another kind": (put(LIBRARY, {"model_type": "SparseEncoder"}), "model_type is 'SparseEncoder', not"),
     "another setting": (put(LIBRARY, {"temperature": 2}), f"{LIBRARY} sets 'temperature', which jarm does not know"),
     "no such prompt": (
@@ -309,7 +309,7 @@ def test_what_jarm_does_not_do_is_refused_by_name(folder, spoil, message):
         ({"activation_function": "evil.code.Tanh"}, "the activation 'evil.code.Tanh'"),
         ({"in_features": 35}, "in_features is 35, not 36"),
         ({"out_features": -1}, "out_features is -1, not a whole number"),
-        ({"out_features": 9}, r"weights in .*2_Dense are .*\(8, 36\).* where its config says .*\(9, 36\)"),
+        ({"out_features": 9}, r"weights in .*2_Dense are .*\(8, 36\).* and its config says .*\(9, 36\)"),
         (
             {"module_input_name": "token_embeddings"},
             "module_input_name is 'token_embeddings', not 'sentence_embedding'",
