@@ -154,7 +154,15 @@ def read_texts(
         prompt in some rows only, or `datasets` is needed and not installed.
     """
     wanted = _Wanted(prompt, tuple(responses), tuple(extra), as_given)
-    parts = [_read(source, wanted) for source in read_sources(inputs, wanted.possible(), wanted.needed, split)]
+    parts = []
+    for source in read_sources(inputs, wanted.possible(), wanted.needed, split):
+        try:
+            parts.append(_read(source, wanted))
+        except UnicodeDecodeError as error:  # Parquet files can hold any bytes as text
+            raise JarmError(
+                f"{source.name}: {_undecodable(source)} holds bytes that are no UTF-8 ({error.reason}): write it again "
+                "as UTF-8."
+            ) from None
     if not parts:
         raise JarmError("There is no input: give a .jsonl or .parquet file, a folder of them, or a dataset.")
     for part in parts:
@@ -164,6 +172,17 @@ def read_texts(
                 f"{part.layout}: embed them one after the other, with one template."
             )
     return parts[0] if len(parts) == 1 else _joined(parts)
+
+
+def _undecodable(source: Source) -> str:
+    """The first value that is no UTF-8, in words."""
+    for name in source.columns.table.column_names:
+        for row, value in enumerate(source.columns.table[name]):
+            try:
+                value.as_py()
+            except UnicodeDecodeError:
+                return f"{name} in {source.at(row).removeprefix(f'{source.name}, ')}"
+    return "a column"
 
 
 def _joined(parts: list[Texts]) -> Texts:

@@ -498,6 +498,13 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     assert "There is no input" in complaint([])
 
 
+def test_bytes_that_are_no_utf8_are_named(tmp_path):
+    ends = pa.py_buffer(np.array([0, 2, 4], np.int32))
+    text = pa.Array.from_buffers(pa.string(), 2, [None, ends, pa.py_buffer(b"ab\xff\xfe")])
+    pq.write_table(pa.table({"prompt": ["a", "b"], "response": text}), tmp_path / "t.parquet")
+    assert "t.parquet: response in row 1 holds bytes that are no UTF-8" in complaint([tmp_path / "t.parquet"])
+
+
 def test_what_is_not_read_may_be_anything(tmp_path):
     rows = [{**GOOD, "messages": 1, "chosen": "x"}, {**GOOD, "messages": ["y"], "chosen": 3}]
     assert len(read_texts([write(tmp_path / "t.jsonl", rows)]).places) == 2
