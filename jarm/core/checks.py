@@ -120,14 +120,13 @@ def settle(name: str, value: Any, hint: Any) -> Any:
       Traceback (most recent call last):
       jarm.core.status.JarmError: `out` is empty: give a path, or leave it out.
     """
-    kinds = typing.get_args(hint) if isinstance(hint, types.UnionType) or _is_union(hint) else (hint,)
+    kinds, item = _kinds(hint)
     if isinstance(value, np.generic):
         value = value.item()
     if value is None and type(None) in kinds:
         return None
-    for kind in kinds:
-        if typing.get_origin(kind) is tuple:
-            return _settled_items(name, value, typing.get_args(kind)[0])
+    if item is not None:
+        return _settled_items(name, value, item)
     if isinstance(value, str) and not value.strip():
         raise JarmError(f"{name} is empty: give {_wanted(kinds)}, or leave it out.")
     if isinstance(value, (str, os.PathLike)) and pathlib.Path in kinds:
@@ -143,8 +142,12 @@ def settle(name: str, value: Any, hint: Any) -> Any:
     return value
 
 
-def _is_union(hint: Any) -> bool:
-    return typing.get_origin(hint) is typing.Union
+@functools.cache
+def _kinds(hint: Any) -> tuple[tuple[Any, ...], Any]:
+    """The types that a hint allows, and that of the items where one of them is a tuple."""
+    union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
+    kinds = typing.get_args(hint) if union else (hint,)
+    return kinds, next((typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple), None)
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -1,7 +1,6 @@
 """From prompt and response to ids: templates, special tokens, truncation."""
 
 import json
-import time
 
 import numpy as np
 import pytest
@@ -247,10 +246,8 @@ def test_chat_templates_are_held_to_limits(template, words, monkeypatch):
     if "takes" in words:
         chat._stop()
         monkeypatch.setattr(chat, "SECONDS", 0.5)
-    start = time.monotonic()
     with pytest.raises(JarmError, match=words):
         chat.render(template, {"bos_token": "<s>"}, [{"role": "user", "content": "x"}])
-    assert time.monotonic() - start < 60
     if "takes" not in words:
         assert chat.render(CHAT, {}, [{"role": "user", "content": "\ud800é\x00"}]) == "<s>u:\ud800é\x00|"
 

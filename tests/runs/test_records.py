@@ -6,7 +6,6 @@ import os
 import pathlib
 import re
 import subprocess
-import time
 
 import jax.numpy as jnp
 import numpy as np
@@ -277,21 +276,6 @@ def test_settings_of_the_wrong_kind_get_a_sentence(tmp_path):
     with pytest.raises(JarmError, match=r"other settings \(batch 'x+\.\.\. there, 5 here\)") as error:
         opened(tmp_path)
     assert len(str(error.value)) < 1000
-
-
-@pytest.mark.slow
-def test_a_large_folder_is_read_about_as_fast_as_its_json(tmp_path):
-    many = [
-        {**each, **{f"metric_{n}": n / 7 for n in range(25)}} for seed in range(10_000) for each in run("random", seed)
-    ]
-    file = holding(tmp_path, many)
-    start = time.process_time()
-    plainly = [json.loads(line) for line in file.read_bytes().splitlines()]
-    between = time.process_time()
-    with opened(tmp_path) as folder:
-        took = time.process_time() - between
-        assert len(folder.read()) == len(plainly)
-    assert took < 5 * (between - start)
 
 
 def test_settings_of_an_earlier_version_stay_where_a_line_is_damaged(tmp_path):
