@@ -156,7 +156,7 @@ def tables(found: Found) -> list[str]:
                 *markdown_table(outcome.rows[0], outcome.rows[1:]),
                 "",
             ]
-            lines += [outcome.made_with(), ""]
+            lines += [escaped(outcome.made_with()), ""]
     return lines
 
 

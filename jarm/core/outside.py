@@ -171,8 +171,11 @@ def either(*checks: Check) -> Check:
     """Check of a value that passes one of some checks; the fault is that of the last."""
 
     def fault(value: Any, place: str) -> str | None:
-        faults = [check(value, place) for check in checks]
-        return None if None in faults else faults[-1]
+        bad = None
+        for check in checks:
+            if (bad := check(value, place)) is None:
+                break
+        return bad
 
     return fault
 

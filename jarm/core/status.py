@@ -74,6 +74,12 @@ _MESSAGES = {
 class JarmError(ValueError):
     """An input of the user, or a computation on it, is wrong; the message says what, where, and what to do."""
 
+    def __str__(self) -> str:
+        """The message, with control characters of the input escaped: a terminal shows it, and does not obey it."""
+        from jarm.core.messages import printable  # which imports this module
+
+        return printable(super().__str__())
+
 
 def worst(*statuses: Int[Array, ""]) -> Int[Array, ""]:
     """The worst of several statuses."""

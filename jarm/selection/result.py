@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from jarm.core.messages import printable
+
 SHOWN_ROWS = 10
 """Pairs that `print` shows of a batch."""
 
@@ -174,7 +176,7 @@ def _table(batch: SelectedBatch) -> str:
         row.append(f"{reason.p_low:.2f} to {reason.p_high:.2f}")
         row += [f"{reason.cost:.3g}"] if reason.cost is not None else []
         row += [f"{reason.nearest} ({reason.cosine:.2f})"] if reason.nearest is not None else []
-        row += [" | ".join(_short(str(name)) for name in reason.prompts)] if report.per_prompt else []
+        row += [" | ".join(_short(name) for name in reason.prompts)] if report.per_prompt else []
         rows.append(row)
     widths = [max(len(row[place]) for row in rows) for place in range(len(head))]
     left = head.index("prompt") if report.per_prompt else len(head)
@@ -190,9 +192,9 @@ def _table(batch: SelectedBatch) -> str:
     return "\n".join([*lines, *_summary(batch)])
 
 
-def _short(name: str) -> str:
-    name = name.replace("\n", " ")
-    return name if len(name) <= 20 else name[:17] + "..."
+def _short(name: object) -> str:
+    shown = printable(str(name).replace("\n", " "))
+    return shown if len(shown) <= 20 else shown[:17] + "..."
 
 
 def _pairs(count: int) -> str:
@@ -222,6 +224,6 @@ def _summary(batch: SelectedBatch) -> list[str]:
     used = f"{len(report.per_response):,} responses, at most {_pairs(times)} with one ({response})"
     if report.per_prompt:
         prompt, often = next(iter(report.per_prompt.items()))
-        used = f"{len(report.per_prompt):,} prompts, at most {_pairs(often)} with one ({_short(str(prompt))}); " + used
+        used = f"{len(report.per_prompt):,} prompts, at most {_pairs(often)} with one ({_short(prompt)}); " + used
     lines.append(used + (f"; cost {report.cost:.6g}." if report.cost is not None else "."))
     return lines if report.status == "Complete." else [*lines, report.status]

@@ -57,3 +57,7 @@ def test_every_status_has_one_sentence_of_its_own():
     messages = [status.message for status in Status]
     assert len(set(messages)) == len(Status)
     assert all(message.endswith(".") and "\n" not in message for message in messages)
+
+
+def test_errors_show_control_characters_of_the_input_and_do_not_send_them():
+    assert str(JarmError("no column \x1b[2J\u202e\nname: name it")) == r"no column \x1b[2J\u202e\nname: name it"
