@@ -115,6 +115,7 @@ def make_table():
     return ResponseTable(store, np.arange(20).reshape(5, 4), np.ones((5, 4), bool), gold)
 
 
+@pytest.mark.slow
 def test_run_is_the_same_under_other_settings():
     """A loop with random draws, Adam, a user's rule of 64-bit results and keys of the default kind: equal records."""
 
@@ -145,7 +146,7 @@ def test_run_is_the_same_under_other_settings():
     jax.tree.map(np.testing.assert_array_equal, plain, other)
 
 
-@pytest.mark.parametrize("number", [np.float32, np.float64])
+@pytest.mark.parametrize("number", [np.float32, pytest.param(np.float64, marks=pytest.mark.slow)])
 def test_select_is_the_same_under_other_settings(number):
     rng = np.random.default_rng(1)
     features, rewards = rng.normal(size=(8, 2)).astype(number), rng.normal(size=8).astype(number)

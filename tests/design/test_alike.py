@@ -1,6 +1,7 @@
 """Pairs of responses with equal embeddings are never offered: by definition, against every pair listed."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -29,8 +30,11 @@ def space_of(kind, seed):
     return pair_space(kind, R, jnp.asarray(rng.random(N) < 0.9), excluded, jnp.asarray(alike))
 
 
-@pytest.mark.parametrize("seed", [1, 3])
-@pytest.mark.parametrize("kind", KINDS)
+LONGER = [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "within")) for kind in KINDS]
+
+
+@pytest.mark.parametrize("seed", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", LONGER)
 def test_tiles_counts_and_samples_hold_the_pairs_that_differ(kind, seed):
     space = space_of(kind, seed)
     offered = [tuple(pair) for pair in list_pairs(space).tolist()]
@@ -49,7 +53,7 @@ def test_tiles_counts_and_samples_hold_the_pairs_that_differ(kind, seed):
     assert sorted(map(tuple, np.asarray(pairs)[np.asarray(valid)].tolist())) == offered
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LONGER)
 def test_passes_and_sums_leave_them_out(kind):
     space, rng = space_of(kind, 1), np.random.default_rng(5)
     y = jnp.asarray(rng.normal(size=N), jnp.float32)
@@ -71,15 +75,13 @@ def test_without_equal_rows_a_space_is_what_it_was():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(("name", "kind"), list(zip(RULES, itertools.cycle(KINDS), strict=False)))
 def test_no_rule_picks_them(name, kind):
     case = make_case(kind)
     alike = jnp.asarray(np.random.default_rng(0).integers(0, 3, case.space.size), jnp.int32)
     space = dataclasses.replace(case.space, alike=alike)
     offered = {tuple(pair) for pair in list_pairs(space).tolist()}
-    for k in (5, min(60, len(offered))):
-        rule = jax.jit(RULES[name].rule, static_argnames="k")
-        batch = rule(jax.random.key(0), HParams(), case.belief, space, k=k)
-        assert {tuple(pair) for pair in np.asarray(batch.pairs)[np.asarray(batch.valid)].tolist()} <= offered
-        assert int(check_selection(batch, space, k, name).status) == Status.OK
+    k = min(60, len(offered))
+    batch = jax.jit(RULES[name].rule, static_argnames="k")(jax.random.key(0), HParams(), case.belief, space, k=k)
+    assert {tuple(pair) for pair in np.asarray(batch.pairs)[np.asarray(batch.valid)].tolist()} <= offered
+    assert int(check_selection(batch, space, k, name).status) == Status.OK
