@@ -64,7 +64,17 @@ def test_every_field_refuses_what_is_not_of_its_type(config, name):
         odd += [[], ()]
     if isinstance(default, str) or name in ("data", "embeddings", "target", "attributes", "gen", "emb", "task", "out"):
         odd.remove("no such thing at all")  # a name that only a file or a table can tell
-    if name in ("template", "split", "revision", "coordinator", "prompt_column", "model", "input", "response_columns"):
+    if name in (
+        "template",
+        "prompt_name",
+        "split",
+        "revision",
+        "coordinator",
+        "prompt_column",
+        "model",
+        "input",
+        "response_columns",
+    ):
         odd = [each for each in odd if each != "no such thing at all"]
     if name == "grid":
         odd.remove({"a": 1})
