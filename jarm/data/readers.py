@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import collections
 import decimal
-import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 
 from jarm.core.files import PathLike, existing_file
 from jarm.core.messages import brief, listed
+from jarm.core.outside import parse_json
 from jarm.core.status import JarmError
 from jarm.data.arrow import is_list, is_number, plain, plain_type
 
@@ -25,6 +24,7 @@ Pick = Callable[[list[str]], Sequence[str]]
 """All column names of a table in, the columns to read out."""
 SCAN_BYTES = 1 << 24
 """Bytes of an array that are searched for NaN at a time."""
+_CURE = "the file may be truncated or damaged there; write that line again or remove it and its embedding"
 _MISFITS = pa.ArrowException, OverflowError, UnicodeEncodeError
 
 
@@ -185,20 +185,10 @@ def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns
         for line, text in enumerate(file, start=1):
             if not text.strip():
                 continue
-            reason = ""
-            try:
-                record = json.loads(text, object_pairs_hook=_once)
-            except KeyError as error:
-                raise JarmError(
-                    f"{path}, line {line}, gives {error} twice in one object: write it once, with one value."
-                ) from None
-            except (ValueError, RecursionError) as error:
-                record, reason = None, f" ({brief(error)})"
+            where = f"{path}, line {line},"
+            record = parse_json(text, where, _CURE, strict=False)
             if not isinstance(record, dict):
-                raise JarmError(
-                    f"{path}, line {line}, is not a JSON object{reason}: the file may be truncated or damaged "
-                    f"there; write that line again or remove it and its embedding."
-                )
+                raise JarmError(f"{where} is not a JSON object: {_CURE}.")
             for name in wanted:
                 values[name].append(record.get(name))
             for name, value in record.items():
@@ -223,18 +213,6 @@ def _read_jsonl(path: Path, wanted: Sequence[str], pick: Pick | None) -> Columns
         if isinstance(value[0] if isinstance(value, list) and value else value, int | float)
     ]
     return Columns(table, names, numeric, np.asarray(lines, np.int64))
-
-
-def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """The object of some pairs.
-
-    Raises:
-      KeyError: a key occurs twice.
-    """
-    record = dict(pairs)
-    if len(record) < len(pairs):
-        raise KeyError(collections.Counter(key for key, _ in pairs).most_common(1)[0][0])
-    return record
 
 
 def _array(values: list[Any]) -> pa.Array:

@@ -53,9 +53,9 @@ def test_what_is_no_json_is_one_sentence(broken, said):
         parse_json(broken, "line 3", "cut it")
 
 
-def test_a_pair_of_surrogates_is_a_letter_and_numbers_may_be_asked_for_as_they_are():
+def test_a_pair_of_surrogates_is_a_letter_and_a_table_takes_numbers_as_they_are():
     assert parse_json(r'"\ud83d\ude00"', "x", "y") == "\N{GRINNING FACE}"
-    assert parse_json("[Infinity, 1e400]", "x", "y", finite=False) == [float("inf")] * 2
+    assert parse_json("[Infinity, 1e400]", "x", "y", strict=False) == [float("inf")] * 2
 
 
 @pytest.mark.parametrize(

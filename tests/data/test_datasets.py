@@ -411,7 +411,7 @@ def test_truncated_tables(tmp_path):
     table, array = write(tmp_path, ROWS)
     text = table.read_text()
     table.write_text(text[:-20])
-    assert f"{table}, line 6, is not a JSON object" in complaint(load_table, table, array, "score")
+    assert f"{table}, line 6, is not JSON" in complaint(load_table, table, array, "score")
     table.write_text(text + "[1]\n")
     assert "line 7" in complaint(load_table, table, array, "score")
     table.write_text(text.replace('"b"', "7", 1))

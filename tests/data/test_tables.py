@@ -246,18 +246,20 @@ def test_lines_of_other_editors(tmp_path, text):
 @pytest.mark.parametrize(
     ("line", "words"),
     [
-        ('{"prompt_id": 0, "score": 1, "score": 2, "split": "train"}', "line 2, gives 'score' twice in one object"),
+        ('{"prompt_id": 0, "score": 1, "score": 2, "split": "train"}', "line 2, is not JSON as jarm"),
         ('{"prompt_id": 0, "score": NaN, "split": "train"}', "score is missing, NaN or infinite in row 1"),
         ('{"prompt_id": 0, "score": -Infinity, "split": "train"}', "in row 1"),
         ('{"prompt_id": 0, "score": 1e39, "split": "train"}', "in row 1"),
         ('{"prompt_id": 0, "score": 9007199254740993, "split": "train"}', "holds integers beyond 2**53"),
         ('{"prompt_id": 0, "score": "1", "split": "train"}', "line 2: 'score' mixes types"),
         ('{"prompt_id": 0, "score": true, "split": "train"}', "line 2: 'score' mixes types"),
-        ('{"prompt_id": 0, "score": ' + "9" * 5000 + ', "split": "train"}', "line 2, is not a JSON object"),
+        ('{"prompt_id": 0, "score": ' + "9" * 5000 + ', "split": "train"}', "line 2, is not JSON"),
         ('{"prompt_id": 0, "score": ' + "9" * 400 + ', "split": "train"}', "line 2: 'score' mixes types"),
-        ("[" * 100_000, "line 2, is not a JSON object"),
+        ("[" * 100_000, "line 2, is not JSON"),
+        ('{"prompt": ' + "[" * 900 + "]" * 900 + "}", "(more than 64 lists"),
+        ("[1]", "line 2, is not a JSON object"),
     ],
-    ids=range(10),
+    ids=range(12),
 )
 def test_odd_lines_are_named(tmp_path, line, words):
     table, array = saved(tmp_path, [json.loads(line) for line in LINES])

@@ -474,7 +474,7 @@ def test_files_that_cannot_be_read(tmp_path, monkeypatch):
     path = tmp_path / "t.jsonl"
     whole = "".join(json.dumps({"prompt": "p", "response": f"r{n}"}) + "\n" for n in range(3))
     path.write_text(whole[:-10])
-    assert f"{path}, line 3, is not a JSON object" in complaint([path])
+    assert f"{path}, line 3, is not JSON" in complaint([path])
     path.write_text(whole.replace('"r1"', "5"))
     assert f"{path}, line 2: 'response' mixes types" in complaint([path])
     path.write_text(whole.replace('"r2"', '["r2"]'))
