@@ -18,6 +18,7 @@ from jarm.core.distributed import join_if_asked
 from jarm.core.interrupts import ahead, stoppable
 from jarm.core.messages import printable
 from jarm.core.progress import Progress
+from jarm.core.rows import count_alike
 from jarm.core.status import JarmError
 from jarm.core.streams import say, show
 from jarm.embedding.config import SHARE_PROMPTS, EmbedConfig, EmbedSummary
@@ -73,7 +74,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             distinct=len(distinct),
             truncated=len(corpus.truncated),
             empty_responses=sum(response == "" for response in corpus.texts.columns["response"]),
-            **count_alike(corpus.prompts(distinct)[1], same),
+            **count_same(corpus.prompts(distinct)[1], same),
         )
         todo = rows[~done[rows]]
         if not len(todo):
@@ -117,30 +118,30 @@ def _grouped(rows: np.ndarray, same: np.ndarray) -> dict[int, list[int]]:
     return {group[0]: group for group in groups.values()}
 
 
-def count_alike(prompts: np.ndarray, same: np.ndarray) -> dict[str, int]:
+def count_same(prompts: np.ndarray, same: np.ndarray) -> dict[str, int]:
     """Texts, pairs within prompts, and prompts that their tokens leave without a difference.
 
     Args:
-      prompts: `[k]` number of the prompt of each distinct text.
+      prompts: `[k]` number of the prompt of each distinct text, from 0 without gaps.
       same: `[k]` number that texts with the same tokens share.
 
     Returns:
       Fields of `EmbedSummary`.
 
     Example:
-      >>> count_alike(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 2, 3, 3, 0]))["same_pairs"]  # of 4
+      >>> count_same(np.array([0, 0, 0, 1, 1, 2]), np.array([0, 0, 2, 3, 3, 0]))["same_pairs"]  # of 4
       2
     """
     _, sizes = np.unique(same, return_counts=True)
-    _, texts = np.unique(prompts, return_counts=True)
-    each, alike = np.unique(np.stack([prompts, same]), axis=1, return_counts=True)
-    _, kinds = np.unique(each[0], return_counts=True)
+    texts = np.bincount(prompts)
+    pairs = texts * (texts - 1) // 2
+    same_pairs = count_alike(same, prompts)
     return {
         "same_texts": int(sizes[sizes > 1].sum()),
-        "pairs": int((texts * (texts - 1) // 2).sum()),
-        "same_pairs": int((alike * (alike - 1) // 2).sum()),
+        "pairs": int(pairs.sum()),
+        "same_pairs": int(same_pairs.sum()),
         "prompts": len(texts),
-        "same_prompts": int(((texts > 1) & (kinds == 1)).sum()),
+        "same_prompts": int(((texts > 1) & (same_pairs == pairs)).sum()),
     }
 
 
