@@ -368,7 +368,7 @@ def _read(args: Sequence[str]) -> Callable[[], None]:
     if args[:1] == ["help"] or (args[:1] in (["-h"], ["--help"]) and len(args) > 1):
         args = [*args[1:], "--help"]
     if args in (["--version"], ["-V"]):
-        print(f"jarm {__version__}")
+        show(f"jarm {__version__}")
         raise SystemExit(0)
     commands = [("jarm", list(COMMANDS)), *([("jarm store", list(STORE_COMMANDS))] if args[:1] == ["store"] else [])]
     for place, (name, known) in enumerate(commands):
@@ -383,7 +383,7 @@ def _read(args: Sequence[str]) -> Callable[[], None]:
 
 
 def _misused(sentence: str) -> NoReturn:
-    print(f"jarm: {printable(sentence)}", file=sys.stderr)
+    _complain(sentence)
     raise SystemExit(2)
 
 

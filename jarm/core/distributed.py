@@ -15,6 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jarm.core.messages import printable
 from jarm.core.status import JarmError
 
 SHUTDOWN_SECONDS = 60
@@ -174,7 +175,7 @@ def long_step(folder: pathlib.Path) -> Iterator[None]:
             yield
         except Exception as error:
             failure = error
-            print(f"jarm: process {own.name} stopped: {error}", file=sys.stderr, flush=True)
+            print(f"jarm: process {own.name} stopped: {printable(error)}", file=sys.stderr, flush=True)
         finally:
             own.unlink(missing_ok=True)
         while _at_work(folder):
