@@ -40,7 +40,7 @@ def test_every_command_has_help_and_can_be_quiet(words, capsys):
         (["comp\x1b[31m\nare"], r"`jarm comp\x1b[31m\nare`"),
         ([], "`jarm` needs a command: give one of bench, compare"),
         (["--quiet"], "`jarm` needs a command"),
-        (["store"], "`jarm store` needs a command: give one of info, verify, export"),
+        (["store"], "`jarm store` needs a command: give one of info, verify, cut, export"),
         (["--rules", "dopt"], "--rules"),
         (["compare", "--seed", "3"], "--seeds"),
         (["rules", "--chek", "x"], "--check"),

@@ -46,8 +46,9 @@ def test_a_command_gives_its_result_or_its_error():
 def test_a_command_that_compiles_is_left(number, compilation):
     before = signal.getsignal(number)
     signal_soon(number)
-    with pytest.raises(KeyboardInterrupt):  # and not the end of the compilation
+    with pytest.raises(KeyboardInterrupt):
         leavable(compilation)
+    assert "jarm" in [thread.name for thread in threading.enumerate()]  # at work still
     assert was_left()
     assert signal.getsignal(number) is before
 
@@ -58,6 +59,7 @@ def test_a_second_signal_does_not_wait(compilation, monkeypatch, capsys):
     signal_soon(signal.SIGTERM, 0.3)
     with pytest.raises(KeyboardInterrupt):
         leavable(compilation)
+    assert "jarm" in [thread.name for thread in threading.enumerate()]  # at work still
     assert "again to stop at once" in capsys.readouterr().err
 
 
