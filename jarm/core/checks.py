@@ -1,12 +1,13 @@
 """Checks of frozen configs where they are built: of every field its type, and of some what values it may have.
 
-A value is settled first: NumPy numbers become Python's, a whole number a float where a float is wanted, a list a tuple,
-a text a path. What is neither of the wanted type nor settled into it is refused, and so are a bool for a number, text
-for a number, NaN, infinities and text that is empty.
+A value is settled first: numbers of NumPy and JAX become Python's, a whole number a float where a float is wanted, a
+list a tuple, a text a path. What is neither of the wanted type nor settled into it is refused, and so are a bool for a
+number, text for a number, NaN, infinities and text that is empty.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import math
@@ -120,13 +121,15 @@ def settle(name: str, value: Any, hint: Any) -> Any:
       Traceback (most recent call last):
       jarm.core.status.JarmError: `out` is empty: give a path, or leave it out.
     """
-    kinds, item = _kinds(hint)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None and type(None) in kinds:
-        return None
-    if item is not None:
-        return _settled_items(name, value, item)
+    kinds, kind = _kinds(hint), type(value)
+    if kind in kinds and (kind is not str or value.strip()) and (kind is not float or math.isfinite(value)):
+        return value  # nearly always, and sweeps build configs by the thousand
+    if getattr(value, "shape", None) == () and hasattr(value, "item"):  # a number of NumPy or JAX
+        with contextlib.suppress(Exception):  # a tracer has no value
+            value = value.item()
+    for kind in kinds:
+        if typing.get_origin(kind) is tuple:
+            return _settled_items(name, value, typing.get_args(kind)[0])
     if isinstance(value, str) and not value.strip():
         raise JarmError(f"{name} is empty: give {_wanted(kinds)}, or leave it out.")
     if isinstance(value, (str, os.PathLike)) and pathlib.Path in kinds:
@@ -143,11 +146,10 @@ def settle(name: str, value: Any, hint: Any) -> Any:
 
 
 @functools.cache
-def _kinds(hint: Any) -> tuple[tuple[Any, ...], Any]:
-    """The types that a hint allows, and that of the items where one of them is a tuple."""
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types of a union, or the one type."""
     union = isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union
-    kinds = typing.get_args(hint) if union else (hint,)
-    return kinds, next((typing.get_args(kind)[0] for kind in kinds if typing.get_origin(kind) is tuple), None)
+    return typing.get_args(hint) if union else (hint,)
 
 
 def _is_a(value: Any, kind: Any) -> bool:

@@ -7,21 +7,31 @@ import pathlib
 from jarm.core.messages import readable
 from jarm.core.status import JarmError
 
+MACHINE, GROUP = pathlib.Path("/proc/meminfo"), pathlib.Path("/sys/fs/cgroup")
+"""Where Linux says what memory the machine, and the container or the job, have."""
+
 
 def host_bytes() -> int | None:
-    """Free memory of the machine, or of the container or the job where these have less, in bytes; None if unknown."""
+    """Free memory of the machine, or of the container or the job where these have less, in bytes; None if unknown.
+
+    Pages of files, which the system keeps while it has room, count as free.
+    """
     try:
-        lines = pathlib.Path("/proc/meminfo").read_text("utf-8").splitlines()
-        free = 1024 * int(next(line for line in lines if line.startswith("MemAvailable:")).split()[1])
-    except (OSError, StopIteration, ValueError):
+        free = 1024 * _numbers(MACHINE)["MemAvailable:"]
+    except (OSError, KeyError):
         return None
-    group = pathlib.Path("/sys/fs/cgroup")
     try:
-        return min(
-            free, int((group / "memory.max").read_text("utf-8")) - int((group / "memory.current").read_text("utf-8"))
-        )
-    except (OSError, ValueError):
+        most, taken = (int((GROUP / name).read_text("utf-8")) for name in ("memory.max", "memory.current"))
+        kept = _numbers(GROUP / "memory.stat")
+        return min(free, most - taken + kept["active_file"] + kept["inactive_file"])
+    except (OSError, ValueError, KeyError):
         return free
+
+
+def _numbers(path: pathlib.Path) -> dict[str, int]:
+    """First word -> number behind it, of the lines of a file of the system."""
+    words = (line.split() for line in path.read_text("utf-8").splitlines())
+    return {each[0]: int(each[1]) for each in words if len(each) > 1 and each[1].isdigit()}
 
 
 def refuse_too_large(what: str, needed: int, cure: str, room: int | None = None) -> None:

@@ -10,6 +10,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
+from jarm.core import memory
 from jarm.core.base import HParams
 from jarm.core.checks import between, check_fields, settle
 from jarm.core.memory import refuse_too_large
@@ -64,17 +65,8 @@ def test_every_field_refuses_what_is_not_of_its_type(config, name):
         odd += [[], ()]
     if isinstance(default, str) or name in ("data", "embeddings", "target", "attributes", "gen", "emb", "task", "out"):
         odd.remove("no such thing at all")  # a name that only a file or a table can tell
-    if name in (
-        "template",
-        "prompt_name",
-        "split",
-        "revision",
-        "coordinator",
-        "prompt_column",
-        "model",
-        "input",
-        "response_columns",
-    ):
+    free = ("template", "split", "revision", "coordinator", "model", "input")
+    if name in (*free, "prompt_name", "prompt_column", "response_columns"):
         odd = [each for each in odd if each != "no such thing at all"]
     if name == "grid":
         odd.remove({"a": 1})
@@ -181,8 +173,24 @@ def test_sizes_beyond_all_bounds_are_refused_before_they_are_built():
     refuse_too_large("x", 5, "y", room=5)
 
 
+def test_pages_of_files_are_free_memory(tmp_path, monkeypatch):
+    """A container that has read a large file holds its pages until it needs the room."""
+    monkeypatch.setattr(memory, "MACHINE", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "GROUP", tmp_path)
+    assert memory.host_bytes() is None
+    (tmp_path / "meminfo").write_text("MemTotal: 900 kB\nMemAvailable:   800 kB\n")
+    assert memory.host_bytes() == 800 * 1024
+    held = "anon 900\ninactive_file 3000\nactive_file 1000\n"
+    for name, said in (("max", "5000"), ("current", "4900"), ("stat", held)):
+        (tmp_path / f"memory.{name}").write_text(said)
+    assert memory.host_bytes() == 4100
+    (tmp_path / "memory.max").write_text("max")
+    assert memory.host_bytes() == 800 * 1024
+
+
 def test_settling_is_of_values_and_not_of_their_looks():
-    assert settle("x", np.int8(3), float) == 3.0
+    for three in (np.int8(3), np.array(3), jnp.float32(3)):
+        assert settle("x", three, float) == 3.0
     assert settle("x", None, int | None) is None
     assert settle("x", "a", str | int) == "a"
     with pytest.raises(JarmError, match=r"x\[1\] is '2': give a whole number"):
