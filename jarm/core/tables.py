@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jarm.core.rows import group_rows
+from jarm.core.rows import count_alike, group_rows
 from jarm.core.status import JarmError
 
 
@@ -80,6 +80,14 @@ class ResponseTable:
         alike = np.arange(count * width, dtype=np.int32)
         alike[real] = real[groups]
         return alike.reshape(count, width)
+
+    @functools.cached_property
+    def copies(self) -> tuple[np.ndarray, int]:
+        """Numbers of pairs of responses with equal `embeddings`: in each prompt, `[P]`, and in the whole table."""
+        if self.alike is None:
+            return np.zeros(len(self.mask), np.int64), 0
+        prompt, alike = np.nonzero(self.mask)[0], self.alike[self.mask]
+        return count_alike(alike, prompt, len(self.mask)), int(count_alike(alike, np.zeros_like(prompt)).sum())
 
     def column(self, name: str) -> np.ndarray:
         """A column by name, `[P, R]`: `gold`, or one of the attributes.

@@ -12,7 +12,6 @@ import numpy as np
 from jarm.core.base import HParams
 from jarm.core.columns import SPACES, halves, refuse_ties
 from jarm.core.pytree import record
-from jarm.core.rows import count_alike
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, check_embeddings
 from jarm.core.types import Array, Bool, Float, Int
@@ -208,11 +207,7 @@ def count_pairs(table: ResponseTable, kind: str, prompts: int | None = None) -> 
       prompts: count in so many prompts only, those that hold the fewest; copies count for `within` only.
     """
     real = table.mask.sum(axis=1).astype(np.int64)
-    copies, every_copy = np.zeros_like(real), 0
-    if table.alike is not None:
-        prompt, alike = np.nonzero(table.mask)[0], table.alike[table.mask]
-        copies = count_alike(alike, prompt, len(real))
-        every_copy = int(count_alike(alike, np.zeros_like(prompt)).sum())
+    copies, every_copy = table.copies
     if prompts is not None and kind != "within":
         real, copies, every_copy = np.sort(real)[:prompts], np.zeros(prompts, np.int64), 0
     within = int(np.sort(real * (real - 1) // 2 - copies)[:prompts].sum())
