@@ -48,7 +48,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
     Example:
       >>> embed(EmbedConfig("HuggingFaceTB/SmolLM2-135M", ("responses.jsonl",), dtype="float8"))
       Traceback (most recent call last):
-      jarm.core.status.JarmError: A model cannot run in dtype 'float8': give --dtype float32 or bfloat16.
+      jarm.core.status.JarmError: `dtype` is 'float8' (did you mean 'float32'?): choose one of float32, bfloat16.
     """
     join_if_asked(config.distributed, config.coordinator, config.processes, config.process_id)
     job = read_job(config)
