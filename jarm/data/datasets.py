@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from jarm.core.checks import settle
 from jarm.core.columns import refuse_ties, smallest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import nearest
@@ -61,6 +62,10 @@ def load(
       >>> train.shape, test.shape  # prompts, responses per prompt, width of an embedding
       ((200, 10, 32), (100, 20, 32))
     """
+    standardise = settle("`standardise`", standardise, bool)
+    validate = settle("`validate`", validate, bool)
+    allow_leakage = settle("`allow_leakage`", allow_leakage, bool)
+    embeddings = settle("`embeddings`", embeddings, str | os.PathLike | None)
     name = str(data)
     columns = attribute_names(name, () if attributes is None else attributes)
     table_options = {

@@ -110,9 +110,11 @@ def reward_scale(config: AnnotatorConfig, gold: np.ndarray, mask: np.ndarray) ->
     if not isinstance(config.scale, str):
         return RewardScale(config.scale, config.column)
     values = np.asarray(gold, np.float64)[mask]
-    if np.ptp(values) == 0:
+    span = np.ptp(values)
+    if span == 0:
         raise JarmError(f"All {words_for(config.column)} are equal: there is nothing to prefer; give another column.")
-    return RewardScale(np.std(values), config.column)
+    # The square of a difference below 1e-162 is 0, and so would be the deviation.
+    return RewardScale(np.std(values) if span > 1e-100 else span * np.std(values / span), config.column)
 
 
 def solve_noise(

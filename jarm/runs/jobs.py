@@ -9,6 +9,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from jarm.acquisition.registry import RULES, get_rule
 from jarm.core.base import HParams
+from jarm.core.columns import differ
 from jarm.core.memory import refuse_too_large
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
@@ -79,6 +80,12 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
             data = loaded[source] = loaded[source] if source in loaded else load(**first.source)
             if data.train.gold is None or data.test.gold is None:
                 raise JarmError("The data has no gold rewards, so no model can be evaluated: give a `target`.")
+            if data.test.alike is not None and not differ(data.test.alike, data.test.mask, "within"):
+                raise JarmError(
+                    "The embeddings of the test prompts are equal in every pair within prompts, so no model can be "
+                    "told from another: embed the prompt and its response together, and check that texts differ before "
+                    "they are cut."
+                )
             if taken := [name for name in data.test.attributes if name in RULES]:
                 raise JarmError(
                     f"The attribute {taken[0]!r} has the name of a rule, and records tell rules and reference lines by "

@@ -1,5 +1,6 @@
 """Data in: layouts are read as written, without copies, and each fault is one sentence that names the row."""
 
+import inspect
 import json
 import os
 import re
@@ -442,6 +443,16 @@ def test_load_says_what_is_missing(tmp_path):
     assert "takes no gen" in complaint(load, table, embeddings=array, target="score", gen="x")
     assert "did you mean 'outliers'?" in complaint(load, "synthetic:outlier")
     assert "no column 'sides'" in complaint(load_table, table, array, "score", split="sides")
+
+
+@pytest.mark.parametrize("option", ["allow_leakage", "standardise", "validate"])
+def test_a_switch_of_load_is_no_text(tmp_path, option):
+    """A text such as "no" is true in Python, and so would let leakage pass."""
+    table, array = write(tmp_path, ROWS)
+    unchecked = inspect.unwrap(load)  # without the checks of types that tests have
+    message = complaint(unchecked, table, embeddings=array, target="score", **{option: "no"})
+    assert f"`{option}` is 'no': give true or false" in message
+    assert "`embeddings` is" in complaint(unchecked, table, embeddings=np.load(array), target="score")
 
 
 def test_load_synthetic():

@@ -153,6 +153,8 @@ def test_reward_scale():
     gold, mask = np.array([[1.0, 3.0], [5.0, 1e9]], np.float32), np.array([[True, True], [True, False]])
     assert reward_scale(AnnotatorConfig(), gold, mask) == pytest.approx(np.std([1, 3, 5]))
     assert reward_scale(AnnotatorConfig(scale=6.0), gold, mask) == 6.0
+    tiny = np.array([[1.0, 3.0], [5.0, 7.0]]) * 1e-300  # their squares are 0
+    assert reward_scale(AnnotatorConfig(), tiny, mask) == pytest.approx(np.std([1, 3, 5]) * 1e-300, rel=1e-12, abs=0)
     with pytest.raises(JarmError, match="All gold rewards are equal"):
         reward_scale(AnnotatorConfig(), np.ones((2, 2), np.float32), mask)
 

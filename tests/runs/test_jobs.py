@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jarm import CompareConfig, JarmError, SweepConfig, TrainTest, synthetic
+from jarm import CompareConfig, JarmError, ResponseTable, SweepConfig, TrainTest, synthetic
 from jarm.cli import main
 from jarm.runs import jobs
 from jarm.runs.grid import Setting, expand
@@ -44,6 +44,20 @@ def test_an_attribute_with_the_name_of_a_rule_is_refused(monkeypatch):
     monkeypatch.setattr(jobs, "load", load)
     with pytest.raises(JarmError, match="attribute 'entropy' has the name of a rule"):
         read_jobs(expand(SweepConfig(BASE, {})))
+
+
+def test_test_embeddings_without_differences_are_refused(monkeypatch):
+    """Every model would rank them alike, and the answer would be that no gain is shown."""
+    rng = np.random.default_rng(0)
+
+    def side(store):
+        return ResponseTable(store, np.arange(80).reshape(20, 4), np.ones((20, 4), bool), rng.normal(size=(20, 4)))
+
+    flat, varied = side(rng.normal(size=(20, 3)).repeat(4, axis=0)), side(rng.normal(size=(80, 3)))
+    base = dataclasses.replace(BASE, flip_rate=None)
+    monkeypatch.setattr(jobs, "load", lambda **_: TrainTest(varied, flat))
+    with pytest.raises(JarmError, match="embeddings of the test prompts are equal in every pair within prompts"):
+        read_jobs(expand(SweepConfig(base, {})))
 
 
 @pytest.mark.parametrize("annotator", [{}, {"flip_rate": 0.25}, {"annotator": "perfect"}, {"gold_scale": "1"}])
