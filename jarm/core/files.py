@@ -249,6 +249,25 @@ def there(path: Path) -> bool:
     return os.path.lexists(path)
 
 
+def make_folder(path: PathLike) -> None:
+    """Make a folder, and those above it, where they are missing.
+
+    Raises:
+      JarmError: a file, or a link that leads nowhere, has its name or that of a folder above it.
+      OSError: as of the system.
+    """
+    try:
+        Path(path).mkdir(parents=True, exist_ok=True)
+    except FileExistsError as error:
+        there = error.filename
+        if os.path.islink(there) and not os.path.exists(there):
+            raise JarmError(
+                f"{there} is a link to {os.readlink(there)}, which is not there: make that folder, or give another "
+                "--out."
+            ) from None
+        raise JarmError(f"{there} is a file, where a folder is wanted: give another --out.") from None
+
+
 def inside(folder: Path, name: str, source: Path) -> Path:
     """The path of a name in a folder; the name cannot lead out of it, but what it names may be a link.
 

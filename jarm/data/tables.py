@@ -279,6 +279,11 @@ def _scores(
         ) from None
     with np.errstate(over="ignore"):
         bad = np.flatnonzero(~np.isfinite(gold.astype(np.float32)))
+    if bad.size and np.isfinite(gold).all():
+        raise JarmError(
+            f"{name}: {target} is beyond the numbers of float32 (3.4e38) in {listed(bad, place=place)}: divide the "
+            "column by what its values have in common."
+        )
     if bad.size:
         raise JarmError(
             f"{name}: {target} is missing, NaN or infinite in {listed(bad, place=place)}; score those responses, or "

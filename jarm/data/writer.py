@@ -13,7 +13,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from jarm.core.files import PathLike, claim, open_own, write_whole
+from jarm.core.files import PathLike, claim, make_folder, open_own, write_whole
 from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
 from jarm.core.version import __version__
@@ -98,7 +98,7 @@ class StoreWriter:
         rows = max(1, shard_bytes // (width * DTYPES[dtype].itemsize))
         meta = Meta(dtype, width, rows, json.loads(json.dumps(made_by)), __version__)
         with contextlib.ExitStack() as stack, explained(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+            make_folder(self.path)
             stack.enter_context(claim(self.path))
             self.meta = self._made_or_refused(meta)
             written = read_rows(self.path)

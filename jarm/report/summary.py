@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.files import plain, write_whole
+from jarm.core.files import make_folder, plain, write_whole
 from jarm.core.outside import read_json
 from jarm.report.answer import answer
 from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
@@ -173,7 +173,7 @@ def write_summary(records: list[dict[str, Any]], out: pathlib.Path | str, baseli
       What `summarise` returns, with `settings`.
     """
     out = pathlib.Path(out)
-    out.mkdir(parents=True, exist_ok=True)
+    make_folder(out)
     config = out / "config.json"
     settings = read_json(config) if config.exists() else {}
     summary = summarise(records, baseline) | {"settings": settings}

@@ -114,12 +114,12 @@ class HeadConfig:
         Raises:
           JarmError: the text is none of these, or names an unknown activation.
         """
-        kind, _, rest = text.partition(":")
+        kind, colon, rest = text.partition(":")
         if kind == "linear" and not rest:
             return cls(hidden=())
         sizes, _, activation = rest.partition(":")
         try:
-            hidden = tuple(int(size) for size in sizes.split(",")) if sizes else cls.hidden
+            hidden = tuple(int(size) for size in sizes.split(",")) if colon else cls.hidden
         except ValueError:
             hidden = ()
         if kind != "mlp" or not hidden:

@@ -113,7 +113,7 @@ def run_jobs(
 
 
 def _say_copies(jobs: Sequence[Job]) -> None:
-    """Say how many pairs of each training table are never offered."""
+    """Say how many pairs of each training table are never offered, and how many of each test table tell nothing."""
     for kind, table in {
         (job.loop.pairs, id(job.data.train)): (job.loop.pairs, job.data.train) for job in jobs
     }.values():
@@ -122,6 +122,13 @@ def _say_copies(jobs: Sequence[Job]) -> None:
             say(
                 f"jarm: {copies:,} of {offered + copies:,} pairs {SPACES[kind]} are of responses with equal "
                 "embeddings, which no label could tell apart: they are never offered."
+            )
+    for test in {id(job.data.test): job.data.test for job in jobs}.values():
+        offered, copies = count_pairs(test, "within")
+        if copies:
+            say(
+                f"jarm: {copies:,} of {offered + copies:,} pairs within prompts of the test set are of responses with "
+                "equal embeddings: every model gives them equal rewards."
             )
 
 

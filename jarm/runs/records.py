@@ -21,7 +21,7 @@ from typing import IO, Any
 
 import jax
 
-from jarm.core.files import append_whole, claim, is_sealed, plain, refuse_link, sealed, write_whole
+from jarm.core.files import append_whole, claim, is_sealed, make_folder, plain, refuse_link, sealed, write_whole
 from jarm.core.outside import (
     checked,
     either,
@@ -142,7 +142,7 @@ class RecordFolder:
         """
         folder = cls(path, json.loads(json.dumps(settings, default=str)), rounds, axes, growing)
         try:
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
             folder.lock = claim(path)
             for own in (path / RECORDS, path / CONFIG):
                 refuse_link(own)

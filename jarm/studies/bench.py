@@ -20,7 +20,7 @@ from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import Belief, HParams, PairSpace
 from jarm.core.checks import INT32, Check, at_least, between, check_fields, named
-from jarm.core.files import append_whole, plain, write_whole
+from jarm.core.files import append_whole, make_folder, plain, write_whole
 from jarm.core.interrupts import STOP, Stopped, ahead
 from jarm.core.memory import refuse_too_large
 from jarm.core.outside import checked, maybe, number, parse_json, record, text, whole
@@ -239,7 +239,7 @@ def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any
     names = [name for name in config.rule_names() if config.members > 1 or not needs_ensemble(name)]
     everyone: list[str | Peer] = [*names, *(peers if config.pairs == "listed" else ())]
     try:
-        config.out.mkdir(parents=True, exist_ok=True)
+        make_folder(config.out)
     except OSError as error:
         raise JarmError(f"The folder {config.out} cannot be used ({error}): give another --out.") from error
     stopped = False

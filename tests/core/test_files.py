@@ -14,6 +14,7 @@ from jarm.core.files import (
     fingerprint,
     is_claimed,
     is_sealed,
+    make_folder,
     plain,
     sealed,
     write_whole,
@@ -31,6 +32,22 @@ def test_only_a_file_is_an_existing_file(tmp_path):
         existing_file(tmp_path)
     write_whole(path, "x")
     assert existing_file(str(path)) == path
+
+
+def test_a_folder_is_made_or_what_stands_there_is_named(tmp_path):
+    make_folder(tmp_path / "a/b")
+    make_folder(tmp_path / "a/b")
+    (tmp_path / "link").symlink_to(tmp_path / "a")
+    make_folder(tmp_path / "link")
+    assert (tmp_path / "a/b").is_dir()
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "unmounted").symlink_to("/nowhere/at/all")
+    for name in ("file", "file/below"):
+        with pytest.raises((JarmError, NotADirectoryError), match="file"):
+            make_folder(tmp_path / name)
+    for name in ("unmounted", "unmounted/below"):
+        with pytest.raises(JarmError, match="unmounted is a link to /nowhere/at/all, which is not there"):
+            make_folder(tmp_path / name)
 
 
 def test_a_file_is_replaced_whole(tmp_path):

@@ -375,7 +375,7 @@ def changed(row, **values):
         (ROWS, "response", "column 'response' holds"),
         (changed(3, score=None), "score", "missing, NaN or infinite in row 3;"),
         (changed(3, score=float("nan")), "score", "in row 3;"),
-        (changed(3, score=1e300), "score", "in row 3;"),
+        (changed(3, score=1e300), "score", "score is beyond the numbers of float32 (3.4e38) in row 3:"),
         (changed(2, prompt_id=None), "score", "row 2: prompt_id is missing"),
         (changed(2, split="dev"), "score", "row 2: split is 'dev'"),
         (changed(2, split=None), "score", "row 2: split is None"),

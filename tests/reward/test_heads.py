@@ -72,7 +72,9 @@ def test_head_config_short_forms(key):
     assert HeadConfig((8, 4)).head().weights(mlp_head((8, 4)).init(key, 3)).shape == (4,)
 
 
-@pytest.mark.parametrize("text", ["", "mpl:64", "mlp:a", "mlp:0", "mlp:-3,4", "linear:3", "mlp:8:selu", "mlp:8,,8"])
+@pytest.mark.parametrize(
+    "text", ["", "mpl:64", "mlp:a", "mlp:0", "mlp:-3,4", "linear:3", "mlp:8:selu", "mlp:8,,8", "mlp:", "mlp::relu"]
+)
 def test_bad_heads_are_named(text):
     with pytest.raises(JarmError, match=r"."):
         HeadConfig.parse(text)
