@@ -21,9 +21,9 @@ import tyro
 from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
 from jarm.core.distributed import in_step, join_if_asked
 from jarm.core.interrupts import Stopped, leavable, was_left
-from jarm.core.messages import listed, nearest, printable
+from jarm.core.messages import listed, nearest
 from jarm.core.settings import set_process
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.core.streams import any_text, quieted, show
 from jarm.core.version import __version__
 from jarm.data.store import EmbeddingStore

@@ -51,6 +51,6 @@ def test_a_peer_that_fails_gets_a_sentence_and_no_row(tmp_path, capsys):
     bench(BenchConfig(rules="random", out=tmp_path, **SMALL), peers=(*broken, works))
     rows = [json.loads(line) for line in (tmp_path / "bench.jsonl").read_text().splitlines()]
     assert [(row["rule"], row["family"]) for row in rows] == [("random", "baselines"), ("a: works", "other packages")]
-    said = capsys.readouterr().out
+    said = capsys.readouterr().err
     assert "a: fails is left out: MemoryError: it holds too much" in said
     assert "a: runs_badly is left out: ZeroDivisionError" in said

@@ -15,8 +15,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jarm.core.messages import printable
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 
 SHUTDOWN_SECONDS = 60
 """Time that a process that ends waits for the others; where one has failed, the others hang this long."""

@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import re
 from collections.abc import Callable, Collection, Iterable, Sequence
 
 import numpy as np
 
 from jarm.core.status import JarmError
-
-# Controls (C0, DEL, C1), signs that turn the direction of writing, line and paragraph separators, and lone surrogates.
-_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def listed(
@@ -32,19 +28,6 @@ def listed(
     if width:
         places = [f"row {row} (prompt {row // width}, response {row % width})" for row in rows[:3]]
     return ", ".join(places) + (f" and {len(rows) - 3:,} more" if len(rows) > 3 else "")
-
-
-def printable(text: object) -> str:
-    r"""A text as one line that a terminal shows and does not obey; all other Unicode stays as it is.
-
-    Control characters, signs that turn the direction of writing, line separators and lone surrogates are escaped as in
-    a Python literal.
-
-    Example:
-      >>> print(printable("müde \x1b[31m\n\u202egnp.exe"))
-      müde \x1b[31m\n\u202egnp.exe
-    """
-    return _HIDDEN.sub(lambda found: repr(found[0])[1:-1], str(text))
 
 
 def nearest(name: str, names: Iterable[str]) -> str:

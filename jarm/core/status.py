@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 
 import jax.numpy as jnp
 import numpy as np
@@ -71,13 +72,28 @@ _MESSAGES = {
 }
 
 
+# Controls (C0, DEL, C1), signs that turn the direction of writing, line and paragraph separators, and lone surrogates.
+_HIDDEN = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+
+
+def printable(text: object) -> str:
+    r"""A text as one line that a terminal shows and does not obey; all other Unicode stays as it is.
+
+    Control characters, signs that turn the direction of writing, line separators and lone surrogates are escaped as in
+    a Python literal.
+
+    Example:
+      >>> print(printable("müde \x1b[31m\n\u202egnp.exe"))
+      müde \x1b[31m\n\u202egnp.exe
+    """
+    return _HIDDEN.sub(lambda found: repr(found[0])[1:-1], str(text))
+
+
 class JarmError(ValueError):
     """An input of the user, or a computation on it, is wrong; the message says what, where, and what to do."""
 
     def __str__(self) -> str:
         """The message, with control characters of the input escaped: a terminal shows it, and does not obey it."""
-        from jarm.core.messages import printable  # which imports this module
-
         return printable(super().__str__())
 
 

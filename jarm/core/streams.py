@@ -11,8 +11,7 @@ import os
 import sys
 from collections.abc import Iterator
 
-from jarm.core.messages import printable
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 
 _quiet = False
 

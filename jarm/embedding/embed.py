@@ -16,10 +16,9 @@ import numpy as np
 
 from jarm.core.distributed import join_if_asked
 from jarm.core.interrupts import ahead, stoppable
-from jarm.core.messages import printable
 from jarm.core.progress import Progress
 from jarm.core.rows import count_alike
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.core.streams import say, show
 from jarm.embedding.config import SHARE_PROMPTS, EmbedConfig, EmbedSummary
 from jarm.embedding.extract import Corpus, Embedded, Model, extract

@@ -16,9 +16,8 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jarm.core.files import fingerprint, write_whole
-from jarm.core.messages import printable
 from jarm.core.outside import mapping, read_json, whole
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.data.texts import TEMPLATE, extra_fields, read_texts
 from jarm.data.writer import JOBS, StoreWriter
 from jarm.embedding.config import EmbedConfig
@@ -208,9 +207,8 @@ def refuse_differences(job: Job) -> None:
     """
     if jax.process_count() == 1:
         return
-    settings = dataclasses.replace(
-        job.config, model="", input=(), out=pathlib.Path(), process_id=None, coordinator=None
-    )
+    own_ones = ("model", "input", "out", "process_id", "coordinator")
+    settings = {name: value for name, value in dataclasses.asdict(job.config).items() if name not in own_ones}
     parts = {
         "texts": json.dumps(job.corpus.keys),
         "tokenizers or templates": json.dumps(job.corpus.tokenizer.made_by, sort_keys=True),

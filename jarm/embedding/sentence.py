@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jarm.core.files import fingerprint, inside, there
-from jarm.core.messages import nearest, printable
+from jarm.core.messages import nearest
 from jarm.core.outside import anything, either, listing, mapping, maybe, one_of, read_json, record, text, truth, whole
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.embedding.head import ACTIVATIONS, Dense, Head, Normalize, Step, Truncate
 from jarm.llm.weights import Checkpoint, weight_files
 

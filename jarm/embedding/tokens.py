@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 
 from jarm.core.files import there
-from jarm.core.messages import printable
 from jarm.core.outside import read_json, record, text
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.data.store import fields, fill
 from jarm.data.texts import TEMPLATE, check_template
 from jarm.embedding.chat import render

@@ -12,9 +12,9 @@ from collections.abc import Mapping
 from typing import Any
 
 from jarm.core.files import there
-from jarm.core.messages import brief, printable
+from jarm.core.messages import brief
 from jarm.core.outside import maybe, number, read_json, record, text, whole
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.llm.rope import Rope, make_rope
 
 _LLAMA_NAMES = {

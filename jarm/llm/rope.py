@@ -11,8 +11,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.messages import printable
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.core.types import Array, Float, Int
 
 

@@ -13,9 +13,9 @@ import ml_dtypes
 import numpy as np
 
 from jarm.core.files import inside, there
-from jarm.core.messages import brief, printable
+from jarm.core.messages import brief
 from jarm.core.outside import mapping, read_json, record, text
-from jarm.core.status import JarmError
+from jarm.core.status import JarmError, printable
 from jarm.core.types import Params
 from jarm.llm.config import FAMILIES, ModelConfig, read_config
 from jarm.llm.layers import scan_plan

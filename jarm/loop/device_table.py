@@ -101,7 +101,7 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
 
 
 def make_device_table(
-    table: ResponseTable, scale: float, column: str = "gold", gold_scale: str | float = "std", pairs: str = "all"
+    table: ResponseTable, scale: float, column: str = "gold", gold_scale: str | float = "std"
 ) -> DeviceTable:
     """Put a training table on the device.
 
@@ -110,10 +110,9 @@ def make_device_table(
       scale: divisor of the column that the annotator answers by, as `check_run` returns it.
       column: name of this column.
       gold_scale: `AnnotatorConfig.scale`, for the divisor of gold where the annotator answers by another column.
-      pairs: kind of the pair space.
 
     Raises:
-      JarmError: an embedding is NaN, infinite or too large, or no pair has different embeddings.
+      JarmError: an embedding is NaN, infinite or too large.
     """
 
     def scaled(values: np.ndarray, unit: float) -> tuple[Array, Array]:
@@ -140,12 +139,6 @@ def make_device_table(
     prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
     mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
     spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
-    one = next(e[real][:1] for e, real in prompts if real.any())
-    if not any((e[real] != (e[real][:1] if pairs == "within" else one)).any() for e, real in prompts):
-        raise JarmError(
-            f"The embeddings are equal in every pair {SPACES[pairs]}, so no head can tell responses apart: embed the "
-            "prompt and its response together, and check that texts differ before they are cut."
-        )
     return DeviceTable(
         embeddings=jnp.asarray(embeddings),
         mask=jnp.asarray(table.mask),
@@ -187,7 +180,7 @@ def prepare(
       1.70, 1.31
     """
     scale, hparams = check_run(config, table, hparams)
-    device_table = make_device_table(table, scale, config.annotator.column, config.annotator.scale, config.pairs)
+    device_table = make_device_table(table, scale, config.annotator.column, config.annotator.scale)
     return device_table, jax.tree.map(jnp.asarray, hparams), scale
 
 
@@ -227,6 +220,11 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
             f"{config.prompts} prompts per round are more than the {len(table.mask)} of the table: draw fewer."
         )
     count, copies = count_pairs(table, config.pairs)
+    if copies and not count:
+        raise JarmError(
+            f"The embeddings are equal in every pair {SPACES[config.pairs]}, so no head can tell responses apart: "
+            "embed the prompt and its response together, and check that texts differ before they are cut."
+        )
     if count < config.budget:
         left_out = f" ({copies:,} more are of responses with equal embeddings)" if copies else ""
         raise JarmError(

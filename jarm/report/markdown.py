@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 from jarm.core.files import plain
-from jarm.core.messages import printable
+from jarm.core.status import printable
 from jarm.report.curves import METRIC, valued
 from jarm.report.statistics import interval, number
 

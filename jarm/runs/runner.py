@@ -146,8 +146,8 @@ def make_runner(jobs: Sequence[Job], base: CompareConfig, *, timed: bool = False
 
 def _on_device(job: Job, program: Program) -> DeviceTable:
     try:
-        annotator, pairs = job.loop.annotator, job.loop.pairs
-        return program.place(make_device_table(job.data.train, job.scale, annotator.column, annotator.scale, pairs))
+        annotator = job.loop.annotator
+        return program.place(make_device_table(job.data.train, job.scale, annotator.column, annotator.scale))
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.messages import printable
+from jarm.core.status import printable
 
 SHOWN_ROWS = 10
 """Pairs that `print` shows of a batch."""

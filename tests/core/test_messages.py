@@ -1,7 +1,7 @@
 import pytest
 
-from jarm.core.messages import brief, choose, clock, listed, nearest, printable, readable
-from jarm.core.status import JarmError
+from jarm.core.messages import brief, choose, clock, listed, nearest, readable
+from jarm.core.status import JarmError, printable
 
 pytestmark = pytest.mark.core
 

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 def command(tmp_path, folder):
     """The command, and its store, as if it had run: no model is compiled."""
     table, out = tmp_path / "table.jsonl", tmp_path / "store"
-    rows = [{"prompt": "a", "response": letter} for letter in "abcdef"]
+    rows = [{"prompt": "a", "response": letter} for letter in "bcdefg"]
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     job = read_job(EmbedConfig(model=str(folder), input=(str(table),), out=out, dtype="float32"))
     with StoreWriter(out, job.model.width, job.made_by()[out], dtype="float32") as writer:

@@ -155,7 +155,7 @@ def test_bad_rows_and_folders(tmp_path):
         ("{prompt} {response", "braces that are not around"),
         ("{prompt}", "leaves the responses out"),
         ("{prompt} {Response}", "leaves the responses out"),
-        ("", "names no column"),
+        ("", "`template` is empty|names no column"),
         ("Chat", "names no column"),
     ],
 )

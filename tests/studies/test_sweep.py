@@ -113,7 +113,11 @@ def test_folder_holds_every_run_with_its_place(finished):
     assert len(re.findall(r"^\| (0\.5|2\.0) \| (random|greedy_dopt) \| 2 \|", text, re.M)) == 4
     for name in ("curves.png", "curves.svg"):
         assert (out / name).stat().st_size > 1000
-    assert sweep_status(out) == {"runs": 8, "done": 8, "failed": 0, "failures": {}, "running": False}
+    status = {"runs": 8, "done": 8, "failed": 0, "failures": {}, "running": False}
+    assert sweep_status(out) == {**status, "summarised": True}
+    os.utime(out / "summary.json", (0, 0))  # as where records came after it
+    assert sweep_status(out) == {**status, "summarised": False}
+    os.utime(out / "summary.json")
 
 
 @pytest.mark.slow
@@ -287,7 +291,7 @@ def test_what_a_name_or_a_table_stands_for_may_not_change_but_grow(tmp_path):
     with pytest.raises(JarmError, match="rounds 2 there, 4 here"):  # `one` leaves it to the base
         folder(settings_in({"size": sizes, "data": ["synthetic"]}, tmp_path, rounds=4))
     moved = first | {"tables": {"data=synthetic": {"train": {"seed": 7}, "test": {}}}}
-    with pytest.raises(JarmError, match=r"data=synthetic {.*} there, {'train': {'seed': 7}, 'test': {}} here"):
+    with pytest.raises(JarmError, match=r"data=synthetic {.* there, {'train': {'seed': 7}, 'test': {}} here"):
         folder(moved)
     assert (tmp_path / "f" / "config.json").read_bytes() == kept
 
