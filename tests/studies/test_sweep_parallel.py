@@ -104,7 +104,14 @@ def check(out, reference):
             wanted = pytest.approx(value, rel=1e-3, abs=1e-3) if isinstance(value, float) else value
             assert one[name] == wanted, name
     assert not list(out.glob("process-*"))
-    assert sweep_status(out) == {"runs": 8, "done": 8, "failed": 0, "failures": {}, "running": False}
+    assert sweep_status(out) == {
+        "runs": 8,
+        "done": 8,
+        "failed": 0,
+        "failures": {},
+        "running": False,
+        "summarised": True,
+    }
     assert json.loads((out / "summary.json").read_text())["settings"][1]["rules"]["random"]["seeds"] == 2
 
 
