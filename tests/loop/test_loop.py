@@ -182,7 +182,6 @@ def without_keys(run):
     return dataclasses.replace(state, key=0), records
 
 
-@pytest.mark.core
 def test_rules_of_one_seed_share_their_start_and_their_annotator():
     """Rules are compared in pairs: same first labels, same answers to the pairs they share, same first fit."""
     states, records = zip(*[run_of("within", rule) for rule in range(3)], strict=True)

@@ -308,7 +308,7 @@ def test_records_without_settings_and_a_file_in_the_way_get_a_sentence(tmp_path)
     with pytest.raises(JarmError, match=r"without a config\.json"):
         opened(tmp_path / "a")
     (tmp_path / "b").write_text("")
-    with pytest.raises(JarmError, match=r"cannot be used .*: give another --out"):
+    with pytest.raises(JarmError, match=r"b is a file, where a folder is wanted: give another --out"):
         opened(tmp_path / "b")
 
 
