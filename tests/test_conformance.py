@@ -122,7 +122,7 @@ def the_entry_names_the_inputs(name, kind):
     for seed in range(4):
         case = make_case(kind, seed)
         belief, plain = case.belief, call(name, case)
-        labelled = belief.labelled_features.at[:, 0].add(jnp.arange(5.0) ** 2)
+        labelled = belief.labelled_features.at[:, 0].add(jnp.arange(5.0, dtype=jnp.float32) ** 2)
         disagreement = (belief.member_rewards - belief.rewards[None])[:, ::-1]
         changes = [
             ("key", 1, case),

@@ -57,7 +57,7 @@ def make_case(kind: str, seed: int = 0, *, eligible: np.ndarray | None = None) -
         num_labelled=jnp.int32(len(labelled)),
         # With room for further labels, as in the loop.
         labelled_features=jnp.zeros((5, 2, FEATURES), jnp.float32).at[: len(labelled)].set(features[labelled]),
-        labelled_rewards=jnp.zeros((5, 2), jnp.float32).at[: len(labelled)].set(rewards[labelled]),
+        labelled_rewards=jnp.zeros((5, 2), jnp.float32).at[: len(labelled)].set(rewards[labelled].astype("f4")),
     )
     allowed = jnp.asarray(np.arange(SIZE) != 9 if eligible is None else eligible)
     if kind == "listed":
