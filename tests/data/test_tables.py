@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from test_datasets import complaint
 
-from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest, check_embeddings
 from jarm.data.arrow import plain
 from jarm.data.datasets import load
@@ -21,15 +21,6 @@ from jarm.data.synthetic import SyntheticConfig, synthetic
 from jarm.data.tables import load_table
 
 WIDTH = 3
-
-
-def complaint(call, *args, **kwargs):
-    with pytest.raises(JarmError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert message.endswith(".")
-    assert "\n" not in message
-    return message
 
 
 def saved(tmp_path, rows, kind="jsonl", name="t"):

@@ -26,7 +26,7 @@ pytestmark = [
     pytest.mark.skipif(
         importlib.util.find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
     ),
-    pytest.mark.filterwarnings("ignore"),
+    pytest.mark.filterwarnings("ignore"),  # of that library and PyTorch, whose newest versions are taken
 ]
 
 SENTENCE = "the Cat sat on a MAT and looked at its owner with an air of deep Suspicion while rain fell on old roofs"
