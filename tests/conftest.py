@@ -2,6 +2,8 @@
 
 import os
 import pathlib
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -19,13 +21,28 @@ install_import_hook(CHECKED, "beartype.beartype")
 import hypothesis
 import jax
 import pytest
-from jax.experimental.compilation_cache import compilation_cache
 
 # The gate draws the same examples every time; a search for new ones is a run with `--hypothesis-profile default`.
 hypothesis.settings.register_profile("gate", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("gate")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_debug_key_reuse", True)
+
+
+def pytest_configure(config):
+    """Programs that are the same are compiled once a run, by whichever process is first."""
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        config.compiled = tempfile.mkdtemp(prefix="jarm-tests-")
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = config.compiled
+        jax.config.update("jax_compilation_cache_dir", config.compiled)
+    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+
+
+def pytest_unconfigure(config):
+    """The programs go with the run, unless the caller has named a folder that keeps them."""
+    if hasattr(config, "compiled"):
+        shutil.rmtree(config.compiled, ignore_errors=True)
 
 
 @pytest.fixture
@@ -39,15 +56,3 @@ def _forget_programs():
     """Each compiled program holds memory maps, of which a process may have 65,530: a module's go when it ends."""
     yield
     jax.clear_caches()
-
-
-@pytest.fixture(scope="module")
-def keep_compiled(tmp_path_factory):
-    """Programs of a module that are the same are compiled once, as the command does."""
-    least = jax.config.jax_persistent_cache_min_compile_time_secs
-    jax.config.update("jax_compilation_cache_dir", str(tmp_path_factory.mktemp("compiled")))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
-    yield
-    jax.config.update("jax_compilation_cache_dir", None)
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
-    compilation_cache.reset_cache()

@@ -238,7 +238,7 @@ def test_a_lead_is_steady_between_any_two_values(leads, verdict):
 
 
 @pytest.fixture(scope="module")
-def small(keep_compiled, tmp_path_factory):
+def small(tmp_path_factory):
     """All studies on the built-in data."""
     config = reproduce_all.Config(size="small", out=tmp_path_factory.mktemp("suite"))
     return config, reproduce_all.run_all(config)

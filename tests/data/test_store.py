@@ -716,7 +716,7 @@ def test_another_version_of_the_format_is_refused(tmp_path):
 
 def test_a_file_in_the_way_gets_a_sentence(tmp_path):
     (tmp_path / "a").write_text("")
-    with pytest.raises(JarmError, match="Cannot write to the store"):
+    with pytest.raises(JarmError, match="a is a file, where a folder is wanted"):
         writer(tmp_path / "a")
     with pytest.raises(JarmError, match="is no embedding store"):
         EmbeddingStore(tmp_path / "a")

@@ -2,13 +2,11 @@
 
 import dataclasses
 import json
-import os
 import signal
 import subprocess
 import sys
 import time
 
-import jax
 import numpy as np
 import pytest
 
@@ -26,7 +24,6 @@ SMALL = CompareConfig(
 )
 ARGS = ["compare", *"--rules greedy_dopt --rounds 2 --batch 5 --initial 10 --seeds 2".split()]  # noqa: SIM905
 ARGS += "--candidates 200 --steps 20 --head mlp:8 --members 1".split()  # noqa: SIM905
-pytestmark = pytest.mark.usefixtures("keep_compiled")
 TIMES = ("seconds", "seconds_to_fit", "seconds_to_select", "seconds_to_compile")
 
 
@@ -217,13 +214,8 @@ def test_rules_are_listed(capsys):
 @pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
 def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
     """Killed or interrupted after its first run; the same command ends with the records of an unbroken run."""
-    compiled = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     process = subprocess.Popen(
         [sys.executable, "-m", "jarm.cli", *ARGS, "--out", str(tmp_path)],
-        env={**os.environ, **compiled},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,

@@ -34,8 +34,6 @@ from jarm.studies import plan as plan_module
 from jarm.studies.plan import plan_text
 from jarm.testing.tracing import count_compilations
 
-pytestmark = pytest.mark.usefixtures("keep_compiled")
-
 NOISE = [0.5, 2.0]
 TOML = """
 rules = "greedy_dopt"
@@ -137,15 +135,10 @@ def test_a_setting_of_a_sweep_is_a_comparison(noise, finished, tmp_path):
 
 
 def command(out, *more):
-    compiled = {
-        "JAX_COMPILATION_CACHE_DIR": jax.config.jax_compilation_cache_dir,
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
     file = out.parent / "noise.toml"
     file.write_text(TOML)
     return subprocess.Popen(
         [sys.executable, "-m", "jarm.cli", "sweep", str(file), "--out", str(out), *more],
-        env={**os.environ, **compiled},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         text=True,
