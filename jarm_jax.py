@@ -17,6 +17,9 @@ def main() -> None:
             raise
         print(f"jarm: {error}", file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("jarm: stopped before it began.", file=sys.stderr)
+        sys.exit(130)
     command()
 
 

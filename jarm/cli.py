@@ -163,7 +163,7 @@ def _sweep(
         _status(pathlib.Path(config[1]))
         return
     if len(config) != 1 or config == ("status",):
-        raise JarmError(f"`{' '.join(('jarm sweep', *config))}`: give one file, or `status` and a folder.")
+        _misused(f"`{' '.join(('jarm sweep', *config))}`: give one file, or `status` and a folder.")
     join_if_asked(distributed, coordinator, processes, process_id, local_device)
     with in_step():
         read = read_sweep(pathlib.Path(config[0]))

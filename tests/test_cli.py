@@ -45,6 +45,9 @@ def test_every_command_has_help_and_can_be_quiet(words, capsys):
         (["compare", "--seed", "3"], "--seeds"),
         (["rules", "--chek", "x"], "--check"),
         (["plan"], "PATH"),
+        (["sweep"], "`jarm sweep`: give one file, or `status` and a folder"),
+        (["sweep", "a.toml", "b.toml"], "give one file"),
+        (["sweep", "status"], "`jarm sweep status`: give one file"),
         (["embed", "--model"], "--model"),
     ],
 )

@@ -229,11 +229,13 @@ def existing_file(path: PathLike) -> Path:
     """The path, if a file is there.
 
     Raises:
-      JarmError: a folder is there, or nothing.
+      JarmError: a folder, a pipe or a device is there, or nothing.
     """
     path = Path(path)  # whose own tests raise errors of the system for some names, as one too long
     if os.path.isdir(path):
         raise JarmError(f"{path} is a folder where a file is wanted: name the file in it.")
+    if os.path.exists(path) and not os.path.isfile(path):
+        raise JarmError(f"{path} is a pipe or a device, which cannot be read twice: write its content to a file.")
     if not os.path.isfile(path):
         raise JarmError(f"{path} does not exist: check the path.")
     return path

@@ -130,7 +130,15 @@ def _refuse(entries: Sequence[Any], unknown: Sequence[int], place: Callable[[int
     row = unknown[0]
     entry = entries[row]
     shown = f" ({entry!s})" if isinstance(entry, bool | float | bytes) and len(str(entry)) < 40 else ""
-    raise JarmError(f"{place(row)} is a {type(entry).__name__}{shown}: give ids, texts or whole numbers, one each.")
+    cure = "give ids, texts or whole numbers, one each"
+    if isinstance(entry, float) and all(_is_missing(each) or _is_whole(each) for each in entries):
+        cure = 'write the column as whole numbers (in pandas by `.astype("Int64")`), or as texts'
+    raise JarmError(f"{place(row)} is a {type(entry).__name__}{shown}: {cure}.")
+
+
+def _is_whole(value: Any) -> bool:
+    """A float without a fraction, as pandas writes whole numbers in a column with a gap."""
+    return isinstance(value, float) and value.is_integer()
 
 
 def _refuse_mixture(ids: Sequence[Id], place: Callable[[int], str]) -> None:

@@ -1,7 +1,8 @@
 """JSON that others wrote: read within limits, then checked field by field, so that each fault is one sentence.
 
-`read_json` reads a file and `parse_json` a text or line. What a field may hold is a `Check`: `whole(1, 9)`, `text()`,
-`listing(number())`, `record({"width": whole(1)})`. A check gives the fault of a value by its place, or None.
+`read_json` reads a file and `parse_json` a text or line. What a field may hold is a `Schema`, in the words of JSON
+Schema: `integer(1, 9)`, `string()`, `array(number())`, `struct({"width": integer(1)})`. A schema is a function that
+gives the fault of a value, or None.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ MAX_DEPTH = 64
 MAX_BYTES = 1 << 26
 """Largest file of JSON that is read whole, 64 MiB, unless another limit is given."""
 
-Check: TypeAlias = Callable[[Any, str], str | None]
+Schema: TypeAlias = Callable[[Any, str], str | None]
 """A value and its place, such as `layers[3].width`, to its fault as a clause, or None."""
 
 _STRING, _BRACKET = re.compile(r'"[^"\\]*(?:\\.[^"\\]*)*"?', re.DOTALL), re.compile(r"[\[\]{}]")
@@ -66,24 +67,24 @@ def parse_json(text: str | bytes, where: str, cure: str, *, strict: bool = True)
 
 
 def read_json(
-    path: PathLike, check: Check | None = None, *, cure: str = "copy or download it again", limit: int = MAX_BYTES
+    path: PathLike, schema: Schema | None = None, *, cure: str = "copy or download it again", limit: int = MAX_BYTES
 ) -> Any:
     """The value of a JSON file, checked.
 
     Args:
       path: the file.
-      check: what it has to hold; None takes any JSON.
+      schema: what it has to hold; None takes any JSON.
       cure: what to do where it is at fault, as the end of a sentence.
       limit: its largest size in bytes.
 
     Raises:
-      JarmError: the file is missing, unreadable, larger than `limit`, no JSON (see `parse_json`), or fails the check.
+      JarmError: the file is missing, unreadable, larger than `limit`, no JSON (see `parse_json`), or not of the schema.
 
     Example:
       >>> import pathlib, tempfile
       >>> path = pathlib.Path(tempfile.mkdtemp()) / "meta.json"
       >>> _ = path.write_text('{"width": -4}')
-      >>> read_json(path, record({"width": whole(1)}))  # doctest: +ELLIPSIS
+      >>> read_json(path, struct({"width": integer(1)}))  # doctest: +ELLIPSIS
       Traceback (most recent call last):
       jarm.core.status.JarmError: .../meta.json: width is -4, not a whole number of at least 1: copy or download it ...
     """
@@ -95,46 +96,46 @@ def read_json(
     except OSError as error:
         raise JarmError(f"{path} cannot be read ({brief(error)}): {cure}.") from error
     value = parse_json(text, str(path), cure)
-    return value if check is None else checked(value, check, str(path), cure)
+    return value if schema is None else checked(value, schema, str(path), cure)
 
 
-def checked(value: Any, check: Check, where: str, cure: str) -> Any:
-    """The value, if it passes a check.
+def checked(value: Any, schema: Schema, where: str, cure: str) -> Any:
+    """The value, if it has a schema.
 
     Args:
       value: as `parse_json` gives it.
-      check: what it has to be.
+      schema: what it has to be.
       where: the file, and the line in it, as the beginning of a sentence.
       cure: what to do, as its end.
 
     Raises:
-      JarmError: it fails, with the field and its value.
+      JarmError: it has not, with the field and its value.
 
     Example:
-      >>> checked({"layers": [1, "2"]}, record({"layers": listing(whole())}), "config.json", "download it again")
+      >>> checked({"layers": [1, "2"]}, struct({"layers": array(integer())}), "config.json", "download it again")
       Traceback (most recent call last):
       jarm.core.status.JarmError: config.json: layers[1] is '2', not a whole number of at least 0: download it again.
     """
-    if fault := check(value, ""):
+    if fault := schema(value, ""):
         raise JarmError(f"{where}: {fault}: {cure}.")
     return value
 
 
 def anything(value: Any, place: str) -> str | None:
-    """Check of a field that may hold any JSON."""
+    """Schema of a field that may hold any JSON."""
     return None
 
 
-def whole(low: int = 0, high: int | None = None) -> Check:
-    """Check of an integer from `low` to `high`, not written as a float or a bool."""
+def integer(low: int = 0, high: int | None = None) -> Schema:
+    """Schema of an integer from `low` to `high`, not written as a float or a bool."""
     return _kind(
         lambda value: type(value) is int and low <= value and (high is None or value <= high),
         f"a whole number {_range(low, high)}",
     )
 
 
-def number(low: float | int = -math.inf, high: float | int = math.inf) -> Check:
-    """Check of a finite number from `low` to `high`."""
+def number(low: float | int = -math.inf, high: float | int = math.inf) -> Schema:
+    """Schema of a finite number from `low` to `high`."""
 
     def holds(value: Any) -> bool:
         return type(value) in (int, float) and abs(value) < 2**1023 and low <= value <= high
@@ -143,18 +144,18 @@ def number(low: float | int = -math.inf, high: float | int = math.inf) -> Check:
     return _kind(holds, f"a finite number {limits}".rstrip())
 
 
-def text(longest: int = 1 << 20) -> Check:
-    """Check of a string of at most `longest` characters."""
+def string(longest: int = 1 << 20) -> Schema:
+    """Schema of a string of at most `longest` characters."""
     return _kind(lambda value: isinstance(value, str) and len(value) <= longest, f"a text of up to {longest:,} letters")
 
 
-def truth(value: Any, place: str) -> str | None:
-    """Check of true or false."""
+def boolean(value: Any, place: str) -> str | None:
+    """Schema of true or false."""
     return None if isinstance(value, bool) else _fault(value, place, "true or false")
 
 
-def one_of(*options: Any) -> Check:
-    """Check of one of some texts, numbers or None, of the same type."""
+def enum(*options: Any) -> Schema:
+    """Schema of one of some texts, numbers or None, of the same type."""
     kinds = {(type(option), option) for option in options}
     shown = ", ".join(map(repr, options))
     return _kind(
@@ -163,51 +164,51 @@ def one_of(*options: Any) -> Check:
     )
 
 
-def maybe(check: Check) -> Check:
-    """Check of a value that may be null instead."""
-    return lambda value, place: None if value is None else check(value, place)
+def maybe(schema: Schema) -> Schema:
+    """Schema of a value that may be null instead."""
+    return lambda value, place: None if value is None else schema(value, place)
 
 
-def either(*checks: Check) -> Check:
-    """Check of a value that passes one of some checks; the fault is that of the last."""
+def either(*schemas: Schema) -> Schema:
+    """Schema of a value of one of some schemas; the fault is that of the last."""
 
     def fault(value: Any, place: str) -> str | None:
         bad = None
-        for check in checks:
-            if (bad := check(value, place)) is None:
+        for schema in schemas:
+            if (bad := schema(value, place)) is None:
                 break
         return bad
 
     return fault
 
 
-def listing(check: Check = anything, low: int = 0, high: int | None = None) -> Check:
-    """Check of a list of `low` to `high` values that each pass a check."""
+def array(schema: Schema = anything, low: int = 0, high: int | None = None) -> Schema:
+    """Schema of a list of `low` to `high` values of one schema."""
 
     def fault(value: Any, place: str) -> str | None:
         if not isinstance(value, list) or not low <= len(value) <= (len(value) if high is None else high):
             return _fault(value, place, f"a list {_range(low, high)} values")
-        return next((bad for at, each in enumerate(value) if (bad := check(each, f"{place}[{at}]"))), None)
+        return next((bad for at, each in enumerate(value) if (bad := schema(each, f"{place}[{at}]"))), None)
 
     return fault
 
 
-def mapping(check: Check = anything) -> Check:
-    """Check of an object of any keys, whose values each pass a check."""
+def mapping(schema: Schema = anything) -> Schema:
+    """Schema of an object of any keys, whose values have one schema."""
 
     def fault(value: Any, place: str) -> str | None:
         if not isinstance(value, dict):
             return _fault(value, place, "an object")
-        return next((bad for key, each in value.items() if (bad := check(each, _within(place, key)))), None)
+        return next((bad for key, each in value.items() if (bad := schema(each, _within(place, key)))), None)
 
     return fault
 
 
-def record(fields: Mapping[str, Check], optional: Mapping[str, Check] | None = None) -> Check:
-    """Check of an object with some fields; other keys may hold anything.
+def struct(fields: Mapping[str, Schema], optional: Mapping[str, Schema] | None = None) -> Schema:
+    """Schema of an object with some fields; other keys may hold anything.
 
     Args:
-      fields: name -> check, of fields that have to be there.
+      fields: name -> schema, of fields that have to be there.
       optional: the same of fields that may be missing.
     """
     every = {**fields, **(optional or {})}
@@ -217,13 +218,13 @@ def record(fields: Mapping[str, Check], optional: Mapping[str, Check] | None = N
             return _fault(value, place, "an object")
         if missing := [name for name in fields if name not in value]:
             return f"{place or 'the object'} has no {missing[0]!r}"
-        there = ((name, check) for name, check in every.items() if name in value)
-        return next((bad for name, check in there if (bad := check(value[name], _within(place, name)))), None)
+        there = ((name, schema) for name, schema in every.items() if name in value)
+        return next((bad for name, schema in there if (bad := schema(value[name], _within(place, name)))), None)
 
     return fault
 
 
-def _kind(holds: Callable[[Any], bool], wanted: str) -> Check:
+def _kind(holds: Callable[[Any], bool], wanted: str) -> Schema:
     return lambda value, place: None if holds(value) else _fault(value, place, wanted)
 
 

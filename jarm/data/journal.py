@@ -23,7 +23,7 @@ import ml_dtypes
 import numpy as np
 
 from jarm.core.files import is_claimed, is_sealed, sealed, write_whole
-from jarm.core.outside import checked, listing, mapping, one_of, parse_json, record, text, whole
+from jarm.core.outside import array, checked, enum, integer, mapping, parse_json, string, struct
 from jarm.core.status import JarmError
 
 FORMAT, VERSION = "jarm-embeddings", 1
@@ -34,18 +34,18 @@ DTYPES = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float32": np.dtype("<f4"), 
 _KEY, _CRC = re.compile(r"[0-9a-f]{32}"), re.compile(r"[0-9a-f]{8}")
 _SHARD = re.compile(r"shard-(\d{5,12})\.bin")
 _MAX_LINE, _MAX_META = 1 << 20, 1 << 22  # bytes
-_COUNT = whole(0, 1 << 48)
-_META = record(
+_COUNT = integer(0, 1 << 48)
+_META = struct(
     {
-        "format": one_of(FORMAT),
-        "dtype": one_of(*DTYPES),
-        "width": whole(1, 1 << 24),
-        "shard_rows": whole(1, 1 << 48),
+        "format": enum(FORMAT),
+        "dtype": enum(*DTYPES),
+        "width": integer(1, 1 << 24),
+        "shard_rows": integer(1, 1 << 48),
         "made_by": mapping(),
-        "jarm": text(100),
+        "jarm": string(100),
     }
 )
-_LINE = record({"start": _COUNT, "keys": listing(low=1), "crc": text(8)})
+_LINE = struct({"start": _COUNT, "keys": array(low=1), "crc": string(8)})
 _LOOKS, _BETWEEN = 4, 0.02  # looks at a store that a writer may be changing, and seconds between them
 
 
@@ -163,7 +163,7 @@ def read_rows(folder: Path) -> Rows | None:
             f"{path} is damaged, as its checksum shows: {AGAIN}, or give up rows that are not in {JOURNAL} with `jarm "
             f"store cut {folder}`."
         )
-    checked(content, record({"committed": _COUNT, "writing": _COUNT}), str(path), AGAIN)
+    checked(content, struct({"committed": _COUNT, "writing": _COUNT}), str(path), AGAIN)
     return Rows(content["committed"], content["writing"])
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jarm.core.files import fingerprint, write_whole
-from jarm.core.outside import mapping, read_json, whole
+from jarm.core.outside import integer, mapping, read_json
 from jarm.core.status import JarmError, printable
 from jarm.data.texts import TEMPLATE, extra_fields, read_texts
 from jarm.data.writer import JOBS, StoreWriter
@@ -255,7 +255,7 @@ def _rows_at_start(writer: StoreWriter, name: str) -> int:
     """Number of rows that a store had when a job of this name began, which may be now."""
     path, jobs = writer.path / JOBS, dict[str, int]()
     if os.path.lexists(path):
-        jobs = read_json(path, mapping(whole()), cure="it is not as jarm writes it, so move it away, and start again")
+        jobs = read_json(path, mapping(integer()), cure="it is not as jarm writes it, so move it away, and start again")
     if jobs.get(name, len(writer) + 1) <= len(writer):
         return jobs[name]
     write_whole(path, json.dumps({**jobs, name: len(writer)}, indent=1) + "\n")

@@ -15,7 +15,7 @@ import numpy as np
 
 from jarm.core.files import fingerprint, inside, there
 from jarm.core.messages import nearest
-from jarm.core.outside import anything, either, listing, mapping, maybe, one_of, read_json, record, text, truth, whole
+from jarm.core.outside import anything, array, boolean, either, enum, integer, mapping, maybe, read_json, string, struct
 from jarm.core.status import JarmError, printable
 from jarm.embedding.head import ACTIVATIONS, Dense, Head, Normalize, Step, Truncate
 from jarm.llm.weights import Checkpoint, weight_files
@@ -138,7 +138,7 @@ def read_head(model: SentenceModel, width: int) -> Head | None:
         elif module.kind == "Normalize":
             path = module.folder / "config.json"
             if there(path):
-                _read(path, {}, {name: maybe(one_of("sentence_embedding")) for name in _PLACES})
+                _read(path, {}, {name: maybe(enum("sentence_embedding")) for name in _PLACES})
             steps.append(Normalize())
         elif module.kind != "Dropout":  # which only trains
             raise _unknown_module(model, module)
@@ -157,7 +157,7 @@ def _unknown_module(model: SentenceModel, module: Module) -> JarmError:
 
 def _read(path: pathlib.Path, needed: Mapping[str, Any], optional: Mapping[str, Any]) -> dict[str, Any]:
     """An object of JSON; a key that is neither needed nor optional is refused by name."""
-    said = read_json(path, record(needed, optional))
+    said = read_json(path, struct(needed, optional))
     if odd := [name for name in said if name not in needed and name not in optional]:
         raise JarmError(f"{path} sets {odd[0][:80]!r}, which jarm does not know: {_CURE}.")
     return said
@@ -169,7 +169,7 @@ def _read_modules(folder: pathlib.Path) -> tuple[pathlib.Path, tuple[Module, ...
     if not there(path):
         pooling = folder / _POOLING
         return folder, (Module("Pooling", pooling),) if there(pooling / "config.json") else ()
-    said = read_json(path, listing(record({"type": text(500), "path": text(500)}), 1, 100))
+    said = read_json(path, array(struct({"type": string(500), "path": string(500)}), 1, 100))
     modules = []
     for each in said:
         owner, _, kind = each["type"].rpartition(".")
@@ -189,10 +189,10 @@ def _read_library(folder: pathlib.Path) -> dict[str, Any]:
     if not there(path):
         return {}
     fields = {
-        "model_type": one_of("SentenceTransformer"),
-        "prompts": maybe(mapping(maybe(text()))),
-        "default_prompt_name": maybe(text()),
-        "truncate_dim": maybe(whole(1)),
+        "model_type": enum("SentenceTransformer"),
+        "prompts": maybe(mapping(maybe(string()))),
+        "default_prompt_name": maybe(string()),
+        "truncate_dim": maybe(integer(1)),
         "similarity_fn_name": anything,
         "requirements": anything,
         "__version__": anything,
@@ -221,15 +221,15 @@ def _read_transformer(folder: pathlib.Path) -> dict[str, Any]:
     if path is None:
         return {}
     fields = {
-        "max_seq_length": maybe(whole(1)),
-        "do_lower_case": maybe(truth),
-        "transformer_task": one_of("feature-extraction"),
-        "module_output_name": one_of("token_embeddings"),
+        "max_seq_length": maybe(integer(1)),
+        "do_lower_case": maybe(boolean),
+        "transformer_task": enum("feature-extraction"),
+        "module_output_name": enum("token_embeddings"),
         "modality_config": mapping(mapping()),
         "processing_kwargs": maybe(mapping()),
         **dict.fromkeys(_ARGUMENTS, maybe(mapping())),
         **dict.fromkeys(("unpad_inputs", "query_length", "document_length"), anything),
-        "query_expansion": one_of(None),
+        "query_expansion": enum(None),
     }
     said = _read(path, {}, fields)
     if said.get("processing_kwargs"):
@@ -259,9 +259,9 @@ def _read_pooling(model: SentenceModel, folder: pathlib.Path) -> tuple[tuple[str
     path = folder / "config.json"
     fields = {
         **dict.fromkeys(("word_embedding_dimension", "embedding_dimension"), anything),
-        "pooling_mode": either(text(), listing(text(), 1)),
-        **dict.fromkeys(FLAGS, truth),
-        "include_prompt": truth,
+        "pooling_mode": either(string(), array(string(), 1)),
+        **dict.fromkeys(FLAGS, boolean),
+        "include_prompt": boolean,
     }
     said = _read(path, {}, fields)
     named = said.get("pooling_mode", [flag for flag in FLAGS if said.get(flag)])
@@ -276,11 +276,11 @@ def _read_pooling(model: SentenceModel, folder: pathlib.Path) -> tuple[tuple[str
 def _read_dense(folder: pathlib.Path, width: int) -> Dense:
     """A dense layer, with its weights."""
     path = folder / "config.json"
-    place = maybe(one_of("sentence_embedding"))
+    place = maybe(enum("sentence_embedding"))
     said = _read(
         path,
-        {"in_features": one_of(width), "out_features": whole(1)},
-        {"bias": truth, "activation_function": text(), "use_residual": truth, **dict.fromkeys(_PLACES, place)},
+        {"in_features": enum(width), "out_features": integer(1)},
+        {"bias": boolean, "activation_function": string(), "use_residual": boolean, **dict.fromkeys(_PLACES, place)},
     )
     given = said.get("activation_function", "torch.nn.Tanh")
     activation = given.rpartition(".")[2]

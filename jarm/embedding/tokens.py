@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from jarm.core.files import there
-from jarm.core.outside import read_json, record, text
+from jarm.core.outside import read_json, string, struct
 from jarm.core.status import JarmError, printable
 from jarm.data.store import fields, fill
 from jarm.data.texts import TEMPLATE, check_template
@@ -314,7 +314,7 @@ def _chat_template(folder: pathlib.Path, tokenizer: Any) -> str | None:
     """The chat template of a checkpoint, of several the default one, or None."""
     own, beside = tokenizer.chat_template, folder / "chat_template.json"
     if not own and there(beside):  # of a processor, which tokenizers do not read
-        own = read_json(beside, record({"chat_template": text(1 << 24)}))["chat_template"]
+        own = read_json(beside, struct({"chat_template": string(1 << 24)}))["chat_template"]
     if isinstance(own, dict):
         if "default" not in own:
             names = printable(", ".join(map(str, own)))[:200]

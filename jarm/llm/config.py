@@ -13,7 +13,7 @@ from typing import Any
 
 from jarm.core.files import there
 from jarm.core.messages import brief
-from jarm.core.outside import maybe, number, read_json, record, text, whole
+from jarm.core.outside import integer, maybe, number, read_json, string, struct
 from jarm.core.status import JarmError, printable
 from jarm.llm.rope import Rope, make_rope
 
@@ -215,12 +215,12 @@ ACTIVATIONS = {
 
 _QUANTISED = "The weights are quantised, which jarm does not read: take the model in bfloat16 or float32."
 _SIZES = {
-    **dict.fromkeys(("num_hidden_layers", "n_layer"), maybe(whole(1, 1000))),
-    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), maybe(whole(1, 1 << 16))),
-    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "n_inner", "head_dim"), maybe(whole(1, 1 << 24))),
-    **dict.fromkeys(("vocab_size", "type_vocab_size"), maybe(whole(1, 1 << 28))),
-    **dict.fromkeys(("max_position_embeddings", "n_positions"), maybe(whole(1, 1 << 28))),
-    "sliding_window": maybe(whole(0, 1 << 28)),
+    **dict.fromkeys(("num_hidden_layers", "n_layer"), maybe(integer(1, 1000))),
+    **dict.fromkeys(("num_attention_heads", "n_head", "num_key_value_heads"), maybe(integer(1, 1 << 16))),
+    **dict.fromkeys(("hidden_size", "n_embd", "intermediate_size", "n_inner", "head_dim"), maybe(integer(1, 1 << 24))),
+    **dict.fromkeys(("vocab_size", "type_vocab_size"), maybe(integer(1, 1 << 28))),
+    **dict.fromkeys(("max_position_embeddings", "n_positions"), maybe(integer(1, 1 << 28))),
+    "sliding_window": maybe(integer(0, 1 << 28)),
     **dict.fromkeys(("rms_norm_eps", "layer_norm_eps", "layer_norm_epsilon"), number(0, 1)),
 }
 """Settings of a config.json, and their range; transformers builds lists of `num_hidden_layers` entries."""
@@ -306,7 +306,7 @@ def _check_raw(folder: pathlib.Path) -> None:
     """Refuse what transformers would not say in a sentence, or what `convert_config` does not see."""
     adapter, path = folder / "adapter_config.json", folder / "config.json"
     if there(adapter):
-        said = read_json(adapter, record({}, {"peft_type": text(), "base_model_name_or_path": maybe(text())}))
+        said = read_json(adapter, struct({}, {"peft_type": string(), "base_model_name_or_path": maybe(string())}))
         base = said.get("base_model_name_or_path") or "its base model"
         raise JarmError(
             f"{folder} holds a {printable(said.get('peft_type', 'PEFT'))[:80]} adapter (adapter_config.json) of "
@@ -315,7 +315,7 @@ def _check_raw(folder: pathlib.Path) -> None:
         )
     if not there(path):
         raise JarmError(f"{folder} is no checkpoint: it needs a config.json with a `model_type`.")
-    raw = read_json(path, record({}, _SIZES))
+    raw = read_json(path, struct({}, _SIZES))
     model_type = raw.get("model_type")
     if not isinstance(model_type, str):
         raise JarmError(f"{folder} is no checkpoint: it needs a config.json with a `model_type`.")
@@ -324,7 +324,7 @@ def _check_raw(folder: pathlib.Path) -> None:
         raise JarmError(f"Unknown model_type '{shown}' in {path}: jarm knows {', '.join(FAMILIES)}.")
     inner = raw.get("text_config") if FAMILIES[model_type].text_config else None
     if inner is not None:
-        read_json(path, record({"text_config": record({}, _SIZES)}))
+        read_json(path, struct({"text_config": struct({}, _SIZES)}))
     for each in (raw, inner or {}):
         for name in ("quantization_config", "compression_config"):
             if each.get(name) is not None:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jarm.core.files import inside, there
 from jarm.core.messages import brief
-from jarm.core.outside import mapping, read_json, record, text
+from jarm.core.outside import mapping, read_json, string, struct
 from jarm.core.status import JarmError, printable
 from jarm.core.types import Params
 from jarm.llm.config import FAMILIES, ModelConfig, read_config
@@ -121,7 +121,7 @@ def _files(folder: pathlib.Path) -> Iterator[tuple[pathlib.Path, set[str] | None
         yield folder / "model.safetensors", None
     elif there(index):
         try:
-            places = read_json(index, record({"weight_map": mapping(text(1000))}))["weight_map"]
+            places = read_json(index, struct({"weight_map": mapping(string(1000))}))["weight_map"]
         except JarmError as error:
             raise JarmError(f"{index} has no readable `weight_map`: {error}") from error
         files: dict[str, set[str]] = {}

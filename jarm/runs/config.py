@@ -62,6 +62,8 @@ def documented_by(*records: type) -> Callable[[type[T]], type[T]]:
 
 def as_text(option: str, value: Any) -> Any:
     """A list of names or whole numbers with commas between them; a number as text where the option is of numbers."""
+    if isinstance(value, np.ndarray) and value.ndim == 1:
+        value = value.tolist()
     if isinstance(value, (list, tuple)) and all(isinstance(each, (str, int, np.integer)) for each in value):
         return value if any(isinstance(each, bool) for each in value) else ",".join(map(str, value))
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)

@@ -23,16 +23,16 @@ import jax
 
 from jarm.core.files import append_whole, claim, is_sealed, make_folder, plain, refuse_link, sealed, write_whole
 from jarm.core.outside import (
+    array,
+    boolean,
     checked,
     either,
-    listing,
     mapping,
     maybe,
     number,
     parse_json,
-    record,
-    text,
-    truth,
+    string,
+    struct,
 )
 from jarm.core.settings import KEYS
 from jarm.core.status import JarmError
@@ -81,12 +81,12 @@ RENAMED = {"pool": "candidates", "prior": "prior_weight"}
 """Old name -> new name, of options in the folders of earlier versions: their settings, axes and records."""
 
 AGAIN = "remove that line, and its run is made again"
-_SETTINGS = record({}, {"axes": listing(text()), "named": mapping(mapping())})
-_NUMBER = maybe(either(truth, number()))
-_AXIS = either(text(), _NUMBER)
-_FIELDS = {name: maybe(text()) for name in ("kind", "rule", "message", "device", "commit", "config", "source")}
+_SETTINGS = struct({}, {"axes": array(string()), "named": mapping(mapping())})
+_NUMBER = maybe(either(boolean, number()))
+_AXIS = either(string(), _NUMBER)
+_FIELDS = {name: maybe(string()) for name in ("kind", "rule", "message", "device", "commit", "config", "source")}
 """Fields of a record that are no numbers, beside its axes."""
-_FIELDS["versions"] = mapping(maybe(text()))
+_FIELDS["versions"] = mapping(maybe(string()))
 
 
 def renamed(options: dict[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,7 @@ import jax
 
 from jarm.core.distributed import in_step, long_step
 from jarm.core.files import LOCK, is_claimed, refuse_link, write_whole
-from jarm.core.outside import listing, read_json, record, text, whole
+from jarm.core.outside import array, integer, read_json, string, struct
 from jarm.core.status import JarmError
 from jarm.runs.records import CONFIG, RECORDS, RENAMED, RecordFolder, parsed_records
 
@@ -121,8 +121,8 @@ def sweep_status(out: pathlib.Path) -> dict[str, Any]:
     if missed := [name for name in ("progress.json", CONFIG) if not os.path.isfile(out / name)]:
         raise JarmError(f"{out} holds no sweep (it has no {missed[0]}): give the `out` of one that was started.")
     cure = "start the sweep again, with the same `out`"
-    total = read_json(out / "progress.json", record({"runs": whole()}), cure=cure)["runs"]
-    settings = read_json(out / CONFIG, record({"axes": listing(text())}), cure="put it right, or give another `out`")
+    total = read_json(out / "progress.json", struct({"runs": integer()}), cure=cure)["runs"]
+    settings = read_json(out / CONFIG, struct({"axes": array(string())}), cure="put it right, or give another `out`")
     axes = tuple(RENAMED.get(axis, axis) for axis in settings["axes"])
     missing, failures = dict[tuple[Any, ...], int](), dict[str, int]()  # run -> its missing lines
     for path in (out, *_process_folders(out)):

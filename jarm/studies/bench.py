@@ -23,7 +23,7 @@ from jarm.core.checks import INT32, Check, at_least, between, check_fields, name
 from jarm.core.files import append_whole, make_folder, plain, write_whole
 from jarm.core.interrupts import STOP, Stopped, ahead
 from jarm.core.memory import refuse_too_large
-from jarm.core.outside import checked, maybe, number, parse_json, record, text, whole
+from jarm.core.outside import checked, integer, maybe, number, parse_json, string, struct
 from jarm.core.status import JarmError, Status
 from jarm.core.streams import say
 from jarm.design.fisher import fisher_weight, pair_information
@@ -260,10 +260,10 @@ def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any
     return rows
 
 
-_ROW = record(
+_ROW = struct(
     {
-        **{name: text() for name in ("rule", "family", "pairs")},
-        **{name: whole() for name in ("candidates", "batch", "features", "members")},
+        **{name: string() for name in ("rule", "family", "pairs")},
+        **{name: integer() for name in ("candidates", "batch", "features", "members")},
         **{name: number() for name in ("cpu_s", "cpu_low_s", "cpu_high_s", "wall_s", "compile_s")},
         **{name: maybe(number()) for name in ("cores", "temp_bytes", "log_det")},
     }

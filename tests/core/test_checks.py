@@ -101,6 +101,8 @@ def test_a_record_is_not_checked_where_jax_builds_it_again():
     ("config", "given", "kept"),
     [
         (CompareConfig, {"rules": ("random", "dopt")}, {"rules": "random,dopt"}),
+        (CompareConfig, {"rules": np.array(["dopt", "xtx"])}, {"rules": "dopt,xtx"}),
+        (CompareConfig, {"best_of": np.array([2, 5])}, {"best_of": "2,5"}),
         (CompareConfig, {"best_of": [2, 5], "gold_scale": 2}, {"best_of": "2,5", "gold_scale": "2"}),
         (CompareConfig, {"seeds": np.int64(3), "noise": 2}, {"seeds": 3, "noise": 2.0}),
         (CompareConfig, {"out": "here", "data": pathlib.Path("a")}, {"out": pathlib.Path("here"), "data": "a"}),

@@ -30,6 +30,8 @@ def test_only_a_file_is_an_existing_file(tmp_path):
         existing_file(path)
     with pytest.raises(JarmError, match="is a folder"):
         existing_file(tmp_path)
+    with pytest.raises(JarmError, match="/dev/null is a pipe or a device, which cannot be read twice"):
+        existing_file("/dev/null")
     write_whole(path, "x")
     assert existing_file(str(path)) == path
 

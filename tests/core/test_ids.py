@@ -89,6 +89,7 @@ def test_texts_and_tuples():
         (["a", True], r"Entry 1 of prompts is a bool \(True\)"),
         (np.array([True, False]), "Entry 0 of prompts is a bool"),
         ([1, 2.0], r"Entry 1 of prompts is a float \(2.0\)"),
+        ([2.0, 1.0], r"Entry 0 of prompts is a float \(2.0\): write the column as whole numbers \(in pandas"),
         ([1, np.float32(2)], "Entry 1 of prompts is a float32"),
         ([1, 2j], "Entry 1 of prompts is a complex"),
         ([1, b"a"], "Entry 1 of prompts is a bytes"),

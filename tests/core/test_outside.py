@@ -5,18 +5,18 @@ import json
 import pytest
 
 from jarm.core.outside import (
+    array,
+    boolean,
     either,
-    listing,
+    enum,
+    integer,
     mapping,
     maybe,
     number,
-    one_of,
     parse_json,
     read_json,
-    record,
-    text,
-    truth,
-    whole,
+    string,
+    struct,
 )
 from jarm.core.status import JarmError
 
@@ -61,18 +61,22 @@ def test_a_pair_of_surrogates_is_a_letter_and_a_table_takes_numbers_as_they_are(
 @pytest.mark.parametrize(
     ("check", "good", "bad"),
     [
-        (whole(1, 9), [1, 9], [0, 10, 1.0, True, "1", None, [1], 10**300]),
-        (whole(), [0, 10**30], [-1, float("nan")]),
+        (integer(1, 9), [1, 9], [0, 10, 1.0, True, "1", None, [1], 10**300]),
+        (integer(), [0, 10**30], [-1, float("nan")]),
         (number(), [0, -1.5, 10**300], [True, "1", None, float("inf"), float("nan"), 10**400]),
         (number(0, 1), [0, 1, 0.5], [-0.1, 1.1]),
-        (text(3), ["", "abc"], ["abcd", 1, None, []]),
-        (truth, [True, False], [0, 1, "true", None]),
-        (one_of("a", 1), ["a", 1], ["b", True, 1.0, None, [], {}]),
-        (maybe(whole()), [None, 1], [-1, "1"]),
-        (either(whole(), listing(whole())), [1, [1, 2]], ["1", [1, "2"], None]),
-        (listing(whole(), 1, 2), [[1], [1, 2]], [[], [1, 2, 3], ["1"], 1, {}, "1"]),
-        (mapping(text()), [{}, {"a": "b"}], [[], {"a": 1}, None]),
-        (record({"a": whole()}, {"b": text()}), [{"a": 1}, {"a": 1, "b": "", "c": []}], [{}, {"a": 1, "b": 2}, [], 1]),
+        (string(3), ["", "abc"], ["abcd", 1, None, []]),
+        (boolean, [True, False], [0, 1, "true", None]),
+        (enum("a", 1), ["a", 1], ["b", True, 1.0, None, [], {}]),
+        (maybe(integer()), [None, 1], [-1, "1"]),
+        (either(integer(), array(integer())), [1, [1, 2]], ["1", [1, "2"], None]),
+        (array(integer(), 1, 2), [[1], [1, 2]], [[], [1, 2, 3], ["1"], 1, {}, "1"]),
+        (mapping(string()), [{}, {"a": "b"}], [[], {"a": 1}, None]),
+        (
+            struct({"a": integer()}, {"b": string()}),
+            [{"a": 1}, {"a": 1, "b": "", "c": []}],
+            [{}, {"a": 1, "b": 2}, [], 1],
+        ),
     ],
 )
 def test_a_check_takes_what_it_says_and_nothing_else(check, good, bad):
@@ -92,7 +96,7 @@ def test_a_check_takes_what_it_says_and_nothing_else(check, good, bad):
     ],
 )
 def test_a_fault_names_the_field_and_its_value(tmp_path, value, said):
-    path, check = tmp_path / "x.json", record({"layers": listing(record({"width": whole(1)}))})
+    path, check = tmp_path / "x.json", struct({"layers": array(struct({"width": integer(1)}))})
     path.write_text(json.dumps(value))
     with pytest.raises(JarmError, match=rf"x\.json: {said}: copy or download it again\.$"):
         read_json(path, check)

@@ -641,10 +641,7 @@ def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkey
 @pytest.mark.parametrize(
     ("args", "words"),
     [
-        ([], "give one file"),
-        (["a.toml", "b.toml"], "give one file"),
         (["nowhere.toml"], "There is no file nowhere.toml"),
-        (["status"], "`jarm sweep status`: give one file, or `status` and a folder"),
         (["FILE", "--workers", "-1"], "`workers` is -1"),
         (["FILE", "--process-id", "1"], "goes with `--coordinator HOST:PORT`"),
         (["FILE", "--coordinator", "nobody"], "'nobody' is no address of process 0"),
