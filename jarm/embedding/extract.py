@@ -47,6 +47,8 @@ SAVED = 0.1
 """Prompts are shared where that saves at least this share of all tokens, padding counted."""
 CACHE_BYTES = 1 << 32
 """Largest size of the keys and values of shared prompts, on each device."""
+KEPT_TOKENS = 1 << 26
+"""Largest number of tokens of a corpus that are kept, 256 MiB; texts beyond them are tokenised whenever read."""
 _AHEAD = 2
 """Batches queued on the device while the results of an earlier one are awaited."""
 T = TypeVar("T")
@@ -87,6 +89,8 @@ class Corpus:
     def __init__(self, texts: Texts, tokenizer: Tokenizer):
         self.texts, self.tokenizer = texts, tokenizer
         self.truncated: set[int] = set()
+        self._kept: dict[int, np.ndarray] = {}
+        self._room = KEPT_TOKENS
 
     def __len__(self) -> int:
         return len(self.texts.columns["response"])
@@ -128,19 +132,27 @@ class Corpus:
         Raises:
           JarmError: a text that cannot be rendered, or has no tokens, by its place in the input.
         """
-        rendered = []
-        for row in rows.tolist():
+        fresh, rendered = [row for row in rows.tolist() if row not in self._kept], []
+        for row in fresh:
             try:
                 rendered.append(self.tokenizer.render(self.texts.row(row)))
             except JarmError as error:
                 raise JarmError(f"{self.texts.places[row]}: {error}") from error
         ids, cut = self.tokenizer.encode(rendered)
-        self.truncated.update(row for row, each in zip(rows.tolist(), cut, strict=True) if each)
-        encoded = list(zip(rows.tolist(), ids, strict=True))
-        if empty := [row for row, each in encoded if not len(each)]:
+        self.truncated.update(row for row, each in zip(fresh, cut, strict=True) if each)
+        made = dict(zip(fresh, ids, strict=True))
+        if empty := [row for row, each in made.items() if not len(each)]:
             place = self.texts.places[empty[0]]
             raise JarmError(f"{place}: the text is empty, so there is nothing to embed: leave it out.")
-        return encoded
+        self._keep(made)
+        return [(row, made[row] if row in made else self._kept[row]) for row in rows.tolist()]
+
+    def _keep(self, made: dict[int, np.ndarray]) -> None:
+        """Keep token ids for the next who asks, while there is room."""
+        tokens = sum(map(len, made.values()))
+        if tokens <= self._room:
+            self._room -= tokens
+            self._kept |= made
 
 
 def extract(

@@ -1,5 +1,6 @@
 """`jarm embed`: text to store, interrupted and resumed, in all its settings."""
 
+import collections
 import contextlib
 import dataclasses
 import json
@@ -23,6 +24,7 @@ from jarm.data.journal import ROWS, Rows, encode_rows
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.writer import StoreWriter
 from jarm.embedding import embed as embed_module
+from jarm.embedding import extract as extract_module
 from jarm.embedding import sink
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
@@ -324,6 +326,25 @@ def test_the_number_of_shapes_does_not_grow_with_the_input(tmp_path, folder, sha
         embed(settings(folder, table, tmp_path / f"{at}", share_prompts=share))
         compiled.append(embed_tokens._cache_size() - before)
     assert compiled[1] <= 8
+
+
+def test_a_text_is_tokenised_once_while_there_is_room(tmp_path, folder, monkeypatch):
+    table = write_rows(tmp_path / "r.jsonl", random_rows(40))
+    real, times = Tokenizer.encode, collections.Counter()
+
+    def counted(self, texts):
+        times.update(texts)
+        return real(self, texts)
+
+    monkeypatch.setattr(Tokenizer, "encode", counted)
+    for place, room in (("kept", extract_module.KEPT_TOKENS), ("again", 0)):
+        monkeypatch.setattr(extract_module, "KEPT_TOKENS", room)
+        times.clear()
+        embed(settings(folder, table, tmp_path / place))
+        assert (max(times.values()) == 1) == (place == "kept")
+    stores = [EmbeddingStore(tmp_path / place) for place in ("kept", "again")]
+    assert stores[0].keys == stores[1].keys
+    np.testing.assert_array_equal(*(store.rows(store.keys) for store in stores))
 
 
 def test_a_text_that_comes_out_infinite_is_named_and_the_others_stay(tmp_path, folder, monkeypatch):
