@@ -176,6 +176,7 @@ def _sweep(
         return
     summary = sweep(read)
     if jax.process_index() == 0:
+        show(f"{summary['answer']}\n")
         failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
         if failed:
             show(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import collections
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jarm.report.statistics import interval, number
@@ -52,6 +53,37 @@ def answer(rules: Mapping[str, Row], baseline: str = "random") -> str:
         return f"No, {advice}. {which} worse than {baseline}; the nearest: {detail}."
     also = f" {_listed(worse)} {'was' if len(worse) == 1 else 'were'} worse than {baseline}." if worse else ""
     return f"No gain shown: {advice}, or run more seeds. The best mean: {detail}, which may be chance.{also}"
+
+
+def answer_of_sweep(settings: Sequence[Mapping[str, Row]], baseline: str = "random") -> str:
+    """A plain answer from all settings of a sweep: which rules are shown to beat the baseline, and in how many of them.
+
+    It rests on the intervals of all rules in all settings together.
+
+    Args:
+      settings: of each setting its rules, as for `answer`.
+      baseline: the rule that others are compared with.
+    """
+    rows = [(rule, row) for rules in settings for rule, row in rules.items() if rule != baseline]
+    seeds = max((row["paired_seeds"] for _, row in rows), default=0)
+    if not seeds:
+        return f"Nothing to answer: no rule has a whole run beside one of {baseline} on the same seed."
+    if seeds < MIN_SEEDS:
+        return f"Too few seeds to say: {seeds} of the {MIN_SEEDS} or more that an answer needs; raise `seeds`."
+    gains = [(rule, _gain(row)) for rule, row in rows if row["paired_seeds"] >= MIN_SEEDS and _gain(row)]
+    better = collections.Counter(rule for rule, gain in gains if gain["low"] > 0)
+    worse = collections.Counter(rule for rule, gain in gains if gain["high"] < 0)
+    count = f"{len(settings):,} setting{'s' * (len(settings) != 1)}"
+    said = f"No rule is shown to beat {baseline} in any of {count}: label pairs chosen by {baseline} there."
+    if better:
+        said = f"Better than {baseline}, of {count}: {_counted(better)}."
+    if worse:
+        said += f" Worse than {baseline}: {_counted(worse)}."
+    return f"{said} Intervals of 95 % in mean Spearman, which allow for comparing {len(rows):,} curves."
+
+
+def _counted(rules: collections.Counter[str]) -> str:
+    return _listed([f"{rule} in {count:,}" for rule, count in rules.most_common()])
 
 
 def _gain(row: Row) -> Any:

@@ -140,7 +140,12 @@ def sweep_text(summary: dict[str, Any]) -> str:
     axes = list(summary["settings"][0]["axes"]) if summary["settings"] else []
     baseline, settings, failures = summary["baseline"], summary["settings"], summary["failures"]
     runs = sum(row["seeds"] for setting in settings for row in setting["rules"].values())
-    lines = [f"# {_count(len(settings), 'setting')}, {_count(runs, 'whole run')}", ""]
+    lines = [
+        f"**{escaped(summary['answer'])}**",
+        "",
+        f"# {_count(len(settings), 'setting')}, {_count(runs, 'whole run')}",
+        "",
+    ]
     if failures:
         lines += [*(f"- {_count(count, 'run')} failed: {escaped(failure)}" for failure, count in failures.items()), ""]
     last = ["area under Spearman curve", "final Spearman", f"labels to {baseline}'s end"]

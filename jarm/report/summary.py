@@ -13,7 +13,7 @@ import numpy as np
 
 from jarm.core.files import make_folder, plain, write_whole
 from jarm.core.outside import read_json
-from jarm.report.answer import answer
+from jarm.report.answer import answer, answer_of_sweep
 from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
 from jarm.report.markdown import BATCH_COLUMNS, EFFECT, comparison_text, sweep_text
 from jarm.report.statistics import (
@@ -35,7 +35,9 @@ PROVENANCE = ("device", "versions", "commit", "config")
 """Fields of a record that say where it comes from."""
 
 
-def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planning: bool = True) -> dict[str, Any]:
+def summarise(
+    records: list[dict[str, Any]], baseline: str = "random", *, settings: int | None = None
+) -> dict[str, Any]:
     """The numbers behind `summary.md`.
 
     Each rule is compared with the baseline on the seeds whose runs are whole for both. `area` is the area under the
@@ -46,18 +48,19 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planni
     Args:
       records: flat, one per rule, seed and round, with kind `run`; and one per reference line, with kind `reference`.
       baseline: name of the rule that others are compared with.
-      planning: whether to add intervals for all rules together, and the number of seeds that would show a small
-        difference.
+      settings: of a sweep, the number of settings whose intervals are read together with these; None for a comparison,
+        which also says how many seeds would show a small difference.
 
     Returns:
-      `answer`: in a sentence or two, if planning; `rules`: rule -> its numbers and `verdict`; `reference`: name ->
-      metrics; `provenance`; what was compared.
+      `answer`: in a sentence or two, None of a setting of a sweep; `rules`: rule -> its numbers and `verdict`;
+      `reference`: name -> metrics; `provenance`; what was compared.
     """
     runs, best = runs_of(records), best_of_names(records)
     runs |= {r["rule"]: {} for r in records if r.get("kind") == "failed" and r["rule"] not in runs}
     shown = best[-1] if best else None
     base_runs = runs.get(baseline, {})
-    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown, planning * (len(runs) - 1)) for rule in runs}
+    together = (settings or 1) * (len(runs) - 1)
+    rules = {rule: _rule(rule, runs[rule], baseline, base_runs, shown, together) for rule in runs}
     for rule, row in rules.items():
         begun = {r["seed"] for r in records if r.get("kind", "run") == "run" and r["rule"] == rule}
         failed = [r["message"] for r in records if r.get("kind") == "failed" and r["rule"] == rule]
@@ -69,7 +72,7 @@ def summarise(records: list[dict[str, Any]], baseline: str = "random", *, planni
     rules = _plain(rules)
     return _plain(
         {
-            "answer": answer(rules, baseline) if planning else None,
+            "answer": answer(rules, baseline) if settings is None else None,
             "baseline": baseline,
             "metric": METRIC,
             "best_of": shown,
@@ -115,7 +118,7 @@ def _rule(
         if paired:
             pair = take(curves(runs, metric, paired)), take(curves(base_runs, metric, paired))
             row[f"{name}_gain"] = paired_difference(*pair)
-            if name == "area" and rule != baseline and comparisons:
+            if name == "area" and rule != baseline:
                 row["area_gain_together"] = simultaneous_ci(pair[0] - pair[1], comparisons)
                 few = len(paired) < SEEDS_TO_PLAN
                 row["seeds_to_see"] = math.nan if few else seeds_to_see(EFFECT, pair[0] - pair[1])
@@ -197,7 +200,8 @@ def write_sweep_summary(
       baseline: name of the rule that others are compared with, within each setting.
 
     Returns:
-      `settings`: for each of them its `axes` and the `rules` of `summarise`; and `provenance`.
+      `answer`: in a sentence or two; `settings`: for each of them its `axes` and the `rules` of `summarise`; and
+      `provenance`.
     """
     axes = list(settings[0])
     by_setting: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
@@ -205,12 +209,13 @@ def write_sweep_summary(
         if record["kind"] != "reference":
             by_setting.setdefault(tuple(record[axis] for axis in axes), []).append(record)
     rows = [
-        {"axes": setting, "rules": summarise(own, baseline, planning=False)["rules"]}
+        {"axes": setting, "rules": summarise(own, baseline, settings=len(by_setting))["rules"]}
         for setting in settings
         if (own := by_setting.get(tuple(setting.values())))
     ]
     config = out / "config.json"
     summary = {
+        "answer": answer_of_sweep([row["rules"] for row in rows], baseline),
         "baseline": baseline,
         "settings": rows,
         "failures": dict(collections.Counter(line["message"] for line in records if line["kind"] == "failed")),

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from test_summary import make_records
 
-from jarm.report.answer import answer
+from jarm.report.answer import answer, answer_of_sweep
 from jarm.report.markdown import code, escaped, table
 from jarm.report.statistics import simultaneous_ci
 from jarm.report.summary import summarise, write_summary
@@ -61,6 +61,35 @@ def test_the_best_of_many_has_to_beat_chance_for_all_of_them():
 
     assert answer(rows(1)).startswith("Yes")
     assert answer(rows(20)).startswith("No gain shown")
+
+
+@pytest.mark.parametrize(
+    ("settings", "seeds", "begins"),
+    [
+        (
+            [{"a": 0.05, "b": 0.0}, {"a": 0.05, "b": -0.05}],
+            6,
+            "Better than random, of 2 settings: a in 2. Worse than random: b in 1.",
+        ),
+        (
+            [{"a": 0.05, "b": 0.05}, {"a": 0.05, "b": 0.0}],
+            6,
+            "Better than random, of 2 settings: a in 2 and b in 1. Intervals",
+        ),
+        ([{"a": 0.0}], 6, "No rule is shown to beat random in any of 1 setting: label pairs chosen by random there."),
+        ([{"a": 0.05}], 4, "Too few seeds to say: 4 of the 5"),
+        ([{}], 6, "Nothing to answer"),
+    ],
+)
+def test_a_sweep_says_how_often_each_rule_is_better(settings, seeds, begins):
+    rows = [summarise(records(gains, seeds=seeds), settings=len(settings))["rules"] for gains in settings]
+    assert answer_of_sweep(rows).startswith(begins)
+
+
+def test_a_sweep_allows_for_all_its_settings():
+    gains = [summarise(records({"dopt": 0.01}), settings=count)["rules"]["dopt"] for count in (1, 50)]
+    few, many = (row["area_gain_together"] for row in gains)
+    assert few["low"] > 0 > many["low"]
 
 
 def test_numbers_of_the_answer_are_those_of_the_interval():
