@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import os
 import pathlib
 import statistics
@@ -20,7 +19,7 @@ from jarm.acquisition.optimal_design import prior_information
 from jarm.acquisition.registry import RULES, get_rule, needs_ensemble
 from jarm.core.base import Belief, HParams, PairSpace
 from jarm.core.checks import INT32, Check, at_least, between, check_fields, named
-from jarm.core.files import append_whole, make_folder, plain, write_whole
+from jarm.core.files import append_whole, is_sealed, make_folder, plain, sealed, write_whole
 from jarm.core.interrupts import STOP, Stopped, ahead
 from jarm.core.memory import refuse_too_large
 from jarm.core.outside import checked, integer, maybe, number, parse_json, string, struct
@@ -248,7 +247,7 @@ def bench(config: BenchConfig, peers: Sequence[Peer] = ()) -> list[dict[str, Any
         problem = make_problem(config, count)
         sides, stopped = _measure(everyone, problem, config, count)
         made = ({name: plain(value) for name, value in _row(side, problem, config, count).items()} for side in sides)
-        append_whole(config.out / "bench.jsonl", "".join(json.dumps(row) + "\n" for row in made).encode())
+        append_whole(config.out / "bench.jsonl", b"".join(map(sealed, made)))
         if stopped:
             break
         slow = {side.name for side in sides if statistics.median(wall for _, wall in side.times) > config.limit}
@@ -284,6 +283,9 @@ def _like(config: BenchConfig) -> list[dict[str, Any]]:
     for line_number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
         where = f"Line {line_number} of {path}"
         row = checked(parse_json(line, where, cure), _ROW, where, cure)
+        if is_sealed(line) is False:
+            raise JarmError(f"{where} is damaged, as its checksum shows: {cure}.")
+        row.pop("line", None)
         if all(row[name] == value for name, value in wanted.items()):
             latest[row["rule"], row["candidates"]] = row
     return list(latest.values())

@@ -29,6 +29,13 @@ def test_rows_say_what_was_measured_and_are_appended(tmp_path, capsys):
     assert "| entropy |" in shown
     assert (tmp_path / "bench.png").exists()
 
+    file = tmp_path / "bench.jsonl"
+    file.write_text(file.read_text().replace('"cpu_s": 0', '"cpu_s": 1', 1))
+    with pytest.raises(
+        JarmError, match=r"Line 1 of .*bench\.jsonl is damaged, as its checksum shows: remove that line"
+    ):
+        bench(BenchConfig(rules="entropy", out=tmp_path, **SMALL))
+
 
 @pytest.mark.parametrize(
     ("name", "content", "said"),
