@@ -53,6 +53,8 @@ def key():
 
 @pytest.fixture(scope="module", autouse=True)
 def _forget_programs():
-    """Each compiled program holds memory maps, of which a process may have 65,530: a module's go when it ends."""
+    """Each compiled program holds memory maps, of which a process may have 65,530: all go before they are so many."""
     yield
-    jax.clear_caches()
+    maps = pathlib.Path("/proc/self/maps")
+    if not maps.exists() or maps.read_bytes().count(b"\n") > 20_000:
+        jax.clear_caches()

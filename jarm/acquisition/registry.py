@@ -88,7 +88,7 @@ class RuleEntry:
     @property
     def summary(self) -> str:
         """The first line of the rule's docstring."""
-        return (self.rule.__doc__ or "").strip().splitlines()[0]
+        return (self.rule.__doc__ or "").strip().partition("\n")[0]
 
 
 RULES: dict[str, RuleEntry] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 import re
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
@@ -43,7 +44,7 @@ def documented_by(*records: type) -> Callable[[type[T]], type[T]]:
     """
 
     def complete(config: type[T]) -> type[T]:
-        if config.__doc__ is None:  # python -OO
+        if sys.flags.optimize > 1:  # there are no docstrings
             return config
         texts = dict[str, str]()
         for each in (config, *records):

@@ -82,6 +82,12 @@ def _set(pairs: Any) -> set[tuple[int, int]]:
     return {(int(i), int(j)) for i, j in np.asarray(pairs)}
 
 
+def _expect(holds: Any, fault: str) -> None:
+    """An assertion that `python -O` keeps."""
+    if not holds:
+        raise AssertionError(fault)
+
+
 def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
     """Assert that a batch holds k distinct pairs of the space, smaller index first, or all of a smaller space.
 
@@ -91,27 +97,27 @@ def check_batch(selection: Selection, space: PairSpace, k: int) -> None:
     offered = _set(list_pairs(space))
     pairs, valid, gains = (np.asarray(field) for field in (selection.pairs, selection.valid, selection.gains))
     types = [field.dtype.name for field in (selection.pairs, selection.gains, selection.valid, selection.status)]
-    assert types == ["int32", "float32", "bool", "int32"], f"types {types} are not those of a Selection"
-    assert (pairs.shape, gains.shape, valid.shape) == ((k, 2), (k,), (k,)), "shapes are not those of a Selection"
-    assert int(selection.status) != Status.NONFINITE, "a score is not a number, or infinite"
+    _expect(types == ["int32", "float32", "bool", "int32"], f"types {types} are not those of a Selection")
+    _expect((pairs.shape, gains.shape, valid.shape) == ((k, 2), (k,), (k,)), "shapes are not those of a Selection")
+    _expect(int(selection.status) != Status.NONFINITE, "a score is not a number, or infinite")
     expected = min(k, len(offered))
-    assert valid.sum() == expected, f"{valid.sum()} pairs picked, {expected} wanted of a space of {len(offered)}"
-    assert valid[:expected].all(), "valid pairs do not come first"
-    assert (pairs[~valid] == 0).all(), "an invalid pair is not (0, 0)"
+    _expect(valid.sum() == expected, f"{valid.sum()} pairs picked, {expected} wanted of a space of {len(offered)}")
+    _expect(valid[:expected].all(), "valid pairs do not come first")
+    _expect((pairs[~valid] == 0).all(), "an invalid pair is not (0, 0)")
     chosen = _set(pairs[valid])
-    assert len(chosen) == expected, "a pair was picked twice"
-    assert chosen <= offered, f"pairs {sorted(chosen - offered)} are not in the space"
+    _expect(len(chosen) == expected, "a pair was picked twice")
+    _expect(chosen <= offered, f"pairs {sorted(chosen - offered)} are not in the space")
     status = Status.OK if expected == k else Status.EXHAUSTED
-    assert int(selection.status) == status, f"status {int(selection.status)} where {status!r} is due"
-    assert np.isfinite(gains).all(), "a gain is not finite"
-    assert (np.diff(gains[valid]) <= 1e-4 * np.abs(gains).max()).all(), "the batch is not best first"
+    _expect(int(selection.status) == status, f"status {int(selection.status)} where {status!r} is due")
+    _expect(np.isfinite(gains).all(), "a gain is not finite")
+    _expect((np.diff(gains[valid]) <= 1e-4 * np.abs(gains).max()).all(), "the batch is not best first")
 
 
 def _check_batch(rule: Rule, kind: str) -> None:
     """A full batch; from a space with fewer pairs all of them, and EXHAUSTED."""
     case = make_case(kind)
     selection = call_rule(rule, case)
-    assert isinstance(selection, Selection), f"it returned {type(selection).__name__}, not a Selection"
+    _expect(isinstance(selection, Selection), f"it returned {type(selection).__name__}, not a Selection")
     check_batch(selection, case.space, BATCH)
     # A few responses, a labelled pair among them; for the list, the ends of its first pair.
     ends = {"within": [4, 5, 6, 7], "cross": [0, 3, 21, 22], "all": [0, 1, 2]}
@@ -127,9 +133,9 @@ def _check_same_key(rule: Rule, kind: str) -> None:
     other = make_case(kind, seed=1)
     with count_compilations() as compiled:
         jax.block_until_ready(_jitted(rule)(jax.random.key(1), other.hparams, *other[:2], k=BATCH))
-    assert not compiled, f"a second call compiled {compiled}"
+    _expect(not compiled, f"a second call compiled {compiled}")
     again = call_rule(rule, case)
-    assert jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again)), "two calls differ"
+    _expect(jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again)), "two calls differ")
 
 
 def _check_vmap(rule: Rule, kind: str) -> None:
@@ -144,8 +150,8 @@ def _check_vmap(rule: Rule, kind: str) -> None:
     )
     for place, case in enumerate(cases):
         alone = call_rule(rule, case, key=jax.random.split(jax.random.key(0))[place])
-        assert (both.pairs[place] == alone.pairs).all(), "a batch under vmap differs from the same batch alone"
-        assert np.allclose(both.gains[place], alone.gains, rtol=1e-4, atol=1e-5), "gains under vmap differ"
+        _expect((both.pairs[place] == alone.pairs).all(), "a batch under vmap differs from the same batch alone")
+        _expect(np.allclose(both.gains[place], alone.gains, rtol=1e-4, atol=1e-5), "gains under vmap differ")
 
 
 def _check_symmetry(rule: Rule, kind: str) -> None:
@@ -163,8 +169,8 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         labelled_features=belief.labelled_features - 2,
         labelled_rewards=belief.labelled_rewards + 3,
     )
-    assert _set(call_rule(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), (
-        "a common shift changes picks"
+    _expect(
+        _set(call_rule(rule, case._replace(belief=shifted)).pairs) == _set(plain.pairs), "a common shift changes picks"
     )
 
     # Permute prompts, and responses within them.
@@ -187,7 +193,7 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
         space = listed_space(jnp.asarray(listed, jnp.int32), eligible, WIDTH)
     picked = call_rule(rule, Case(renamed, space, case.hparams))
     expected = {(min(pair), max(pair)) for pair in _set(new[plain.pairs])}
-    assert _set(picked.pairs) == expected, "renaming the responses does not rename the picks"
+    _expect(_set(picked.pairs) == expected, "renaming the responses does not rename the picks")
 
 
 def _check_failure(rule: Rule, kind: str) -> None:
@@ -203,7 +209,7 @@ def _check_failure(rule: Rule, kind: str) -> None:
                 broken = dataclasses.replace(broken, member_rewards=broken.member_rewards.at[:, chosen].set(value))
             result = call_rule(rule, case._replace(belief=broken))
             unused = bool((result.pairs == plain.pairs).all() & (result.gains == plain.gains).all())
-            assert unused or int(result.status) == Status.NONFINITE, f"{value} in {field} passes silently"
+            _expect(unused or int(result.status) == Status.NONFINITE, f"{value} in {field} passes silently")
     # A response outside all pairs may hold anything.
     outside = int(np.flatnonzero(~np.asarray(case.space.eligible))[0])
     broken = dataclasses.replace(
@@ -213,8 +219,8 @@ def _check_failure(rule: Rule, kind: str) -> None:
         member_rewards=case.belief.member_rewards.at[:, outside].set(np.nan),
     )
     result = call_rule(rule, case._replace(belief=broken))
-    assert (result.pairs == plain.pairs).all(), "a response that is not eligible changes the batch"
-    assert int(result.status) == Status.OK, "a response that is not eligible spoils the batch"
+    _expect((result.pairs == plain.pairs).all(), "a response that is not eligible changes the batch")
+    _expect(int(result.status) == Status.OK, "a response that is not eligible spoils the batch")
 
 
 def _check_constant(rule: Rule, kind: str) -> None:

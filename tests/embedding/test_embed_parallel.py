@@ -77,6 +77,7 @@ def test_eight_devices(job, reference, parallel):
     check(EmbeddingStore(out), reference)
 
 
+@pytest.mark.slow
 def test_two_processes(job, reference):
     folder, options = job
     said = list(finish(*pair(options, folder / "two")))

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import slow
 
 from jarm.core.base import HParams
 from jarm.core.columns import difference
@@ -89,7 +90,13 @@ CONFIGS = {
         warm_start=True,
     ),
 }
-RULES = [(name, rule) for name, config in CONFIGS.items() for rule in range(len(config.rules))]
+FAST = ("within", "cross prompts drawn")
+NAMED = [name if name in FAST else slow(name) for name in CONFIGS]
+RULES = [
+    (name, rule) if name in FAST else slow(name, rule)
+    for name, config in CONFIGS.items()
+    for rule in range(len(config.rules))
+]
 
 
 @functools.cache
@@ -150,7 +157,7 @@ def test_all_pairs_uses_both_kinds_of_pair():
     assert 0 < same.sum() < len(pairs)
 
 
-@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("name", NAMED)
 def test_one_trace_for_every_seed_rule_and_number(name):
     """A sweep compiles once: seeds, rules, noise, prior, learning rate and the data are all traced."""
     run_of(name, 0)
@@ -376,8 +383,9 @@ def test_few_candidates_of_many_responses_are_chosen_as_among_all():
     np.testing.assert_allclose(selection.gains, -np.sort(margins)[:4], rtol=1e-4)
 
 
-@pytest.mark.parametrize("candidates", [None, 8])
-@pytest.mark.parametrize(("head", "members"), [(LINEAR, 1), (MLP, 3)])
+@pytest.mark.parametrize(
+    ("head", "members", "candidates"), [(LINEAR, 1, None), (MLP, 3, 8), slow(LINEAR, 1, 8), slow(MLP, 3, None)]
+)
 def test_a_belief_is_what_the_heads_say(head, members, candidates):
     """Of every response, or of the ends of a few candidates; and of the ends of what is labelled."""
     seen = []
@@ -418,7 +426,7 @@ OTHERS = {
 }
 
 
-@pytest.mark.parametrize("name", OTHERS)
+@pytest.mark.parametrize("name", ["perfect", *map(slow, OTHERS.keys() - {"perfect"})])
 def test_other_annotators_and_fits_run(name):
     config = dataclasses.replace(CONFIGS["within"], rules=("random",), rounds=2, **OTHERS[name])
     device_table, hparams, _ = prepare(config, TABLE, HParams(label_smoothing=0.1))

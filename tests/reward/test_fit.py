@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import scipy.optimize
+from marks import slow
 
 from jarm.core.base import HParams, Labelled
 from jarm.core.status import JarmError, Status
@@ -95,7 +96,9 @@ def test_steps_are_those_of_adamw_by_hand(batching, key):
     assert np.isnan(info.valid_nll[0])
 
 
-@pytest.mark.parametrize("config", [two_halves(), two_halves(folds=1, holdout=0.2), two_halves(batch_size=16)])
+@pytest.mark.parametrize(
+    "config", [slow(two_halves()), two_halves(folds=1, holdout=0.2), slow(two_halves(batch_size=16))]
+)
 def test_an_mlp_learns_and_stops(config, key):
     e, pairs, gold = problem(n=100, capacity=100)
     params, info = fit_of(SMALL, config)(key, HPARAMS, e, pairs)
@@ -111,8 +114,8 @@ def test_an_mlp_learns_and_stops(config, key):
     ("head", "config"),
     [
         (SMALL, two_halves(members=2)),
-        (SMALL, two_halves(members=3, folds=1, holdout=0.2, ensemble="bootstrap")),
-        (SMALL, two_halves(members=2, batch_size=8, folds=1)),
+        slow(SMALL, two_halves(members=3, folds=1, holdout=0.2, ensemble="bootstrap")),
+        slow(SMALL, two_halves(members=2, batch_size=8, folds=1)),
         (HEADS[1], two_halves(members=3, ensemble="bootstrap")),
     ],
 )
@@ -128,7 +131,7 @@ def test_members_in_turn_and_together_are_the_same(head, config, key):
 CASES = [problem(n=n, capacity=103, responses=400) for n in (1, 40, 103)]
 
 
-@pytest.mark.parametrize("config", [two_halves(holdout=0.2), two_halves(holdout=0.2, folds=1, members=6)])
+@pytest.mark.parametrize("config", [slow(two_halves(holdout=0.2)), two_halves(holdout=0.2, folds=1, members=6)])
 def test_small_sizes_are_branched_to_without_a_trace_of_it(config, monkeypatch):
     fit = make_fit(SMALL, config)
     branching = [fit(jax.random.key(0), HPARAMS, e, pairs) for e, pairs, _ in CASES]
@@ -211,7 +214,7 @@ def test_a_warm_start_is_where_it_starts(key):
     chex.assert_trees_all_equal(params, start)
 
 
-@pytest.mark.parametrize("head", HEADS)
+@pytest.mark.parametrize("head", [SMALL, slow(HEADS[1])])
 def test_one_program_for_all_rounds_and_seeds(head, key):
     """Scanned over a growing set, seeds mapped or batched: the same fits, compiled once, with strong types."""
     e, pairs, _ = problem(n=40)

@@ -250,7 +250,7 @@ def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
         "repeats does not conform: batch on a space of 'within' pairs: a pair was picked twice"
         in capsys.readouterr().err
     )
-    rules = ["--rules", f"{path}:good,{path}:repeats", "--seeds", "1", "--out", str(tmp_path / "out")]
+    rules = ["--rules", f"{path}:good,{path}:repeats", "--seeds=1", "--head=linear", "--out", str(tmp_path / "out")]
     assert main([*ARGS, *rules]) == 1
     assert "mine.py:repeats ran to its end" in capsys.readouterr().err
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
@@ -261,7 +261,7 @@ def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
     # Another rule under the same name is not taken for the one that ran. (A process reads a file once.)
     path.write_text("\n".join([*lines, "# changed"]))
     with pytest.raises(JarmError, match=r"has changed since .* got runs of it: give another --out"):
-        compare(dataclasses.replace(SMALL, rules=f"{path}:good", seeds=2, out=tmp_path / "out"))
+        compare(dataclasses.replace(SMALL, rules=f"{path}:good", seeds=2, head="linear", out=tmp_path / "out"))
 
 
 def test_labels_by_one_column_and_metrics_by_another(tmp_path, capsys):
@@ -279,6 +279,7 @@ def test_labels_by_one_column_and_metrics_by_another(tmp_path, capsys):
         attributes="against",
         annotator="perfect",
         annotator_column="against",
+        rules="random",
         head="linear",
         candidates=0,
         out=tmp_path / "out",
