@@ -70,10 +70,14 @@ def prior_information(
 
     I_lab is the labelled information (0 where not past-aware), Ibar the mean information of a pair of the space, n the
     number of labels after this batch, c = `hparams.prior_weight` and rho = `hparams.prior_mix`. Scaling by n and by the
-    trace of Ibar makes c a pure number: the weight of the prior in units of the information of n average pairs.
+    trace of Ibar makes c a pure number: the weight of the prior in units of the information of n average pairs. Where
+    the head has a prior of its own, w ~ N(0, I / `belief.prior_precision`), A0 = I_lab + that precision times I.
     Jittered, so that a rank-deficient shape passes.
     """
-    prior = _shaped(hparams, _mean_information(belief, space), belief, k)
+    if belief.prior_precision is None:
+        prior = _shaped(hparams, _mean_information(belief, space), belief, k)
+    else:
+        prior = belief.prior_precision * jnp.eye(belief.features.shape[1], dtype=jnp.float32)
     return jitter(prior + belief.labelled_information if past_aware else prior)
 
 

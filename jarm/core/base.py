@@ -59,12 +59,15 @@ class RewardHead:
       features: `(params, e[..., d]) -> [..., F]`.
       weights: `params -> [F]`.
       linear: whether `features` is the identity, so that the fit is convex.
+      prior_precision: `params -> scalar`, precision of the Gaussian prior of each weight, of a head whose members are
+        draws of its Laplace posterior; None for other heads.
     """
 
     init: Callable[[PRNGKey, int], Params]
     features: Callable[[Params, Float[Array, "*batch d"]], Float[Array, "*batch F"]]
     weights: Callable[[Params], Float[Array, "F"]]
     linear: bool = False
+    prior_precision: Callable[[Params], Float[Array, ""]] | None = None
 
     def rewards(self, params: Params, embeddings: Float[Array, "*batch d"]) -> Float[Array, "*batch"]:
         """Rewards of one head, `[..., d] -> [...]`."""
@@ -114,6 +117,8 @@ class Belief:
       num_labelled: scalar int32, number of labelled pairs.
       labelled_features: `[L, 2, F]` features of both ends of the labelled pairs, in the first `num_labelled` rows.
       labelled_rewards: `[L, 2]` mean rewards of these ends.
+      prior_precision: precision of the Gaussian prior on each weight of the last layer, of a head that has one: rules
+        with a prior take it in the place of theirs. None for other heads.
     """
 
     features: Float[Array, "N F"]
@@ -123,6 +128,7 @@ class Belief:
     num_labelled: Int[Array, ""]
     labelled_features: Float[Array, "L 2 F"]
     labelled_rewards: Float[Array, "L 2"]
+    prior_precision: Float[Array, ""] | None = None
 
 
 @record
@@ -220,7 +226,11 @@ class Rule(Protocol):
         ...
 
 
-RANGES = {"noise": (-math.inf, math.inf), "label_smoothing": (0, 1), "prior_mix": (0, 1), "epsilon": (0, 1)}
+RANGES = {
+    "noise": (-math.inf, math.inf),
+    "prior_variance": (1e-6, math.inf),
+    **dict.fromkeys(("label_smoothing", "prior_mix", "epsilon"), (0, 1)),
+}
 """Smallest and largest value of a hyperparameter; others are 0 or more."""
 
 
@@ -233,9 +243,12 @@ class HParams:
       weight_decay: fit of an MLP: decoupled weight decay of Adam; a step shrinks the weights by learning_rate *
         weight_decay.
       ridge: fit of a linear head: L2 penalty, in units of one label's negative log-likelihood per squared weight.
+      prior_variance: fit of a laplace head: variance s2 of the prior on each weight, in squared logits, where the mean
+        squared distance of an embedding from the mean of its prompt is 1. `make_fit` by itself knows no prompts, and
+        takes it in units of the embeddings.
       label_smoothing: every fit: share by which labels are drawn towards 1/2 in training.
       noise: annotator: beta in P(first preferred) = sigmoid(beta * gold difference / scale).
-      prior_weight: rules with a prior: its weight c (see `jarm.acquisition.optimal_design`).
+      prior_weight: rules with a prior: its weight c (see `jarm.acquisition.optimal_design`), unless the head has one.
       prior_mix: rules with a prior: its shape rho, from 0, a ridge, to 1, the mean information of the candidates.
       beta: interval rules: half-width of the intervals, in standard deviations over the ensemble.
       temperature: rules that draw their batch: 0 takes the best pairs, larger is closer to random.
@@ -254,6 +267,7 @@ class HParams:
     learning_rate: Float[Array, ""] | float = 1e-3
     weight_decay: Float[Array, ""] | float = 10.0
     ridge: Float[Array, ""] | float = 1.0
+    prior_variance: Float[Array, ""] | float = 0.1
     label_smoothing: Float[Array, ""] | float = 0.0
     noise: Float[Array, ""] | float = 2.0
     prior_weight: Float[Array, ""] | float = 0.1

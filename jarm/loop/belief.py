@@ -104,4 +104,5 @@ def form_belief(
         num_labelled=labelled.mask.sum(dtype=jnp.int32),
         labelled_features=jnp.where(real[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
         labelled_rewards=jnp.where(real, jnp.stack([r_first, r_second], axis=1), 0),
+        prior_precision=None if head.prior_precision is None else head.prior_precision(first_member),
     )

@@ -29,6 +29,8 @@ class DeviceTable:
       gold: `[P, R]` gold rewards divided by their reward scale; NaN where the table has none.
       lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
       spread: mean squared distance of the embeddings of two random responses: the unit of batch diversity.
+      within: mean squared distance of the embedding of a response from the mean of its prompt: the unit of
+        `HParams.prior_variance`.
       answers: `[P, R]` the column that the annotator answers by, divided by its reward scale; None for gold.
       gold_rest, answers_rest: `[P, R]` what float32 leaves out of `gold` and `answers` (`core.columns.halves`), so that
         scores of which float32 makes ties still differ; None counts as zeros.
@@ -41,6 +43,7 @@ class DeviceTable:
     gold: Float[Array, "P R"]
     lengths: Float[Array, "P R"]
     spread: Float[Array, ""]
+    within: Float[Array, ""]
     answers: Float[Array, "P R"] | None = None
     gold_rest: Float[Array, "P R"] | None = None
     answers_rest: Float[Array, "P R"] | None = None
@@ -79,11 +82,16 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
       host, with the noise solved for where the annotator has a flip rate, and -1 for a perfect annotator.
 
     Raises:
-      JarmError: the table has too few pairs for the budget, values that are not finite, or no lengths for a length
-        bias; it lacks the column that the annotator answers by; a number is out of its range; or no noise gives the
-        flip rate.
+      JarmError: the table has too few pairs for the budget, no spread within prompts for a laplace head, values that
+        are not finite, or no lengths for a length bias; it lacks the column that the annotator answers by; a number is
+        out of its range; or no noise gives the flip rate.
     """
     _check_budget(config, table)
+    if config.head.laplace and not count_pairs(table, "within").offered:
+        raise JarmError(
+            "No prompt has two responses with different embeddings, and the spread within prompts is the unit of the "
+            "prior of a laplace head: give prompts several responses, or take another head (`--head`)."
+        )
     if table.gold is not None and not np.isfinite(table.gold[table.mask]).all():
         raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
     if config.annotator.length_bias and "length" not in table.attributes:
@@ -139,12 +147,15 @@ def make_device_table(
     prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
     mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
     spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
+    of_prompt = ((e[real] - e[real].mean(axis=0, dtype=np.float64)) for e, real in prompts if real.any())
+    within = sum(np.square(rows).sum() for rows in of_prompt) / count
     return DeviceTable(
         embeddings=jnp.asarray(embeddings),
         mask=jnp.asarray(table.mask),
         gold=gold[0],
         lengths=jnp.asarray(lengths),
         spread=jnp.float32(spread),
+        within=jnp.float32(within),
         answers=answers[0],
         gold_rest=gold[1],
         answers_rest=answers[1],

@@ -99,7 +99,10 @@ def fit(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable) ->
     """Fit the heads to the labelled pairs."""
     key = jax.random.fold_in(as_key(state.key), 2 * state.round)
     warm = state.params if parts.config.warm_start else None
-    params, info = parts.fit(key, hparams.as_float32(), table.flat, state.labelled, warm)
+    hparams = hparams.as_float32()
+    # In units of the embeddings, since a fit knows no prompts.
+    hparams = dataclasses.replace(hparams, prior_variance=hparams.prior_variance / table.within)
+    params, info = parts.fit(key, hparams, table.flat, state.labelled, warm)
     params = narrowed(params)  # a fit of one's own may leave the types to the settings
     return dataclasses.replace(state, params=params, status=worst(state.status, info.status)), info
 

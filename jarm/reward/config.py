@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from jarm.core.base import RewardHead
 from jarm.core.checks import INT32, Check, between, check_fields, one_of
 from jarm.core.status import JarmError
-from jarm.reward.heads import ACTIVATIONS, linear_head, mlp_head
+from jarm.reward.heads import ACTIVATIONS, laplace_head, linear_head, mlp_head
 
 FIT_CHECKS: Mapping[str, Check] = {
     "loss": one_of("bradley_terry", "classification"),
@@ -35,7 +35,8 @@ class FitConfig:
       loss: `bradley_terry` of pairs, or `classification` of each response by itself.
       members: K, heads in the ensemble.
       ensemble: how members differ: `init` (where they start), `bootstrap` (also Poisson(1) weights of the pairs), or
-        `auto`: `bootstrap` for linear heads, whose fit has one answer, else `init`.
+        `auto`: `bootstrap` for linear heads, whose fit has one answer, draws of the posterior for laplace heads, else
+        `init`.
       steps: maximum number of Adam steps.
       holdout: share of the labelled pairs that a head holds out, rounded to 1/2, 1/3, 1/4, ...; 0 takes all `steps`.
       folds: with 1, head k holds out part k, and the heads of the best check are kept. With more, as many parts are
@@ -43,7 +44,9 @@ class FitConfig:
       check_every: steps between two checks of the held-out loss.
       patience: checks without a lower held-out loss before stopping.
       batch_size: pairs per step, drawn with replacement in proportion to their weight; None takes all pairs.
-      newton_steps: maximum number of Newton steps of a linear head.
+      newton_steps: maximum number of Newton steps of a linear or laplace head.
+      evidence: whether each fit of a laplace head chooses its prior variance by the evidence of the labels, among
+        `HParams.prior_variance` times 1/10, .3, 1, 3, 10, 30 and 100.
       batching: members together by `vmap`, one after the other by `map`, or `auto`: the faster one on the backend.
 
     Example:
@@ -65,6 +68,7 @@ class FitConfig:
     patience: int = 5
     batch_size: int | None = None
     newton_steps: int = 60
+    evidence: bool = False
     batching: str = "auto"
 
     def __post_init__(self) -> None:
@@ -88,17 +92,21 @@ class HeadConfig:
     Attributes:
       hidden: widths of the hidden layers; none makes the head linear.
       activation: `gelu`, `gelu_tanh`, `relu`, `silu` or `tanh`.
+      laplace: whether a linear head has a Gaussian prior, and a Laplace posterior of which its members are draws.
 
     Example:
       >>> import jarm
       >>> jarm.HeadConfig.parse("mlp:64,32")
-      HeadConfig(hidden=(64, 32), activation='gelu')
+      HeadConfig(hidden=(64, 32), activation='gelu', laplace=False)
+      >>> jarm.HeadConfig.parse("laplace")
+      HeadConfig(hidden=(), activation='gelu', laplace=True)
       >>> str(jarm.HeadConfig(hidden=()))
       'linear'
     """
 
     hidden: tuple[int, ...] = (64, 64, 64)
     activation: str = "gelu"
+    laplace: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.hidden, str):
@@ -106,31 +114,35 @@ class HeadConfig:
         check_fields(self, {"activation": one_of(*ACTIVATIONS)}, "HeadConfig.{}")
         for at, width in enumerate(self.hidden):
             between(1, INT32)(f"HeadConfig.hidden[{at}]", width)
+        if self.laplace and self.hidden:
+            raise JarmError(f"HeadConfig.hidden is {self.hidden}, and a laplace head has no hidden layers: give ().")
 
     @classmethod
     def parse(cls, text: str) -> HeadConfig:
-        """Read `linear`, `mlp`, `mlp:64,64,64` or `mlp:64,64:relu`; `str` of a config writes such a text.
+        """Read `linear`, `laplace`, `mlp`, `mlp:64,64,64` or `mlp:64,64:relu`; `str` of a config writes such a text.
 
         Raises:
           JarmError: the text is none of these, or names an unknown activation.
         """
         kind, colon, rest = text.partition(":")
-        if kind == "linear" and not rest:
-            return cls(hidden=())
+        if kind in ("linear", "laplace") and not rest:
+            return cls(hidden=(), laplace=kind == "laplace")
         sizes, _, activation = rest.partition(":")
         try:
             hidden = tuple(int(size) for size in sizes.split(",")) if colon else cls.hidden
         except ValueError:
             hidden = ()
         if kind != "mlp" or not hidden:
-            raise JarmError(f"Cannot read the head '{text}': write 'linear' or, for example, 'mlp:64,64,64'.")
+            raise JarmError(f"Cannot read the head '{text}': write 'linear', 'laplace' or, say, 'mlp:64,64,64'.")
         return cls(hidden=hidden, activation=activation or cls.activation)
 
     def __str__(self) -> str:
         if not self.hidden:
-            return "linear"
+            return "laplace" if self.laplace else "linear"
         return f"mlp:{','.join(map(str, self.hidden))}:{self.activation}"
 
     def head(self) -> RewardHead:
         """The functions of the head."""
+        if self.laplace:
+            return laplace_head()
         return mlp_head(self.hidden, self.activation) if self.hidden else linear_head()

@@ -1,4 +1,4 @@
-"""Fit reward heads to labelled pairs: Newton's method for linear heads, early-stopped AdamW for the others."""
+"""Fit reward heads to labelled pairs: Newton's method for linear and laplace heads, early-stopped AdamW for others."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from jarm.core.status import JarmError
 from jarm.core.types import AnyKey, Array, Float, Params
 from jarm.reward.config import FitConfig
 from jarm.reward.early_stopping import fit_by_descent
+from jarm.reward.laplace import fit_by_laplace
 from jarm.reward.losses import smooth
 from jarm.reward.newton import fit_by_newton
 from jarm.reward.training import FitParts, FitProblem, Pairs
@@ -20,8 +21,10 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     """Make the function that fits `config.members` heads to labelled pairs.
 
     An MLP minimises the weighted mean loss of the pairs by AdamW with decoupled weight decay, stopped early. A linear
-    head minimises the weighted sum plus `ridge / 2 |w|^2`, exactly. `FitInfo.valid_nll` is the held-out loss at the
-    number of steps taken, the leave-one-out loss of a linear head, or NaN where nothing is held out.
+    head minimises the weighted sum plus `ridge / 2 |w|^2`, exactly; a laplace head the same with the ridge
+    1 / `prior_variance`, and its members are draws of the posterior around that minimum (`jarm.reward.laplace`).
+    `FitInfo.valid_nll` is the held-out loss at the number of steps taken, the leave-one-out loss of a linear or laplace
+    head, or NaN where nothing is held out.
 
     A response is scored once, however many pairs it is in. A fit of one's own, given to
     `make_loop(config, fit)`, may close over `ResponseTable.column(name).reshape(-1)`, whose N rows `labelled.first` and
@@ -36,7 +39,8 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
       jit, scan, map and vmap it as you like. A warm start has seen the pairs that the fit then holds out.
 
     Raises:
-      JarmError: an ensemble of linear heads that would all be equal.
+      JarmError: an ensemble of linear heads that would all be equal, or a laplace head with another ensemble than
+        `auto` or another loss than `bradley_terry`.
 
     Example:
       >>> import jax, jax.numpy as jnp
@@ -52,13 +56,19 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
       >>> print(jnp.sign(params["out"]["kernel"]).ravel())
       [ 1. -1. -1.  1.]
     """
-    linear_ensemble = head.linear and config.members > 1
+    is_laplace = head.prior_precision is not None
+    if is_laplace and (config.ensemble, config.loss) != ("auto", "bradley_terry"):
+        raise JarmError(
+            "Members of a laplace head are draws of its Bradley-Terry posterior: leave FitConfig.ensemble at 'auto', "
+            f"not {config.ensemble!r}, and FitConfig.loss at 'bradley_terry', not {config.loss!r}."
+        )
+    linear_ensemble = head.linear and config.members > 1 and not is_laplace
     if linear_ensemble and config.ensemble == "init":
         raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
     bootstrap = config.ensemble == "bootstrap" or (config.ensemble == "auto" and linear_ensemble)
     sequential = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
     parts, members = FitParts(head, config, sequential), config.members
-    fit_members = fit_by_newton if head.linear else fit_by_descent
+    fit_members = fit_by_laplace if is_laplace else fit_by_newton if head.linear else fit_by_descent
 
     @jax.jit
     def fit(

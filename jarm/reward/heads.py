@@ -5,6 +5,7 @@ Parameters are plain pytrees of arrays; nothing outside this module sees an NNX 
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
 import math
@@ -90,6 +91,25 @@ def _head(hidden: tuple[int, ...], activation: str) -> RewardHead:
 def linear_head() -> RewardHead:
     """A linear head: `reward = w . e`; the features are the embeddings, and w starts at zero."""
     return _head((), "gelu")
+
+
+@functools.cache
+def laplace_head() -> RewardHead:
+    """A linear head with a Gaussian prior on w; a fit makes its members draws of the Laplace posterior.
+
+    Its parameters are those of `linear_head`, and `prior_precision`, the precision of each weight under the prior.
+    """
+    linear = linear_head()
+
+    def init(key: AnyKey, d: int) -> Params:
+        return {**linear.init(key, d), "prior_precision": jnp.ones((), jnp.float32)}
+
+    return dataclasses.replace(
+        linear,
+        init=init,
+        features=lambda params, embeddings: embeddings,
+        prior_precision=lambda params: params["prior_precision"],
+    )
 
 
 def mlp_head(hidden: tuple[int, ...] = (64, 64, 64), activation: str = "gelu") -> RewardHead:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import NamedTuple
 
 import jax
 import jax.flatten_util
@@ -46,6 +46,7 @@ class NewtonFit(NamedTuple):
       weights: `[d]`.
       margin: `[L]` margins of the pairs, in logits.
       margin_left_out: `[L]` margin of each pair with this pair left out of the fit, approximated.
+      log_det: scalar, log det of the Hessian over the ridge, log det(I + sum v x x^T / ridge).
       steps: scalar int32, Newton steps taken.
       status: scalar int32 `Status`.
     """
@@ -53,6 +54,7 @@ class NewtonFit(NamedTuple):
     weights: Float[Array, "d"]
     margin: Float[Array, "L"]
     margin_left_out: Float[Array, "L"]
+    log_det: Float[Array, ""]
     steps: Int[Array, ""]
     status: Int[Array, ""]
 
@@ -104,12 +106,7 @@ def newton(
     Source: Rad and Maleki, "A scalable estimate of the out-of-sample prediction error via approximate leave-one-out
     cross-validation", JRSS-B 2020, for the margins left out.
     """
-    factorise = _dual if len(x) < x.shape[1] else _primal
     lengths = jnp.asarray([*(0.5**n for n in _HALVINGS), 0.0], jnp.float32)
-
-    def derivatives(margin: Float[Array, "L"]) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
-        p, q = jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
-        return weight * ((1.0 - label) * p - label * q), weight * p * q
 
     def along(weights: Float[Array, "d"], direction: Float[Array, "d"]) -> Float[Array, "_"]:
         """The criterion after steps of all lengths along a direction; the last length is 0."""
@@ -123,9 +120,9 @@ def newton(
 
     def step(state: _State) -> _State:
         margin = x @ state.weights
-        slope, curvature = derivatives(margin)
+        slope, curvature = _derivatives(margin, label, weight)
         curvature = jnp.maximum(curvature, 1e-20 * jnp.abs(slope))  # it may underflow where the slope does not
-        direction = factorise(x, curvature, ridge)[0](state.weights, margin, slope)
+        direction = factorised(x, curvature, ridge).direction(state.weights, margin, slope)
         change = x @ direction
         # The decrement in two forms, equal but for rounding: where they differ, this is no Newton step.
         decrease = -jnp.vdot(slope, change) - ridge * jnp.vdot(state.weights, direction)
@@ -150,23 +147,52 @@ def newton(
     state = jax.lax.while_loop(lambda s: (s.decrement > _SMALLEST) & ~s.stuck & (s.steps < steps), step, state)
 
     margin = x @ state.weights
-    slope, curvature = derivatives(margin)
-    leverage = factorise(x, curvature, ridge)[1]()
+    slope, curvature = _derivatives(margin, label, weight)
+    hessian = factorised(x, curvature, ridge)
+    leverage = hessian.leverages()
     failure = jnp.where(jnp.isnan(at_start), Status.DIVERGED, Status.SINGULAR)
     return NewtonFit(
         weights=state.weights,
         margin=margin,
         margin_left_out=margin + leverage * slope / jnp.maximum(1.0 - curvature * leverage, 1e-6),
+        log_det=hessian.log_det(),
         steps=state.steps,
         status=jnp.where(state.decrement <= _SMALL, Status.OK, failure).astype(jnp.int32),
     )
 
 
-_Factorised: TypeAlias = tuple[Callable[[Array, Array, Array], Array], Callable[[], Array]]
+def _derivatives(
+    margin: Float[Array, "L"], label: Float[Array, "L"], weight: Float[Array, "L"]
+) -> tuple[Float[Array, "L"], Float[Array, "L"]]:
+    p, q = jax.nn.sigmoid(margin), jax.nn.sigmoid(-margin)
+    return weight * ((1.0 - label) * p - label * q), weight * p * q
 
 
-def _primal(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> _Factorised:
-    """Functions of H = x^T diag(curvature) x + ridge I: the Newton direction, and the leverages x_l^T H^-1 x_l."""
+class Factorised(NamedTuple):
+    """Functions of H = x^T diag(curvature) x + ridge I.
+
+    Attributes:
+      direction: `(weights[d], margin[L], slope[L]) -> -H^-1 (x^T slope + ridge weights)`, the Newton direction, where
+        margin = x weights.
+      leverages: `() -> [L]`, x_l^T H^-1 x_l.
+      log_det: `() -> scalar`, log det(H / ridge).
+    """
+
+    direction: Callable[[Float[Array, "d"], Float[Array, "L"], Float[Array, "L"]], Float[Array, "d"]]
+    leverages: Callable[[], Float[Array, "L"]]
+    log_det: Callable[[], Float[Array, ""]]
+
+
+def factorised(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> Factorised:
+    """H by the Cholesky factor of the smaller of its d x d form and its L x L dual."""
+    return (_dual if len(x) < x.shape[1] else _primal)(x, curvature, ridge)
+
+
+def _log_det(factor: Float[Array, "n n"], ridge: Float[Array, ""]) -> Float[Array, ""]:
+    return 2 * jnp.log(jnp.diagonal(factor)).sum() - len(factor) * jnp.log(ridge)
+
+
+def _primal(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> Factorised:
     factor = jnp.linalg.cholesky((x.T * curvature[None, :]) @ x + ridge * jnp.eye(x.shape[1], dtype=x.dtype))
 
     def direction(weights: Float[Array, "d"], margin: Float[Array, "L"], slope: Float[Array, "L"]) -> Float[Array, "d"]:
@@ -175,10 +201,10 @@ def _primal(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[A
     def leverages() -> Float[Array, "L"]:
         return (jax.scipy.linalg.solve_triangular(factor, x.T, lower=True) ** 2).sum(0)
 
-    return direction, leverages
+    return Factorised(direction, leverages, lambda: _log_det(factor, ridge))
 
 
-def _dual(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> _Factorised:
+def _dual(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Array, ""]) -> Factorised:
     """The same by way of B = ridge I + s x x^T s, s = sqrt(curvature).
 
     A step ends at the weights x^T s B^-1 (s m - slope / s): unlike Woodbury, H^-1 = (I - x^T s B^-1 s x) / ridge, this
@@ -195,4 +221,4 @@ def _dual(x: Float[Array, "L d"], curvature: Float[Array, "L"], ridge: Float[Arr
         half = jax.scipy.linalg.solve_triangular(factor, root[:, None] * gram, lower=True)
         return (jnp.diagonal(gram) - (half**2).sum(0)) / ridge
 
-    return direction, leverages
+    return Factorised(direction, leverages, lambda: _log_det(factor, ridge))

@@ -30,7 +30,7 @@ SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardi
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs", "max_runs")
 """Options that may differ between two commands that fill the same folder."""
-ADDED = ("attributes", "annotator_column", "allow_leakage")
+ADDED = ("attributes", "annotator_column", "allow_leakage", "evidence", "prior_variance")
 """Options that the settings of a folder leave out at their default, since older folders lack them."""
 
 
@@ -203,7 +203,8 @@ class CompareConfig:
       annotator_column: column that the annotator answers by: "gold", or "length" or another attribute in its place.
         The flip rate and the scale are of this column; label_error and the metrics of models are against gold all the
         same.
-      head: reward head: "linear", or "mlp:64,64,64" for an MLP with these hidden layers.
+      head: reward head: "linear"; "laplace", linear with a Gaussian prior and its posterior, fitted in milliseconds; or
+        "mlp:64,64,64" for an MLP with these hidden layers.
       batch_size: labelled pairs per Adam step; 0 takes all.
       holdout: share of the labels that each head holds out, to stop its fit early; 0 takes all steps.
       folds: 1 keeps each head as it was at its best on the labels it held out. With more, as many parts of the labels
@@ -252,9 +253,11 @@ class CompareConfig:
     batch_size: int = 0
     holdout: float = FitConfig().holdout
     folds: int = FitConfig().folds
+    evidence: bool = FitConfig().evidence
     learning_rate: float = float(HParams().learning_rate)
     weight_decay: float = float(HParams().weight_decay)
     ridge: float = float(HParams().ridge)
+    prior_variance: float = float(HParams().prior_variance)
     label_smoothing: float = float(HParams().label_smoothing)
     prior_weight: float = float(HParams().prior_weight)
     prior_mix: float = float(HParams().prior_mix)
