@@ -19,7 +19,7 @@ from jarm.core.linalg import inverse_factor, jitter
 from jarm.core.status import Status, worst
 from jarm.core.types import Array, Float, PRNGKey
 from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, v_optimal
-from jarm.design.fisher import fisher_weight, pair_information, space_information
+from jarm.design.fisher import fisher_weight, pair_information, space_information, within_prompts
 from jarm.design.greedy import greedy
 from jarm.design.top import best_first, top_pairs
 
@@ -174,3 +174,17 @@ def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     values, vectors = jnp.linalg.eigh(mean)
     targets = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
     return _smallest_trace(hparams, v_optimal(targets, jnp.ones(len(targets), jnp.float32)), belief, space, k)
+
+
+def v_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
+    """V-optimal greedy batch for rankings within prompts: each pair lowers tr(A^-1 G), their variance, the most.
+
+    G is the mean of z z^T over the eligible responses, z = phi - its prompt's mean (`within_prompts`): tr(A^-1 G) is the
+    mean variance of a reward less that of its prompt, whichever pairs are on offer.
+
+    Gain: its fall, v x^T A^-1 G A^-1 x / (1 + v x^T A^-1 x), A as in `greedy_dopt`. It may rise as the batch grows, so
+    the batch is listed by gain. `bait` has the pairs on offer as its targets, weighted by v.
+    Source: the classical criterion of optimal design (Box and Draper, JASA 1959), with these targets.
+    """
+    share = space.eligible / jnp.maximum(space.eligible.sum(dtype=jnp.float32), 1)
+    return _smallest_trace(hparams, v_optimal(within_prompts(belief.features, space), share), belief, space, k)

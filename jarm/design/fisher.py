@@ -66,6 +66,30 @@ def centred(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N 
     return jnp.where(valid, grid - mean, 0).reshape(features.shape)
 
 
+def within_prompts(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N F"]:
+    """Features of the eligible responses less the mean of their prompt; 0 for others.
+
+    Where every prompt has one eligible response, the mean is that of all of them.
+
+    Example:
+      >>> import jax.numpy as jnp
+      >>> from jarm import pair_space
+      >>> space = pair_space("all", 2, jnp.array([True, True, True, False]))  # two prompts of R = 2 responses
+      >>> within_prompts(jnp.array([[1.0], [3.0], [5.0], [9.0]]), space).tolist()
+      [[-1.0], [1.0], [0.0], [0.0]]
+    """
+    eligible = space.eligible[:, None]
+    features = jnp.where(eligible, centred(features, space), 0)
+
+    def by_prompt(numbers: Float[Array, "N n"], prompt_of: Int[Array, "N"]) -> Float[Array, "P n"]:
+        return jax.ops.segment_sum(numbers, prompt_of, space.num_prompts)
+
+    real = eligible.astype(features.dtype)
+    prompt_of = jnp.where((by_prompt(real, space.prompt_of) > 1).any(), space.prompt_of, 0)
+    mean = by_prompt(features, prompt_of) / jnp.maximum(by_prompt(real, prompt_of), 1)
+    return jnp.where(eligible, features - mean[prompt_of], 0)
+
+
 def space_information(
     features: Float[Array, "N F"],
     rewards: Float[Array, "N"] | None,

@@ -172,11 +172,18 @@ def greedy64(x, v, prior, worth):
     return np.array(picks), np.array(gains)
 
 
+def within64(case):
+    """Mean over the responses of the outer product of their features less the mean of their prompt."""
+    phi, eligible = (np.asarray(each) for each in (case.belief.features, case.space.eligible))
+    prompts = [np.float64(phi[at : at + 4][eligible[at : at + 4]]) for at in range(0, len(phi), 4)]
+    return sum(gram64(rows - rows.mean(axis=0)) for rows in prompts) / eligible.sum()
+
+
 def log_det(before, after):
     return np.linalg.slogdet(after)[1] - np.linalg.slogdet(before)[1]
 
 
-@pytest.mark.parametrize("name", ["apo", "greedy_apo", "adpo", "a_opt", "bait"])
+@pytest.mark.parametrize("name", ["apo", "greedy_apo", "adpo", "a_opt", "bait", "v_opt"])
 def test_optimal_designs(name):
     for seed in range(3):
         case = make_case("cross", seed)
@@ -190,7 +197,7 @@ def test_optimal_designs(name):
             picks = np.argsort(-leverage)[:BATCH]
             gains = leverage[picks]
         else:
-            trace = {"a_opt": np.eye(5), "bait": mean}.get(name)
+            trace = {"a_opt": np.eye(5), "bait": mean, "v_opt": within64(case)}.get(name)
             v = np.ones(len(x)) if name == "greedy_apo" else v
             mix = 0 if name == "adpo" else rho
             start = of_labels if name == "greedy_apo" else prior64(case, mean, past, mix=mix)
