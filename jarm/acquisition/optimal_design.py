@@ -179,8 +179,8 @@ def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
 def v_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """V-optimal greedy batch for rankings within prompts: each pair lowers tr(A^-1 G), their variance, the most.
 
-    G is the mean of z z^T over the eligible responses, z = phi - its prompt's mean (`within_prompts`): tr(A^-1 G) is the
-    mean variance of a reward less that of its prompt, whichever pairs are on offer.
+    G is the mean of z z^T over the eligible responses, z = phi - its prompt's mean (`within_prompts`): tr(A^-1 G) is
+    the mean variance of a reward less that of its prompt, whichever pairs are on offer.
 
     Gain: its fall, v x^T A^-1 G A^-1 x / (1 + v x^T A^-1 x), A as in `greedy_dopt`. It may rise as the batch grows, so
     the batch is listed by gain. `bait` has the pairs on offer as its targets, weighted by v.

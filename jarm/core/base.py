@@ -148,6 +148,8 @@ class PairSpace:
         grid. None where response n belongs to prompt n // R. Read `prompt_of`, which covers both.
       alike: `[N]` int32, the same number for responses with equal embeddings, which are never paired: no label of such
         a pair would teach a head anything. Not for `listed`. None where all embeddings differ.
+      per_prompt: scalar int32, largest number of pairs of a batch with a response of any one prompt; None for no limit.
+        Only greedy selection looks at it (`Limits` has more).
     """
 
     kind: str = static()
@@ -158,6 +160,7 @@ class PairSpace:
     costs: Float[Array, "c"] | None = None
     prompt: Int[Array, "N"] | None = None
     alike: Int[Array, "N"] | None = None
+    per_prompt: Int[Array, ""] | None = None
 
     @property
     def size(self) -> int:
@@ -182,7 +185,7 @@ class Limits:
     Limits are traced: another number compiles nothing, another choice of limits does.
 
     Attributes:
-      per_prompt: largest number of pairs with a response of any one prompt.
+      per_prompt: largest number of pairs with a response of any one prompt; None for that of the space, if any.
       per_response: largest number of pairs with any one response.
       similarity: smallest cosine, in either direction, between feature differences of two pairs that makes them
         near-copies; a batch has only one of these.

@@ -108,6 +108,8 @@ def make_problem(
     """The problem of arrays of JAX or NumPy, of any number type; arguments as those of `jarm.design.greedy.greedy`."""
     features, rewards, information = (jnp.asarray(each, jnp.float32) for each in (features, rewards, information))
     space, limits = jax.tree.map(jnp.asarray, space), Limits() if limits is None else limits
+    if limits.per_prompt is None:
+        limits = dataclasses.replace(limits, per_prompt=space.per_prompt)
     if limits.similarity is not None:
         limits = dataclasses.replace(limits, similarity=jnp.asarray(limits.similarity, jnp.float32))
     width = features.shape[1]

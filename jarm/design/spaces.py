@@ -398,5 +398,6 @@ def compact(space: PairSpace) -> tuple[Int[Array, "n"], PairSpace]:
         excluded=jnp.zeros((0, 2), jnp.int32),
         pairs=jnp.where(space.pairs < size, place[jnp.minimum(space.pairs, size - 1)], room),
         prompt=jnp.zeros(room, jnp.int32).at[slot].set(prompt, mode="drop"),
+        per_prompt=space.per_prompt,
     )
     return responses, local

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 
@@ -43,6 +45,8 @@ def draw_candidates(
     responses = None
     if config.prompts is not None:
         responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)
+    if config.per_prompt is not None:
+        space = dataclasses.replace(space, per_prompt=jnp.int32(config.per_prompt))
     if config.candidates is None:
         return responses, space
     space = subset(key_candidates, space, config.candidates)

@@ -8,7 +8,7 @@ from typing import Any
 
 from jarm.acquisition.registry import check_name
 from jarm.core.base import Rule
-from jarm.core.checks import INT32, Check, between, check_fields, named, some_distinct
+from jarm.core.checks import INT32, Check, between, check_fields, named, one_of, some_distinct
 from jarm.core.status import JarmError
 from jarm.design.spaces import KINDS
 from jarm.evaluation.annotators import AnnotatorConfig
@@ -23,11 +23,14 @@ def known_rules(name: str, rules: Any) -> None:
             check_name(rule)
 
 
+FIRST = {"random": "random", "d_opt": "greedy_dopt", "v_opt": "v_opt"}
+"""Value of `LoopConfig.first` -> the rule that chooses the first batch."""
 LOOP_CHECKS: Mapping[str, Check] = {
     "rules": known_rules,
     "pairs": named("pair space", KINDS),
+    "first": one_of(*FIRST),
     "rounds": between(0, INT32),
-    **dict.fromkeys(("batch", "initial", "prompts", "candidates"), between(1, INT32)),
+    **dict.fromkeys(("batch", "initial", "prompts", "candidates", "per_prompt"), between(1, INT32)),
 }
 """Field of `LoopConfig` -> the check of its values."""
 
@@ -42,7 +45,11 @@ class LoopConfig:
       pairs: kind of the pair space: `within`, `cross` or `all`.
       rounds: T, batches labelled after the initial one.
       batch: B, pairs labelled per round.
-      initial: random pairs labelled before the first round.
+      initial: pairs labelled before the first round.
+      first: how they are chosen: `random`; or, without any label, `d_opt` or `v_opt`: by `greedy_dopt` or `v_opt` for a
+        linear head of weights 0 with the prior of a laplace head.
+      per_prompt: largest number of pairs with a response of any one prompt in a batch of a greedy rule; None for no
+        limit. A first batch that is chosen has the smallest that leaves a choice, by default: 1, where prompts suffice.
       prompts: prompts drawn per round to form the space, or None for all of them.
       candidates: candidate pairs drawn per round from the space, or None for all of them.
       head: the reward head.
@@ -64,6 +71,8 @@ class LoopConfig:
     rounds: int = 8
     batch: int = 50
     initial: int = 50
+    first: str = "random"
+    per_prompt: int | None = None
     prompts: int | None = None
     candidates: int | None = None
     head: HeadConfig = HeadConfig()
@@ -78,9 +87,10 @@ class LoopConfig:
             raise JarmError(f"LoopConfig(head={self.head!r}) is a text: give HeadConfig.parse({self.head!r}).")
         check_fields(self, LOOP_CHECKS)
         between(1, INT32)("The number of labels, initial + rounds x batch,", self.budget)
-        if self.candidates is not None and self.candidates < self.batch:
+        largest = self.batch if self.first == "random" else max(self.batch, self.initial)
+        if self.candidates is not None and self.candidates < largest:
             raise JarmError(
-                f"{self.candidates} candidate pairs cannot fill a batch of {self.batch}: draw more candidates or label "
+                f"{self.candidates} candidate pairs cannot fill a batch of {largest}: draw more candidates or label "
                 "fewer pairs."
             )
 

@@ -82,16 +82,18 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
       host, with the noise solved for where the annotator has a flip rate, and -1 for a perfect annotator.
 
     Raises:
-      JarmError: the table has too few pairs for the budget, no spread within prompts for a laplace head, values that
+      JarmError: the table has too few pairs for the budget, no spread within prompts for a prior, values that
         are not finite, or no lengths for a length bias; it lacks the column that the annotator answers by; a number is
         out of its range; or no noise gives the flip rate.
     """
     _check_budget(config, table)
-    if config.head.laplace and not count_pairs(table, "within").offered:
-        raise JarmError(
-            "No prompt has two responses with different embeddings, and the spread within prompts is the unit of the "
-            "prior of a laplace head: give prompts several responses, or take another head (`--head`)."
-        )
+    if config.head.laplace or config.first != "random":
+        needs = "a laplace head" if config.head.laplace else f"a first batch by {config.first}"
+        if not count_pairs(table, "within").offered:
+            raise JarmError(
+                "No prompt has two responses with different embeddings, and the spread within prompts is the unit of "
+                f"the prior of {needs}: give prompts several responses, or take another."
+            )
     if table.gold is not None and not np.isfinite(table.gold[table.mask]).all():
         raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")
     if config.annotator.length_bias and "length" not in table.attributes:
@@ -242,11 +244,30 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
             f"The table holds {count} pairs {SPACES[config.pairs]}{left_out}, fewer than the {config.budget} labels of "
             f"{config.initial} + {config.rounds} x {config.batch}: label fewer, or widen the space (`--pairs all`)."
         )
-    if config.prompts is not None and count_pairs(table, config.pairs, config.prompts).offered < config.batch:
+    chosen = {"batch": config.batch} | ({} if config.first == "random" else {"first batch": config.initial})
+    largest = max(chosen.values())
+    if config.prompts is not None and count_pairs(table, config.pairs, config.prompts).offered < largest:
         raise JarmError(
             f"{config.prompts} prompts per round may hold fewer pairs {SPACES[config.pairs]} than a batch of "
-            f"{config.batch}: draw more prompts, or label fewer."
+            f"{largest}: draw more prompts, or label fewer."
         )
+    if config.per_prompt is None:
+        return
+    room, at_most = _room(config, table, config.per_prompt), f"{config.per_prompt} per prompt"
+    for name, size in chosen.items():
+        if room < size:
+            raise JarmError(
+                f"At most {at_most} are {room} pairs {SPACES[config.pairs]}, fewer than the {name} of {size}: raise "
+                "the limit (`--per-prompt`), or label fewer at a time."
+            )
+
+
+def _room(config: LoopConfig, table: ResponseTable, per_prompt: int) -> int:
+    """Largest batch under a limit of pairs per prompt, if the prompts of a round are those that hold the fewest."""
+    real = np.sort(table.mask.sum(axis=1).astype(np.int64))[: config.prompts]
+    if config.pairs == "within":
+        return int(np.minimum(per_prompt, real * (real - 1) // 2).sum())
+    return int(per_prompt * (real > 0).sum()) // (2 if config.pairs == "cross" else 1)
 
 
 def _with_noise(

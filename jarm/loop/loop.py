@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from jarm.core.base import Fit, FitInfo, HParams, Selection
-from jarm.core.types import AnyKey, Array
+from jarm.core.types import Array
 from jarm.loop import simulate, steps
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
@@ -24,7 +24,7 @@ class Loop(NamedTuple):
     """The functions of one configuration. All are pure and may be jitted, vmapped and sharded.
 
     Attributes:
-      init: `(key, table) -> (state, selection)`: an empty state, and the random pairs to label first.
+      init: `(key, table, hparams=HParams()) -> (state, selection)`: an empty state, and the pairs to label first.
       fit: `(hparams, state, table) -> (state, info)`: fit the heads to the labelled pairs.
       select: `(hparams, state, table, rule=0) -> selection`: pick the next batch with the heads of the state.
       ask: `(hparams, state, table, rule=0) -> (state, selection)`: `fit`, then `select`.
@@ -34,7 +34,7 @@ class Loop(NamedTuple):
     `rule` is an index into the `rules` of the configuration, and may be traced.
     """
 
-    init: Callable[[AnyKey, DeviceTable], tuple[LoopState, Selection]]
+    init: Callable[..., tuple[LoopState, Selection]]
     fit: Callable[[HParams, LoopState, DeviceTable], tuple[LoopState, FitInfo]]
     select: Callable[..., Selection]
     ask: Callable[..., tuple[LoopState, Selection]]

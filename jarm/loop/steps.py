@@ -21,6 +21,7 @@ from jarm.design.spaces import pair_space, sample_pairs
 from jarm.loop.belief import draw_candidates, form_belief
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
+from jarm.loop.first import choose_first, in_table
 from jarm.loop.rules import pick
 
 
@@ -74,8 +75,8 @@ class Choice(NamedTuple):
     variance: Float[Array, "B"]
 
 
-def init(parts: Parts, key: AnyKey, table: DeviceTable) -> tuple[LoopState, Selection]:
-    """An empty state with fresh heads, and the random pairs to label first."""
+def init(parts: Parts, key: AnyKey, table: DeviceTable, hparams: HParams = HParams()) -> tuple[LoopState, Selection]:
+    """An empty state with fresh heads, and the pairs to label first; of `hparams` they read the prior variance."""
     config = parts.config
     key, key_first, key_params = jax.random.split(as_key(key), 3)
     heads = jax.vmap(lambda each: parts.head.init(each, table.embeddings.shape[2]))
@@ -88,6 +89,8 @@ def init(parts: Parts, key: AnyKey, table: DeviceTable) -> tuple[LoopState, Sele
         params=heads(jax.random.split(key_params, config.fit.members)),
         status=jnp.int32(Status.OK),
     )
+    if config.first != "random":
+        return state, choose_first(config, key_first, hparams.as_float32(), state.labelled, table)
     alike = None if table.alike is None else table.alike.reshape(-1)
     space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1), alike=alike)
     pairs, valid = sample_pairs(key_first, space, config.initial)
@@ -118,9 +121,7 @@ def choose(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable,
     selection = pick(config, parts.rules, key_rule, hparams.as_float32(), belief, space, rule)
     weight = fisher_weight(belief.rewards[selection.pairs[:, 0]] - belief.rewards[selection.pairs[:, 1]])
     variance = pair_variance(belief.member_rewards, selection.pairs)
-    pairs = selection.pairs if responses is None else jnp.sort(responses[selection.pairs], axis=1)
-    pairs = jnp.where(selection.valid[:, None], pairs, 0)
-    return Choice(dataclasses.replace(selection, pairs=pairs), weight, variance)
+    return Choice(in_table(selection, responses), weight, variance)
 
 
 def select(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable, rule: int | Array = 0) -> Selection:

@@ -30,7 +30,7 @@ SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardi
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs", "max_runs")
 """Options that may differ between two commands that fill the same folder."""
-ADDED = ("attributes", "annotator_column", "allow_leakage", "evidence", "prior_variance")
+ADDED = ("attributes", "annotator_column", "allow_leakage", "evidence", "prior_variance", "first", "per_prompt")
 """Options that the settings of a folder leave out at their default, since older folders lack them."""
 
 
@@ -141,10 +141,10 @@ def _learning_rate(name: str, rate: float) -> None:
         raise JarmError(f"{name} is 0, at which no head learns: give a positive number, such as 0.001.")
 
 
-_SHARED = ("pairs", "rounds", "batch", "initial", "members", "ensemble", "loss", "steps", "holdout", "folds")
+_SHARED = ("pairs", "rounds", "batch", "initial", "first", "members", "ensemble", "loss", "steps", "holdout", "folds")
 COMPARE_CHECKS: Mapping[str, Check] = {
     **{name: check for name, check in [*LOOP_CHECKS.items(), *FIT_CHECKS.items()] if name in _SHARED},
-    **dict.fromkeys(("candidates", "prompts", "batch_size"), between(0, INT32)),
+    **dict.fromkeys(("candidates", "prompts", "per_prompt", "batch_size"), between(0, INT32)),
     **dict.fromkeys(("workers", "vmap_runs"), between(0, 1 << 16)),
     "rules": known_names,
     "attributes": parts,
@@ -194,6 +194,8 @@ class CompareConfig:
       seeds: number of seeds; each fixes the first labels, the candidates and the annotator.
       prompts: prompts drawn at random per round; 0 considers every prompt.
       candidates: candidate pairs drawn at random per round; 0 considers every pair.
+      per_prompt: largest number of pairs with a response of any one prompt in a batch of a greedy rule; 0 is no limit.
+        A first batch that is chosen has the smallest that leaves a choice, by default: 1, where prompts suffice.
       noise: beta of the annotator, P(first preferred) = sigmoid(beta * gold difference / standard deviation);
         negative for no noise.
       annotator: "bradley_terry", "perfect", or "flip" (wrong with probability flip_rate on every pair).
@@ -238,6 +240,8 @@ class CompareConfig:
     seeds: int = 10
     candidates: int = 5000
     prompts: int = 0
+    first: str = LoopConfig().first
+    per_prompt: int = 0
     noise: float = 2.0
     flip_rate: float | None = None
     annotator: str = "bradley_terry"
@@ -302,6 +306,7 @@ class CompareConfig:
             rules=tuple(self.rule_names()),
             prompts=self.prompts or None,
             candidates=self.candidates or None,
+            per_prompt=self.per_prompt or None,
             head=HeadConfig.parse(self.head),
             fit=self._named(FitConfig, batch_size=self.batch_size or None),
             annotator=self._named(AnnotatorConfig, kind=self.annotator, scale=scale, column=self.annotator_column),
