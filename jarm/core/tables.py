@@ -37,6 +37,8 @@ class ResponseTable:
       attributes: name -> `[P, R]`, as gold, named columns of numbers beside gold: length, position, or any column of
         the data, such as a second gold reward; 0 where `mask` is false.
       provenance: names, paths and settings of its making.
+      metric: `[d, r]` float32, by which embeddings are multiplied as they are read, after the division; or None. With
+        it their width is r.
     """
 
     store: np.ndarray
@@ -47,11 +49,12 @@ class ResponseTable:
     deviation: np.ndarray | None = None
     attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    metric: np.ndarray | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """`(P, R, d)`."""
-        return (*self.rows.shape, self.store.shape[1])
+        return (*self.rows.shape, (self.store if self.metric is None else self.metric).shape[1])
 
     def embeddings(self, prompts: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Embeddings of some prompts, `[p, R, d]` float32, zero where `mask` is false."""
@@ -61,18 +64,21 @@ class ResponseTable:
             gathered -= self.mean
         if self.deviation is not None:
             gathered /= self.deviation
+        if self.metric is not None:
+            gathered = gathered @ self.metric
         return gathered if mask.all() else np.where(mask[..., None], gathered, np.float32(0))
 
     @functools.cached_property
     def alike(self) -> np.ndarray | None:
         """`[P, R]` int32, the same number for responses with equal `embeddings`; None where all of them differ."""
-        count, width, size = self.shape
-        real = np.flatnonzero(self.mask)
+        # Before they are mapped: a product may round equal rows unequally.
+        plain, real = dataclasses.replace(self, metric=None), np.flatnonzero(self.mask)
+        count, width, size = plain.shape
 
         def rows(part: slice) -> np.ndarray:
             wanted = real[part]
             first, last = wanted[0] // width, wanted[-1] // width + 1
-            return self.embeddings(slice(first, last)).reshape(-1, size)[wanted - first * width]
+            return plain.embeddings(slice(first, last)).reshape(-1, size)[wanted - first * width]
 
         groups = group_rows(rows, len(real), size) if len(real) else None
         if groups is None:

@@ -20,6 +20,7 @@ from jarm.core.files import PathLike, described
 from jarm.core.messages import nearest
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
+from jarm.data.metric import read_metric, within_metric
 from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
 from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic
@@ -37,6 +38,7 @@ def load(
     task: str | None = None,
     seed: int = 0,
     standardise: bool = True,
+    metric: str = "none",
     validate: bool = True,
     allow_leakage: bool = False,
 ) -> TrainTest:
@@ -50,6 +52,7 @@ def load(
       gen, emb, task: for a folder: the setting, if the folder holds several.
       seed: seed of the synthetic tables.
       standardise: whether embeddings are given mean 0 and variance 1 in each dimension, as `standardised` does.
+      metric: map of the embeddings after that: `none`; or `within:ALPHA` or `within:ALPHA:RANK`, as `within_metric`.
       validate: whether to read all embeddings once in search of NaN and infinities.
       allow_leakage: for a table: whether one prompt may be in the training and in the test set, under two ids.
 
@@ -63,6 +66,7 @@ def load(
       ((200, 10, 32), (100, 20, 32))
     """
     standardise = settle("`standardise`", standardise, bool)
+    mapped_by = read_metric(settle("`metric`", metric, str))
     validate = settle("`validate`", validate, bool)
     allow_leakage = settle("`allow_leakage`", allow_leakage, bool)
     embeddings = settle("`embeddings`", embeddings, str | os.PathLike | None)
@@ -102,7 +106,8 @@ def load(
     gold, mask = tables.test.gold, tables.test.mask
     if gold is not None:  # or else no metric is defined
         refuse_ties(gold, mask, "within", where=f" of the test prompts of {name}")
-    return standardised(tables) if standardise else tables
+    tables = standardised(tables) if standardise else tables
+    return tables if mapped_by is None else within_metric(tables, mapped_by)
 
 
 def load_published(

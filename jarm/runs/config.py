@@ -16,6 +16,7 @@ from jarm.acquisition.registry import check_name
 from jarm.core.base import HParams
 from jarm.core.checks import INT32, Check, at_least, between, check_fields, distinct
 from jarm.core.status import JarmError
+from jarm.data.metric import read_metric
 from jarm.evaluation.annotators import ANNOTATOR_CHECKS, AnnotatorConfig
 from jarm.loop.config import LOOP_CHECKS, LoopConfig
 from jarm.reward.config import FIT_CHECKS, FitConfig, HeadConfig
@@ -26,11 +27,20 @@ MAX_RUNS = 100_000
 TEXTS = ("rules", "attributes", "best_of", "gold_scale")
 """Options that are one text, and may be given as a list or a number."""
 RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt"
-SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise", "allow_leakage")
+SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise", "metric", "allow_leakage")
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs", "max_runs")
 """Options that may differ between two commands that fill the same folder."""
-ADDED = ("attributes", "annotator_column", "allow_leakage", "evidence", "prior_variance", "first", "per_prompt")
+ADDED = (
+    "attributes",
+    "annotator_column",
+    "allow_leakage",
+    "evidence",
+    "prior_variance",
+    "first",
+    "per_prompt",
+    "metric",
+)
 """Options that the settings of a folder leave out at their default, since older folders lack them."""
 
 
@@ -148,6 +158,7 @@ COMPARE_CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("workers", "vmap_runs"), between(0, 1 << 16)),
     "rules": known_names,
     "attributes": parts,
+    "metric": lambda _, text: read_metric(text),
     "seeds": at_least(1),
     "max_runs": between(1, 1 << 32),
     "annotator": ANNOTATOR_CHECKS["kind"],
@@ -180,6 +191,9 @@ class CompareConfig:
         JSONL table of responses, or a folder in the layout embd_{gen}_{emb}_{task}_{split}.npy.
       embeddings: .npy array with one row for each row of the table, or a store that has its texts.
       standardise: give every dimension of the embeddings mean 0 and variance 1 over the training responses.
+      metric: map of the embeddings by differences of responses to one prompt, made without labels or gold: "none";
+        "within:ALPHA", which sharpens the directions in which they differ most, the more the larger ALPHA is over 1; or
+        "within:ALPHA:RANK", with no more directions than RANK.
       target: column of the table that holds the gold reward.
       attributes: further columns of numbers of the table, separated by commas; annotators can answer by them, and each
         becomes a reference line.
@@ -225,6 +239,7 @@ class CompareConfig:
     data: str = "synthetic"
     embeddings: str | None = None
     standardise: bool = True
+    metric: str = "none"
     target: str | None = None
     attributes: str | None = None
     allow_leakage: bool = False

@@ -1,0 +1,117 @@
+"""A linear map of embeddings, made of the differences between responses to one prompt: no label or reward is read."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import NamedTuple
+
+import numpy as np
+
+from jarm.core.checks import INT32, between
+from jarm.core.status import JarmError
+from jarm.core.tables import ResponseTable, TrainTest, check_embeddings
+
+CHUNK = 1 << 22
+"""Numbers of the training embeddings that are in memory at a time, in float64."""
+MAX_WIDTH = 4096
+"""Widest embeddings that are mapped: the decomposition takes d^3 steps and three d x d arrays of float64."""
+SMALLEST = 1e-6
+"""Share of the largest variance below which a direction is left out, since rounding makes it."""
+
+
+class Within(NamedTuple):
+    """A metric in numbers: how sharp, and how many directions at most, None for all."""
+
+    alpha: float
+    rank: int | None = None
+
+
+def read_metric(text: str) -> Within | None:
+    """Read `none`, `within:ALPHA` or `within:ALPHA:RANK`.
+
+    Raises:
+      JarmError: the text is none of these, or a number is out of its range.
+
+    Example:
+      >>> read_metric("within:3:64")
+      Within(alpha=3.0, rank=64)
+      >>> read_metric("within")
+      Traceback (most recent call last):
+      jarm.core.status.JarmError: Cannot read the metric 'within': write 'none', 'within:ALPHA' or 'within:ALPHA:RANK'.
+    """
+    if text == "none":
+        return None
+    kind, *numbers = text.split(":")
+    try:
+        alpha, rank = float(numbers[0]), int(numbers[1]) if len(numbers) > 1 else None
+    except (IndexError, ValueError):
+        kind = ""
+    if kind != "within" or len(numbers) > 2:
+        raise JarmError(f"Cannot read the metric '{text}': write 'none', 'within:ALPHA' or 'within:ALPHA:RANK'.")
+    between(0, 10)("ALPHA of the metric", alpha)
+    if rank is not None:
+        between(1, INT32)("RANK of the metric", rank)
+    return Within(alpha, rank)
+
+
+def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
+    """The tables with embeddings `c (l / l_1)^((alpha - 1) / 2) U^T e`, of mean squared size 1 within prompts.
+
+    U diag(l) U^T is the covariance of the training embeddings less the mean of their prompt, largest first, and c makes
+    the mean squared length of these differences 1. alpha 1 keeps distances up to c, larger sharpens the directions in
+    which responses differ most, 0 whitens. Each training row is read once here; rows are mapped as they are read.
+
+    Args:
+      tables: standardised or not.
+      metric: alpha, and the number of directions kept: at most those whose variance rounding does not make.
+
+    Raises:
+      JarmError: no prompt has two responses with different embeddings, or embeddings are too wide or not finite.
+
+    Example:
+      Two responses to one prompt, which differ four times as much in one direction as in the other.
+
+      >>> rows, mask = np.arange(2)[None], np.ones((1, 2), bool)
+      >>> table = ResponseTable(np.array([[4.0, 1.0], [-4.0, -1.0]]), rows, mask)
+      >>> within_metric(TrainTest(table, table), Within(alpha=2.0)).train.embeddings().shape
+      (1, 2, 1)
+    """
+    train = tables.train
+    width = train.shape[2]
+    if width > MAX_WIDTH:
+        raise JarmError(
+            f"A metric is made of embeddings of up to {MAX_WIDTH:,} dimensions, and these have {width:,}: cut them "
+            "(`jarm store cut`), or leave `--metric` at none."
+        )
+    covariance = _covariance(train)
+    variances, directions = np.linalg.eigh(covariance)
+    variances, directions = variances[::-1], directions[:, ::-1]
+    if not variances[0] > 0:
+        raise JarmError(
+            "No prompt has two responses with different embeddings, and a metric is made of their differences: give "
+            "prompts several responses, or leave `--metric` at none."
+        )
+    kept = min(int((variances > SMALLEST * variances[0]).sum()), metric.rank or width)
+    shares = variances[:kept] / variances[0]
+    scale = shares ** ((metric.alpha - 1) / 2)
+    scale /= np.sqrt((variances[:kept] * scale**2).sum())
+    mapped = (directions[:, :kept] * scale).astype(np.float32)
+    made = {"alpha": metric.alpha, "rank": kept}
+    return TrainTest(
+        *(dataclasses.replace(each, metric=mapped, provenance={**each.provenance, "metric": made}) for each in tables)
+    )
+
+
+def _covariance(table: ResponseTable) -> np.ndarray:
+    """`[d, d]` float64, mean outer product of the embeddings less the mean of their prompt."""
+    prompts, responses, width = table.shape
+    total, step = np.zeros((width, width)), max(1, CHUNK // (responses * width))
+    for start in range(0, prompts, step):
+        some = slice(start, start + step)
+        embeddings, mask = table.embeddings(some), table.mask[some]
+        check_embeddings(embeddings, mask, start)
+        rows, real = embeddings.astype(np.float64), mask[..., None]
+        mean = rows.sum(axis=1, keepdims=True) / np.maximum(real.sum(axis=1, keepdims=True), 1)
+        centred = np.where(real, rows - mean, 0).reshape(-1, width)
+        total += centred.T @ centred
+    return total / table.mask.sum()
