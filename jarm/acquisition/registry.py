@@ -124,7 +124,7 @@ RULES: dict[str, RuleEntry] = {
     "adpo": RuleEntry(contrib_optimal_design.adpo, "passes (S F + N F^2)", ("labelled", "prior_weight")),
     "a_opt": RuleEntry(optimal_design.a_opt, "passes (S F + N F^2)", ("labelled", "prior_weight")),
     "bait": RuleEntry(optimal_design.bait, "passes (S F + N F^2)", ("labelled", "prior_weight")),
-    "v_opt": RuleEntry(optimal_design.v_opt, "passes (S F + N F^2) + F^3", ("labelled", "prior_weight")),
+    "v_opt": RuleEntry(optimal_design.v_opt, "passes (S F + N F^2) + B F^3", ("labelled", "prior_weight")),
     "k_centre": RuleEntry(diversity.k_centre, "(B + labels) (S + N F), S at most 10,000 unless listed", ("labelled",)),
     "kmeans_pp": RuleEntry(diversity.kmeans_pp, "(B + labels) (S + N F), S as above", ("labelled", "key")),
     "badge": RuleEntry(diversity.badge, "(B + labels) (S + N F), S as above", ("labelled", "key")),
