@@ -80,8 +80,8 @@ def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
     width = train.shape[2]
     if width > MAX_WIDTH:
         raise JarmError(
-            f"A metric is made of embeddings of up to {MAX_WIDTH:,} dimensions, and these have {width:,}: cut them "
-            "(`jarm store cut`), or leave `--metric` at none."
+            f"A metric is made of embeddings of up to {MAX_WIDTH:,} dimensions, and these have {width:,}: project "
+            "them to fewer first, or leave `--metric` at none."
         )
     covariance = _covariance(train)
     variances, directions = np.linalg.eigh(covariance)
