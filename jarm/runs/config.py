@@ -54,7 +54,7 @@ def documented_by(*records: type) -> Callable[[type[T]], type[T]]:
     """
 
     def complete(config: type[T]) -> type[T]:
-        if sys.flags.optimize > 1:  # there are no docstrings
+        if config.__doc__ is None or sys.flags.optimize > 1:  # python -OO keeps none
             return config
         texts = dict[str, str]()
         for each in (config, *records):
