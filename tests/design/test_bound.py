@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import sampled
 from references import best_subset64, log_det64
 
 from jarm.core.base import Limits, Selection
@@ -155,7 +156,7 @@ def test_no_batch_is_above_the_bound(seed, kind, prior_power, shape):
     assert float(design.upper - design.lower) >= 0
 
 
-@pytest.mark.parametrize(("kind", "k"), [("within", 6), ("all", 2)])
+@pytest.mark.parametrize(("kind", "k"), sampled([("within", 6), ("all", 2)], ("within", 6)))
 def test_the_best_of_all_batches_is_below_and_near(kind, k):
     for seed in range(4):
         rng = np.random.default_rng(seed)
@@ -168,7 +169,7 @@ def test_the_best_of_all_batches_is_below_and_near(kind, k):
         assert float(efficiency(jnp.float32(best), design.upper, F)) > 0.9
 
 
-@pytest.mark.parametrize("kind", SPACES)
+@pytest.mark.parametrize("kind", sampled(SPACES, "within", "listed"))
 def test_the_bounds_close_in_on_the_best_weights(kind):
     """For k >= F those of the relaxed log det, as a long run in float64 has it."""
     for seed in range(3):

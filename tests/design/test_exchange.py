@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from marks import sampled
 from references import best_subset64, greedy64, log_det64
 
 from jarm.core.base import Limits, Selection
@@ -143,7 +144,7 @@ def test_a_batch_only_becomes_better_until_no_swap_helps(seed, name, prior_power
         assert name in ("all, caps and guard", "listed, costs")
 
 
-@pytest.mark.parametrize("name", ["all, caps and guard", "listed, costs"])
+@pytest.mark.parametrize("name", sampled(["all, caps and guard", "listed, costs"], "all, caps and guard"))
 def test_a_long_shortlist_is_always_enough(name):
     for seed in range(3):
         rng = np.random.default_rng(seed)

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures.tiny import CHAT, write_checkpoint
+from marks import sampled
 from safetensors.numpy import load_file
 
 from jarm.cli import main
@@ -233,7 +234,7 @@ def dies_after(monkeypatch):
     return set_up
 
 
-@pytest.mark.parametrize("share", ["always", "never"])
+@pytest.mark.parametrize("share", sampled(["always", "never"], "always"))
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, folder, dies_after, share):
     table = write_rows(tmp_path / "r.jsonl", random_rows(120))
     whole = settings(folder, table, tmp_path / "whole", share_prompts=share)

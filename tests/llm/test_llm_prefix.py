@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures import make_llm
-from marks import slow
+from marks import sampled
 
 from jarm.core.status import JarmError
 from jarm.llm import layers
@@ -61,7 +61,7 @@ def both(case, poolings, dtype="float32"):
     return expected, run(embed_tokens, params, rest, config=config, poolings=poolings, **shared), prefix
 
 
-@pytest.mark.parametrize("case", [case if case in FAST else slow(case) for case in DECODERS])
+@pytest.mark.parametrize("case", sampled(DECODERS, *FAST))
 def test_texts_behind_shared_prefixes_embed_as_whole_texts(case):
     """Every family; prefixes that are empty, short and longer than a window; groups shared, lone and out of order."""
     config, _ = loaded(case)
