@@ -186,5 +186,6 @@ def v_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: i
     the batch is listed by gain. `bait` has the pairs on offer as its targets, weighted by v.
     Source: the classical criterion of optimal design (Box and Draper, JASA 1959), with these targets.
     """
-    share = space.eligible / jnp.maximum(space.eligible.sum(dtype=jnp.float32), 1)
+    real = space.eligible.astype(jnp.float32)
+    share = real / jnp.maximum(real.sum(), 1)
     return _smallest_trace(hparams, v_optimal(within_prompts(belief.features, space), share), belief, space, k)

@@ -14,11 +14,13 @@ from jarm.design.spaces import pair_space
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import prepare
 from jarm.loop.loop import make_loop
+from jarm.reward.config import FitConfig
 from jarm.testing.tracing import count_compilations
 from jarm.testing.tracing import quick_jit as jit
 
 TABLE = make_table()
-CONFIG = LoopConfig(rules=("random", "greedy_dopt"), rounds=1, batch=4, initial=6, head=LAPLACE, per_prompt=1)
+ONE = FitConfig(members=1)
+CONFIG = LoopConfig(rules=("greedy_dopt",), rounds=1, batch=4, initial=6, head=LAPLACE, fit=ONE, per_prompt=1)
 
 
 def first_batch(config, hparams, table=TABLE):
@@ -56,10 +58,10 @@ def test_no_prompt_is_in_more_pairs_than_the_limit(kind):
     config = dataclasses.replace(CONFIG, pairs=kind, first="d_opt", per_prompt=2, candidates=24, initial=7)
     device_table, hparams, _ = prepare(config, TABLE)
     run = jit(make_loop(config).run)
-    check(run(jax.random.key(0), hparams, device_table, 1)[1].status)
+    check(run(jax.random.key(0), hparams, device_table)[1].status)
     keys = [jax.random.key(seed) for seed in (1, 2)]
     with count_compilations() as compiled:
-        found = [run(key, hparams, device_table, 1) for key in keys]
+        found = [run(key, hparams, device_table) for key in keys]
     assert not compiled
     for state, records in found:
         check(records.status)

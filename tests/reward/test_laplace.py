@@ -11,7 +11,7 @@ from jarm.core.status import JarmError, Status
 from jarm.reward import laplace
 from jarm.reward.config import FitConfig, HeadConfig
 from jarm.reward.fit import make_fit
-from jarm.reward.heads import laplace_head, linear_head
+from jarm.reward.heads import laplace_head
 from jarm.testing.tracing import count_compilations
 from jarm.testing.tracing import quick_jit as jit
 
@@ -80,7 +80,7 @@ def test_margins_left_out_are_those_of_refits(d):
     without = [reference(x, label, np.where(np.arange(24) == out, 0, weight), VARIANCE)[0] for out in range(6)]
     exact = np.einsum("ld,ld->l", x[:6], without)
     np.testing.assert_allclose(found.margin_left_out[:6], exact, atol=0.02)
-    assert np.abs(found.margin[:6] - exact).max() > 0.1
+    assert np.abs(np.asarray(found.margin[:6]) - exact).max() > 0.1
 
 
 @WIDTHS
@@ -115,7 +115,7 @@ def test_members_are_draws_around_the_mode(key):
     weight = labelled.mask.astype(jnp.float32)
     mode, sigma, _ = reference(*map(np.asarray, (x, labelled.label, weight)), VARIANCE)
     hparams = HParams(prior_variance=VARIANCE)
-    keys = jax.random.split(key, 3)
+    keys = jax.random.split(key, 2)
     params, info = fit_of(laplace_head(), FitConfig(members=2000))(keys[0], hparams, embeddings, labelled)
     weights = np.float64(jax.vmap(laplace_head().weights)(params))
     np.testing.assert_allclose(weights.mean(axis=0), mode, atol=1e-4)
@@ -123,12 +123,10 @@ def test_members_are_draws_around_the_mode(key):
     np.testing.assert_allclose(params["prior_precision"], 1 / VARIANCE, rtol=1e-6)
     assert info.train_nll.shape == info.steps.shape == (2000,)
     assert info.status == Status.OK
-    alone, _ = fit_of(laplace_head(), FitConfig(members=1))(keys[1], hparams, embeddings, labelled)
-    linear, one = fit_of(linear_head(), FitConfig(members=1))(
-        keys[2], HParams(ridge=1 / VARIANCE), embeddings, labelled
-    )
-    np.testing.assert_allclose(alone["out"]["kernel"], linear["out"]["kernel"], atol=1e-6)
-    np.testing.assert_allclose(info.valid_nll[:1], one.valid_nll, rtol=1e-5)
+    alone, one = fit_of(laplace_head(), FitConfig(members=1))(keys[1], hparams, embeddings, labelled)
+    np.testing.assert_allclose(alone["out"]["kernel"][0, :, 0], mode, atol=1e-4)
+    nll = np.logaddexp(0, np.where(labelled.label > 0, -1, 1) * np.float64(x @ mode.astype(np.float32)))
+    np.testing.assert_allclose([one.train_nll[0], info.train_nll[7]], nll[:9].mean(), rtol=1e-4)
 
 
 def test_evidence_chooses_the_prior_variance(key):
@@ -146,7 +144,7 @@ def test_evidence_chooses_the_prior_variance(key):
 def test_mapped_fits_are_those_one_by_one_and_compile_once():
     fit = make_fit(laplace_head(), FitConfig(members=3, evidence=True))
     embeddings, labelled = labelled_pairs()
-    seeds, variances = jnp.arange(2), jnp.array([0.1, 2.0])
+    seeds, variances = jnp.arange(2, dtype=jnp.int32), jnp.array([0.1, 2.0], jnp.float32)
 
     def one(seed, variance, embeddings=embeddings, labelled=labelled):
         return fit(jax.random.key(seed), HParams(prior_variance=variance), embeddings, labelled)
