@@ -129,22 +129,10 @@ def test_members_are_draws_around_the_mode(key):
     np.testing.assert_allclose([one.train_nll[0], info.train_nll[7]], nll[:9].mean(), rtol=1e-4)
 
 
-def test_evidence_chooses_the_prior_variance(key):
-    embeddings, labelled = labelled_pairs()
-    x = np.asarray(embeddings[labelled.first] - embeddings[labelled.second])
-    weight = np.asarray(labelled.mask, np.float32)
-    variances = 0.1 * np.array(laplace.EVIDENCE_GRID)
-    each = [reference(x, np.asarray(labelled.label), weight, variance)[2] for variance in variances]
-    params, _ = fit_of(laplace_head(), FitConfig(members=1, evidence=True))(key, HParams(), embeddings, labelled)
-    best = int(np.argmax(each))
-    assert 0 < best < len(each) - 1
-    np.testing.assert_allclose(1 / params["prior_precision"], variances[best], rtol=1e-5)
-
-
-def test_mapped_fits_are_those_one_by_one_and_compile_once():
+def test_evidence_chooses_the_prior_variance_also_where_fits_are_mapped():
     fit = make_fit(laplace_head(), FitConfig(members=3, evidence=True))
     embeddings, labelled = labelled_pairs()
-    seeds, variances = jnp.arange(2, dtype=jnp.int32), jnp.array([0.1, 2.0], jnp.float32)
+    seeds, variances = jnp.arange(2, dtype=jnp.int32), jnp.array([0.1, 0.4], jnp.float32)
 
     def one(seed, variance, embeddings=embeddings, labelled=labelled):
         return fit(jax.random.key(seed), HParams(prior_variance=variance), embeddings, labelled)
@@ -156,10 +144,18 @@ def test_mapped_fits_are_those_one_by_one_and_compile_once():
         jax.block_until_ready(once(*other))
     assert not compiled
     mapped = jit(jax.vmap(one))(seeds, variances)
+    x = np.asarray(embeddings[labelled.first] - embeddings[labelled.second])
+    weight, found = np.asarray(labelled.mask, np.float32), []
     for at, alone in enumerate(in_turn):
+        grid = float(variances[at]) * np.array(laplace.EVIDENCE_GRID)
+        best = int(np.argmax([reference(x, np.asarray(labelled.label), weight, each)[2] for each in grid]))
+        np.testing.assert_allclose(1 / alone[0]["prior_precision"], grid[best], rtol=1e-5)
+        found.append(best)
         for leaf, mapped_leaf in zip(jax.tree.leaves(alone[0]), jax.tree.leaves(mapped[0]), strict=True):
             np.testing.assert_allclose(mapped_leaf[at], leaf, rtol=2e-3, atol=2e-3)
         np.testing.assert_allclose(mapped[1].valid_nll[at], alone[1].valid_nll, rtol=1e-3)
+    assert min(found) > 0
+    assert max(found) < len(laplace.EVIDENCE_GRID) - 1
 
 
 def test_what_cannot_be_is_a_sentence():
