@@ -253,7 +253,7 @@ def put(path, content):
         (path / name).write_bytes(data)
 
 
-@pytest.mark.parametrize("step", [pytest.param(1, marks=pytest.mark.slow), 7])
+@pytest.mark.parametrize("step", [pytest.param(2, marks=pytest.mark.slow), 7])
 def test_killed_while_a_line_was_written_a_journal_keeps_its_whole_lines_and_goes_on(tmp_path, monkeypatch, step):
     monkeypatch.setattr(os, "fsync", lambda _: None)  # thousands of times, and of no effect on what is seen here
     batches, states = in_batches(tmp_path)

@@ -111,7 +111,7 @@ def relaxed64(z, prior, k, steps=20_000):
 
 
 @pytest.mark.slow
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
     st.sampled_from([("within", 6), ("cross", 6), ("all", 6), ("listed", 6), ("all", 2)]),

@@ -327,7 +327,7 @@ def test_an_axis_of_tables_of_two_kinds_and_of_rounds_goes_on(tmp_path):
         "table": [{"name": "built in", "data": "synthetic", "rounds": 1}, {"name": "mine", **table(tmp_path)}],
         "beta": [1.0, 2.0],
     }
-    config = small(tmp_path / "out", grid, seeds=1)
+    config = small(tmp_path / "out", grid, seeds=1, head="linear")
     with count_compilations() as compiled:
         sweep(config)
     assert compiled.count("jit(run_all)") == 2
