@@ -59,13 +59,17 @@ def test_rule(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["within", "cross", "all"])
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize(
+    "kind", ["within", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("cross", "all"))]
+)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] * entry.contrib) for name, entry in RULES.items()]
+)
 def test_rule_elsewhere(name, kind):
     if name in TWINS and kind != "within":
         return
     # Under vmap a rule is another program, and one space stands for all.
-    check_rule(get_rule(name), spaces=(kind,), checks=tuple(c for c in CHECKS if c != "vmap" or kind == "cross"))
+    check_rule(get_rule(name), spaces=(kind,), checks=tuple(c for c in CHECKS if c != "vmap" or kind == "within"))
     collapsed_features_are_a_status(name, kind)
     if kind == "within":
         the_entry_names_the_inputs(name, kind)

@@ -263,6 +263,7 @@ def test_eight_devices(problems, check):
     assert problems[check] is None, problems[check]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_family_on_every_mesh():
     (out,) = finish([start(8, "all")], 900)

@@ -459,7 +459,9 @@ def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("runs", "jobs"), [(2, 1), (4, 1), (4, 3)])
+@pytest.mark.parametrize(
+    ("runs", "jobs"), [(2, 1), *(pytest.param(*each, marks=pytest.mark.nightly) for each in [(4, 1), (4, 3)])]
+)
 def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
     runs, jobs, together, finished, tmp_path, monkeypatch, capsys
 ):

@@ -59,6 +59,7 @@ def pair(job, out, files=("noise.toml", "noise.toml"), devices=1):
     return [start(job, out, *common, str(at), devices=devices, file=file) for at, file in enumerate(files)]
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_comparison_shares_its_runs_among_processes_too(job):
     code = """
@@ -140,12 +141,14 @@ def test_two_processes(job, reference):
     assert (out / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_two_processes_of_two_devices(job, reference):
     finish(*pair(job, job / "four", devices=2))
     check(job / "four", reference)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("pairs", ["within", "cross"])
 def test_every_rule_runs_on_several_devices(pairs, job):
