@@ -113,7 +113,18 @@ def test_every_function_of_the_top_has_an_example():
             assert ">>>" in (function.__doc__ or ""), f"jarm.{name} has no example in its docstring"
 
 
-@pytest.mark.parametrize("path", [path for path in MODULES if ">>>" in path.read_text()], ids=name_of)
+LONG = ("studies.compare",)
+"""Modules whose examples make a whole comparison."""
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(path, marks=[pytest.mark.slow] * (name_of(path) in LONG), id=name_of(path))
+        for path in MODULES
+        if ">>>" in path.read_text()
+    ],
+)
 def test_examples_in_docstrings_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     module = importlib.import_module(f"jarm.{name_of(path)}")

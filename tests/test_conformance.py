@@ -43,13 +43,16 @@ def believing(case, **changes):
 CORE = ("random", "dopt")
 
 
-# One test per rule and space, so that a program is compiled once; the list is the shortest. Rules on the shelf wait for
-# the longer suite.
+# One of each kind: of those that users are told to try first, and of each engine.
+OFTEN = ("random", "entropy", "dopt", "pa_dopt", "greedy_dopt", "bait", "v_opt", "badge", "epig", "batch_bald", "drts")
+
+
+# One test per rule and space, so that a program is compiled once; the list is the shortest.
 @pytest.mark.parametrize(
     "name",
     [
-        pytest.param(name, marks=[pytest.mark.slow] * entry.contrib + [pytest.mark.core] * (name in CORE))
-        for name, entry in RULES.items()
+        pytest.param(name, marks=[pytest.mark.slow] * (name not in OFTEN) + [pytest.mark.core] * (name in CORE))
+        for name in RULES
     ],
 )
 def test_rule(name):
@@ -63,7 +66,7 @@ def test_rule(name):
     "kind", ["within", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("cross", "all"))]
 )
 @pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.nightly] * entry.contrib) for name, entry in RULES.items()]
+    "name", [pytest.param(name, marks=[pytest.mark.nightly] * (name not in OFTEN)) for name in RULES]
 )
 def test_rule_elsewhere(name, kind):
     if name in TWINS and kind != "within":

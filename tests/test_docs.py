@@ -38,6 +38,7 @@ def test_the_loop_of_the_page_on_selection_runs():
     assert "log det" in shown.getvalue()
 
 
+@pytest.mark.slow
 def test_contributed_rule_conforms():
     scope = {}
     (block,) = blocks("CONTRIBUTING.md", "python")

@@ -79,7 +79,7 @@ def test_a_selection_does_not_copy_the_table():
         gold=jnp.zeros((1000, 10)),
         lengths=jnp.zeros((1000, 10)),
         spread=jnp.float32(1),
-        within=jnp.float32(1),
+        spread_within=jnp.float32(1),
     )
     state, _ = jax.eval_shape(loop.init, jax.random.key(0), device_table)
     compiled = jax.jit(loop.select).lower(HParams(), state, device_table, jnp.int32(1)).compile()

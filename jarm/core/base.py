@@ -118,7 +118,7 @@ class Belief:
       labelled_features: `[L, 2, F]` features of both ends of the labelled pairs, in the first `num_labelled` rows.
       labelled_rewards: `[L, 2]` mean rewards of these ends.
       prior_precision: precision of the Gaussian prior on each weight of the last layer, of a head that has one: rules
-        with a prior take it in the place of theirs. None for other heads.
+        that start from a prior information take it in the place of theirs. None for other heads.
     """
 
     features: Float[Array, "N F"]

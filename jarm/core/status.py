@@ -43,7 +43,7 @@ _MESSAGES = {
     ),
     Status.LIMITED: (
         "The limits on pairs per prompt, pairs per response or near-copies leave fewer pairs than the batch asks for: "
-        "raise them, or label fewer pairs."
+        "raise them, label fewer pairs, or draw more candidates (`--candidates`)."
     ),
     Status.UNINFORMATIVE: (
         "Some pairs of the batch would teach nothing, because every remaining pair has equal features at both ends: "
@@ -52,8 +52,8 @@ _MESSAGES = {
     Status.FULL: "More labels were recorded than the budget has room for: configure more rounds or a larger batch.",
     Status.SINGULAR: (
         "An information matrix is not positive definite in float32: raise the prior of the rule (`--prior-weight`, "
-        "where it has one) or the penalty of a linear head (`--ridge`), or check the features for an exploding "
-        "direction."
+        "where it has one) or the penalty of a linear head (`--ridge`), lower the prior variance of a laplace head "
+        "(`--prior-variance`), or check the features for an exploding direction."
     ),
     Status.DIVERGED: "The fit of a reward head ended at a loss that is not finite: lower the learning rate.",
     Status.NONFINITE: (

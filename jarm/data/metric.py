@@ -25,6 +25,9 @@ class Within(NamedTuple):
     alpha: float
     rank: int | None = None
 
+    def __str__(self) -> str:
+        return f"within:{self.alpha:g}" + (f":{self.rank}" if self.rank else "")
+
 
 def read_metric(text: str) -> Within | None:
     """Read `none`, `within:ALPHA` or `within:ALPHA:RANK`.
@@ -58,7 +61,8 @@ def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
     """The tables with embeddings `c (l / l_1)^((alpha - 1) / 2) U^T e`, of mean squared size 1 within prompts.
 
     U diag(l) U^T is the covariance of the training embeddings less the mean of their prompt, largest first, and c makes
-    the mean squared length of these differences 1. alpha 1 keeps distances up to c, larger sharpens the directions in
+    the mean squared length of these differences 1. alpha 1 keeps distances within prompts up to c where no
+    direction is left out, larger sharpens the directions in
     which responses differ most, 0 whitens. Each training row is read once here; rows are mapped as they are read.
 
     Args:
@@ -97,9 +101,12 @@ def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
     scale /= np.sqrt((variances[:kept] * scale**2).sum())
     mapped = (directions[:, :kept] * scale).astype(np.float32)
     made = {"alpha": metric.alpha, "rank": kept}
-    return TrainTest(
-        *(dataclasses.replace(each, metric=mapped, provenance={**each.provenance, "metric": made}) for each in tables)
-    )
+
+    def mapped_again(table: ResponseTable) -> ResponseTable:
+        whole = mapped if table.metric is None else table.metric @ mapped
+        return dataclasses.replace(table, metric=whole, provenance={**table.provenance, "metric": made})
+
+    return TrainTest(*map(mapped_again, tables))
 
 
 def _covariance(table: ResponseTable) -> np.ndarray:

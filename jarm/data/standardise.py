@@ -22,8 +22,11 @@ def standardised(tables: TrainTest) -> TrainTest:
     constant dimension becomes 0.
 
     Raises:
-      JarmError: a training embedding is not finite or so large that others would vanish beside it, or all are equal.
+      JarmError: a metric maps the embeddings already, a training embedding is not finite or so large that others would
+        vanish beside it, or all are equal.
     """
+    if tables.train.metric is not None:
+        raise JarmError("A metric maps the embeddings already: standardise them first, then make the metric of that.")
     train = dataclasses.replace(tables.train, mean=None, deviation=None)
     prompts, responses, d = train.shape
     step = max(1, CHUNK // (responses * d))

@@ -49,6 +49,8 @@ CACHE_BYTES = 1 << 32
 """Largest size of the keys and values of shared prompts, on each device."""
 KEPT_TOKENS = 1 << 26
 """Largest number of tokens of a corpus that are kept, 256 MiB; texts beyond them are tokenised whenever read."""
+_PER_TEXT = 64
+"""Tokens that a kept text counts for beside its own: about what its array takes."""
 _AHEAD = 2
 """Batches queued on the device while the results of an earlier one are awaited."""
 T = TypeVar("T")
@@ -149,7 +151,7 @@ class Corpus:
 
     def _keep(self, made: dict[int, np.ndarray]) -> None:
         """Keep token ids for the next who asks, while there is room."""
-        tokens = sum(map(len, made.values()))
+        tokens = sum(len(ids) + _PER_TEXT for ids in made.values())
         if tokens <= self._room:
             self._room -= tokens
             self._kept |= made

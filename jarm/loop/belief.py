@@ -50,7 +50,8 @@ def draw_candidates(
     if config.candidates is None:
         return responses, space
     space = subset(key_candidates, space, config.candidates)
-    if 2 * config.candidates >= size:
+    # V-optimality is about all responses of a round, whichever pairs are on offer.
+    if 2 * config.candidates >= size or "v_opt" in (*config.rules, config.first):
         return responses, space
     # Few pairs of many responses: only the responses at their ends are scored.
     used, space = compact(space)
@@ -98,13 +99,15 @@ def form_belief(
         phi, r = scored(flat[ends.reshape(-1)])
         (phi_first, phi_second), (r_first, r_second) = jnp.split(phi, 2), jnp.split(r.mean(axis=0), 2)
     real = labelled.mask[:, None]
+    # The posterior of a head with a prior has the labels by their weights.
+    weight = labelled.mask.astype(jnp.float32)
+    if head.prior_precision is not None:
+        weight = jnp.where(labelled.mask, labelled.weight, 0)
     return Belief(
         features=features,
         rewards=rewards,
         member_rewards=member_rewards,
-        labelled_information=pair_information(
-            phi_first, phi_second, fisher_weight(r_first - r_second) * labelled.mask.astype(jnp.float32)
-        ),
+        labelled_information=pair_information(phi_first, phi_second, fisher_weight(r_first - r_second) * weight),
         num_labelled=labelled.mask.sum(dtype=jnp.int32),
         labelled_features=jnp.where(real[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
         labelled_rewards=jnp.where(real, jnp.stack([r_first, r_second], axis=1), 0),

@@ -87,6 +87,11 @@ class LoopConfig:
             raise JarmError(f"LoopConfig(head={self.head!r}) is a text: give HeadConfig.parse({self.head!r}).")
         check_fields(self, LOOP_CHECKS)
         between(1, INT32)("The number of labels, initial + rounds x batch,", self.budget)
+        if self.fit.evidence and not self.head.laplace:
+            raise JarmError(
+                f"FitConfig.evidence (`--evidence`) chooses the prior of a laplace head, and the head is {self.head}: "
+                "take HeadConfig.parse('laplace') (`--head laplace`), or leave it out."
+            )
         largest = self.batch if self.first == "random" else max(self.batch, self.initial)
         if self.candidates is not None and self.candidates < largest:
             raise JarmError(

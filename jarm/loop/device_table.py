@@ -29,7 +29,7 @@ class DeviceTable:
       gold: `[P, R]` gold rewards divided by their reward scale; NaN where the table has none.
       lengths: `[P, R]` response lengths in standard deviations; zeros where unknown.
       spread: mean squared distance of the embeddings of two random responses: the unit of batch diversity.
-      within: mean squared distance of the embedding of a response from the mean of its prompt: the unit of
+      spread_within: mean squared distance of the embedding of a response from the mean of its prompt: the unit of
         `HParams.prior_variance`.
       answers: `[P, R]` the column that the annotator answers by, divided by its reward scale; None for gold.
       gold_rest, answers_rest: `[P, R]` what float32 leaves out of `gold` and `answers` (`core.columns.halves`), so that
@@ -43,7 +43,7 @@ class DeviceTable:
     gold: Float[Array, "P R"]
     lengths: Float[Array, "P R"]
     spread: Float[Array, ""]
-    within: Float[Array, ""]
+    spread_within: Float[Array, ""]
     answers: Float[Array, "P R"] | None = None
     gold_rest: Float[Array, "P R"] | None = None
     answers_rest: Float[Array, "P R"] | None = None
@@ -157,7 +157,7 @@ def make_device_table(
         gold=gold[0],
         lengths=jnp.asarray(lengths),
         spread=jnp.float32(spread),
-        within=jnp.float32(within),
+        spread_within=jnp.float32(within),
         answers=answers[0],
         gold_rest=gold[1],
         answers_rest=answers[1],
@@ -263,11 +263,11 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
 
 
 def _room(config: LoopConfig, table: ResponseTable, per_prompt: int) -> int:
-    """Largest batch under a limit of pairs per prompt, if the prompts of a round are those that hold the fewest."""
+    """A batch that a limit of pairs per prompt leaves room for, with the prompts that hold the fewest pairs."""
     real = np.sort(table.mask.sum(axis=1).astype(np.int64))[: config.prompts]
     if config.pairs == "within":
         return int(np.minimum(per_prompt, real * (real - 1) // 2).sum())
-    return int(per_prompt * (real > 0).sum()) // (2 if config.pairs == "cross" else 1)
+    return int(per_prompt * (real > 0).sum()) // 2
 
 
 def _with_noise(

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 from jarm.acquisition.check import check_selection
 from jarm.acquisition.registry import get_rule
 from jarm.core.base import Belief, HParams, Labelled, Selection
-from jarm.core.types import Array, Int, PRNGKey
+from jarm.core.status import Status
+from jarm.core.types import Array, Bool, Int, PRNGKey
 from jarm.loop.belief import draw_candidates
 from jarm.loop.config import FIRST, LoopConfig
 from jarm.loop.device_table import DeviceTable
@@ -25,7 +26,8 @@ def choose_first(
     """The first batch by `config.first`: every margin is 0, and the information is that of the prior.
 
     Where the config has no limit of pairs per prompt, it is the smallest that leaves a choice of prompts: 1 where there
-    are 1.25 times as many as pairs (within), or 2.5 times (otherwise, since a pair across prompts takes two).
+    are 1.25 times as many as pairs (within), or 2.5 times (otherwise, since a pair across prompts takes two). It is
+    doubled until the batch is full, since prompts may hold fewer pairs than that.
 
     Args:
       config: of the loop.
@@ -39,13 +41,6 @@ def choose_first(
     """
     key_space, key_rule = jax.random.split(key)
     responses, space = draw_candidates(config, key_space, labelled, table)
-    if space.per_prompt is None:
-        real, taken = table.mask.sum(axis=1, dtype=jnp.int32), 1 if config.pairs == "within" else 2
-        prompts = (real >= 3 - taken).sum(dtype=jnp.float32)
-        if config.prompts is not None:
-            prompts = jnp.minimum(prompts, config.prompts)
-        cap = jnp.ceil(SLACK * taken * config.initial / prompts).astype(jnp.int32)
-        space = dataclasses.replace(space, per_prompt=cap)
     features = table.flat if responses is None else table.flat[responses]
     size, width = features.shape
     belief = Belief(
@@ -56,11 +51,32 @@ def choose_first(
         num_labelled=jnp.int32(0),
         labelled_features=jnp.zeros((0, 2, width), jnp.float32),
         labelled_rewards=jnp.zeros((0, 2), jnp.float32),
-        prior_precision=table.within / hparams.prior_variance,
+        prior_precision=table.spread_within / hparams.prior_variance,
     )
     rule, k = FIRST[config.first], config.initial
-    selection = check_selection(get_rule(rule)(key_rule, hparams, belief, space, k), space, k, rule)
-    return in_table(selection, responses)
+    smallest, largest = _caps(config, table) if space.per_prompt is None else (space.per_prompt, space.per_prompt)
+
+    def wider(tried: tuple[Int[Array, ""], Selection]) -> tuple[Int[Array, ""], Selection]:
+        cap = jnp.where(tried[0] == 0, smallest, 2 * tried[0])
+        return cap, get_rule(rule)(key_rule, hparams, belief, dataclasses.replace(space, per_prompt=cap), k)
+
+    def too_narrow(tried: tuple[Int[Array, ""], Selection]) -> Bool[Array, ""]:
+        return ~tried[1].valid.all() & (tried[0] < largest)
+
+    nothing = Selection(
+        jnp.zeros((k, 2), jnp.int32), jnp.zeros(k, jnp.float32), jnp.zeros(k, bool), jnp.int32(Status.OK)
+    )
+    _, selection = jax.lax.while_loop(too_narrow, wider, (jnp.int32(0), nothing))
+    return in_table(check_selection(selection, space, k, rule), responses)
+
+
+def _caps(config: LoopConfig, table: DeviceTable) -> tuple[Int[Array, ""], Int[Array, ""]]:
+    """The smallest limit of pairs per prompt that is tried, and one that is none."""
+    real, taken = table.mask.sum(axis=1, dtype=jnp.int32), 1 if config.pairs == "within" else 2
+    prompts = (real >= 3 - taken).sum(dtype=jnp.float32)
+    if config.prompts is not None:
+        prompts = jnp.minimum(prompts, config.prompts)
+    return jnp.ceil(SLACK * taken * config.initial / prompts).astype(jnp.int32), jnp.int32(config.initial)
 
 
 def in_table(selection: Selection, responses: Int[Array, "n"] | None) -> Selection:

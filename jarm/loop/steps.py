@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jarm.core.base import Fit, FitInfo, HParams, Labelled, RewardHead, Rule, Selection
 from jarm.core.pytree import record
 from jarm.core.settings import as_key, narrowed
-from jarm.core.status import Status, worst
+from jarm.core.status import JarmError, Status, worst
 from jarm.core.types import AnyKey, Array, Float, Int, Params, PRNGKey
 from jarm.design.fisher import fisher_weight, pair_variance
 from jarm.design.spaces import pair_space, sample_pairs
@@ -75,8 +75,12 @@ class Choice(NamedTuple):
     variance: Float[Array, "B"]
 
 
-def init(parts: Parts, key: AnyKey, table: DeviceTable, hparams: HParams = HParams()) -> tuple[LoopState, Selection]:
-    """An empty state with fresh heads, and the pairs to label first; of `hparams` they read the prior variance."""
+def init(parts: Parts, key: AnyKey, table: DeviceTable, hparams: HParams | None = None) -> tuple[LoopState, Selection]:
+    """An empty state with fresh heads, and the pairs to label first; if chosen, by the prior variance of `hparams`.
+
+    Raises:
+      JarmError: they are chosen, and there are no `hparams`.
+    """
     config = parts.config
     key, key_first, key_params = jax.random.split(as_key(key), 3)
     heads = jax.vmap(lambda each: parts.head.init(each, table.embeddings.shape[2]))
@@ -90,6 +94,8 @@ def init(parts: Parts, key: AnyKey, table: DeviceTable, hparams: HParams = HPara
         status=jnp.int32(Status.OK),
     )
     if config.first != "random":
+        if hparams is None:
+            raise JarmError(f"A first batch by {config.first} needs a prior variance: give init(key, table, hparams).")
         return state, choose_first(config, key_first, hparams.as_float32(), state.labelled, table)
     alike = None if table.alike is None else table.alike.reshape(-1)
     space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1), alike=alike)
@@ -104,7 +110,7 @@ def fit(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable) ->
     warm = state.params if parts.config.warm_start else None
     hparams = hparams.as_float32()
     # In units of the embeddings, since a fit knows no prompts.
-    hparams = dataclasses.replace(hparams, prior_variance=hparams.prior_variance / table.within)
+    hparams = dataclasses.replace(hparams, prior_variance=hparams.prior_variance / table.spread_within)
     params, info = parts.fit(key, hparams, table.flat, state.labelled, warm)
     params = narrowed(params)  # a fit of one's own may leave the types to the settings
     return dataclasses.replace(state, params=params, status=worst(state.status, info.status)), info

@@ -65,15 +65,22 @@ def answer_of_sweep(settings: Sequence[Mapping[str, Row]], baseline: str = "rand
       baseline: the rule that others are compared with.
     """
     rows = [(rule, row) for rules in settings for rule, row in rules.items() if rule != baseline]
-    seeds = max((row["paired_seeds"] for _, row in rows), default=0)
+    if not rows:
+        return f"Nothing to answer: {baseline} alone was run; give `rules` to compare it with."
+    seeds = max(row["paired_seeds"] for _, row in rows)
     if not seeds:
         return f"Nothing to answer: no rule has a whole run beside one of {baseline} on the same seed."
     if seeds < MIN_SEEDS:
         return f"Too few seeds to say: {seeds} of the {MIN_SEEDS} or more that an answer needs; raise `seeds`."
     gains = [(rule, _gain(row)) for rule, row in rows if row["paired_seeds"] >= MIN_SEEDS and _gain(row)]
+    if not gains:
+        return f"Nothing to answer: no learning curve has a height that compares with {baseline}'s."
     better = collections.Counter(rule for rule, gain in gains if gain["low"] > 0)
     worse = collections.Counter(rule for rule, gain in gains if gain["high"] < 0)
-    count = f"{len(settings):,} setting{'s' * (len(settings) != 1)}"
+    known = sum(any(row["paired_seeds"] >= MIN_SEEDS and _gain(row) for row in rules.values()) for rules in settings)
+    count = f"{known:,} setting{'s' * (known != 1)}"
+    if known < len(settings):
+        count += f" with {MIN_SEEDS} seeds or more (of {len(settings):,})"
     said = f"No rule is shown to beat {baseline} in any of {count}: label pairs chosen by {baseline} there."
     if better:
         said = f"Better than {baseline}, of {count}: {_counted(better)}."

@@ -97,12 +97,13 @@ def linear_head() -> RewardHead:
 def laplace_head() -> RewardHead:
     """A linear head with a Gaussian prior on w; a fit makes its members draws of the Laplace posterior.
 
-    Its parameters are those of `linear_head`, and `prior_precision`, the precision of each weight under the prior.
+    Its parameters are those of `linear_head`, and `prior_precision`, the precision of each weight under the prior, NaN
+    until a fit says it.
     """
     linear = linear_head()
 
     def init(key: AnyKey, d: int) -> Params:
-        return {**linear.init(key, d), "prior_precision": jnp.ones((), jnp.float32)}
+        return {**linear.init(key, d), "prior_precision": jnp.full((), jnp.nan, jnp.float32)}
 
     return dataclasses.replace(
         linear,

@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import FitInfo
+from jarm.core.status import Status
 from jarm.core.types import Array, Float, Int, Params, PRNGKey
 from jarm.reward.losses import bradley_terry
 from jarm.reward.newton import factorised, newton
@@ -142,7 +143,8 @@ def fit_by_laplace(parts: FitParts, key: PRNGKey, problem: FitProblem) -> tuple[
         if parts.config.evidence:
             variances = variance * jnp.asarray(EVIDENCE_GRID, jnp.float32)
             each = parts.over_members(one, variances)
-            best = jnp.argmax(jnp.where(jnp.isfinite(each.log_evidence), each.log_evidence, -jnp.inf))
+            usable = jnp.isfinite(each.log_evidence) & (each.status == Status.OK)  # it is too large off the mode
+            best = jnp.argmax(jnp.where(usable, each.log_evidence, -jnp.inf))
             variance, found = variances[best], jax.tree.map(lambda leaf: leaf[best], each)
         else:
             found = one(variance)

@@ -292,6 +292,7 @@ class CompareConfig:
         for name in TEXTS:
             object.__setattr__(self, name, as_text(name, getattr(self, name)))
         check_fields(self, COMPARE_CHECKS)
+        object.__setattr__(self, "metric", str(read_metric(self.metric) or "none"))  # one text for one metric
         self.hparams()
         refuse_many(f"{self.seeds:,} seeds x {len(self.rule_names())} rules", self.runs, self.max_runs)
 

@@ -101,6 +101,7 @@ def test_a_record_is_not_checked_where_jax_builds_it_again():
     ("config", "given", "kept"),
     [
         (CompareConfig, {"rules": ("random", "dopt")}, {"rules": "random,dopt"}),
+        (CompareConfig, {"metric": "within:3.0:08"}, {"metric": "within:3:8"}),
         (CompareConfig, {"rules": np.array(["dopt", "xtx"])}, {"rules": "dopt,xtx"}),
         (CompareConfig, {"best_of": np.array([2, 5])}, {"best_of": "2,5"}),
         (CompareConfig, {"best_of": [2, 5], "gold_scale": 2}, {"best_of": "2,5", "gold_scale": "2"}),

@@ -55,6 +55,16 @@ def test_the_metric_is_that_of_an_explicit_decomposition(alpha, rank, monkeypatc
             assert not side.embeddings()[~side.mask].any()
 
 
+def test_a_second_metric_is_of_the_first_and_standardising_comes_before():
+    tables = make_tables()
+    sharp = within_metric(tables, Within(2.0, 3))
+    round_again = within_metric(sharp, Within(0.0))
+    differences = of_prompts(round_again.train)
+    np.testing.assert_allclose(differences.T @ differences / len(differences), np.eye(3) / 3, atol=1e-4)
+    with pytest.raises(JarmError, match="standardise them first, then make the metric of that"):
+        standardised(sharp)
+
+
 def test_distances_stay_with_alpha_1_and_whitening_makes_them_round():
     tables = make_tables()
     plain, same = of_prompts(tables.train), of_prompts(within_metric(tables, Within(1.0)).train)
@@ -101,5 +111,5 @@ def test_what_cannot_be_is_a_sentence(monkeypatch):
     with pytest.raises(JarmError, match="is nan in column 0"):
         within_metric(broken, Within(1.0))
     monkeypatch.setattr(metric, "MAX_WIDTH", 5)
-    with pytest.raises(JarmError, match="of up to 5 dimensions, and these have 6: cut them"):
+    with pytest.raises(JarmError, match="of up to 5 dimensions, and these have 6: project them to fewer"):
         within_metric(tables, Within(1.0))

@@ -266,6 +266,7 @@ def test_bad_input_is_a_status():
     np.testing.assert_allclose(spoilt.upper, bound(features, rewards, space, prior, start, 6).upper, atol=2e-3)
 
 
+@pytest.mark.slow
 def test_vmap_gives_what_each_gives_alone_and_nothing_compiles_twice():
     rng = np.random.default_rng(6)
     cases = [problem(rng, "all") for _ in range(2)]

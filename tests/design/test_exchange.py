@@ -223,6 +223,7 @@ def test_bad_input_is_a_status_and_leaves_the_batch():
     assert improved(features, rewards, space, prior, short)[0].status == Status.LIMITED
 
 
+@pytest.mark.slow
 def test_vmap_gives_what_each_gives_alone_and_nothing_compiles_twice():
     rng = np.random.default_rng(6)
     features, rewards, space, prior, _ = problem(rng, "within")

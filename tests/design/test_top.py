@@ -296,6 +296,7 @@ def test_a_rule_that_breaks_its_contract_is_named():
         check_selection((good.pairs,), case.space, 4, "mine")
 
 
+@pytest.mark.slow
 def test_lists_of_fewer_pairs_than_responses_choose_as_others_do():
     """There differences are whitened, not responses; far from the origin, too, and beside responses of no pair."""
     rng = np.random.default_rng(8)

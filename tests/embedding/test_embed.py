@@ -93,6 +93,7 @@ def test_values_are_those_of_each_text_alone(tmp_path, folder, share):
     assert store.verify() == []
 
 
+@pytest.mark.slow
 def test_shared_prompts_may_fill_the_last_position(tmp_path):
     """With their padding, a prefix and the rest are longer than the model has positions."""
     folder = write_checkpoint(tmp_path / "gpt2", "gpt2")
@@ -119,6 +120,7 @@ def test_an_encoder_pools_means_and_keeps_the_start(tmp_path, bert):
     assert store.meta.made_by["pooling"] == "mean"
 
 
+@pytest.mark.slow
 def test_several_poolings_and_layers_from_one_pass(tmp_path, folder):
     table = write_rows(tmp_path / "r.jsonl", random_rows(6))
     summary = embed(settings(folder, table, tmp_path / "all", pooling=("last", "mean"), layer=(1, -1)))

@@ -69,7 +69,8 @@ def check(store, reference):
     assert store.verify() == []
 
 
-@pytest.mark.parametrize("parallel", [1, pytest.param(2, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("parallel", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.slow
 def test_eight_devices(job, reference, parallel):
     folder, options = job
     out = folder / f"eight-{parallel}"

@@ -11,6 +11,7 @@ from test_loop_laplace import LAPLACE, WIDTH, make_table, within64
 from jarm.core.base import HParams, Limits
 from jarm.core.status import JarmError, Status, check
 from jarm.design.spaces import pair_space
+from jarm.loop.belief import draw_candidates
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import prepare
 from jarm.loop.loop import make_loop
@@ -52,6 +53,28 @@ def test_the_first_batch_is_the_greedy_one_of_brute_force(first):
     np.testing.assert_allclose(batch.gains, np.sort(best.gains)[::-1], rtol=1e-3)
 
 
+def test_a_limit_that_leaves_too_few_pairs_is_widened_unless_it_was_asked_for():
+    """Eight prompts of two responses and one of four: ten pairs are more than their limit of two leaves."""
+    mask = TABLE.mask & (np.arange(WIDTH) < 2) | (np.arange(len(TABLE.mask)) == 0)[:, None]
+    uneven, config = dataclasses.replace(TABLE, mask=mask), dataclasses.replace(CONFIG, first="d_opt", initial=10)
+    offered = int((mask.sum(axis=1) * (mask.sum(axis=1) - 1) // 2).sum())
+    assert offered > 10 > len(mask)
+    batch = first_batch(dataclasses.replace(config, per_prompt=None, batch=1), HParams(), uneven)
+    assert batch.status == Status.OK
+    assert len(set(map(tuple, batch.pairs.tolist()))) == 10
+
+
+def test_targets_are_all_responses_of_a_round_whichever_pairs_are_on_offer():
+    wide = dataclasses.replace(CONFIG, candidates=6, per_prompt=None)
+    for rule, whole in (("v_opt", True), ("greedy_dopt", False)):
+        config = dataclasses.replace(wide, rules=(rule,))
+        table, *_ = prepare(config, TABLE)
+        labelled = make_loop(config).init(jax.random.key(0), table)[0].labelled
+        responses, space = draw_candidates(config, jax.random.key(1), labelled, table)
+        assert (responses is None) == whole
+        assert (space.size == TABLE.mask.size) == whole
+
+
 @pytest.mark.parametrize("kind", ["within", pytest.param("cross", marks=pytest.mark.slow)])
 def test_no_prompt_is_in_more_pairs_than_the_limit(kind):
     """Of the first and of later batches, whole and among drawn candidates, and a whole run compiles once."""
@@ -80,6 +103,12 @@ def test_what_cannot_be_is_a_sentence():
         prepare(dataclasses.replace(CONFIG, batch=10), TABLE)
     with pytest.raises(JarmError, match="are 4 pairs across prompts, fewer than the first batch of 6: raise the limit"):
         prepare(dataclasses.replace(CONFIG, pairs="cross", first="d_opt"), TABLE)
+    with pytest.raises(JarmError, match="are 4 pairs"):
+        prepare(dataclasses.replace(CONFIG, pairs="all", first="d_opt"), TABLE)
+    with pytest.raises(JarmError, match="first batch by v_opt needs a prior variance: give init"):
+        make_loop(dataclasses.replace(CONFIG, first="v_opt")).init(jax.random.key(0), prepare(CONFIG, TABLE)[0])
+    with pytest.raises(JarmError, match="chooses the prior of a laplace head, and the head is mlp"):
+        LoopConfig(fit=FitConfig(evidence=True))
     prepare(dataclasses.replace(CONFIG, pairs="cross"), TABLE)
     single = dataclasses.replace(TABLE, mask=TABLE.mask & (np.arange(WIDTH) == 0))
     config = LoopConfig(rules=("random",), pairs="cross", first="v_opt", rounds=1, batch=2, initial=2)

@@ -234,6 +234,7 @@ def test_ask_and_tell_by_hand_are_run():
     np.testing.assert_array_equal(recorded(state)[1], recorded(expected)[1])
 
 
+@pytest.mark.slow
 def test_seeds_and_numbers_under_vmap_are_the_runs_one_by_one():
     loop, _ = loop_of("all prompts drawn")
     hparams = [hparams_of("all prompts drawn", noise=noise, ridge=ridge) for noise, ridge in ((2.0, 1.0), (0.5, 3.0))]
@@ -360,6 +361,7 @@ def test_what_is_prepared_is_for_the_annotator_of_the_configuration():
         prepare(dataclasses.replace(config, initial=1000), TABLE)
 
 
+@pytest.mark.slow
 def test_few_candidates_of_many_responses_are_chosen_as_among_all():
     """Only the responses at the ends of the candidates are scored; the batch is that of a belief about all."""
     config = LoopConfig(

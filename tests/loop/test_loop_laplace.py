@@ -49,14 +49,14 @@ def test_the_prior_of_a_rule_is_that_of_the_head():
     """A0 is the inverse covariance of the posterior, whatever prior the rule would have."""
     table = make_table()
     device_table, hparams, _ = prepare(CONFIG, table, HParams(prior_variance=0.4))
-    np.testing.assert_allclose(device_table.within, within64(table), rtol=1e-6)
+    np.testing.assert_allclose(device_table.spread_within, within64(table), rtol=1e-6)
     state, _ = run(jax.random.key(0), hparams, device_table, 0)
     labelled, eligible = state.labelled, device_table.mask.reshape(-1)
     belief = jit(lambda *args: form_belief(CONFIG, LAPLACE.head(), *args, None))(state.params, labelled, device_table)
     x = device_table.flat[labelled.first] - device_table.flat[labelled.second]
     weight, margin = labelled.mask.astype(jnp.float32), x @ state.params["out"]["kernel"].mean(axis=0)[:, 0]
-    sigma = jit(covariance)(x, weight, margin, 0.4 / device_table.within)
-    np.testing.assert_allclose(belief.prior_precision, device_table.within / 0.4, rtol=1e-5)
+    sigma = jit(covariance)(x, weight, margin, 0.4 / device_table.spread_within)
+    np.testing.assert_allclose(belief.prior_precision, device_table.spread_within / 0.4, rtol=1e-5)
     prior, space = jit(prior_information, static_argnums=3), pair_space("within", WIDTH, eligible)
     for number in (0.1, 3.0):
         found = prior(dataclasses.replace(hparams, prior_weight=jnp.float32(number)), belief, space, 4)

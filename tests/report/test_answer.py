@@ -78,12 +78,21 @@ def test_the_best_of_many_has_to_beat_chance_for_all_of_them():
         ),
         ([{"a": 0.0}], 6, "No rule is shown to beat random in any of 1 setting: label pairs chosen by random there."),
         ([{"a": 0.05}], 4, "Too few seeds to say: 4 of the 5"),
-        ([{}], 6, "Nothing to answer"),
+        ([{}], 6, "Nothing to answer: random alone was run; give `rules`"),
     ],
 )
 def test_a_sweep_says_how_often_each_rule_is_better(settings, seeds, begins):
     rows = [summarise(records(gains, seeds=seeds), settings=len(settings))["rules"] for gains in settings]
     assert answer_of_sweep(rows).startswith(begins)
+
+
+def test_a_sweep_counts_settings_that_have_an_answer():
+    full, few = (summarise(records({"a": 0.05}, seeds=seeds), settings=2)["rules"] for seeds in (6, 4))
+    assert answer_of_sweep([full, few]).startswith(
+        "Better than random, of 1 setting with 5 seeds or more (of 2): a in 1."
+    )
+    lost = {name: row | {"area_gain_together": None} for name, row in full.items()}
+    assert answer_of_sweep([lost]).startswith("Nothing to answer: no learning curve has a height")
 
 
 def test_a_sweep_allows_for_all_its_settings():

@@ -113,7 +113,7 @@ def test_an_mlp_learns_and_stops(config, key):
 @pytest.mark.parametrize(
     ("head", "config"),
     [
-        (SMALL, two_halves(members=2)),
+        slow(SMALL, two_halves(members=2)),
         slow(SMALL, two_halves(members=3, folds=1, holdout=0.2, ensemble="bootstrap")),
         slow(SMALL, two_halves(members=2, batch_size=8, folds=1)),
         (HEADS[1], two_halves(members=3, ensemble="bootstrap")),
@@ -287,7 +287,7 @@ def test_linear_classification_is_logistic_regression_of_responses(key):
     np.testing.assert_allclose(info.train_nll[0], loss, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batching", ["map", "vmap"])
+@pytest.mark.parametrize("batching", sampled(["map", "vmap"], "vmap"))
 def test_classification_descends_on_its_own_loss(batching, key):
     """One step of Adam moves every parameter against the sign of the gradient, here taken by autograd."""
     e, pairs, _ = problem(n=40)

@@ -234,6 +234,7 @@ def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
     assert in_order(tmp_path) == in_order(finished[0])
 
 
+@pytest.mark.slow
 def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
     path = tmp_path / "mine.py"
     lines = [
@@ -265,6 +266,7 @@ def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
         compare(dataclasses.replace(SMALL, rules=f"{path}:good", seeds=2, head="linear", out=tmp_path / "out"))
 
 
+@pytest.mark.slow
 def test_labels_by_one_column_and_metrics_by_another(tmp_path, capsys):
     """A perfect annotator who likes what gold does not: every label is wrong, and models learn the opposite."""
     rng = np.random.default_rng(0)

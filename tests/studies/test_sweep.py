@@ -146,7 +146,8 @@ def command(out, *more):
     )
 
 
-@pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
 def test_a_stopped_sweep_goes_on_to_the_same_records(stop, finished, tmp_path):
     out = tmp_path / "killed"
     process = command(out, "--workers", "1")
