@@ -60,12 +60,18 @@ def test_what_is_no_command_line_ends_with_code_2(args, said, capsys):
 
 
 def test_without_assertions_and_docstrings_all_is_checked_as_with_them(tmp_path):
-    (tmp_path / "mine.py").write_text("def nothing(key, hparams, belief, space, k):\n    return None\n")
-    command = [sys.executable, "-OO", "-m", "jarm.cli", "rules", "--check", "mine.py:nothing"]
+    lines = [
+        "import dataclasses",
+        "from jarm.acquisition.uncertainty import entropy",
+        "def repeats(*args, **kw):",
+        "    best = entropy(*args, **kw)",
+        "    return dataclasses.replace(best, pairs=best.pairs.at[1].set(best.pairs[0]))",
+    ]
+    (tmp_path / "mine.py").write_text("\n".join(lines))
+    command = [sys.executable, "-OO", "-m", "jarm.cli", "rules", "--check", "mine.py:repeats"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert "mine.py:nothing does not conform" in done.stderr
-    assert "it returned NoneType, not a Selection" in done.stderr
+    assert "repeats does not conform: batch on a space of 'within' pairs: a pair was picked twice" in done.stderr
 
 
 def test_the_version_is_that_of_the_package(capsys):

@@ -192,7 +192,7 @@ def draw_curves(
         labels, values = curves(by_seed, "labels", seeds).mean(0), curves(by_seed, metric, seeds)
         band = np.array([bootstrap_ci(column)[:3] for column in values.T])
         style = style_of(list(runs), rule, baseline)
-        axes.plot(labels, band[:, 0], label=rule, markersize=4, markevery=max(len(labels) // 12, 1), **style)
+        axes.plot(labels, band[:, 0], label=_short(rule), markersize=4, markevery=max(len(labels) // 12, 1), **style)
         axes.fill_between(labels, band[:, 1], band[:, 2], color=style["color"], alpha=0.15, linewidth=0)
         if np.isfinite(band).any():
             low, high = min(low, np.nanmin(band)), max(high, np.nanmax(band))
@@ -228,6 +228,11 @@ def _draw_references(
         if names:
             text = f"{arrow} {', '.join(names)}"
             axes.annotate(text, (0.01, height), xycoords="axes fraction", va=side, fontsize=7.5, color="#555555")
+
+
+def _short(rule: str, longest: int = 40) -> str:
+    """The end of a name, which of a rule of a file may be a long path: a legend leaves room for the axes."""
+    return rule if len(rule) <= longest else f"...{rule[3 - longest :]}"
 
 
 def _legend(figure: Figure, runs: dict[str, Any]) -> None:
@@ -308,7 +313,7 @@ def _draw_axis(axes: Axes, heights: Heights, place: int, baseline: str, *, short
             points.append(bootstrap_ci(np.array([np.mean(each) for each in by_seed.values()]))[:3])
         mean, low, high = np.array(points).T
         style = style_of(rules, rule, baseline)
-        axes.plot(range(len(values)), mean, label=rule, markersize=4, **style)
+        axes.plot(range(len(values)), mean, label=_short(rule), markersize=4, **style)
         axes.fill_between(range(len(values)), low, high, color=style["color"], alpha=0.15, linewidth=0)
     names = short_names(values) if short else [str(value) for value in values]
     axes.set_xticks(range(len(values)), names, rotation=30 if len(values) > 4 else 0)
@@ -378,7 +383,11 @@ def _draw_family(axes: Axes, family: str, rules: dict[str, list[dict[str, Any]]]
         rows = sorted(rows, key=lambda row: row["candidates"])
         style = style_of(list(rules), rule, "random")
         axes.loglog(
-            [row["candidates"] for row in rows], [row["cpu_s"] for row in rows], label=rule, markersize=4, **style
+            [row["candidates"] for row in rows],
+            [row["cpu_s"] for row in rows],
+            label=_short(rule),
+            markersize=4,
+            **style,
         )
     axes.set_title(family, loc="left", fontsize=10)
     axes.grid(color="#dddddd", linewidth=0.6)

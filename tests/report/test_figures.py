@@ -40,6 +40,13 @@ def test_any_records_can_be_drawn(tmp_path, records):
         assert path.stat().st_size > 1000
 
 
+def test_a_rule_of_a_file_far_away_leaves_room_for_the_axes(tmp_path):
+    rule = f"{'/a/folder/of/many' * 12}/mine.py:good"
+    _, svg = learning_curves(make_records(rules=("random", rule)), tmp_path / "curves")
+    assert ">...of/many/a/folder/of/many/mine.py:good<" in svg.read_text()
+    assert rule not in svg.read_text()
+
+
 def test_curves_count_prompts_without_a_ranking_as_zero():
     from matplotlib.figure import Figure
 

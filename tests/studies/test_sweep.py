@@ -107,7 +107,7 @@ def test_folder_holds_every_run_with_its_place(finished):
     saved = json.loads((out / "summary.json").read_text())
     assert saved["settings"][1]["rules"]["random"]["area"] == summary["settings"][1]["rules"]["random"]["area"]
     text = (out / "summary.md").read_text()
-    assert text.startswith("**Too few seeds to say: 2 of the 5 or more that an answer needs; raise `seeds`.**\n")
+    assert text.startswith("**Too few seeds to say: 2 of the 5 or more that an answer needs; raise \\`seeds\\`.**\n")
     assert "\n# 2 settings, 8 whole runs\n" in text
     assert len(re.findall(r"^\| (0\.5|2\.0) \| (random|greedy_dopt) \| 2 \|", text, re.M)) == 4
     for name in ("curves.png", "curves.svg"):
