@@ -245,6 +245,7 @@ def small(tmp_path_factory):
     return config, reproduce_all.run_all(config)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_every_study_runs_and_its_records_are_whole(small):
     config, found = small
@@ -260,6 +261,7 @@ def test_every_study_runs_and_its_records_are_whole(small):
     ElementTree.fromstring((config.out / "report.html").read_text())
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_what_is_done_is_not_done_again(small):
     config, found = small
