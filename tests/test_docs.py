@@ -19,6 +19,7 @@ def blocks(name, language):
     return re.findall(rf"```{language}\n(.*?)```", (ROOT / name).read_text(), re.DOTALL)
 
 
+@pytest.mark.slow
 def test_readme_examples_run():
     scope, shown = {}, io.StringIO()
     with contextlib.redirect_stdout(shown):

@@ -77,6 +77,7 @@ def test_trap_6_no_pair_twice_no_labelled_pair_no_mirror_no_self(name):
 
 
 @pytest.mark.parametrize("kind", ["within", "listed"])
+@pytest.mark.slow
 def test_trap_7_the_chunked_path_runs_and_equals_the_whole(kind):
     """The released past-aware rule crashes with a batch size: here past-aware greedy runs in chunks of every size."""
     case = make_case(kind)

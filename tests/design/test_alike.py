@@ -33,6 +33,7 @@ def space_of(kind, seed):
 LONGER = [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "within")) for kind in KINDS]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", LONGER)
 def test_tiles_counts_and_samples_hold_the_pairs_that_differ(kind, seed):

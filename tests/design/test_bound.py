@@ -169,6 +169,7 @@ def test_the_best_of_all_batches_is_below_and_near(kind, k):
         assert float(efficiency(jnp.float32(best), design.upper, F)) > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", sampled(SPACES, "within", "listed"))
 def test_the_bounds_close_in_on_the_best_weights(kind):
     """For k >= F those of the relaxed log det, as a long run in float64 has it."""
@@ -216,6 +217,7 @@ def test_limits_and_costs_leave_the_bound_valid():
     assert log_det64(features, rewards, np.asarray(limited.pairs), prior) <= upper
 
 
+@pytest.mark.slow
 def test_rounding_gives_a_batch_of_the_space():
     from_design = quick_jit(functools.partial(rounded, D_OPTIMAL, k=6))
     for seed in range(3):
@@ -229,6 +231,7 @@ def test_rounding_gives_a_batch_of_the_space():
         assert float(efficiency(jnp.float32(reached), design.upper, F)) > 0.95
 
 
+@pytest.mark.slow
 def test_spaces_with_no_more_pairs_than_the_batch():
     """All of them is the best that there is, and the bound says so."""
     rng = np.random.default_rng(3)

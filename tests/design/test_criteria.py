@@ -97,6 +97,7 @@ VARIANCES = np.concatenate([[0], 10 ** np.arange(-8, 4.01, 0.125), [0.4999, 0.5,
 VARIANCES.sort()
 
 
+@pytest.mark.slow
 def test_mutual_information_against_a_dense_quadrature():
     """1e-6 of the value up to a variance of 1/2, 2e-7 nats above: float32, quadrature and mixture together."""
     margins, variances = np.meshgrid(MARGINS, VARIANCES)

@@ -144,6 +144,7 @@ def test_a_batch_only_becomes_better_until_no_swap_helps(seed, name, prior_power
         assert name in ("all, caps and guard", "listed, costs")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sampled(["all, caps and guard", "listed, costs"], "all, caps and guard"))
 def test_a_long_shortlist_is_always_enough(name):
     for seed in range(3):
@@ -173,6 +174,7 @@ def test_greedy_is_beaten_where_its_first_choice_is_wrong():
     assert info.optimal
 
 
+@pytest.mark.slow
 def test_swaps_can_be_limited():
     rng = np.random.default_rng(3)
     features, rewards, space, prior, _ = problem(rng, "within")

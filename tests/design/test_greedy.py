@@ -291,6 +291,7 @@ def plain_or_shipped(index, targets, margins, features, rewards, space, prior, *
     return greedy(one_of(index, shipped + plain), features, rewards, space, prior, k, shortlist=1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("index", "name", "seeds"),
     # Of A few batches go wrong, 3 % of 1,500; these were found by search.
@@ -328,6 +329,7 @@ def test_ceilings_see_the_targets_in_the_coordinates_of_the_pass():
     np.testing.assert_array_equal(info.ceilings[1:][later], info.ceilings[:-1][later])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["d", "a"])
 def test_a_prior_a_hundred_millionth_of_the_information(name):
     """Long batches from next to no prior: an information matrix summed in float32 would not even be positive."""

@@ -56,6 +56,7 @@ def check_best(best, y, space, k):
 
 @pytest.mark.parametrize("kind", ["cross", "all"])
 @pytest.mark.parametrize(("block", "group", "prompts"), [slow(16, 1, 5), (16, 3, 15), slow(32, 4, 23)])
+@pytest.mark.slow
 def test_many_blocks_are_as_good_as_a_full_sort(monkeypatch, kind, block, group, prompts):
     """Exclusions among the best, ineligible responses, costs, copies, equal scores, and k above the space."""
     size = prompts * WIDTH
@@ -106,6 +107,7 @@ def test_blocks_of_their_shipped_size():
 
 
 @pytest.mark.parametrize("numbers", [range(1, 61), [1954], [5000]], ids=["small", "a million", "2.5 million"])
+@pytest.mark.slow
 def test_every_two_blocks_meet_once(numbers):
     """Also where the root of float32 is off: a million responses are 1954 blocks."""
     tiles = jnp.arange(max(numbers) * (max(numbers) + 1) // 2, dtype=jnp.int32)

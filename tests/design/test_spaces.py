@@ -116,6 +116,7 @@ def test_prompts_are_numbered_by_width_or_by_name():
 
 
 @pytest.mark.parametrize("kind", ["cross", "all"])
+@pytest.mark.slow
 def test_prompts_of_unequal_size_need_no_padding(kind):
     for seed in range(4):
         space = random_space(kind, 5, 4, seed)
@@ -248,6 +249,7 @@ def test_bad_spaces_are_named():
         pair_space("all", 2, jnp.ones(5, bool))
 
 
+@pytest.mark.slow
 def test_a_compacted_list_is_the_same_pairs_on_fewer_responses():
     space = listed_space(jnp.array([[3, 9], [3, 5], [20, 20], [0, 9]], jnp.int32), jnp.ones(20, bool))
     responses, local = jax.jit(compact)(space)

@@ -101,6 +101,7 @@ def test_scores_that_overflow_do_not_pass_silently():
     assert batch.status != Status.OK
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),
@@ -253,7 +254,7 @@ def test_is_in_says_which_pairs_a_space_holds(kind):
     np.testing.assert_array_equal(jax.jit(is_in)(space, every), [tuple(pair) in inside for pair in every.tolist()])
 
 
-@pytest.mark.parametrize("kind", sampled(SPACES, "within", "all"))
+@pytest.mark.parametrize("kind", sampled(SPACES, "all"))
 def test_a_score_that_is_not_a_number_is_never_passed_over(kind):
     """Though there are better pairs enough; but an excluded pair may score what it likes."""
     case = make_case(kind)

@@ -195,6 +195,7 @@ def test_nothing_overflows_for_a_confident_head():
 
 
 @pytest.mark.parametrize(("batched_heads", "prompts"), [(False, 3), (True, 7)])
+@pytest.mark.slow
 def test_chunks_of_many_heads_equal_each_head_on_the_whole(key, batched_heads, prompts):
     H, K, table = 3, 2, make_table(7, 6, 5)
     head = mlp_head((8,))

@@ -55,8 +55,8 @@ def error(case, config):
     return np.abs(out - data["last"][-1]).max()
 
 
-FAST = ("llama", "llama_dynamic", "qwen2", "gemma2", "gemma3", "smollm3", "phi3", "gpt_neox", "bert")
-"""Cases that hold between them all that families differ by."""
+FAST = ("llama", "qwen2", "gemma3", "phi3", "gpt_neox", "bert")
+"""Cases that hold between them most of what families differ by."""
 
 
 def test_every_family_has_a_case():

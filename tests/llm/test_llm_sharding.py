@@ -259,6 +259,7 @@ def problems():
 
 
 @pytest.mark.parametrize("check", CHECKS)
+@pytest.mark.slow
 def test_eight_devices(problems, check):
     assert problems[check] is None, problems[check]
 

@@ -5,6 +5,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import sampled
 from references import d_optimal64, greedy_steps64, v_optimal64
 from test_loop_laplace import LAPLACE, WIDTH, make_table, within64
 
@@ -34,7 +35,7 @@ def uses(pairs):
     return max(collections.Counter(p for pair in np.asarray(pairs) for p in set((pair // WIDTH).tolist())).values())
 
 
-@pytest.mark.parametrize("first", ["d_opt", "v_opt"])
+@pytest.mark.parametrize("first", sampled(["d_opt", "v_opt"], "v_opt"))
 def test_the_first_batch_is_the_greedy_one_of_brute_force(first):
     """At w = 0, v = 1/4, from the prior alone, with one pair a prompt; V-optimal for rankings within prompts."""
     config, variance = dataclasses.replace(CONFIG, first=first, per_prompt=None), 0.3
@@ -75,7 +76,8 @@ def test_targets_are_all_responses_of_a_round_whichever_pairs_are_on_offer():
         assert (space.size == TABLE.mask.size) == whole
 
 
-@pytest.mark.parametrize("kind", ["within", pytest.param("cross", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["within", pytest.param("cross", marks=pytest.mark.nightly)])
+@pytest.mark.slow
 def test_no_prompt_is_in_more_pairs_than_the_limit(kind):
     """Of the first and of later batches, whole and among drawn candidates, and a whole run compiles once."""
     config = dataclasses.replace(CONFIG, pairs=kind, first="d_opt", per_prompt=2, candidates=24, initial=7)

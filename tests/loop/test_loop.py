@@ -123,6 +123,7 @@ def recorded(state):
     return np.stack([labelled.first, labelled.second], axis=1)[keep], np.asarray(labelled.label)[keep]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "rule"), RULES)
 def test_a_run_labels_its_budget_and_no_pair_twice(name, rule):
     config = CONFIGS[name]
@@ -207,6 +208,7 @@ def test_rules_of_one_seed_share_their_start_and_their_annotator():
 
 
 @pytest.mark.core
+@pytest.mark.slow
 def test_ask_and_tell_by_hand_are_run():
     """What a campaign with people calls, answered by the annotator of the run, is the run."""
     name, rule = "all prompts drawn", jnp.int32(0)
@@ -304,6 +306,7 @@ def test_tell_stores_only_answered_pairs_and_never_beyond_the_budget():
     assert len(state.labelled.mask) == config.budget
 
 
+@pytest.mark.slow
 def test_labels_weigh_what_the_rule_says():
     loop, _ = loop_of("within")
     state, first = loop.init(jax.random.key(0), DEVICE_TABLE)
@@ -323,6 +326,7 @@ def test_a_rule_of_your_own_takes_the_place_of_a_name():
         assert len(np.unique(batch // WIDTH)) <= 4
 
 
+@pytest.mark.slow
 def no_number(key, hparams, belief, space, k):
     """A rule of one's own that takes a logarithm of what may be negative."""
     return top_pairs(lambda margin, _: jnp.log(margin), belief.rewards, None, space, k)
@@ -386,7 +390,7 @@ def test_few_candidates_of_many_responses_are_chosen_as_among_all():
 
 
 @pytest.mark.parametrize(
-    ("head", "members", "candidates"), [(LINEAR, 1, None), (MLP, 3, 8), slow(LINEAR, 1, 8), slow(MLP, 3, None)]
+    ("head", "members", "candidates"), [slow(LINEAR, 1, None), (MLP, 3, 8), slow(LINEAR, 1, 8), slow(MLP, 3, None)]
 )
 def test_a_belief_is_what_the_heads_say(head, members, candidates):
     """Of every response, or of the ends of a few candidates; and of the ends of what is labelled."""
@@ -428,6 +432,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["perfect", slow("flip"), slow("biased")])
 def test_other_annotators_and_fits_run(name):
     config = dataclasses.replace(CONFIGS["within"], rules=("random",), rounds=2, **OTHERS[name])
@@ -505,6 +510,7 @@ def test_the_budget_is_checked_to_the_pair(pairs):
         check_run(dataclasses.replace(config, batch=2), TABLE)
 
 
+@pytest.mark.slow
 def test_too_few_prompts_are_named():
     with pytest.raises(JarmError, match="10 prompts per round are more than the 9"):
         check_run(dataclasses.replace(CONFIGS["within prompts"], prompts=10), TABLE)
@@ -525,6 +531,7 @@ def test_without_gold_rewards_nobody_answers():
         prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=broken))
 
 
+@pytest.mark.slow
 def test_an_annotator_answers_by_the_column_that_it_is_given():
     """Labels follow the attribute, in units of its own deviation; whether they are wrong is still said by gold."""
     attributes = {"length": TABLE.attributes["length"], "negated": np.where(TABLE.mask, -2 * TABLE.gold, 0)}
@@ -598,6 +605,7 @@ def test_a_table_that_was_prepared_for_another_column_is_refused(prepared, run):
         jax.eval_shape(make_loop(config(run)).run, jax.random.key(0), hparams, table)
 
 
+@pytest.mark.slow
 def test_a_fit_of_ones_own_may_weigh_labels_by_an_attribute():
     config = dataclasses.replace(SHORT, rules=("random",), head=LINEAR, fit=ONE)
     length, fit = jnp.asarray(TABLE.column("length")).reshape(-1), make_fit(LINEAR.head(), ONE)

@@ -119,6 +119,7 @@ def test_an_mlp_learns_and_stops(config, key):
         (HEADS[1], two_halves(members=3, ensemble="bootstrap")),
     ],
 )
+@pytest.mark.slow
 def test_members_in_turn_and_together_are_the_same(head, config, key):
     e, pairs, _ = problem()
     fits = [fit_of(head, dataclasses.replace(config, batching=batching)) for batching in ("map", "vmap")]
@@ -131,6 +132,7 @@ def test_members_in_turn_and_together_are_the_same(head, config, key):
 CASES = [problem(n=n, capacity=103, responses=400) for n in (1, 40, 103)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("config", [slow(two_halves(holdout=0.2)), two_halves(holdout=0.2, folds=1, members=6)])
 def test_small_sizes_are_branched_to_without_a_trace_of_it(config, monkeypatch):
     fit = make_fit(SMALL, config)
@@ -206,6 +208,7 @@ def test_weights_count_only_relative_to_one_another(key):
     chex.assert_trees_all_close(fit(key, HPARAMS, e, pairs), heavier, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_warm_start_is_where_it_starts(key):
     e, pairs, _ = problem()
     start = jax.vmap(lambda k: SMALL.init(k, 6))(jax.random.split(jax.random.fold_in(key, 1), 2))

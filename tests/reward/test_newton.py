@@ -100,6 +100,7 @@ def test_too_few_steps_are_a_status():
 
 
 @pytest.mark.parametrize("d", [4, 40])
+@pytest.mark.slow
 def test_margins_left_out_are_those_of_refits(d):
     x, label, weight = problem(d)
     found = solve(x, label, weight, 0.5)

@@ -418,6 +418,7 @@ def test_rounds_of_a_campaign_share_their_programs():
         past = np.concatenate([past, batch.pairs])
 
 
+@pytest.mark.slow
 def test_fewer_pairs_only_where_that_is_asked_for():
     features, rewards, prompts, _ = problem(10)
     few = [[0, 1], [2, 3], [1, 0]]

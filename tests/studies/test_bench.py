@@ -12,6 +12,7 @@ from jarm.testing.references import list_pairs
 SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "turns": 2, "sizes": "20,60"}
 
 
+@pytest.mark.slow
 def test_rows_say_what_was_measured_and_are_appended(tmp_path, capsys):
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     assert main(["bench", "--rules=random,dopt", f"--out={tmp_path}", *options]) == 0
