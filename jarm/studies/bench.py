@@ -23,6 +23,7 @@ from jarm.core.files import append_whole, is_sealed, make_folder, plain, sealed,
 from jarm.core.interrupts import STOP, Stopped, ahead
 from jarm.core.memory import refuse_too_large
 from jarm.core.outside import checked, integer, maybe, number, parse_json, string, struct
+from jarm.core.settings import make_key
 from jarm.core.status import JarmError, Status
 from jarm.core.streams import say
 from jarm.design.fisher import fisher_weight, pair_information
@@ -163,7 +164,7 @@ def make_problem(config: BenchConfig, count: int) -> Problem:
     )
     eligible = jnp.ones(size, bool)
     if config.pairs == "listed":
-        space = subset(jax.random.key(0), pair_space("all", WIDTH, eligible), count)
+        space = subset(make_key(0), pair_space("all", WIDTH, eligible), count)
     else:
         space = pair_space(config.pairs, WIDTH, eligible, jnp.asarray(ends, jnp.int32))
     hparams = jax.tree.map(jnp.float32, HParams())
@@ -201,7 +202,7 @@ class _Side:
 
 
 def _side_of_rule(name: str, problem: Problem, k: int) -> _Side:
-    arguments = (jax.random.key(0), problem.hparams, problem.belief, problem.space)
+    arguments = (make_key(0), problem.hparams, problem.belief, problem.space)
     begin = time.perf_counter()
     compiled = jax.jit(functools.partial(get_rule(name), k=k)).lower(*arguments).compile()
     seconds = time.perf_counter() - begin

@@ -132,7 +132,7 @@ def _check_same_key(rule: Rule, kind: str) -> None:
     once = call_rule(rule, case)
     other = make_case(kind, seed=1)
     with count_compilations() as compiled:
-        jax.block_until_ready(_jitted(rule)(jax.random.key(1), other.hparams, *other[:2], k=BATCH))
+        jax.block_until_ready(_jitted(rule)(make_key(1), other.hparams, *other[:2], k=BATCH))
     _expect(not compiled, f"a second call compiled {compiled}")
     again = call_rule(rule, case)
     _expect(jax.tree.all(jax.tree.map(lambda a, b: bool((a == b).all()), once, again)), "two calls differ")
@@ -146,10 +146,10 @@ def _check_vmap(rule: Rule, kind: str) -> None:
     beliefs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *[case.belief for case in cases])
     space, hparams = cases[0].space, cases[0].hparams
     both = quick_jit(jax.vmap(lambda key, belief: rule(key, hparams, belief, space, BATCH)))(
-        jax.random.split(jax.random.key(0)), beliefs
+        jax.random.split(make_key(0)), beliefs
     )
     for place, case in enumerate(cases):
-        alone = call_rule(rule, case, key=jax.random.split(jax.random.key(0))[place])
+        alone = call_rule(rule, case, key=jax.random.split(make_key(0))[place])
         _expect((both.pairs[place] == alone.pairs).all(), "a batch under vmap differs from the same batch alone")
         _expect(np.allclose(both.gains[place], alone.gains, rtol=1e-4, atol=1e-5), "gains under vmap differ")
 
@@ -158,7 +158,7 @@ def _check_symmetry(rule: Rule, kind: str) -> None:
     """For deterministic rules: a common shift changes nothing, and renaming the responses renames the picks."""
     case = make_case(kind)
     plain = call_rule(rule, case)
-    if not (call_rule(rule, case, jax.random.key(1)).pairs == plain.pairs).all():
+    if not (call_rule(rule, case, make_key(1)).pairs == plain.pairs).all():
         return
     belief = case.belief
     shifted = dataclasses.replace(
