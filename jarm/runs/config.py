@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 import re
 import sys
@@ -58,14 +59,15 @@ def documented_by(*records: type) -> Callable[[type[T]], type[T]]:
             return config
         texts = dict[str, str]()
         for each in (config, *records):
-            _, _, attributes = (each.__doc__ or "").partition("    Attributes:\n")
-            for text, name in re.findall(r"^(      (\w+): .*\n(?: {8}.*\n)*)", attributes, re.M):
+            # Python 3.13 takes the indentation out of docstrings, and earlier ones leave it in.
+            _, _, attributes = inspect.cleandoc(each.__doc__ or "").partition("Attributes:\n")
+            for text, name in re.findall(r"^(  (\w+): .*\n(?: {4}.*\n)*)", f"{attributes}\n", re.M):
                 texts.setdefault(name, re.sub(r": [A-Z], ", ": ", text, count=1))
         options = config.__dataclass_fields__.keys()  # type: ignore[attr-defined]
         if missing := options - texts.keys():
             raise TypeError(f"{config.__name__} has no text for {', '.join(sorted(missing))}: write it in a docstring.")
-        head, title, _ = config.__doc__.partition("    Attributes:\n")
-        config.__doc__ = f"{head}{title}{''.join(texts[name] for name in options)}    "
+        head, title, _ = inspect.cleandoc(config.__doc__).partition("Attributes:\n")
+        config.__doc__ = f"{head}{title}{''.join(texts[name] for name in options)}"
         return config
 
     return complete
