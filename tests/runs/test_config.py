@@ -12,8 +12,8 @@ pytestmark = pytest.mark.core
 
 
 def test_every_option_has_help_in_the_order_of_the_fields():
-    _, _, attributes = CompareConfig.__doc__.partition("    Attributes:\n")
-    texts = dict(re.findall(r"^      (\w+): (\S.*)$", attributes, re.M))
+    _, _, attributes = CompareConfig.__doc__.partition("Attributes:\n")
+    texts = dict(re.findall(r"^  (\w+): (\S.*)$", attributes, re.M))
     assert list(texts) == [field.name for field in dataclasses.fields(CompareConfig)]
     assert texts["rounds"] == "batches labelled after the initial one."
 
