@@ -154,9 +154,11 @@ def test_a_stopped_sweep_goes_on_to_the_same_records(stop, finished, tmp_path):
     records, seen = out / "records.jsonl", []
     while process.poll() is None and not (records.exists() and b'"run"' in records.read_bytes()):
         time.sleep(0.005)
+    process.send_signal(signal.SIGSTOP)  # so that it makes no runs while it is looked at
     if process.poll() is None:
         seen = sweep_status(out)
     process.send_signal(stop)
+    process.send_signal(signal.SIGCONT)
     _, said = process.communicate()
     assert process.returncode == (130 if stop == signal.SIGINT else -stop), said
     assert seen["running"]
