@@ -139,7 +139,7 @@ def read_request(
     candidates = find_candidates(space, size, codes, costs, np.concatenate([labelled, exclude]), alike)
     _check_count(candidates, k, allow_fewer=allow_fewer)
     name = criterion if isinstance(criterion, str) else "of the caller"
-    criterion = read_criterion(criterion, targets, features, rewards)
+    criterion = read_criterion(criterion, targets, features, rewards, codes)
     swaps = whole("swaps", swaps, 0)
     if not isinstance(bound, bool | np.bool_ | str) or (isinstance(bound, str) and bound != "auto"):
         raise JarmError(f"bound is {shown(bound)}: give True, False or 'auto'.")
@@ -187,8 +187,10 @@ def _check_count(candidates: Candidates, k: int, *, allow_fewer: bool) -> None:
     )
 
 
-def read_criterion(criterion: str | Criterion, targets: Any, features: np.ndarray, rewards: np.ndarray) -> Criterion:
-    """A criterion by its name and targets, or the caller's own.
+def read_criterion(
+    criterion: str | Criterion, targets: Any, features: np.ndarray, rewards: np.ndarray, prompts: np.ndarray | None
+) -> Criterion:
+    """A criterion by its name and targets, or the caller's own; "v" without targets is about rankings within prompts.
 
     Raises:
       JarmError: there is no such criterion, or targets are missing, superfluous or zero.
@@ -200,7 +202,12 @@ def read_criterion(criterion: str | Criterion, targets: Any, features: np.ndarra
         )
     with_targets = isinstance(criterion, str) and choose("criterion", criterion, CRITERIA) in WITH_TARGETS
     if with_targets and targets is None:
-        raise JarmError(f"Criterion {criterion!r} is about targets: give targets=, [T, 2] pairs or [T, F] directions.")
+        if criterion == "v" and prompts is not None:
+            return v_optimal(jnp.asarray(_within_prompts(features, prompts), jnp.float32), jnp.ones(features.shape[1]))
+        instead = ", or prompts= for the rankings within them" if criterion == "v" else ""
+        raise JarmError(
+            f"Criterion {criterion!r} is about targets: give targets=, [T, 2] pairs or [T, F] directions{instead}."
+        )
     if targets is not None and not with_targets:
         raise JarmError(
             f"Only {' and '.join(WITH_TARGETS)} are about targets: leave targets out, or choose one of them."
@@ -220,6 +227,28 @@ def read_criterion(criterion: str | Criterion, targets: Any, features: np.ndarra
         if not np.square(directions).sum() > 0:
             raise JarmError("targets are empty or zero, so there is nothing to learn about them: give others.")
     return CRITERIA[criterion](width, directions, margins)
+
+
+def _within_prompts(features: np.ndarray, prompts: np.ndarray) -> np.ndarray:
+    """Directions `[F, F]` whose outer products add up to the mean of z z^T, z features less the mean of their prompt."""
+    order = np.argsort(prompts, kind="stable")
+    starts = np.flatnonzero(np.diff(prompts[order], prepend=-1))
+    total, end = np.zeros((features.shape[1],) * 2), 0
+    while end < len(order):  # whole prompts, _CHUNK responses or a little more at a time
+        start, last = end, np.searchsorted(starts, end + _CHUNK)
+        end = int(starts[last]) if last < len(starts) else len(order)
+        rows = features[order[start:end]].astype(np.float64)
+        of_prompt = np.unique(prompts[order[start:end]], return_inverse=True)[1]
+        sums = np.add.reduceat(rows, np.flatnonzero(np.diff(of_prompt, prepend=-1)))
+        rows -= (sums / np.bincount(of_prompt)[:, None])[of_prompt]
+        total += rows.T @ rows
+    if not total.trace() > 0:
+        raise JarmError(
+            "No prompt has two responses with different features, so there is no ranking within prompts to learn: give "
+            "targets=, or another criterion."
+        )
+    variances, vectors = np.linalg.eigh(total / len(order))
+    return np.asarray(np.sqrt(np.maximum(variances, 0))[:, None] * vectors.T)
 
 
 def _differences(features: np.ndarray, pairs: np.ndarray) -> np.ndarray:

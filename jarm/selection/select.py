@@ -53,6 +53,7 @@ def select(
       criterion: "d" (log det), "d-unweighted" (v = 1), "a" (trace of the inverse), "v" (mean variance of targets),
         "epig" (expected information about targets), "bald" (about the head), or a `jarm.Criterion`.
       targets: for "v" and "epig": `[T, 2]` integers, pairs of responses, or `[T, F]` floats, directions (of margin 0).
+        "v" without them is about rankings within `prompts`: the mean variance of a reward less that of its prompt.
       costs: `[N]` costs of responses (a pair costs the sum of its two), or `[M]` of the listed pairs, positive, in any
         unit. The best pair is then the one of largest gain per cost.
       per_prompt: maximum number of pairs with a response of any one prompt.

@@ -230,6 +230,19 @@ def test_each_criterion_is_what_it_says(criterion):
         assert own.report.criterion == "of the caller"
 
 
+@pytest.mark.parametrize("size", [1 << 16, 5])
+def test_v_without_targets_is_about_rankings_within_prompts(size, monkeypatch):
+    """The mean variance of a reward less that of its prompt, whether prompts are read together or some at a time."""
+    monkeypatch.setattr("jarm.selection.request._CHUNK", size)
+    features, rewards, prompts, rng = problem(4)
+    order = rng.permutation(len(features))
+    features, prompts = features[order] + 30, prompts[order]
+    means = np.array([features[prompts == prompt].mean(axis=0) for prompt in prompts])
+    options = {"space": "all", "prompts": prompts, "k": K, "prior_precision": 2, "criterion": "v"}
+    batch = jarm.select(features, rewards, **options)
+    check(batch, features, rewards, None, 2 * np.eye(F), pairs_of("all", prompts), criterion="v", targets=features - means)
+
+
 @pytest.mark.parametrize(("space", "criterion"), [("cross", "d"), ("listed", "d"), ("within", "d-unweighted")])
 def test_the_default_prior_is_the_mean_of_the_space(space, criterion):
     features, rewards, prompts, _ = problem(3)
@@ -487,7 +500,9 @@ BROKEN[[7, 9], 1] = np.nan, np.inf
         ({"prompts": [1] * 9 + ["1"] * 15}, "prompt of response 9 is the text 1"),
         ({"criterion": "dopt"}, "criterion 'dopt'"),
         ({"criterion": "epic"}, "epic.*'epig'"),
-        ({"criterion": "v"}, "give targets="),
+        ({"criterion": "v", "prompts": None, "space": "all"}, "give targets=.*or prompts="),
+        ({"criterion": "v", "prompts": np.arange(24), "space": "all"}, "no ranking within prompts to learn"),
+        ({"criterion": "epig"}, "give targets="),
         ({"targets": FEATURES}, "targets"),
         ({"criterion": "v", "targets": FEATURES[:, :2]}, r"targets has shape \(24, 2\)"),
         ({"criterion": "v", "targets": [[2, 2]]}, "Row 0 of targets"),
