@@ -8,10 +8,10 @@ Hardware  2 CPU cores, about ten minutes of one core for each embedding, target 
           you like.
 Expected  `experiments/README.md` has the tables.
 
-An arm is a learner, a metric, a first batch and a rule; all arms of a setting share seeds. The table has, for every arm,
+An arm is a learner, a metric, a first batch and a rule; all arms of a setting share seeds. For every arm the table has
 the test Spearman after the first batch, its mean over later rounds and its last value, less those of random labels with
 the learner of `--against`; and the labels that it needs for what these random labels end with. Intervals of one setting
-hold for all arms of all settings together (Bonferroni's); those over settings take settings as the unit.
+hold for all arms of all settings together (Bonferroni's); those over settings run from the least to the largest mean.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ ARMS: dict[str, dict[str, str]] = {
     "laplace": {"random": "random"},
     "laplace-128": {
         "random": "random,v_opt,greedy_dopt",
-        "v_opt": "random,v_opt,greedy_dopt",
-        "d_opt": "random,greedy_dopt",
+        "v_opt": "then_random,v_opt,greedy_dopt",
+        "d_opt": "then_random,greedy_dopt",
     },
-    "laplace-sharp": {"random": "random", "v_opt": "random,v_opt,greedy_dopt"},
+    "laplace-sharp": {"random": "random", "v_opt": "then_random,v_opt,greedy_dopt"},
 }
-"""Learner -> first batch -> rules."""
+"""Learner -> first batch -> rules; with one that is chosen, `random` is run, too, but stands there already."""
 
 
 @dataclasses.dataclass(frozen=True)

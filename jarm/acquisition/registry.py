@@ -93,6 +93,7 @@ class RuleEntry:
 
 RULES: dict[str, RuleEntry] = {
     "random": RuleEntry(uncertainty.random, "B", ("key",)),
+    "then_random": RuleEntry(uncertainty.then_random, "B", ("key",)),
     "entropy": RuleEntry(uncertainty.entropy, "S"),
     "max_diff": RuleEntry(uncertainty.max_diff, "S"),
     "xtx": RuleEntry(optimal_design.xtx, "S F + N F^2"),

@@ -17,6 +17,14 @@ def random(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: 
     return random_pairs(key, space, k)
 
 
+def then_random(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
+    """Random pairs after a first batch that was chosen (`--first`), where `random` draws its first batch, too.
+
+    Gain: 0. It tells what the first batch alone is worth.
+    """
+    return random_pairs(key, space, k)
+
+
 def entropy(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """Pairs of the most uncertain label: the smallest |m|, the same order as the entropy of sigmoid(m).
 

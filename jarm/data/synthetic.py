@@ -22,8 +22,8 @@ from jarm.core.tables import ResponseTable, TrainTest
 _CHECKS: Mapping[str, Check] = {
     **dict.fromkeys(("train", "test", "width", "topics", "terms"), between(1, INT32)),
     **dict.fromkeys(("responses", "test_responses"), between(2, INT32)),
-    **dict.fromkeys(("between", "copies", "outliers", "products", "length_pull"), between(0, 1)),
-    **dict.fromkeys(("spread", "copy_noise", "far", "frequency", "offset"), at_least(0)),
+    **dict.fromkeys(("between", "copies", "outliers", "products", "length_pull", "lead", "unseen"), between(0, 1)),
+    **dict.fromkeys(("spread", "copy_noise", "far", "frequency", "offset", "huge"), at_least(0)),
 }
 
 
@@ -48,6 +48,9 @@ class SyntheticConfig:
       products: share of the products in gold's within-prompt variance.
       offset: standard deviation of the prompts' offsets, in within-prompt standard deviations of gold.
       length_pull: correlation of log length with gold, within prompts.
+      lead: share of the first principal direction in gold's within-prompt variance.
+      unseen: share of gold's within-prompt variance that the embeddings do not show; near-copies have the same.
+      huge: coordinates that are 30 + 10 times as large as they were, as some of hidden states are.
 
     Raises:
       JarmError: a size is too small to form a pair or larger than memory, or a share lies outside [0, 1].
@@ -71,9 +74,17 @@ class SyntheticConfig:
     products: float = 0.2
     offset: float = 0.5
     length_pull: float = 0.3
+    lead: float = 0.0
+    unseen: float = 0.0
+    huge: int = 0
 
     def __post_init__(self) -> None:
         check_fields(self, _CHECKS, "SyntheticConfig.{}")
+        if self.lead + self.unseen >= 1:
+            raise JarmError(
+                f"SyntheticConfig.lead + unseen = {self.lead + self.unseen:g} leave nothing of gold to the teacher: "
+                "lower them to less than 1 together."
+            )
         for R in (self.responses, self.test_responses):
             if round(self.copies * R) >= R:
                 raise JarmError(
@@ -90,10 +101,14 @@ VARIANTS: Mapping[str, SyntheticConfig] = MappingProxyType(
         "default": SyntheticConfig(),
         "isotropic": _ISOTROPIC,
         "outliers": dataclasses.replace(_ISOTROPIC, outliers=0.15),
+        "hidden": SyntheticConfig(
+            width=128, power=0.75, between=0.7, spread=0.25, copies=0.1, lead=0.1, unseen=0.4, offset=1.0, huge=3
+        ),
     }
 )
 """Named settings. `isotropic`: all pairs are about equally informative, so selection gains little.
-`outliers`: the pairs that optimal designs prefer are uninformative, so these are expected to lose to random."""
+`outliers`: the pairs that optimal designs prefer are uninformative, so these are expected to lose to random.
+`hidden`: like hidden states of a decoder: a few huge coordinates, a slow power law, gold that they tell in part."""
 
 
 def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> TrainTest:
@@ -122,7 +137,9 @@ def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> T
     world = _World.draw(rng, config)
     train = _Draw.draw(rng, config, world, config.train, config.responses)
     test = _Draw.draw(rng, config, world, config.test, config.test_responses)
-    scales = np.sqrt([1 - config.products, config.products]) / [_within(part) for part in train.parts]
+    told = 1 - config.lead - config.unseen
+    shares = [told * (1 - config.products), told * config.products, config.lead, config.unseen]
+    scales = np.sqrt(shares) / [_within(part) for part in train.parts]
     scales /= _within(train.gold(scales))
     seeded = {"source": "synthetic", "seed": seed, **dataclasses.asdict(config)}
     return TrainTest(
@@ -156,12 +173,15 @@ class _World(NamedTuple):
 
 
 class _Draw(NamedTuple):
-    """Prompts in principal coordinates: centres `[P, d]`, embeddings `[P, R, d]`, and the teacher's two parts."""
+    """Prompts in principal coordinates: centres `[P, d]`, embeddings `[P, R, d]`, and the parts of gold `[P, R]`.
+
+    They are the teacher's sinusoids and products, the first principal coordinate, and what embeddings do not show.
+    """
 
     centre: np.ndarray
     embedding: np.ndarray
     source: np.ndarray
-    parts: tuple[np.ndarray, np.ndarray]
+    parts: tuple[np.ndarray, ...]
 
     @classmethod
     def draw(cls, rng: np.random.Generator, config: SyntheticConfig, world: _World, P: int, R: int) -> _Draw:
@@ -183,11 +203,13 @@ class _Draw(NamedTuple):
         # The teacher has scored the texts; the embedder now misunderstands some of them.
         lost = rng.random((P, R, 1)) < config.outliers
         elsewhere = config.far * scale * world.deviation * rng.standard_normal((P, R, d))
+        first = embedding[..., 0]
         embedding = np.where(lost, centre[:, None] + elsewhere, embedding)
-        return cls(centre, embedding, source, (sines, products))
+        unseen = rng.standard_normal((P, R)) if config.unseen else np.zeros((P, R))
+        return cls(centre, embedding, source, (sines, products, first, np.take_along_axis(unseen, source, axis=1)))
 
     def gold(self, scales: np.ndarray) -> np.ndarray:
-        return scales[0] * self.parts[0] + scales[1] * self.parts[1]
+        return sum(scale * part for scale, part in zip(scales, self.parts, strict=True))
 
 
 def _sources(rng: np.random.Generator, P: int, R: int, copies: int) -> np.ndarray:
@@ -221,8 +243,10 @@ def _table(
     length = np.exp(6 + 0.5 * (pull + np.sqrt(1 - config.length_pull**2) * noise))
     norms = np.linalg.norm(draw.embedding, axis=-1) * np.linalg.norm(draw.centre, axis=-1)[:, None]
     cosine = (draw.embedding @ draw.centre[..., None])[..., 0] / norms
+    embedding = (draw.embedding @ world.rotation).reshape(P * R, d)
+    embedding[:, : config.huge] = 30 + 10 * embedding[:, : config.huge]
     return ResponseTable(
-        store=(draw.embedding @ world.rotation).reshape(P * R, d).astype(np.float32),
+        store=embedding.astype(np.float32),
         rows=np.arange(P * R).reshape(P, R),
         mask=np.ones((P, R), dtype=bool),
         gold=_narrow(value + offset),

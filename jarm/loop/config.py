@@ -47,7 +47,7 @@ class LoopConfig:
       batch: B, pairs labelled per round.
       initial: pairs labelled before the first round.
       first: how they are chosen: `random`; or, without any label, `d_opt` or `v_opt`: by `greedy_dopt` or `v_opt` for a
-        linear head of weights 0 with the prior of a laplace head.
+        linear head of weights 0 with the prior of a laplace head. Those of the rule `random` are drawn all the same.
       per_prompt: largest number of pairs with a response of any one prompt in a batch of a greedy rule; None for no
         limit. A first batch that is chosen has the smallest that leaves a choice, by default: 1, where prompts suffice.
       prompts: prompts drawn per round to form the space, or None for all of them.

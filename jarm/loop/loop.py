@@ -24,8 +24,8 @@ class Loop(NamedTuple):
     """The functions of one configuration. All are pure and may be jitted, vmapped and sharded.
 
     Attributes:
-      init: `(key, table, hparams=None) -> (state, selection)`: an empty state, and the pairs to label first, for which
-        `hparams` are needed where they are chosen.
+      init: `(key, table, hparams=None, rule=None) -> (state, selection)`: an empty state, and the pairs to label first,
+        for which `hparams` are needed where they are chosen; those of the rule `random` are drawn all the same.
       fit: `(hparams, state, table) -> (state, info)`: fit the heads to the labelled pairs.
       select: `(hparams, state, table, rule=0) -> selection`: pick the next batch with the heads of the state.
       ask: `(hparams, state, table, rule=0) -> (state, selection)`: `fit`, then `select`.

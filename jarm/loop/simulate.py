@@ -89,7 +89,7 @@ def run(
         state, more = answer(state, choice.selection)
         return (state, wrong + more), record
 
-    state, first = init(parts, key_loop, table, hparams)
+    state, first = init(parts, key_loop, table, hparams, rule)
     state, wrong = answer(state, first)
     (state, _), records = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 1, dtype=jnp.int32) == rounds)
     return state, records

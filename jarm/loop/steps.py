@@ -75,8 +75,16 @@ class Choice(NamedTuple):
     variance: Float[Array, "B"]
 
 
-def init(parts: Parts, key: AnyKey, table: DeviceTable, hparams: HParams | None = None) -> tuple[LoopState, Selection]:
+def init(
+    parts: Parts,
+    key: AnyKey,
+    table: DeviceTable,
+    hparams: HParams | None = None,
+    rule: int | Array | None = None,
+) -> tuple[LoopState, Selection]:
     """An empty state with fresh heads, and the pairs to label first; if chosen, by the prior variance of `hparams`.
+
+    Those of the rule `random` are drawn, whatever `first` says, so that it is a baseline of the whole campaign.
 
     Raises:
       JarmError: they are chosen, and there are no `hparams`.
@@ -93,15 +101,29 @@ def init(parts: Parts, key: AnyKey, table: DeviceTable, hparams: HParams | None 
         params=heads(jax.random.split(key_params, config.fit.members)),
         status=jnp.int32(Status.OK),
     )
-    if config.first != "random":
-        if hparams is None:
-            raise JarmError(f"A first batch by {config.first} needs a prior variance: give init(key, table, hparams).")
-        return state, choose_first(config, key_first, hparams.as_float32(), state.labelled, table)
+    if config.first == "random":
+        return state, _drawn(config, key_first, table)
+    if hparams is None:
+        raise JarmError(f"A first batch by {config.first} needs a prior variance: give init(key, table, hparams).")
+    given = hparams.as_float32()
+
+    def chosen() -> Selection:
+        return choose_first(config, key_first, given, state.labelled, table)
+
+    if rule is None or "random" not in config.rules:
+        return state, chosen()
+    is_baseline = jnp.asarray(rule) == config.rules.index("random")
+    return state, jax.lax.cond(is_baseline, lambda: _drawn(config, key_first, table), chosen)
+
+
+def _drawn(config: LoopConfig, key: PRNGKey, table: DeviceTable) -> Selection:
+    """A first batch of random pairs."""
     alike = None if table.alike is None else table.alike.reshape(-1)
     space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1), alike=alike)
-    pairs, valid = sample_pairs(key_first, space, config.initial)
+    pairs, valid = sample_pairs(key, space, config.initial)
     status = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
-    return state, Selection(pairs, jnp.zeros(config.initial, jnp.float32), valid, status)
+    ones = jnp.ones(config.initial, jnp.float32)
+    return Selection(pairs, 0 * ones, valid, status, weights=ones)
 
 
 def fit(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable) -> tuple[LoopState, FitInfo]:

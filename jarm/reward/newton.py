@@ -86,7 +86,7 @@ def newton(
     """Minimise `sum_l weight_l bradley_terry(x_l . w, label_l) + ridge / 2 |w|^2` by damped Newton steps.
 
     A step solves with the Hessian exactly, by Cholesky of the smaller of its d x d form and its L x L dual, and is
-    halved until the criterion falls enough. At a minimum the Newton decrement `g^T H^-1 g` is small relative to the
+    halved until the criterion falls enough, or its fall is rounding. At a minimum the Newton decrement `g^T H^-1 g` is small relative to the
     criterion. Steps restart from zero where the start is worse than zero, or where they get stuck before a minimum. The
     margin with a pair left out is one Newton step away: `m + h g / (1 - h v)`, with g and v the derivatives
     of the pair's loss and h = x^T H^-1 x.
@@ -131,13 +131,16 @@ def newton(
         decrement = jnp.maximum(jnp.abs(decrease), squared) / jnp.maximum(criteria[-1], 1e-30)
         enough = criteria < criteria[-1] - 1e-4 * lengths * decrease
         length = jnp.where(enough.any(), lengths[jnp.argmax(enough)], 0.0)
-        again = (length == 0.0) & ~(decrement <= _SMALL) & ~state.restarted & jnp.isfinite(criteria[-1])
+        # Where the criterion falls by less than its rounding, the whole step is right, and the last one.
+        stuck, near = length == 0.0, decrement <= _SMALL
+        length = jnp.where(stuck & near, 1.0, length)
+        again = stuck & ~near & ~state.restarted & jnp.isfinite(criteria[-1])
         moved = jnp.where(length > 0.0, state.weights + length * direction, state.weights)
         return _State(
             weights=jnp.where(again, 0.0, moved),
             steps=state.steps + 1,
             decrement=jnp.where(again, jnp.inf, decrement),
-            stuck=(length == 0.0) & ~again,
+            stuck=stuck & ~again,
             restarted=state.restarted | again,
         )
 

@@ -230,7 +230,7 @@ def read_criterion(
 
 
 def _within_prompts(features: np.ndarray, prompts: np.ndarray) -> np.ndarray:
-    """Directions `[F, F]` whose outer products add up to the mean of z z^T, z features less the mean of their prompt."""
+    """Directions `[F, F]` whose outer products have the sum mean z z^T, z features less the mean of their prompt."""
     order = np.argsort(prompts, kind="stable")
     starts = np.flatnonzero(np.diff(prompts[order], prepend=-1))
     total, end = np.zeros((features.shape[1],) * 2), 0

@@ -65,6 +65,36 @@ def test_scales_of_embeddings_and_gold():
     assert np.sqrt(train.gold.var(axis=1).mean()) == pytest.approx(1, rel=1e-5)
 
 
+def test_gold_has_the_shares_it_says():
+    """A regression on the teacher's parts leaves `unseen` unexplained; the first direction alone explains `lead`."""
+    config = SyntheticConfig(
+        train=3000, test=2, width=8, copies=0.0, frequency=0.0, products=0.0, lead=0.3, unseen=0.7 - 1e-9
+    )
+    train = synthetic(0, config).train
+    x, gold = centred(train).reshape(-1, 8), (train.gold - train.gold.mean(axis=1, keepdims=True)).reshape(-1)
+    explained = gold @ x @ np.linalg.solve(x.T @ x, x.T @ gold) / (gold @ gold)
+    assert explained == pytest.approx(0.3, abs=0.02)
+    directions = np.linalg.eigh(x.T @ x)[1]
+    assert np.corrcoef(x @ directions[:, -1], gold)[0, 1] ** 2 == pytest.approx(0.3, abs=0.02)
+
+
+def test_huge_coordinates_are_only_larger():
+    plain, huge = (synthetic(0, dataclasses.replace(SMALL, huge=huge)).train for huge in (0, 2))
+    np.testing.assert_allclose(huge.store[:, :2], 30 + 10 * plain.store[:, :2], rtol=1e-6)
+    np.testing.assert_array_equal(huge.store[:, 2:], plain.store[:, 2:])
+    np.testing.assert_array_equal(huge.gold, plain.gold)
+
+
+def test_the_variant_of_hidden_states_resembles_them():
+    train = synthetic(0, VARIANTS["hidden"]).train
+    second_moment = np.square(train.store.astype(np.float64)).mean(axis=0)
+    assert second_moment[:3].sum() > 0.9 * second_moment.sum()  # raw, as hidden states of decoders
+    scaled = dataclasses.replace(train, store=(train.store - train.store.mean(axis=0)) / train.store.std(axis=0))
+    values = np.linalg.eigvalsh(np.cov(centred(scaled).reshape(-1, 128).T))
+    assert 20 < values.sum() ** 2 / np.square(values).sum() < 80  # Gemma 3 270M has 41 and 47
+    assert 0.15 < values.sum() / 128 < 0.45  # and .17 and .44
+
+
 def test_offsets_move_whole_prompts_only():
     alike = [synthetic(0, dataclasses.replace(SMALL, offset=offset)).train.gold for offset in (0.0, 2.0)]
     moved = alike[1] - alike[0]
@@ -139,6 +169,7 @@ def test_outliers_say_nothing_of_their_gold():
         ({"copies": 1.5}, "SyntheticConfig.copies is 1.5"),
         ({"copies": 1.0}, "leaves no original"),
         ({"spread": -1.0}, "SyntheticConfig.spread is -1.0"),
+        ({"lead": 0.5, "unseen": 0.5}, "leave nothing of gold to the teacher"),
     ],
 )
 def test_impossible_settings_are_refused(change, words):

@@ -65,6 +65,22 @@ def test_a_limit_that_leaves_too_few_pairs_is_widened_unless_it_was_asked_for():
     assert len(set(map(tuple, batch.pairs.tolist()))) == 10
 
 
+def test_the_baseline_is_random_from_its_first_batch_on():
+    """A run of `random` is the same whether the others' first batch is chosen or not; `then_random` has the chosen."""
+    config = dataclasses.replace(CONFIG, rules=("random", "then_random"), per_prompt=None)
+    chosen, drawn = dataclasses.replace(config, first="d_opt"), config
+    device_table, hparams, _ = prepare(chosen, TABLE)
+
+    def labelled(config, rule):
+        state, _ = jit(make_loop(config).run)(jax.random.key(0), hparams, device_table, rule)
+        return np.stack([state.labelled.first, state.labelled.second], axis=1)
+
+    np.testing.assert_array_equal(labelled(chosen, 0), labelled(drawn, 0))
+    np.testing.assert_array_equal(labelled(drawn, 1), labelled(drawn, 0))
+    assert set(map(tuple, labelled(chosen, 1)[:6])) == set(map(tuple, np.asarray(first_batch(chosen, hparams).pairs)))
+    assert set(map(tuple, labelled(chosen, 1)[:6])) != set(map(tuple, labelled(drawn, 1)[:6]))
+
+
 def test_targets_are_all_responses_of_a_round_whichever_pairs_are_on_offer():
     wide = dataclasses.replace(CONFIG, candidates=6, per_prompt=None)
     for rule, whole in (("v_opt", True), ("greedy_dopt", False)):

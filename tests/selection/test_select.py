@@ -240,7 +240,9 @@ def test_v_without_targets_is_about_rankings_within_prompts(size, monkeypatch):
     means = np.array([features[prompts == prompt].mean(axis=0) for prompt in prompts])
     options = {"space": "all", "prompts": prompts, "k": K, "prior_precision": 2, "criterion": "v"}
     batch = jarm.select(features, rewards, **options)
-    check(batch, features, rewards, None, 2 * np.eye(F), pairs_of("all", prompts), criterion="v", targets=features - means)
+    check(
+        batch, features, rewards, None, 2 * np.eye(F), pairs_of("all", prompts), criterion="v", targets=features - means
+    )
 
 
 @pytest.mark.parametrize(("space", "criterion"), [("cross", "d"), ("listed", "d"), ("within", "d-unweighted")])
