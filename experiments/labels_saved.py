@@ -38,19 +38,17 @@ Curves = dict[int, np.ndarray]
 LEARNERS: dict[str, dict[str, Any]] = {
     "mlp": {"head": "mlp:64,64,64"},
     "laplace": {"head": "laplace"},
-    "laplace-128": {"head": "laplace", "metric": "within:1:128"},
-    "laplace-sharp": {"head": "laplace", "metric": "within:3:64"},
+    "laplace-2": {"head": "laplace", "metric": "within:2:128"},
 }
 """Name -> options of `jarm compare`."""
 ARMS: dict[str, dict[str, str]] = {
     "mlp": {"random": "random"},
     "laplace": {"random": "random"},
-    "laplace-128": {
+    "laplace-2": {
         "random": "random,v_opt,greedy_dopt",
         "v_opt": "then_random,v_opt,greedy_dopt",
         "d_opt": "then_random,greedy_dopt",
     },
-    "laplace-sharp": {"random": "random", "v_opt": "then_random,v_opt,greedy_dopt"},
 }
 """Learner -> first batch -> rules; with one that is chosen, `random` is run, too, but stands there already."""
 
@@ -64,8 +62,7 @@ class Config:
       embeddings: .npy arrays in its row order.
       targets: columns of gold rewards.
       pairs: pair spaces.
-      learners: of `mlp`, `laplace`, `laplace-128` (with 128 directions of differences within prompts) and
-        `laplace-sharp` (metric within:3:64).
+      learners: of `mlp`, `laplace`, and `laplace-2`, which has the metric within:2:128.
       against: learner whose random labels the others are held against.
       per_prompt: largest number of pairs per prompt in later batches; 0 is no limit.
       seeds: of every arm.
@@ -79,7 +76,7 @@ class Config:
     targets: str = "golden_logit,golden_z_lc"
     pairs: str = "within,cross"
     learners: str = ",".join(LEARNERS)
-    against: str = "laplace"
+    against: str = "laplace-2"
     per_prompt: int = 1
     seeds: int = 20
     annotator: str = "bradley_terry"
