@@ -66,6 +66,7 @@ def test_exact_greedy_over_200_million_pairs_takes_30_megabytes():
     assert temporaries(batch, features, rewards, space) < 30 * MIB
 
 
+@pytest.mark.slow
 def test_twice_the_responses_take_no_more_than_twice_the_memory(problem):
     features, rewards, _ = problem
     half = pair_space("cross", WIDTH, jnp.ones(N // 2, bool), jnp.zeros((500, 2), jnp.int32))

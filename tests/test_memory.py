@@ -69,6 +69,7 @@ def test_the_host_holds_few_chunks_of_a_stored_table(stored_table):
     np.testing.assert_array_equal(first["spearman"], second["spearman"])
 
 
+@pytest.mark.slow
 def test_a_selection_does_not_copy_the_table():
     """A few candidates of a table of 10 MB: what is held beside it is of the size of the candidates."""
     config = LoopConfig(rules=("random", "dopt"), rounds=1, batch=5, initial=5, candidates=100)

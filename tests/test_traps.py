@@ -111,6 +111,7 @@ def test_trap_8_drawing_20_000_of_12_497_500_pairs_lists_none():
     assert abs(same - 20_000 * 22_500 / 12_497_500) < 4 * 6
 
 
+@pytest.mark.slow
 def test_huge_margins_are_not_nan_in_sums_over_a_space():
     """v = 1 / (a b + a b + 2) with a = exp(r) is inf * 0 from |r| = 88: here margins of 400 are weights of 0."""
     case = make_case("all")

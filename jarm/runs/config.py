@@ -32,17 +32,17 @@ SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardi
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs", "max_runs")
 """Options that may differ between two commands that fill the same folder."""
-ADDED = (
-    "attributes",
-    "annotator_column",
-    "allow_leakage",
-    "evidence",
-    "prior_variance",
-    "first",
-    "per_prompt",
-    "metric",
-)
-"""Options that the settings of a folder leave out at their default, since older folders lack them."""
+ADDED: Mapping[str, Any] = {
+    "attributes": None,
+    "annotator_column": "gold",
+    "allow_leakage": False,
+    "evidence": False,
+    "prior_variance": 0.1,
+    "first": "random",
+    "per_prompt": 0,
+    "metric": "none",
+}
+"""Options that older folders lack -> what they had in their place; the settings of a folder leave these out there."""
 
 
 def documented_by(*records: type) -> Callable[[type[T]], type[T]]:

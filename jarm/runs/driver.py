@@ -194,8 +194,8 @@ def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any
       grid: the axes, or None for a comparison.
     """
     options = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    for name in ADDED:
-        if options[name] == getattr(CompareConfig, name):
+    for name, before in ADDED.items():
+        if options[name] == before:
             del options[name]
     options = _by_name({name: value for name, value in options.items() if name not in (*FREE, *(grid or ()))}) | IMPLIED
     choosing = _axes_that_set(grid or {}, {"data", *SOURCE})

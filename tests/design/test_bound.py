@@ -193,6 +193,7 @@ def test_the_bounds_close_in_on_the_best_weights(kind):
         np.testing.assert_allclose(design.lower, own, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_small_batches_have_a_tighter_bound_than_the_relaxed_log_det():
     """k < F: below what weights that spread over all directions reach, and still above the best batch."""
     rng = np.random.default_rng(0)
@@ -243,6 +244,7 @@ def test_spaces_with_no_more_pairs_than_the_batch():
     assert int(design.passes) == 1
 
 
+@pytest.mark.slow
 def test_the_unweighted_criterion_and_the_refusal_of_others():
     rng = np.random.default_rng(4)
     features, rewards, space, prior = problem(rng, "all")

@@ -190,6 +190,7 @@ def test_swaps_can_be_limited():
     assert values[0] < values[2]
 
 
+@pytest.mark.slow
 def test_the_unweighted_criterion_and_the_refusal_of_others():
     rng = np.random.default_rng(4)
     features, rewards, space, prior, _ = problem(rng, "within")

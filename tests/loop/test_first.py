@@ -81,6 +81,7 @@ def test_the_baseline_is_random_from_its_first_batch_on():
     assert set(map(tuple, labelled(chosen, 1)[:6])) != set(map(tuple, labelled(drawn, 1)[:6]))
 
 
+@pytest.mark.slow
 def test_targets_are_all_responses_of_a_round_whichever_pairs_are_on_offer():
     wide = dataclasses.replace(CONFIG, candidates=6, per_prompt=None)
     for rule, whole in (("v_opt", True), ("greedy_dopt", False)):

@@ -152,6 +152,7 @@ def test_a_run_labels_its_budget_and_no_pair_twice(name, rule):
             assert len(np.unique(batch // WIDTH)) <= config.prompts
 
 
+@pytest.mark.slow
 def test_all_pairs_uses_both_kinds_of_pair():
     pairs, _ = recorded(run_of("all prompts drawn", 0)[0])
     same = pairs[:, 0] // WIDTH == pairs[:, 1] // WIDTH
@@ -520,6 +521,7 @@ def test_too_few_prompts_are_named():
         check_run(dataclasses.replace(CONFIGS["within prompts"], prompts=2, batch=5, rounds=1), TABLE)
 
 
+@pytest.mark.slow
 def test_without_gold_rewards_nobody_answers():
     device_table, hparams, _ = prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=None))
     loop, _ = loop_of("within")

@@ -45,6 +45,7 @@ def within64(table):
     return sum(np.square(e[real] - e[real].mean(axis=0)).sum() for e, real in rows) / table.mask.sum()
 
 
+@pytest.mark.slow
 def test_the_prior_of_a_rule_is_that_of_the_head():
     """A0 is the inverse covariance of the posterior, whatever prior the rule would have."""
     table = make_table()

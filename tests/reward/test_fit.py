@@ -187,6 +187,7 @@ def test_each_member_trains_without_its_own_part(key):
     assert not changes[20:].any()
 
 
+@pytest.mark.slow
 def test_held_out_loss_is_of_all_that_is_held_out(key):
     """With as many members as parts, every pair is judged once, by the member that did not see it."""
     e, pairs, _ = problem(n=20)
@@ -290,7 +291,8 @@ def test_linear_classification_is_logistic_regression_of_responses(key):
     np.testing.assert_allclose(info.train_nll[0], loss, rtol=1e-4)
 
 
-@pytest.mark.parametrize("batching", sampled(["map", "vmap"], "vmap"))
+@pytest.mark.slow
+@pytest.mark.parametrize("batching", ["map", "vmap"])
 def test_classification_descends_on_its_own_loss(batching, key):
     """One step of Adam moves every parameter against the sign of the gradient, here taken by autograd."""
     e, pairs, _ = problem(n=40)
