@@ -82,6 +82,7 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
     import numpy as np
 
     from jarm import CompareConfig, TrainTest, evaluate, prepare, synthetic
+    from jarm.runs.config import PAPER
     from jarm.runs.programs import Program
 
     benchmark = synthetic()
@@ -98,7 +99,7 @@ def learn(copies: int, seeds: int) -> list[dict[str, Any]]:
         gold=np.repeat(train.gold, copies, axis=1),
         attributes={},
     )
-    loop = CompareConfig(candidates=0).loop()
+    loop = CompareConfig(**PAPER, candidates=0).loop()
     data, hparams, scale = prepare(loop, TrainTest(train=train, test=benchmark.test).train)
     program, head = Program(loop), loop.head.head()
     curves: dict[str, list[float]] = {"random": [], "dopt": [], "greedy_dopt": []}

@@ -89,7 +89,7 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
 
     from jarm.core.tables import ResponseTable
     from jarm.loop.device_table import prepare
-    from jarm.runs.config import CompareConfig
+    from jarm.runs.config import PAPER, CompareConfig
     from jarm.runs.programs import Program
     from jarm.runs.results import evaluate_runs
 
@@ -103,7 +103,8 @@ def measure(case: dict[str, int], turns: int) -> dict[str, float]:
 
     train, test = table(case["prompts"], case["responses"]), table(case["test"], case["test_responses"])
     sizes = {name: case[name] for name in ("rounds", "batch", "candidates", "members")}
-    config = CompareConfig(rules="greedy_dopt", head=f"mlp:{case['head']},{case['head']},{case['head']}", **sizes)
+    head = ",".join([str(case["head"])] * 3)
+    config = CompareConfig(**{**PAPER, "rules": "greedy_dopt", "head": f"mlp:{head}"}, **sizes)
     loop = config.loop()
     device_table, hparams, scale = prepare(loop, train, config.hparams())
     program, head = Program(dataclasses.replace(loop, rules=("greedy_dopt",))), loop.head.head()

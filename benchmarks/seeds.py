@@ -26,10 +26,10 @@ def main() -> None:
     from jarm.data.datasets import load
     from jarm.loop.device_table import prepare
     from jarm.loop.loop import make_loop
-    from jarm.runs.config import CompareConfig
+    from jarm.runs.config import PAPER, CompareConfig
     from jarm.runs.programs import default_workers
 
-    config = CompareConfig(rules="greedy_dopt")
+    config = CompareConfig(**{**PAPER, "rules": "greedy_dopt"})
     loop = config.loop()
     benchmark = load(options.data, embeddings=options.embeddings or None, target=options.target or None)
     device_table, hparams, _ = prepare(loop, benchmark.train, config.hparams())

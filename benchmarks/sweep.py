@@ -165,11 +165,11 @@ def sampled(
     from jarm.data.datasets import load
     from jarm.evaluation.metrics import evaluate
     from jarm.loop.device_table import prepare
-    from jarm.runs.config import CompareConfig
+    from jarm.runs.config import PAPER, CompareConfig
     from jarm.runs.programs import Program
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
-    config = CompareConfig(rules=",".join(RULES), **given)
+    config = CompareConfig(**{**PAPER, "rules": ",".join(RULES), **given})
     loop, benchmark = config.loop(), load(**given)
     device_table, hparams, scale = prepare(loop, benchmark.train, config.hparams())
     program, head = Program(loop), loop.head.head()

@@ -36,10 +36,10 @@ def main() -> None:
     from jarm.evaluation.metrics import evaluate
     from jarm.loop.device_table import prepare
     from jarm.loop.loop import make_loop
-    from jarm.runs.config import RULES, CompareConfig
+    from jarm.runs.config import PAPER, CompareConfig
 
     torch.set_num_threads(len(timing.os.sched_getaffinity(0)))
-    config = CompareConfig(rules=options.rules or RULES)
+    config = CompareConfig(**{**PAPER, "rules": options.rules or PAPER["rules"]})
     loop, rules = config.loop(), config.rule_names()
     benchmark = load(options.data, embeddings=options.embeddings or None, target=options.target or None)
     device_table, hparams, scale = prepare(loop, benchmark.train, config.hparams())

@@ -21,6 +21,7 @@ import tyro
 
 from jarm import CompareConfig, JarmError, compare
 from jarm.core.files import write_whole
+from jarm.runs.config import PAPER
 
 # The head as jarm fits it, and as in a first look at these data, where nothing keeps it from overfitting; each also on
 # embeddings as they are, of norm 1.
@@ -62,7 +63,7 @@ def main(config: Config) -> None:
         out = config.out / f"{target}-{pairs}-{fit.replace(',', '').replace(' ', '-')}"
         print(f"\n{out}")
         settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs}
-        summary = compare(CompareConfig(**settings, **FITS[fit], seeds=config.seeds, out=out))
+        summary = compare(CompareConfig(**{**PAPER, **settings, **FITS[fit]}, seeds=config.seeds, out=out))
         rows.append({"fit": fit, "target": target, "pairs": pairs, "rules": summary["rules"]})
     write_whole(config.out / "all.json", json.dumps(rows, indent=2) + "\n")
 

@@ -30,6 +30,7 @@ import tyro
 from jarm import CompareConfig, EmbeddingStore, JarmError, compare
 from jarm.core.files import write_whole
 from jarm.data.store import key_of
+from jarm.runs.config import PAPER
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,12 +90,15 @@ def main(config: Config) -> None:
     for pairs in config.pairs:
         compare(
             CompareConfig(
-                data=str(table),
-                embeddings=str(killed),
-                target=config.target,
-                pairs=pairs,
-                seeds=config.seeds,
-                out=config.out / f"{config.target}-{pairs}",
+                **PAPER
+                | {
+                    "data": str(table),
+                    "embeddings": str(killed),
+                    "target": config.target,
+                    "pairs": pairs,
+                    "seeds": config.seeds,
+                    "out": config.out / f"{config.target}-{pairs}",
+                }
             )
         )
 

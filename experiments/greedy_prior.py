@@ -32,6 +32,7 @@ from tqdm import tqdm
 from jarm import CompareConfig, JarmError, TrainTest, evaluate, load, prepare
 from jarm.core.files import write_whole
 from jarm.report.statistics import paired_difference
+from jarm.runs.config import PAPER
 from jarm.runs.programs import Program, default_workers
 from jarm.runs.records import provenance
 from jarm.runs.runner import side_by_side
@@ -77,7 +78,7 @@ def main(config: Config) -> None:
 
 def _curves(config: Config, tables: TrainTest, pairs: str) -> dict[str, np.ndarray]:
     """Mean Spearman after the labelled batches, by arm, one value a seed."""
-    options = CompareConfig(rules="random,dopt,greedy_dopt,greedy_dopt_blind", pairs=pairs)
+    options = CompareConfig(**{**PAPER, "rules": "random,dopt,greedy_dopt,greedy_dopt_blind", "pairs": pairs})
     loop = options.loop()
     device_table, hparams, scale = prepare(loop, tables.train)
     program, head = Program(loop), loop.head.head()

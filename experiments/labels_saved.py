@@ -36,8 +36,8 @@ from jarm.runs.records import read_records
 Curves = dict[int, np.ndarray]
 """Seed -> test Spearman over rounds."""
 LEARNERS: dict[str, dict[str, Any]] = {
-    "mlp": {"head": "mlp:64,64,64"},
-    "laplace": {"head": "laplace"},
+    "mlp": {"head": "mlp:64,64,64", "metric": "none"},
+    "laplace": {"head": "laplace", "metric": "none"},
     "laplace-2": {"head": "laplace", "metric": "within:2:128"},
 }
 """Name -> options of `jarm compare`."""

@@ -32,6 +32,7 @@ from jarm import CompareConfig, JarmError, compare
 from jarm.core.files import write_whole
 from jarm.report.curves import area, runs_of
 from jarm.report.statistics import bootstrap_ci, simultaneous_ci
+from jarm.runs.config import PAPER
 from jarm.runs.records import read_records
 
 FAMILY = ("xtx", "dopt", "pa_dopt", "greedy_dopt", "greedy_dopt_blind", "adpo")
@@ -134,13 +135,14 @@ def main(config: Config) -> None:
     for target, pairs in itertools.product(targets, config.pairs.split(",")):
         out = config.out / f"{target or config.table}-{pairs}".replace(":", "-")
         settings = {"data": config.table, "embeddings": config.embeddings, "target": target, "pairs": pairs, "out": out}
-        records = compared(CompareConfig(**settings, rules=config.rules, seeds=config.seeds))
+        settings = {**PAPER, **settings}
+        records = compared(CompareConfig(**{**settings, "rules": config.rules}, seeds=config.seeds))
         rows = league(records, config.seeds)
         if config.more > config.seeds:
             best = [row["rule"] for row in rows if row["rule"] != "random"][:5]
             run = {row["rule"] for row in rows}
             wanted = [rule for rule in dict.fromkeys([*best, *FAMILY]) if rule in run]
-            records = compared(CompareConfig(**settings, rules=",".join(wanted), seeds=config.more))
+            records = compared(CompareConfig(**{**settings, "rules": ",".join(wanted)}, seeds=config.more))
             rows = league(records, config.seeds)
         rounded = {
             rule: {seed: round(height, 5) for seed, height in own.items()} for rule, own in areas_of(records).items()

@@ -27,6 +27,7 @@ from jarm import CompareConfig, JarmError, SweepConfig, sweep
 from jarm.core.files import write_whole
 from jarm.report.curves import METRIC, curve
 from jarm.report.statistics import bootstrap_ci, paired_difference
+from jarm.runs.config import PAPER
 from jarm.runs.records import read_records
 
 LOSSES = ("bradley_terry", "classification")
@@ -58,16 +59,17 @@ class Config:
 
 
 def main(config: Config) -> None:
-    base = CompareConfig(
-        data=config.table,
-        embeddings=config.embeddings,
-        target=config.target,
-        rules="random",
-        rounds=0,
-        seeds=config.seeds,
-        members=config.members,
-        out=config.out,
-    )
+    given = {
+        "data": config.table,
+        "embeddings": config.embeddings,
+        "target": config.target,
+        "rules": "random",
+        "rounds": 0,
+        "seeds": config.seeds,
+        "members": config.members,
+        "out": config.out,
+    }
+    base = CompareConfig(**{**PAPER, **given})
     labels = [int(number) for number in config.labels.split(",")]
     grid = {"loss": LOSSES, "noise": NOISES, "initial": labels, "pairs": PAIRS}
     start = time.perf_counter()

@@ -29,6 +29,7 @@ from jarm.report.markdown import code, escaped
 from jarm.report.markdown import table as markdown_table
 from jarm.report.statistics import bootstrap_ci, interval, number, simultaneous_ci
 from jarm.report.summary import PROVENANCE, summarise
+from jarm.runs.config import PAPER
 from jarm.runs.grid import expand
 from jarm.runs.programs import keep_compiled
 from jarm.runs.records import read_records
@@ -201,7 +202,8 @@ def sweep_of(
     single = {option: values[0] for option, values in lists.items() if len(values) == 1}
     base = {"data": config.data, "out": config.out / name, "workers": config.workers, "seeds": config.seeds_of(seeds)}
     panels = {option: values for option, values in lists.items() if len(values) > 1}
-    return SweepConfig(CompareConfig(**{**SIZES[config.size], **base, **single, **options}), {**panels, **(grid or {})})
+    options = {**PAPER, **SIZES[config.size], **base, **single, **options}
+    return SweepConfig(CompareConfig(**options), {**panels, **(grid or {})})
 
 
 def records_of(config: SweepConfig) -> Records:

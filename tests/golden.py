@@ -45,9 +45,11 @@ from jarm import CompareConfig, SweepConfig
 from jarm.cli import main as command
 from jarm.data.store import EmbeddingStore, key_of
 from jarm.data.writer import StoreWriter
+from jarm.runs.config import PAPER
 
 RULES = "random,dopt,greedy_dopt"
 SIZES = {
+    **{name: value for name, value in PAPER.items() if name != "head"},
     "rules": RULES,
     "seeds": 2,
     "rounds": 2,
@@ -100,19 +102,21 @@ def full(folder):
       folder: where the runs are written; what is in it already is not run again.
     """
     values = small()
-    run("compare", "--out", str(folder / "defaults"))
+    paper = [word for name, value in PAPER.items() for word in (f"--{name}", value)]
+    run("compare", *paper, "--out", str(folder / "defaults"))
     values |= records("defaults", folder / "defaults")
     if "JARM_SHARED_DATA" not in os.environ:
         raise SystemExit("Set JARM_SHARED_DATA to the folder of the real table.")
     table = pathlib.Path(os.environ["JARM_SHARED_DATA"]) / "alpaca_eval_200x20.parquet"
     arrays = table.with_name(f"{table.stem}_minilm_mean.npy")
     real = ["--data", str(table), "--embeddings", str(arrays), "--target", "golden_logit"]
-    run("compare", *real, "--seeds", "2", "--rules", RULES, "--out", str(folder / "real"))
+    run("compare", *paper, *real, "--seeds", "2", "--rules", RULES, "--out", str(folder / "real"))
     values |= records("real", folder / "real")
     jarm.compare(CompareConfig(**SIZES | {"rules": "all"}, head="mlp:16", out=folder / "rules"))
     values |= records("rules", folder / "rules")
     noise = folder / "noise.toml"
-    noise.write_text(f'rules = "{RULES}"\nseeds = 3\nrounds = 4\n\n[grid]\nnoise = [0.5, 1, 2, 5]\n')
+    options = "".join(f'{name} = "{value}"\n' for name, value in PAPER.items() if name != "rules")
+    noise.write_text(f'{options}rules = "{RULES}"\nseeds = 3\nrounds = 4\n\n[grid]\nnoise = [0.5, 1, 2, 5]\n')
     run("sweep", str(noise), "--out", str(folder / "noise"))
     values |= records("noise", folder / "noise", "noise")
     base = CompareConfig(**SIZES, head="linear", out=folder / "options")

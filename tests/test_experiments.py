@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from jarm import CompareConfig, JarmError
+from jarm.runs.config import PAPER
 from jarm.runs.grid import expand
 from jarm.runs.records import provenance
 from jarm.runs.sharing import sweep_status
@@ -164,7 +165,7 @@ def test_the_published_protocol_is_that_of_the_paper():
     assert (base.prompts, base.head, base.steps, base.learning_rate) == (500, "mlp:512,512,512", 1000, 1e-3)
     assert base.loop().budget <= 40_000 * 45
     assert suite.sweep_of(suite.Config(), "pairs", 9).base == CompareConfig(
-        seeds=9, out=pathlib.Path("out/suite/pairs")
+        **PAPER, seeds=9, out=pathlib.Path("out/suite/pairs")
     )
 
 

@@ -85,7 +85,7 @@ def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
     if width > MAX_WIDTH:
         raise JarmError(
             f"A metric is made of embeddings of up to {MAX_WIDTH:,} dimensions, and these have {width:,}: project "
-            "them to fewer first, or leave `--metric` at none."
+            "them to fewer first, or give `--metric none`."
         )
     covariance = _covariance(train)
     variances, directions = np.linalg.eigh(covariance)
@@ -93,7 +93,7 @@ def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
     if not variances[0] > 0:
         raise JarmError(
             "No prompt has two responses with different embeddings, and a metric is made of their differences: give "
-            "prompts several responses, or leave `--metric` at none."
+            "prompts several responses, or take what needs none: `--metric none --head mlp --first random`."
         )
     kept = min(int((variances > SMALLEST * variances[0]).sum()), metric.rank or width)
     shares = variances[:kept] / variances[0]

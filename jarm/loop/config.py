@@ -75,7 +75,7 @@ class LoopConfig:
     per_prompt: int | None = None
     prompts: int | None = None
     candidates: int | None = None
-    head: HeadConfig = HeadConfig()
+    head: HeadConfig = HeadConfig(hidden=(), laplace=True)
     fit: FitConfig = FitConfig()
     annotator: AnnotatorConfig = AnnotatorConfig()
     warm_start: bool = False

@@ -92,7 +92,8 @@ def check_run(config: LoopConfig, table: ResponseTable, hparams: HParams = HPara
         if not count_pairs(table, "within").offered:
             raise JarmError(
                 "No prompt has two responses with different embeddings, and the spread within prompts is the unit of "
-                f"the prior of {needs}: give prompts several responses, or take another."
+                f"the prior of {needs}: give prompts several responses, or take what needs none (`--head mlp --first "
+                "random`)."
             )
     if table.gold is not None and not np.isfinite(table.gold[table.mask]).all():
         raise JarmError("Gold rewards of the table are NaN or infinite: give every response a finite one, or none.")

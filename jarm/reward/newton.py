@@ -86,10 +86,10 @@ def newton(
     """Minimise `sum_l weight_l bradley_terry(x_l . w, label_l) + ridge / 2 |w|^2` by damped Newton steps.
 
     A step solves with the Hessian exactly, by Cholesky of the smaller of its d x d form and its L x L dual, and is
-    halved until the criterion falls enough, or its fall is rounding. At a minimum the Newton decrement `g^T H^-1 g` is small relative to the
-    criterion. Steps restart from zero where the start is worse than zero, or where they get stuck before a minimum. The
-    margin with a pair left out is one Newton step away: `m + h g / (1 - h v)`, with g and v the derivatives
-    of the pair's loss and h = x^T H^-1 x.
+    halved until the criterion falls enough, or its fall is rounding. At a minimum the Newton decrement `g^T H^-1 g` is
+    small relative to the criterion. Steps restart from zero where the start is worse than zero, or where they get stuck
+    before a minimum. The margin with a pair left out is one Newton step away: `m + h g / (1 - h v)`, with g and v the
+    derivatives of the pair's loss and h = x^T H^-1 x.
 
     Args:
       x: `[L, d]`, the embedding of the first response minus that of the second.

@@ -27,7 +27,15 @@ MAX_RUNS = 100_000
 """Number of runs that an option has to allow: they would take days."""
 TEXTS = ("rules", "attributes", "best_of", "gold_scale")
 """Options that are one text, and may be given as a list or a number."""
-RULES = "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt"
+RULES = "random,then_random,v_opt,greedy_dopt,dopt,entropy,max_diff"
+PAPER: Mapping[str, str] = {
+    "data": "synthetic",
+    "rules": "random,entropy,max_diff,xtx,dopt,pa_dopt,greedy_dopt",
+    "head": "mlp:64,64,64",
+    "metric": "none",
+    "first": "random",
+}
+"""Options of the papers' learner and rules: the defaults of jarm before a linear head with a prior took their place."""
 SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise", "metric", "allow_leakage")
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs", "max_runs")
@@ -189,13 +197,14 @@ class CompareConfig:
       90
 
     Attributes:
-      data: "synthetic" (built in), "synthetic:outliers" (a variant where active selection does not help), a Parquet or
-        JSONL table of responses, or a folder in the layout embd_{gen}_{emb}_{task}_{split}.npy.
+      data: "synthetic:hidden" (built in, like hidden states of a decoder), "synthetic" (like sentence embeddings),
+        "synthetic:outliers" (where active selection does not help), a Parquet or JSONL table of responses, or a folder
+        in the layout embd_{gen}_{emb}_{task}_{split}.npy.
       embeddings: .npy array with one row for each row of the table, or a store that has its texts.
       standardise: give every dimension of the embeddings mean 0 and variance 1 over the training responses.
-      metric: map of the embeddings by differences of responses to one prompt, made without labels or gold: "none";
-        "within:ALPHA", which sharpens the directions in which they differ most, the more the larger ALPHA is over 1; or
-        "within:ALPHA:RANK", with no more directions than RANK.
+      metric: map of the embeddings by differences of responses to one prompt, made without labels or gold:
+        "within:ALPHA:RANK" sharpens the directions in which they differ most, the more the larger ALPHA is over 1, and
+        keeps no more of them than RANK; "within:ALPHA" keeps all; "none" leaves embeddings as they are.
       target: column of the table that holds the gold reward.
       attributes: further columns of numbers of the table, separated by commas; annotators can answer by them, and each
         becomes a reference line.
@@ -221,8 +230,8 @@ class CompareConfig:
       annotator_column: column that the annotator answers by: "gold", or "length" or another attribute in its place.
         The flip rate and the scale are of this column; label_error and the metrics of models are against gold all the
         same.
-      head: reward head: "linear"; "laplace", linear with a Gaussian prior and its posterior, fitted in milliseconds; or
-        "mlp:64,64,64" for an MLP with these hidden layers.
+      head: reward head: "laplace", linear with a Gaussian prior and its posterior, fitted in milliseconds; "linear",
+        without; or "mlp:64,64,64" for an MLP with these hidden layers, stopped early.
       batch_size: labelled pairs per Adam step; 0 takes all.
       holdout: share of the labels that each head holds out, to stop its fit early; 0 takes all steps.
       folds: 1 keeps each head as it was at its best on the labels it held out. With more, as many parts of the labels
@@ -238,10 +247,10 @@ class CompareConfig:
       max_runs: number of runs, of all settings, rules and seeds, above which nothing is begun.
     """
 
-    data: str = "synthetic"
+    data: str = "synthetic:hidden"
     embeddings: str | None = None
     standardise: bool = True
-    metric: str = "none"
+    metric: str = "within:2:128"
     target: str | None = None
     attributes: str | None = None
     allow_leakage: bool = False
@@ -257,7 +266,7 @@ class CompareConfig:
     seeds: int = 10
     candidates: int = 5000
     prompts: int = 0
-    first: str = LoopConfig().first
+    first: str = "v_opt"
     per_prompt: int = 0
     noise: float = 2.0
     flip_rate: float | None = None
@@ -265,7 +274,7 @@ class CompareConfig:
     gold_scale: str = "std"
     length_bias: float = 0.0
     annotator_column: str = AnnotatorConfig().column
-    head: str = "mlp:64,64,64"
+    head: str = "laplace"
     members: int = FitConfig().members
     ensemble: str = FitConfig().ensemble
     loss: str = FitConfig().loss

@@ -16,7 +16,7 @@ from jarm.loop.belief import draw_candidates
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import prepare
 from jarm.loop.loop import make_loop
-from jarm.reward.config import FitConfig
+from jarm.reward.config import FitConfig, HeadConfig
 from jarm.testing.tracing import count_compilations
 from jarm.testing.tracing import quick_jit as jit
 
@@ -127,9 +127,9 @@ def test_what_cannot_be_is_a_sentence():
     with pytest.raises(JarmError, match="first batch by v_opt needs a prior variance: give init"):
         make_loop(dataclasses.replace(CONFIG, first="v_opt")).init(jax.random.key(0), prepare(CONFIG, TABLE)[0])
     with pytest.raises(JarmError, match="chooses the prior of a laplace head, and the head is mlp"):
-        LoopConfig(fit=FitConfig(evidence=True))
+        LoopConfig(head=HeadConfig(), fit=FitConfig(evidence=True))
     prepare(dataclasses.replace(CONFIG, pairs="cross"), TABLE)
     single = dataclasses.replace(TABLE, mask=TABLE.mask & (np.arange(WIDTH) == 0))
-    config = LoopConfig(rules=("random",), pairs="cross", first="v_opt", rounds=1, batch=2, initial=2)
+    config = LoopConfig(rules=("random",), pairs="cross", rounds=1, batch=2, initial=2, first="v_opt", head=HeadConfig())
     with pytest.raises(JarmError, match="the unit of the prior of a first batch by v_opt"):
         prepare(config, single)

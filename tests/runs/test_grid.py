@@ -7,11 +7,14 @@ import numpy as np
 import pytest
 
 from jarm import CompareConfig, JarmError, SweepConfig, read_sweep
+from jarm.runs.config import PAPER
 from jarm.runs.grid import OPTIONS, by_program, expand
 
 pytestmark = pytest.mark.core
 
-BASE = CompareConfig(rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1)
+BASE = CompareConfig(
+    **PAPER | {"head": "mlp:8"}, rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, members=1
+)
 
 
 def grid(**axes):

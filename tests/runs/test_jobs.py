@@ -10,12 +10,15 @@ import pytest
 from jarm import CompareConfig, JarmError, ResponseTable, SweepConfig, TrainTest, synthetic
 from jarm.cli import main
 from jarm.runs import jobs
+from jarm.runs.config import PAPER
 from jarm.runs.grid import Setting, expand
 from jarm.runs.jobs import read_jobs
 
 pytestmark = pytest.mark.core
 
-BASE = CompareConfig(rounds=1, batch=5, initial=10, seeds=1, candidates=200, head="linear", members=1, flip_rate=0.25)
+BASE = CompareConfig(
+    **PAPER | {"head": "linear"}, rounds=1, batch=5, initial=10, seeds=1, candidates=200, members=1, flip_rate=0.25
+)
 
 
 @pytest.mark.parametrize("kinds", [["flip", "bradley_terry"], ["bradley_terry", "flip"]])

@@ -14,16 +14,16 @@ from jarm import CompareConfig, JarmError, Status, compare
 from jarm.cli import main
 from jarm.core.files import claim
 from jarm.runs import programs
+from jarm.runs.config import PAPER
 from jarm.runs.driver import settings_of
 from jarm.runs.grid import Setting
 from jarm.runs.jobs import read_jobs
 from jarm.runs.records import read_records
 
-SMALL = CompareConfig(
-    rules="greedy_dopt", rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, head="mlp:8", members=1
-)
-ARGS = ["compare", *"--rules greedy_dopt --rounds 2 --batch 5 --initial 10 --seeds 2".split()]  # noqa: SIM905
-ARGS += "--candidates 200 --steps 20 --head mlp:8 --members 1".split()  # noqa: SIM905
+OWN = {**PAPER, "rules": "greedy_dopt", "head": "mlp:8"}
+SMALL = CompareConfig(**OWN, rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, members=1)
+ARGS = ["compare", *"--rounds 2 --batch 5 --initial 10 --seeds 2 --candidates 200 --steps 20 --members 1".split()]  # noqa: SIM905
+ARGS += [f"--{name}={value}" for name, value in OWN.items()]
 TIMES = ("seconds", "seconds_to_fit", "seconds_to_select", "seconds_to_compile")
 
 

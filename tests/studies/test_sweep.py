@@ -36,6 +36,9 @@ from jarm.testing.tracing import count_compilations
 
 NOISE = [0.5, 2.0]
 TOML = """
+data = "synthetic"
+metric = "none"
+first = "random"
 rules = "greedy_dopt"
 rounds = 2
 batch = 5
