@@ -263,6 +263,31 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
             )
 
 
+def limit_per_prompt(config: LoopConfig, table: ResponseTable) -> int | None:
+    """1, the limit of pairs per prompt of a greedy batch, where every batch of a run can be filled under it, else None.
+
+    Prompts with more pairs than there are batches keep some, but for those that the first labels may use up.
+
+    Example:
+      >>> import jarm
+      >>> train, test = jarm.synthetic(seed=0)
+      >>> limit_per_prompt(jarm.LoopConfig(), train), limit_per_prompt(jarm.LoopConfig(batch=200), train)
+      (1, None)
+
+    Args:
+      config: the shape of a run.
+      table: the training table.
+    """
+    taken, real = 1 if config.pairs == "within" else 2, table.mask.sum(axis=1)
+    pairs = real * (real - 1) // 2 if taken == 1 else real
+    prompts = int((pairs > config.rounds).sum()) - config.initial
+    if config.prompts is not None:
+        prompts = min(prompts, config.prompts)
+    needed = taken * config.batch
+    few = config.candidates is not None and config.candidates < 20 * taken * needed
+    return None if few or prompts < needed else 1
+
+
 def _room(config: LoopConfig, table: ResponseTable, per_prompt: int) -> int:
     """A batch that a limit of pairs per prompt leaves room for, with the prompts that hold the fewest pairs."""
     real = np.sort(table.mask.sum(axis=1).astype(np.int64))[: config.prompts]

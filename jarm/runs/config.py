@@ -25,7 +25,7 @@ from jarm.reward.config import FIT_CHECKS, FitConfig, HeadConfig
 T = TypeVar("T")
 MAX_RUNS = 100_000
 """Number of runs that an option has to allow: they would take days."""
-TEXTS = ("rules", "attributes", "best_of", "gold_scale")
+TEXTS = ("rules", "attributes", "best_of", "gold_scale", "per_prompt")
 """Options that are one text, and may be given as a list or a number."""
 RULES = "random,then_random,v_opt,greedy_dopt,dopt,entropy,max_diff"
 PAPER: Mapping[str, str] = {
@@ -34,6 +34,7 @@ PAPER: Mapping[str, str] = {
     "head": "mlp:64,64,64",
     "metric": "none",
     "first": "random",
+    "per_prompt": "0",
 }
 """Options of the papers' learner and rules: the defaults of jarm before a linear head with a prior took their place."""
 SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardise", "metric", "allow_leakage")
@@ -47,7 +48,7 @@ ADDED: Mapping[str, Any] = {
     "evidence": False,
     "prior_variance": 0.1,
     "first": "random",
-    "per_prompt": 0,
+    "per_prompt": "0",
     "metric": "none",
 }
 """Options that older folders lack -> what they had in their place; the settings of a folder leave these out there."""
@@ -88,7 +89,7 @@ def as_text(option: str, value: Any) -> Any:
     if isinstance(value, (list, tuple)) and all(isinstance(each, (str, int, np.integer)) for each in value):
         return value if any(isinstance(each, bool) for each in value) else ",".join(map(str, value))
     is_number = isinstance(value, (int, float, np.number)) and not isinstance(value, bool)
-    return str(value) if is_number and option in ("best_of", "gold_scale", "sizes") else value
+    return str(value) if is_number and option in ("best_of", "gold_scale", "sizes", "per_prompt") else value
 
 
 def parts(name: str, text: str) -> list[str]:
@@ -156,6 +157,16 @@ def _scale(name: str, text: str) -> str | float:
     return scale
 
 
+def _limit(name: str, text: str) -> int | None:
+    """A limit of pairs per prompt; None for 0, which is none, and for "auto", which the data decide."""
+    if text == "auto":
+        return None
+    if not text.isdecimal():
+        raise JarmError(f"{name} is {text!r}, neither 'auto' nor a whole number from 0, which is no limit.")
+    between(0, INT32)(name, int(text))
+    return int(text) or None
+
+
 def _learning_rate(name: str, rate: float) -> None:
     if rate == 0:
         raise JarmError(f"{name} is 0, at which no head learns: give a positive number, such as 0.001.")
@@ -164,7 +175,7 @@ def _learning_rate(name: str, rate: float) -> None:
 _SHARED = ("pairs", "rounds", "batch", "initial", "first", "members", "ensemble", "loss", "steps", "holdout", "folds")
 COMPARE_CHECKS: Mapping[str, Check] = {
     **{name: check for name, check in [*LOOP_CHECKS.items(), *FIT_CHECKS.items()] if name in _SHARED},
-    **dict.fromkeys(("candidates", "prompts", "per_prompt", "batch_size"), between(0, INT32)),
+    **dict.fromkeys(("candidates", "prompts", "batch_size"), between(0, INT32)),
     **dict.fromkeys(("workers", "vmap_runs"), between(0, 1 << 16)),
     "rules": known_names,
     "attributes": parts,
@@ -174,6 +185,7 @@ COMPARE_CHECKS: Mapping[str, Check] = {
     "annotator": ANNOTATOR_CHECKS["kind"],
     "flip_rate": ANNOTATOR_CHECKS["flip_rate"],
     "gold_scale": _scale,
+    "per_prompt": _limit,
     "head": lambda _, text: HeadConfig.parse(text),
     "learning_rate": _learning_rate,
     "best_of": _sizes,
@@ -219,8 +231,9 @@ class CompareConfig:
       seeds: number of seeds; each fixes the first labels, the candidates and the annotator.
       prompts: prompts drawn at random per round; 0 considers every prompt.
       candidates: candidate pairs drawn at random per round; 0 considers every pair.
-      per_prompt: largest number of pairs with a response of any one prompt in a batch of a greedy rule; 0 is no limit.
-        A first batch that is chosen has the smallest that leaves a choice, by default: 1, where prompts suffice.
+      per_prompt: largest number of pairs with a response of any one prompt in a batch of a greedy rule; "auto" is 1
+        where prompts suffice for every batch, else no limit, as is 0. A first batch that is chosen has the smallest
+        that leaves a choice with both.
       noise: beta of the annotator, P(first preferred) = sigmoid(beta * gold difference / standard deviation);
         negative for no noise.
       annotator: "bradley_terry", "perfect", or "flip" (wrong with probability flip_rate on every pair).
@@ -267,7 +280,7 @@ class CompareConfig:
     candidates: int = 5000
     prompts: int = 0
     first: str = "v_opt"
-    per_prompt: int = 0
+    per_prompt: str = "auto"
     noise: float = 2.0
     flip_rate: float | None = None
     annotator: str = "bradley_terry"
@@ -333,7 +346,7 @@ class CompareConfig:
             rules=tuple(self.rule_names()),
             prompts=self.prompts or None,
             candidates=self.candidates or None,
-            per_prompt=self.per_prompt or None,
+            per_prompt=_limit("`per_prompt`", self.per_prompt),
             head=HeadConfig.parse(self.head),
             fit=self._named(FitConfig, batch_size=self.batch_size or None),
             annotator=self._named(AnnotatorConfig, kind=self.annotator, scale=scale, column=self.annotator_column),

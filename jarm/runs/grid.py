@@ -293,6 +293,7 @@ def by_program(settings: Sequence[Setting]) -> list[list[Setting]]:
     found: dict[Any, dict[Any, list[Setting]]] = {}
     for setting in settings:
         with setting.named_in_errors():
-            program = setting.loop, setting.config.sizes()
+            # "auto" is resolved with the data, and then a program of its own.
+            program = setting.loop, setting.config.sizes(), setting.config.per_prompt == "auto"
         found.setdefault(tuple(setting.source.values()), {}).setdefault(program, []).append(setting)
     return [shared for programs in found.values() for shared in programs.values()]

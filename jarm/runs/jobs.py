@@ -15,7 +15,7 @@ from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import check_run
+from jarm.loop.device_table import check_run, limit_per_prompt
 from jarm.runs.grid import Setting, by_program
 from jarm.runs.programs import free_bytes
 
@@ -106,7 +106,10 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
                 hparams.append(numbers)
         with first.named_in_errors():
             _refuse_too_large(first.loop, data.train.shape[2])
-        jobs.append(Job(shared, first.loop, first.config.sizes(), data, scale, hparams))
+        loop = first.loop
+        if first.config.per_prompt == "auto":
+            loop = dataclasses.replace(loop, per_prompt=limit_per_prompt(loop, data.train))
+        jobs.append(Job(shared, loop, first.config.sizes(), data, scale, hparams))
     return jobs
 
 

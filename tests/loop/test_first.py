@@ -130,6 +130,8 @@ def test_what_cannot_be_is_a_sentence():
         LoopConfig(head=HeadConfig(), fit=FitConfig(evidence=True))
     prepare(dataclasses.replace(CONFIG, pairs="cross"), TABLE)
     single = dataclasses.replace(TABLE, mask=TABLE.mask & (np.arange(WIDTH) == 0))
-    config = LoopConfig(rules=("random",), pairs="cross", rounds=1, batch=2, initial=2, first="v_opt", head=HeadConfig())
+    config = LoopConfig(
+        rules=("random",), pairs="cross", rounds=1, batch=2, initial=2, first="v_opt", head=HeadConfig()
+    )
     with pytest.raises(JarmError, match="the unit of the prior of a first batch by v_opt"):
         prepare(config, single)

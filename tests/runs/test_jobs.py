@@ -21,6 +21,22 @@ BASE = CompareConfig(
 )
 
 
+def test_the_limit_per_prompt_is_1_where_prompts_suffice():
+    """Two hundred prompts of ten responses fill 100 places with a pair each, and no batch of 200."""
+    base = dataclasses.replace(BASE, rules="random", initial=50, candidates=0)
+    found = read_jobs(expand(SweepConfig(base, {"per_prompt": ["auto", 0, 2, "1"], "batch": [100, 200]})))
+    limits = {(s.axes["per_prompt"], s.axes["batch"]): job.loop.per_prompt for job in found for s in job.settings}
+    assert limits == {
+        **{("auto", 100): 1, ("auto", 200): None, ("0", 100): None, ("0", 200): None},
+        **{("2", 100): 2, ("2", 200): 2, ("1", 100): 1, ("1", 200): 1},
+    }
+    # Across prompts a pair takes two, and few candidates may leave none for the last one.
+    across = dataclasses.replace(base, pairs="cross", per_prompt="auto")
+    for changes, limit in [({"batch": 75}, 1), ({"batch": 76}, None), ({"batch": 20, "candidates": 1000}, None)]:
+        (job,) = read_jobs([Setting({}, dataclasses.replace(across, **changes))])
+        assert job.loop.per_prompt == limit
+
+
 @pytest.mark.parametrize("kinds", [["flip", "bradley_terry"], ["bradley_terry", "flip"]])
 def test_only_a_bradley_terry_annotator_has_a_noise_solved_for(kinds):
     """Also where another kind has the same flip rate, and comes first."""
