@@ -76,12 +76,17 @@ def _compare(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes, _built_
     """
     keep_compiled()
     summary = compare(config)
-    show(f"{summary['answer']}\n")
+    _show_answer(summary["answer"], summary["left_to_learn"] and summary["left_to_learn"]["sentence"])
     for rule, row in summary["rules"].items():
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
         show(f"{rule:>18}  {row['verdict']}{failed}")
     show(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
     _refuse_lost(summary["rules"].items(), ", for the reason above")
+
+
+def _show_answer(answer: str, left: str | None) -> None:
+    """Print the answer, and beside it what is left to learn, if there is something to say."""
+    show(f"{answer} {left or ''}".rstrip() + "\n")
 
 
 def _refuse_lost(rows: Iterable[tuple[str, dict[str, Any]]], why: str) -> None:
@@ -176,7 +181,7 @@ def _sweep(
         return
     summary = sweep(read)
     if jax.process_index() == 0:
-        show(f"{summary['answer']}\n")
+        _show_answer(summary["answer"], summary["left_to_learn"])
         failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
         if failed:
             show(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")

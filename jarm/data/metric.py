@@ -9,12 +9,9 @@ import numpy as np
 
 from jarm.core.checks import INT32, between
 from jarm.core.status import JarmError
-from jarm.core.tables import ResponseTable, TrainTest, check_embeddings
+from jarm.core.tables import ResponseTable, TrainTest
+from jarm.core.within import MAX_WIDTH, centred_embeddings
 
-CHUNK = 1 << 22
-"""Numbers of the training embeddings that are in memory at a time, in float64."""
-MAX_WIDTH = 4096
-"""Widest embeddings that are mapped: the decomposition takes d^3 steps and three d x d arrays of float64."""
 SMALLEST = 1e-6
 """Share of the largest variance below which a direction is left out, since rounding makes it."""
 
@@ -111,14 +108,9 @@ def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
 
 def _covariance(table: ResponseTable) -> np.ndarray:
     """`[d, d]` float64, mean outer product of the embeddings less the mean of their prompt."""
-    prompts, responses, width = table.shape
-    total, step = np.zeros((width, width)), max(1, CHUNK // (responses * width))
-    for start in range(0, prompts, step):
-        some = slice(start, start + step)
-        embeddings, mask = table.embeddings(some), table.mask[some]
-        check_embeddings(embeddings, mask, start)
-        rows, real = embeddings.astype(np.float64), mask[..., None]
-        mean = rows.sum(axis=1, keepdims=True) / np.maximum(real.sum(axis=1, keepdims=True), 1)
-        centred = np.where(real, rows - mean, 0).reshape(-1, width)
-        total += centred.T @ centred
+    width = table.shape[2]
+    total = np.zeros((width, width))
+    for _, rows in centred_embeddings(table):
+        flat = rows.reshape(-1, width)
+        total += flat.T @ flat
     return total / table.mask.sum()

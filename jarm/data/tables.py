@@ -27,7 +27,7 @@ from jarm.data.texts import content
 AUTOMATIC = {"length": "response", "position": None, "prompt_cosine": "prompt and response"}
 """Attributes that a table has by itself, and the columns that they are made of."""
 
-RESERVED = ("gold", "oracle", "mean response")
+RESERVED = ("gold", "oracle", "mean response", "first component", "ceiling")
 """Names that an attribute cannot have: those of the target and of reference lines."""
 
 COSINE_ROWS = 4096

@@ -201,6 +201,27 @@ def preference(
     return jnp.where(noisy, jax.nn.sigmoid(jnp.where(noisy, noise, 0) * gap + bias), sure)
 
 
+def chances(
+    config: AnnotatorConfig,
+    noise: Float[Array, ""],
+    pairs: Int[Array, "k 2"],
+    gold: Float[Array, "N"] | Float[Array, "N 2"],
+    lengths: Float[Array, "N"],
+    answers: Float[Array, "N"] | Float[Array, "N 2"] | None = None,
+) -> Float[Array, "k"]:
+    """Labels without noise: the probability that the annotator prefers the first response of each pair.
+
+    They are the mean of `annotate` over annotators, and the loss is linear in a label: a fit to them is a fit to pairs
+    that very many annotators have answered.
+
+    Args:
+      config, noise, pairs, gold, lengths, answers: as for `annotate`.
+    """
+    first, second = pairs[:, 0], pairs[:, 1]
+    gap = difference(gold if answers is None else answers, first, second)
+    return preference(config, noise, gap, lengths[first] - lengths[second])
+
+
 def annotate(
     key: AnyKey,
     config: AnnotatorConfig,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -298,8 +298,9 @@ def reference_lines(
     noise: float | None = None,
     scale: float | None = None,
     best_of: tuple[int, ...] | None = None,
+    scores: Mapping[str, np.ndarray] | None = None,
 ) -> dict[str, dict[str, float]]:
-    """The metrics of scores without a reward model: the oracle, the mean response, and every attribute of the table.
+    """The metrics of scores without labels: the oracle, the mean response, every attribute of the table, and others.
 
     The oracle knows gold rewards, and so the annotator's label probabilities: its `nll` is the smallest possible, 0 but
     for ties where the annotator is perfect. (No reward has the odds of an annotator who `flip`s, so there the oracle
@@ -309,9 +310,11 @@ def reference_lines(
 
     Args:
       table, column, annotator, noise, scale, best_of: as for `evaluate`.
+      scores: name -> `[P, R]` further scores, such as those of `jarm.evaluation.ceiling.linear_scores`, measured as
+        attributes are.
 
     Returns:
-      `oracle`, `mean response` or the name of an attribute -> metrics.
+      `oracle`, `mean response`, the name of an attribute or of further scores -> metrics.
     """
     target, *_ = _prepare(table, column, annotator, noise, scale, best_of)
 
@@ -330,5 +333,5 @@ def reference_lines(
     return {
         "oracle": oracle,
         "mean response": measure(np.zeros(table.mask.shape, np.float32)),
-        **{name: ordinal(scores) for name, scores in table.attributes.items()},
+        **{name: ordinal(values) for name, values in {**table.attributes, **(scores or {})}.items()},
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import jax
@@ -12,7 +13,7 @@ from jarm.core.columns import difference
 from jarm.core.settings import as_key
 from jarm.core.status import JarmError, Status, worst
 from jarm.core.types import AnyKey, Array, Bool, Int, Params, PRNGKey
-from jarm.evaluation.annotators import annotate
+from jarm.evaluation.annotators import annotate, chances
 from jarm.evaluation.batch import batch_report
 from jarm.loop.device_table import DeviceTable
 from jarm.loop.steps import Choice, LoopState, Parts, choose, fit, init, tell
@@ -29,6 +30,9 @@ class RunRecord(NamedTuple):
       selection: the next batch; the last round selects nothing, so none of its pairs is valid.
       batch: diversity and informativeness of that batch.
       status: `[T + 1]` worst `Status` up to then.
+      noise_free: `[K, ...]` heads of the noise-free refit: the last fit once more, to the same pairs, each with the
+        annotator's probability to prefer its first response as its label.
+      noise_free_status: scalar `Status` of that fit.
     """
 
     labels: Int[Array, "T"]
@@ -38,12 +42,14 @@ class RunRecord(NamedTuple):
     selection: Selection
     batch: dict[str, Array]
     status: Int[Array, "T"]
+    noise_free: Params = None
+    noise_free_status: Int[Array, ""] | None = None
 
 
 def run(
     parts: Parts, key: AnyKey, hparams: HParams, table: DeviceTable, rule: int | Array = 0
 ) -> tuple[LoopState, RunRecord]:
-    """Every round of a loop, against the simulated annotator.
+    """Every round of a loop, against the simulated annotator, and a last fit to labels without noise.
 
     Args:
       parts: the static parts of the loop.
@@ -71,12 +77,13 @@ def run(
     def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
         return _answer(parts, key_annotator, hparams, state, selection, table)
 
-    def step(carry: tuple[LoopState, Array], last: Bool[Array, ""]) -> tuple[tuple[LoopState, Array], RunRecord]:
-        state, wrong = carry
-        state, info = fit(parts, hparams, state, table)
+    def step(carry: tuple[LoopState, Array], t: Int[Array, ""]) -> tuple[tuple[LoopState, Array], RunRecord]:
+        told, wrong = carry
+        fitted, info = fit(parts, hparams, _without_noise(parts, hparams, told, table, t > rounds), table)
+        state = dataclasses.replace(told, params=fitted.params, status=fitted.status)
         choice = _no_choice(parts.config.batch)
         if rounds:  # else nothing is ever chosen, and need not be compiled
-            choice = jax.lax.cond(last, lambda: choice, lambda: choose(parts, hparams, state, table, rule))
+            choice = jax.lax.cond(t >= rounds, lambda: choice, lambda: choose(parts, hparams, state, table, rule))
         record = RunRecord(
             labels=state.labelled.mask.sum(dtype=jnp.int32),
             wrong=wrong,
@@ -91,8 +98,26 @@ def run(
 
     state, first = init(parts, key_loop, table, hparams, rule)
     state, wrong = answer(state, first)
-    (state, _), records = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 1, dtype=jnp.int32) == rounds)
-    return state, records
+    # The noise-free refit is one step more, since another fit beside the scan would compile as long again.
+    (state, _), steps = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 2, dtype=jnp.int32))
+    records, refit = (jax.tree.map(lambda leaf, part=part: leaf[part], steps) for part in (slice(-1), -1))
+    last = jax.tree.map(lambda leaf: leaf[-1], records)
+    state = dataclasses.replace(state, round=state.round - 1, params=last.params, status=last.status)
+    return state, records._replace(noise_free=refit.params, noise_free_status=refit.fit.status)
+
+
+def _without_noise(
+    parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable, wanted: Bool[Array, ""]
+) -> LoopState:
+    """If wanted, the state of the last fit but with labels that are probabilities; else the same state."""
+    labelled, noise = state.labelled, jnp.asarray(hparams.noise, jnp.float32)
+    pairs, lengths = jnp.stack([labelled.first, labelled.second], axis=1), table.lengths.reshape(-1)
+    free = chances(parts.config.annotator, noise, pairs, table.exact_gold, lengths, table.exact_answers)
+    label = jnp.where(wanted & labelled.mask, free, labelled.label)
+    # In the round of the last fit, for the same chance.
+    return dataclasses.replace(
+        state, round=state.round - wanted.astype(jnp.int32), labelled=dataclasses.replace(labelled, label=label)
+    )
 
 
 def _answer(

@@ -14,6 +14,8 @@ METRIC = "spearman"
 """The default metric of a curve."""
 SHARE = "spearman_share"
 """Field of a record: the share of test prompts whose Spearman correlation is defined."""
+NOISE_FREE = "noise_free_"
+"""Beginning of the fields of a run's last record that hold the metrics of the noise-free refit."""
 
 
 def runs_of(records: list[dict[str, Any]]) -> dict[str, dict[int, list[dict[str, Any]]]]:
@@ -66,6 +68,12 @@ def curve(run: list[dict[str, Any]], metric: str) -> list[float]:
 def curves(runs: Mapping[int, list[dict[str, Any]]], metric: str, seeds: list[int]) -> np.ndarray:
     """Curves `[S, T]` of some seeds."""
     return np.array([curve(runs[seed], metric) for seed in seeds], np.float64)
+
+
+def noise_free(run: list[dict[str, Any]], metric: str = METRIC) -> float:
+    """The metric of a run's noise-free refit as `curve` takes it; NaN where it failed, or in older runs."""
+    refit = {name.removeprefix(NOISE_FREE): value for name, value in run[-1].items() if name.startswith(NOISE_FREE)}
+    return math.nan if all(value is None for value in refit.values()) else curve([refit], metric)[0]
 
 
 def area(run: list[dict[str, Any]], metric: str = METRIC) -> float:

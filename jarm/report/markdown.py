@@ -42,9 +42,11 @@ def comparison_text(summary: dict[str, Any]) -> str:
     lines = [
         f"**{escaped(summary['answer'])}**",
         "",
+        *_left(summary["left_to_learn"] and summary["left_to_learn"]["sentence"]),
         *_verdicts(rules, baseline),
         *_learning(rules, baseline, best_name, summary["best_of_left_out"]),
         *_selected(rules),
+        *_noise_free(rules),
         *_reference_lines(summary["reference"], {best: best_name} if best else {}),
         *_provenance({**settings, **summary["provenance"]}),
     ]
@@ -115,11 +117,39 @@ def _selected(rules: dict[str, Any]) -> list[str]:
     return ["", "## What each rule selects", "", *table(["rule", *BATCH_COLUMNS.values()], rows), "", legend]
 
 
+def _left(sentence: str | None) -> list[str]:
+    """A paragraph on what is left to learn, if there is something to say."""
+    return [escaped(sentence), ""] if sentence else []
+
+
+def _noise_free(rules: dict[str, Any]) -> list[str]:
+    """The table of noise-free refits; nothing where runs of earlier versions have none."""
+    rows = [
+        [rule, *(_cell(row, name, baseline=True) for name in ("final", "noise_free")), _gain(row, "noise_free_gain")]
+        for rule, row in rules.items()
+        if "noise_free" in row
+    ]
+    legend = (
+        "Noise-free refit: the last fit once more, to the same pairs, each with the annotator's probability to prefer "
+        "its first response as its label, as if very many annotators had answered it. What it gains, noise of the "
+        "labels had cost (variance). What it still lacks, pairs and head cost (bias): a rule whose refit is below that "
+        "of another has chosen pairs that teach less."
+    )
+    head = ["rule", "final Spearman", "with noise-free labels", "difference"]
+    return ["", "## With noise-free labels", "", *table(head, rows), "", legend] if rows else []
+
+
 def _reference_lines(references: dict[str, Any], best: dict[str, str]) -> list[str]:
-    """The table of scores without a reward model."""
+    """The table of scores without labels."""
     columns = {METRIC: "Spearman", **best, "pair_accuracy": "pair accuracy", "nll": "nll"}
     rows = [[name, *(_number(plain(valued(line, key))) for key in columns)] for name, line in references.items()]
-    return ["", "## Without a reward model", "", *table(["line", *columns.values()], rows)]
+    legend = (
+        "First component: the direction in which embeddings of responses to one prompt differ most, with the sign by "
+        "which it agrees with gold on training prompts: one bit of gold. Ceiling: what all gold rewards of training "
+        "prompts teach a linear head, by ridge regression, with the ridge that best predicts training prompts left out."
+    )
+    lines = ["", "## Reference lines", "", *table(["line", *columns.values()], rows)]
+    return [*lines, "", legend] if "ceiling" in references else lines
 
 
 def _provenance(settings: dict[str, Any]) -> list[str]:
@@ -143,12 +173,17 @@ def sweep_text(summary: dict[str, Any]) -> str:
     lines = [
         f"**{escaped(summary['answer'])}**",
         "",
+        *_left(summary["left_to_learn"]),
         f"# {_count(len(settings), 'setting')}, {_count(runs, 'whole run')}",
         "",
     ]
+    said = [(each["axes"], each["left_to_learn"]) for each in settings]
+    said = [(axes, left["sentence"]) for axes, left in said if left and left["sentence"]]
+    if said:
+        lines += [*(f"- {_inline(axes)}: {escaped(sentence)}" for axes, sentence in said), ""]
     if failures:
         lines += [*(f"- {_count(count, 'run')} failed: {escaped(failure)}" for failure, count in failures.items()), ""]
-    last = ["area under Spearman curve", "final Spearman", f"labels to {baseline}'s end"]
+    last = ["area under Spearman curve", "final Spearman", "noise-free refit", f"labels to {baseline}'s end"]
     rows = [
         [
             *(str(value) for value in setting["axes"].values()),
@@ -156,6 +191,7 @@ def sweep_text(summary: dict[str, Any]) -> str:
             str(row["seeds"]),
             str(row["failed_seeds"] or ""),
             *(_cell(row, name, rule == baseline) for name in ("area", "final")),
+            _number(row["noise_free"]["mean"]) if "noise_free" in row else "-",
             row.get("labels_needed", "-"),
         ]
         for setting in settings

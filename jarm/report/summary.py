@@ -14,8 +14,9 @@ import numpy as np
 from jarm.core.files import make_folder, plain, write_whole
 from jarm.core.outside import read_json
 from jarm.report.answer import answer, answer_of_sweep
-from jarm.report.curves import METRIC, SHARE, best_of_names, curves, references_of, runs_of
+from jarm.report.curves import METRIC, SHARE, best_of_names, curves, noise_free, references_of, runs_of
 from jarm.report.markdown import BATCH_COLUMNS, EFFECT, comparison_text, sweep_text
+from jarm.report.saturation import left_in_sweep, left_to_learn
 from jarm.report.statistics import (
     Interval,
     LabelSaving,
@@ -52,7 +53,8 @@ def summarise(
         which also says how many seeds would show a small difference.
 
     Returns:
-      `answer`: in a sentence or two, None of a setting of a sweep; `rules`: rule -> its numbers and `verdict`;
+      `answer`: in a sentence or two, None of a setting of a sweep; `left_to_learn`: as that function returns it;
+      `rules`: rule -> its numbers and `verdict`;
       `reference`: name -> metrics; `provenance`; what was compared.
     """
     runs, best = runs_of(records), best_of_names(records)
@@ -73,6 +75,7 @@ def summarise(
     return _plain(
         {
             "answer": answer(rules, baseline) if settings is None else None,
+            "left_to_learn": left_to_learn(base_runs, references_of(records), baseline, settings or 1),
             "baseline": baseline,
             "metric": METRIC,
             "best_of": shown,
@@ -122,6 +125,10 @@ def _rule(
                 row["area_gain_together"] = simultaneous_ci(pair[0] - pair[1], comparisons)
                 few = len(paired) < SEEDS_TO_PLAN
                 row["seeds_to_see"] = math.nan if few else seeds_to_see(EFFECT, pair[0] - pair[1])
+    refits = {seed: value for seed, run in runs.items() if not math.isnan(value := noise_free(run))}
+    if refits:
+        values, ends = np.array(list(refits.values())), final(curves(runs, METRIC, list(refits)))
+        row |= {"noise_free": bootstrap_ci(values), "noise_free_gain": paired_difference(values, ends)}
     row["labels"], row[METRIC] = labels, curves(runs, METRIC, seeds).mean(0)
     row |= {name: _mean(runs, name) for name in BATCH_COLUMNS}
     row["least_spearman_share"] = _known(runs, SHARE).min(initial=1.0)
@@ -200,22 +207,26 @@ def write_sweep_summary(
       baseline: name of the rule that others are compared with, within each setting.
 
     Returns:
-      `answer`: in a sentence or two; `settings`: for each of them its `axes` and the `rules` of `summarise`; and
-      `provenance`.
+      `answer`: in a sentence or two; `left_to_learn`: in how many settings nothing is, or None; `settings`: for each of
+      them its `axes`, and `left_to_learn` and `rules` of `summarise`; and `provenance`.
     """
     axes = list(settings[0])
     by_setting: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+    lines = [record for record in records if record["kind"] == "reference"]
     for record in records:
         if record["kind"] != "reference":
             by_setting.setdefault(tuple(record[axis] for axis in axes), []).append(record)
-    rows = [
-        {"axes": setting, "rules": summarise(own, baseline, settings=len(by_setting))["rules"]}
-        for setting in settings
-        if (own := by_setting.get(tuple(setting.values())))
-    ]
+    rows = []
+    for setting in settings:
+        if own := by_setting.get(tuple(setting.values())):
+            # A reference line has the axes that it depends on.
+            own += [line for line in lines if all(line[axis] == setting[axis] for axis in axes if axis in line)]
+            summary = summarise(own, baseline, settings=len(by_setting))
+            rows.append({"axes": setting} | {name: summary[name] for name in ("left_to_learn", "rules")})
     config = out / "config.json"
     summary = {
         "answer": answer_of_sweep([row["rules"] for row in rows], baseline),
+        "left_to_learn": left_in_sweep([row["left_to_learn"] for row in rows]),
         "baseline": baseline,
         "settings": rows,
         "failures": dict(collections.Counter(line["message"] for line in records if line["kind"] == "failed")),

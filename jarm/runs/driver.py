@@ -18,6 +18,7 @@ from jarm.core.distributed import agreed, in_step
 from jarm.core.progress import Progress
 from jarm.core.status import JarmError
 from jarm.core.streams import say
+from jarm.evaluation.ceiling import NAMES, linear_scores
 from jarm.evaluation.metrics import reference_lines
 from jarm.loop.device_table import count_pairs
 from jarm.runs.config import ADDED, FREE, SOURCE, CompareConfig
@@ -233,7 +234,7 @@ def _axes_that_set(grid: Mapping[str, Any], options: set[str]) -> list[str]:
 def _append_references(
     folder: RecordFolder, jobs: Sequence[Job], grid: Mapping[str, Any] | None, common: Record
 ) -> None:
-    """Append the reference lines (oracle, length, ...), once per test table and evaluation setting.
+    """Append the reference lines (oracle, length, ceiling, ...), once per test table and evaluation setting.
 
     Those of a comparison are evaluated at its noise; those of a sweep, where the noise may vary, without.
     """
@@ -244,13 +245,16 @@ def _append_references(
         for job in reversed(jobs)
         for setting in job.settings
     }
+    linear = dict[int, dict[str, np.ndarray]]()  # data -> scores, since settings share data
     for place, job in places.items():
-        names = "oracle", "mean response", *job.data.test.attributes
+        names = "oracle", "mean response", *NAMES, *job.data.test.attributes
         if all(folder.run_of({"rule": name, **dict(place)}) in known for name in names):
             continue
+        if id(job.data) not in linear:
+            linear[id(job.data)] = linear_scores(job.data)
         noise = float(job.hparams[0].noise) if grid is None else None
+        found = reference_lines(job.data.test, noise=noise, scores=linear[id(job.data)], **job.evaluation)
         lines = [
-            {"kind": "reference", "rule": name, **dict(place), **values, **common}
-            for name, values in reference_lines(job.data.test, noise=noise, **job.evaluation).items()
+            {"kind": "reference", "rule": name, **dict(place), **values, **common} for name, values in found.items()
         ]
         folder.append([line for line in lines if folder.run_of(line) not in known])

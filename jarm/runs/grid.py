@@ -38,7 +38,7 @@ OLD_OPTIONS = RENAMED | {"jobs": "workers", "together": "vmap_runs"}
 OUT = pathlib.Path("out/sweep")
 RESERVED = re.compile(
     "kind|rule|seed|round|labels|label_error|message|source|device|versions|commit|config|pair_accuracy|nll|brier|"
-    f"calibration_error|(spearman|seconds|batch|fit|best_of)(_.*)?|{'|'.join(RENAMED)}"
+    f"calibration_error|(spearman|seconds|batch|fit|best_of|noise_free)(_.*)?|{'|'.join(RENAMED)}"
 )
 """Column names reserved by the record format."""
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from jarm.core.base import HParams, RewardHead
 from jarm.core.files import plain
-from jarm.core.status import JarmError, check
+from jarm.core.status import JarmError, Status, check
 from jarm.core.tables import ResponseTable
 from jarm.core.types import Params
 from jarm.evaluation.metrics import evaluate
@@ -27,7 +27,7 @@ class Result:
     Attributes:
       rule, seed, hparams: of the run.
       records: on the host, with a leading axis over rounds; without the heads.
-      params: heads of every round.
+      params: heads of every round, and of the noise-free refit.
       failure: sentence of the worst status, or None.
       seconds: wall time of the run, with other runs beside it; an equal share for one of several under `vmap`.
       seconds_of: wall times of `fit` and `select` (medians of single calls on the last state of the rule's first run,
@@ -46,14 +46,18 @@ class Result:
     def lines(self, metrics: Mapping[str, np.ndarray], place: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Flat records, one per round; batch_* describe the batch labelled just before. One line if the run failed.
 
+        The last one also has noise_free_*, the metrics of the noise-free refit: null where that fit failed.
+
         Args:
-          metrics: name -> `[T + 1]`.
+          metrics: name -> `[T + 2]`, of every round and of the noise-free refit.
           place: fields that tell the run from those of other settings.
         """
         run = {**place, "rule": self.rule, "seed": self.seed}
         if self.failure:
             return [{"kind": "failed", **run, "message": self.failure}]
         lines, records = [], self.records
+        failed = records.noise_free_status > Status.OK
+        noise_free = {f"noise_free_{name}": math.nan if failed else values[-1] for name, values in metrics.items()}
         for t in range(len(records.labels)):
             line = {
                 "kind": "run",
@@ -62,6 +66,7 @@ class Result:
                 "labels": records.labels[t],
                 "label_error": records.wrong[t] / records.labels[t],
                 **{name: values[t] for name, values in metrics.items()},
+                **(noise_free if t == len(records.labels) - 1 else {}),
                 **{f"batch_{name}": values[t - 1] if t else math.nan for name, values in records.batch.items()},
                 "fit_train_nll": records.fit.train_nll[t].mean(),
                 "fit_valid_nll": records.fit.valid_nll[t].mean(),
@@ -94,13 +99,11 @@ def evaluate_runs(
       evaluation: the other arguments of `evaluate`.
 
     Returns:
-      For each run, name -> `[T + 1]`.
+      For each run, name -> `[T + 2]`: of every round, and of the noise-free refit.
     """
-    rounds = len(results[0].records.labels)
+    heads = len(results[0].records.labels) + 1
     padded = [*results, *[results[-1]] * (-len(results) % pad)]
     params = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *[result.params for result in padded])
-    noise = np.repeat([np.float32(result.hparams.noise) for result in padded], rounds)
+    noise = np.repeat([np.float32(result.hparams.noise) for result in padded], heads)
     found = evaluate(head, params, table, noise=noise, **evaluation)
-    return [
-        {name: values[i * rounds : (i + 1) * rounds] for name, values in found.items()} for i in range(len(results))
-    ]
+    return [{name: values[i * heads : (i + 1) * heads] for name, values in found.items()} for i in range(len(results))]

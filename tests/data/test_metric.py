@@ -3,6 +3,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from jarm.core import within
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data import metric
@@ -42,8 +43,8 @@ def test_the_metric_is_that_of_an_explicit_decomposition(alpha, rank, monkeypatc
     scale = (roots[:kept] ** 2 / roots[0] ** 2) ** ((alpha - 1) / 2)
     along = directions[:kept].T * scale
     along /= np.sqrt(np.square(differences @ along).sum(axis=1).mean())
-    for chunk in (1, metric.CHUNK):  # one prompt at a time, and all
-        monkeypatch.setattr(metric, "CHUNK", chunk)
+    for chunk in (1, within.CHUNK):  # one prompt at a time, and all
+        monkeypatch.setattr(within, "CHUNK", chunk)
         mapped = within_metric(tables, Within(alpha, rank))
         np.testing.assert_allclose(np.square(of_prompts(mapped.train)).sum(axis=1).mean(), 1, rtol=1e-5)
         for side, plain in zip(mapped, tables, strict=True):  # test responses by the map of the training responses
