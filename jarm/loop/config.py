@@ -56,6 +56,8 @@ class LoopConfig:
       fit: how the head is fitted.
       annotator: who answers.
       warm_start: whether the fit of a round starts from the parameters of the round before.
+      noise_free: whether `run` ends with a noise-free refit: the last fit once more, to the same pairs, each with the
+        annotator's probability to prefer its first response as its label.
 
     Example:
       >>> import jarm
@@ -79,6 +81,7 @@ class LoopConfig:
     fit: FitConfig = FitConfig()
     annotator: AnnotatorConfig = AnnotatorConfig()
     warm_start: bool = False
+    noise_free: bool = False
 
     def __post_init__(self) -> None:
         if isinstance(self.rules, str):

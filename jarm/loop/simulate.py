@@ -30,9 +30,7 @@ class RunRecord(NamedTuple):
       selection: the next batch; the last round selects nothing, so none of its pairs is valid.
       batch: diversity and informativeness of that batch.
       status: `[T + 1]` worst `Status` up to then.
-      noise_free: `[K, ...]` heads of the noise-free refit: the last fit once more, to the same pairs, each with the
-        annotator's probability to prefer its first response as its label.
-      noise_free_status: scalar `Status` of that fit.
+      noise_free, noise_free_status: `[K, ...]` heads and scalar `Status` of the noise-free refit; None without one.
     """
 
     labels: Int[Array, "T"]
@@ -49,7 +47,7 @@ class RunRecord(NamedTuple):
 def run(
     parts: Parts, key: AnyKey, hparams: HParams, table: DeviceTable, rule: int | Array = 0
 ) -> tuple[LoopState, RunRecord]:
-    """Every round of a loop, against the simulated annotator, and a last fit to labels without noise.
+    """Every round of a loop, against the simulated annotator; and the noise-free refit, if the configuration has it.
 
     Args:
       parts: the static parts of the loop.
@@ -72,14 +70,15 @@ def run(
             "config of the loop."
         )
     key_loop, key_annotator = jax.random.split(as_key(key))
-    rounds = parts.config.rounds
+    rounds, refits = parts.config.rounds, parts.config.noise_free
 
     def answer(state: LoopState, selection: Selection) -> tuple[LoopState, Int[Array, ""]]:
         return _answer(parts, key_annotator, hparams, state, selection, table)
 
     def step(carry: tuple[LoopState, Array], t: Int[Array, ""]) -> tuple[tuple[LoopState, Array], RunRecord]:
         told, wrong = carry
-        fitted, info = fit(parts, hparams, _without_noise(parts, hparams, told, table, t > rounds), table)
+        asked = _without_noise(parts, hparams, told, table, t > rounds) if refits else told
+        fitted, info = fit(parts, hparams, asked, table)
         state = dataclasses.replace(told, params=fitted.params, status=fitted.status)
         choice = _no_choice(parts.config.batch)
         if rounds:  # else nothing is ever chosen, and need not be compiled
@@ -99,8 +98,10 @@ def run(
     state, first = init(parts, key_loop, table, hparams, rule)
     state, wrong = answer(state, first)
     # The noise-free refit is one step more, since another fit beside the scan would compile as long again.
-    (state, _), steps = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 2, dtype=jnp.int32))
-    records, refit = (jax.tree.map(lambda leaf, part=part: leaf[part], steps) for part in (slice(-1), -1))
+    (state, _), records = jax.lax.scan(step, (state, wrong), jnp.arange(rounds + 1 + refits, dtype=jnp.int32))
+    if not refits:
+        return state, records
+    records, refit = (jax.tree.map(lambda leaf, part=part: leaf[part], records) for part in (slice(-1), -1))
     last = jax.tree.map(lambda leaf: leaf[-1], records)
     state = dataclasses.replace(state, round=state.round - 1, params=last.params, status=last.status)
     return state, records._replace(noise_free=refit.params, noise_free_status=refit.fit.status)

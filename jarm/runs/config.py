@@ -15,7 +15,7 @@ import numpy as np
 from jarm.acquisition.registry import RULES as ALL_RULES
 from jarm.acquisition.registry import check_name
 from jarm.core.base import HParams
-from jarm.core.checks import INT32, Check, at_least, between, check_fields, distinct
+from jarm.core.checks import INT32, Check, at_least, between, check_fields, distinct, one_of
 from jarm.core.status import JarmError
 from jarm.data.metric import read_metric
 from jarm.evaluation.annotators import ANNOTATOR_CHECKS, AnnotatorConfig
@@ -41,6 +41,8 @@ SOURCE = ("embeddings", "target", "attributes", "gen", "emb", "task", "standardi
 """Options that choose the data, beside `data`."""
 FREE = ("rules", "seeds", "out", "workers", "vmap_runs", "max_runs")
 """Options that may differ between two commands that fill the same folder."""
+NOISE_FREE = ("auto", "yes", "no")
+"""Values of `noise_free`."""
 ADDED: Mapping[str, Any] = {
     "attributes": None,
     "annotator_column": "gold",
@@ -50,6 +52,7 @@ ADDED: Mapping[str, Any] = {
     "first": "random",
     "per_prompt": "0",
     "metric": "none",
+    "noise_free": "auto",
 }
 """Options that older folders lack -> what they had in their place; the settings of a folder leave these out there."""
 
@@ -189,6 +192,7 @@ COMPARE_CHECKS: Mapping[str, Check] = {
     "head": lambda _, text: HeadConfig.parse(text),
     "learning_rate": _learning_rate,
     "best_of": _sizes,
+    "noise_free": one_of(*NOISE_FREE),
 }
 """Option of `jarm compare` -> the check of its values; those of `HParams` check themselves."""
 
@@ -254,6 +258,9 @@ class CompareConfig:
       prior_mix: shape of that prior, from 0, equal in all directions, to 1, the mean information of the candidates.
       best_of: sizes N of best-of-N, separated by commas; "auto": 5, 10, 30, ... up to the responses that 90 % of test
         prompts have.
+      noise_free: whether each run ends with a noise-free refit, the last fit once more with the annotator's
+        probabilities as labels, which tells noise of the labels from what pairs and head cost: "yes", "no", or "auto",
+        for linear and laplace heads, of whose runs it is a ninth (of those of an MLP a quarter).
       workers: calls at a time; 0 takes one per core on a CPU, else 1. On a host with several devices a comparison
         splits its seeds over all of them, and this does nothing.
       vmap_runs: runs per call, mapped over by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
@@ -308,6 +315,7 @@ class CompareConfig:
     temperature: float = float(HParams().temperature)
     epsilon: float = float(HParams().epsilon)
     best_of: str = "auto"
+    noise_free: str = "auto"
     workers: int = 0
     vmap_runs: int = 0
     max_runs: int = MAX_RUNS
@@ -340,14 +348,15 @@ class CompareConfig:
         Raises:
           JarmError: options do not go together, such as fewer candidates than a batch.
         """
-        scale = _scale("`gold_scale`", self.gold_scale)
+        scale, head = _scale("`gold_scale`", self.gold_scale), HeadConfig.parse(self.head)
         return self._named(
             LoopConfig,
             rules=tuple(self.rule_names()),
             prompts=self.prompts or None,
             candidates=self.candidates or None,
             per_prompt=_limit("`per_prompt`", self.per_prompt),
-            head=HeadConfig.parse(self.head),
+            head=head,
+            noise_free=self.noise_free == "yes" or (self.noise_free == "auto" and not head.hidden),
             fit=self._named(FitConfig, batch_size=self.batch_size or None),
             annotator=self._named(AnnotatorConfig, kind=self.annotator, scale=scale, column=self.annotator_column),
         )

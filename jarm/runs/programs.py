@@ -177,8 +177,9 @@ class Program:
                 self._took[rule] = {name: _seconds(step, *first) for name, step in self._steps.items()}
                 self._took[rule] |= {"compile": self.seconds_to_compile}
         # Heads leave the device as well: those of many runs and rounds would fill it.
-        host = jax.tree.map(np.asarray, records._replace(params=None, noise_free=None))
-        params = jax.tree.map(_with_last, records.params, records.noise_free)
+        host, params = jax.tree.map(np.asarray, (records._replace(params=None, noise_free=None), records.params))
+        if records.noise_free is not None:
+            params = jax.tree.map(_with_last, params, records.noise_free)
         return [
             Result(
                 rule=rule,
@@ -214,9 +215,9 @@ def jit_runs(config: LoopConfig, vmap_runs: int, mesh: Mesh) -> Any:
     return jax.jit(jax.shard_map(run_all, mesh=mesh, in_specs=places, out_specs=split, check_vma=False))
 
 
-def _with_last(leaves: Array, last: Array) -> np.ndarray:
+def _with_last(leaves: np.ndarray, last: Array) -> np.ndarray:
     """`[V, T, ...]` and `[V, ...]` as `[V, T + 1, ...]` on the host."""
-    return np.concatenate([np.asarray(leaves), np.asarray(last)[:, None]], axis=1)
+    return np.concatenate([leaves, np.asarray(last)[:, None]], axis=1)
 
 
 def _steps(config: LoopConfig) -> dict[str, Callable[..., Any]]:

@@ -27,7 +27,7 @@ class Result:
     Attributes:
       rule, seed, hparams: of the run.
       records: on the host, with a leading axis over rounds; without the heads.
-      params: heads of every round, and of the noise-free refit.
+      params: heads of every round, and of the noise-free refit if there is one.
       failure: sentence of the worst status, or None.
       seconds: wall time of the run, with other runs beside it; an equal share for one of several under `vmap`.
       seconds_of: wall times of `fit` and `select` (medians of single calls on the last state of the rule's first run,
@@ -49,15 +49,16 @@ class Result:
         The last one also has noise_free_*, the metrics of the noise-free refit: null where that fit failed.
 
         Args:
-          metrics: name -> `[T + 2]`, of every round and of the noise-free refit.
+          metrics: name -> values for all heads of `params`.
           place: fields that tell the run from those of other settings.
         """
         run = {**place, "rule": self.rule, "seed": self.seed}
         if self.failure:
             return [{"kind": "failed", **run, "message": self.failure}]
         lines, records = [], self.records
-        failed = records.noise_free_status > Status.OK
-        noise_free = {f"noise_free_{name}": math.nan if failed else values[-1] for name, values in metrics.items()}
+        noise_free = dict[str, Any]()
+        if (status := records.noise_free_status) is not None:
+            noise_free = {f"noise_free_{k}": math.nan if status > Status.OK else v[-1] for k, v in metrics.items()}
         for t in range(len(records.labels)):
             line = {
                 "kind": "run",
@@ -99,9 +100,9 @@ def evaluate_runs(
       evaluation: the other arguments of `evaluate`.
 
     Returns:
-      For each run, name -> `[T + 2]`: of every round, and of the noise-free refit.
+      For each run, name -> values for all heads of its `params`.
     """
-    heads = len(results[0].records.labels) + 1
+    heads = len(jax.tree.leaves(results[0].params)[0])
     padded = [*results, *[results[-1]] * (-len(results) % pad)]
     params = jax.tree.map(lambda *leaves: jnp.asarray(np.concatenate(leaves)), *[result.params for result in padded])
     noise = np.repeat([np.float32(result.hparams.noise) for result in padded], heads)

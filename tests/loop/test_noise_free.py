@@ -29,7 +29,9 @@ def make_table(seed=0):
 
 def make_config(head="linear", **given):
     fit = FitConfig(members=1, steps=30)
-    return LoopConfig(("random",), rounds=2, batch=4, initial=6, head=HeadConfig.parse(head), fit=fit, **given)
+    return LoopConfig(
+        ("random",), rounds=2, batch=4, initial=6, head=HeadConfig.parse(head), fit=fit, noise_free=True, **given
+    )
 
 
 def test_the_refit_is_a_direct_fit_to_the_chances_of_the_same_pairs():
