@@ -58,6 +58,7 @@ SIZES = {
     "candidates": 400,
     "steps": 60,
     "members": 3,
+    "noise_free": "no",
 }
 CASES = (
     {"name": "all", "pairs": "all", "candidates": 0},

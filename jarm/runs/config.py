@@ -260,7 +260,7 @@ class CompareConfig:
         prompts have.
       noise_free: whether each run ends with a noise-free refit, the last fit once more with the annotator's
         probabilities as labels, which tells noise of the labels from what pairs and head cost: "yes", "no", or "auto",
-        for linear and laplace heads, of whose runs it is a ninth (of those of an MLP a quarter).
+        for linear and laplace heads, whose runs it makes an eighth longer (those of an MLP more than a quarter).
       workers: calls at a time; 0 takes one per core on a CPU, else 1. On a host with several devices a comparison
         splits its seeds over all of them, and this does nothing.
       vmap_runs: runs per call, mapped over by vmap; 0 takes 1 on a CPU, where more are slower, else 16.
