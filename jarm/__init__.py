@@ -27,6 +27,7 @@ from jarm.runs.grid import SweepConfig, read_sweep
 from jarm.selection.result import SelectedBatch
 from jarm.selection.select import select
 from jarm.studies.compare import compare
+from jarm.studies.forecast import ForecastConfig, forecast
 from jarm.studies.plan import plan
 from jarm.studies.sweep import sweep
 
@@ -41,6 +42,7 @@ __all__ = [
     "EmbedConfig",
     "EmbeddingStore",
     "FitConfig",
+    "ForecastConfig",
     "HParams",
     "HeadConfig",
     "JarmError",
@@ -60,6 +62,7 @@ __all__ = [
     "embed",
     "evaluate",
     "fisher_weight",
+    "forecast",
     "get_rule",
     "load",
     "load_table",

@@ -38,6 +38,7 @@ from jarm.runs.programs import keep_compiled
 from jarm.runs.sharing import sweep_status
 from jarm.studies.bench import BenchConfig, bench, table
 from jarm.studies.compare import compare
+from jarm.studies.forecast import ForecastConfig, forecast
 from jarm.studies.plan import plan, plan_text
 from jarm.studies.sweep import sweep
 from jarm.testing.conformance import CHECKS, SPACES, check_rule
@@ -232,6 +233,19 @@ def _bench(config: Annotated[BenchConfig, tyro.conf.OmitArgPrefixes, _built_by(B
         show(error)
 
 
+def _forecast(config: Annotated[ForecastConfig, tyro.conf.OmitArgPrefixes, _built_by(ForecastConfig)]) -> None:
+    """Forecast how many labels active choice will save on your embeddings, before any pair is labelled.
+
+    Gold rewards are drawn from a family of teachers, and campaigns simulated on them. With `--labels`, a file of
+    labelled pairs, teachers that fit them count more.
+
+    jarm forecast --data responses.parquet --embeddings embeddings.npy --out out/forecast
+    """
+    keep_compiled()
+    summary = forecast(config)
+    show(f"{summary['answer']}\n\n{config.out / 'forecast.md'}\n{config.out / 'forecast.png'}")
+
+
 def _rules(check: str | None = None) -> None:
     """List the acquisition rules, or check one of your own.
 
@@ -354,6 +368,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": _deferred(_bench),
     "compare": _deferred(_compare),
     "embed": _deferred(_embed),
+    "forecast": _deferred(_forecast),
     "plan": _deferred(_plan),
     "rules": _deferred(_rules),
     "store": _store,

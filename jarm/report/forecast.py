@@ -1,0 +1,274 @@
+"""From simulated campaigns to a forecast: labels saved against random pairs, with intervals, and a sentence."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jarm.report.figures import drawing, files_of
+from jarm.report.markdown import table
+from jarm.report.statistics import area_under_curve, interval, labels_to_reach, number
+
+ENOUGH_RATIO, ENOUGH_GAIN = 1.1, 0.01
+"""Random pairs are enough where the lower end of the labels saved is no more than this ratio, or the gain in mean
+Spearman is below this."""
+DRAWS = 1000
+"""Resamples of an interval."""
+
+
+class Saved(NamedTuple):
+    """Labels that a way of choosing saves against random pairs, over simulated campaigns or real ones.
+
+    Attributes:
+      labels, baseline_labels: labels after which the mean curves first reach the baseline's final value; `labels` is
+        infinite where the curve does not reach it.
+      ratio: `baseline_labels / labels` with the ends of its 95 % interval; an upper bound where it is not reached.
+      gain: mean height of the curve less the baseline's over label counts, likewise.
+      ahead: share of the campaigns in which this difference is positive.
+    """
+
+    labels: float
+    baseline_labels: float
+    ratio: tuple[float, float, float]
+    gain: tuple[float, float, float]
+    ahead: float
+
+    @property
+    def random_is_enough(self) -> bool:
+        """Whether choosing saves too little to matter: see `ENOUGH_RATIO`."""
+        return not (self.ratio[1] > ENOUGH_RATIO and self.gain[0] >= ENOUGH_GAIN)
+
+
+def labels_saved(
+    labels: np.ndarray, curves: np.ndarray, baseline: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
+) -> Saved:
+    """Labels saved for the baseline's final value, from curves averaged over campaigns.
+
+    Intervals are Bayesian bootstraps: each resample weighs the campaigns by exponential variates, the same for both
+    curves, and has its own final value of the baseline as its target.
+
+    Args:
+      labels: `[T]` label counts.
+      curves, baseline: `[S, T]`, campaign by campaign with the same gold rewards, first labels and annotator.
+      weights: `[S]` weights of the campaigns, by default equal.
+      seed: of the resampling.
+
+    Example:
+      >>> labels, random = np.array([50, 100, 150]), np.array([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]])
+      >>> saved = labels_saved(labels, random + 0.1, random)
+      >>> saved.labels, saved.baseline_labels, saved.ratio[0], saved.random_is_enough
+      (100.0, 150.0, 1.5, False)
+
+    Source: Rubin, "The Bayesian bootstrap", Annals of Statistics 1981.
+    """
+    weights = np.ones(len(curves)) if weights is None else np.asarray(weights, np.float64)
+    limit = float(labels[-1])
+
+    def needed(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        mean, base = shares @ curves, shares @ baseline
+        return labels_to_reach(labels, mean, base[..., -1]), labels_to_reach(labels, base, base[..., -1])
+
+    gains = area_under_curve(labels, curves) - area_under_curve(labels, baseline)
+    drawn = np.random.default_rng(seed).exponential(size=(DRAWS, len(curves))) * weights
+    drawn /= drawn.sum(axis=1, keepdims=True)
+    shares = weights / weights.sum()
+    own, base = (float(each) for each in needed(shares))
+    resampled, resampled_base = needed(drawn)
+    ratios = resampled_base / np.minimum(resampled, limit)
+    return Saved(
+        own,
+        base,
+        (base / min(own, limit), *_ends(ratios)),
+        (float(shares @ gains), *_ends(drawn @ gains)),
+        float(shares @ (gains > 0)),
+    )
+
+
+def _ends(values: np.ndarray) -> tuple[float, float]:
+    low, high = np.quantile(values, [0.025, 0.975])
+    return float(low), float(high)
+
+
+def quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequence[float]) -> list[float]:
+    """Weighted quantiles: the smallest value at which the weights up to it are so large a share.
+
+    Example:
+      >>> quantiles(np.array([3.0, 1.0, 2.0]), np.array([1, 1, 2]), [0.1, 0.5, 0.9])
+      [1.0, 2.0, 3.0]
+    """
+    order = np.argsort(values)
+    upto = np.cumsum(weights[order]) / np.sum(weights)
+    return [float(values[order][min(np.searchsorted(upto, share), len(values) - 1)]) for share in shares]
+
+
+def arm_in_words(arm: str) -> str:
+    """`v_opt+random` as `v_opt, then random`.
+
+    Example:
+      >>> arm_in_words("v_opt+random"), arm_in_words("v_opt+v_opt")
+      ('v_opt first, then random', 'v_opt throughout')
+    """
+    first, _, rule = arm.partition("+")
+    return f"{first} throughout" if first == rule else f"{first} first, then {rule}"
+
+
+def forecast_in_words(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], weighed: bool) -> str:
+    """The answer of a forecast in two or three sentences.
+
+    Args:
+      arms: arm -> what it saves, expected over the teachers.
+      ranges: arm -> low and high end of the ratio over teachers, of 80 % of their weight.
+      weighed: whether labels weigh the teachers.
+    """
+    best = max(arms, key=lambda arm: arms[arm].gain[0])
+    useful = [arm for arm in arms if not arms[arm].random_is_enough]
+    if useful:
+        best = max(useful, key=lambda arm: arms[arm].gain[0])
+    saved = arms[best]
+    gain = f"{saved.gain[0]:+.3f}".replace("0.", ".", 1)
+    ratio = (
+        f"{saved.ratio[0]:.1f} times fewer labels than random pairs {interval(*saved.ratio[1:], lambda x: f'{x:.1f}')}"
+    )
+    if not useful:
+        return (
+            f"Random pairs are enough on embeddings like these: of the other ways, {arm_in_words(best)} is expected "
+            f"to gain most, {gain} in mean Spearman, and needs {ratio} for what "
+            f"{saved.baseline_labels:.0f} of them teach."
+        )
+    like = "teachers that fit the labels" if weighed else "teachers, the labels' absence leaving all equally likely"
+    text = (
+        f"Expect {arm_in_words(best)}: it needs {ratio}, {saved.labels:.0f} for what {saved.baseline_labels:.0f} "
+        f"teach; mean Spearman {gain}, ahead in {saved.ahead:.0%} of the simulated campaigns. Over {like}, the ratio "
+        f"is {ranges[best][0]:.1f} to {ranges[best][1]:.1f} (80 %)."
+    )
+    first, _, rule = best.partition("+")
+    alone = arms.get(f"{first}+random")
+    if first != "random" and rule != "random" and alone is not None and saved.gain[0] > 0:
+        text += f" The first batch alone gains {max(alone.gain[0], 0) / saved.gain[0]:.0%} of that."
+    return text
+
+
+def forecast_text(summary: dict[str, Any]) -> str:
+    """`forecast.md`: the answer, and its tables, of a summary as in `forecast.json`."""
+    lines = ["# Forecast", "", summary["answer"], ""]
+    lines += [
+        f"{summary['campaigns']:,} simulated campaigns on {summary['draws']:,} draws of gold rewards from "
+        f"{summary['teachers']:,} teachers"
+        + (f", weighed by {summary['labels_given']:,} labels." if summary["labels_given"] else ", weighed equally.")
+        + (f" {summary['failed']:,} draws failed." if summary["failed"] else ""),
+        "",
+        f"Random pairs are enough where the lower end of the ratio is no more than {ENOUGH_RATIO} or the gain is below "
+        f"{number(ENOUGH_GAIN, 2)}. Ratios: labels that random pairs need over labels that choosing needs for what "
+        "random pairs teach with all labels. Intervals of 95 %: over draws, of the expectation; `teachers`: 80 % of "
+        "their weight.",
+        "",
+        *_arms_table(summary),
+        "",
+        "Ratio by budget (labels), with the gain in mean Spearman over labels up to it:",
+        "",
+        *_budgets_table(summary),
+        "",
+        "Ratio by teacher, of " + arm_in_words(summary["best"]) + ": complexity down (effective dimension), the "
+        "annotator's beta across; `random` where random pairs are enough; weight of the teachers in brackets.",
+        "",
+        *_cells_table(summary),
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _arms_table(summary: dict[str, Any]) -> list[str]:
+    head = ["choose", "times fewer labels", "teachers", "gain in mean Spearman", "ahead", "random is enough"]
+    rows = []
+    for arm, row in summary["arms"].items():
+        rows.append(
+            [
+                arm_in_words(arm),
+                f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+                f"{row['range'][0]:.1f} to {row['range'][1]:.1f}",
+                f"{number(row['gain'])} {interval(row['gain_low'], row['gain_high'])}",
+                f"{row['ahead']:.0%}",
+                "yes" if row["random_is_enough"] else "no",
+            ]
+        )
+    return table(head, rows)
+
+
+def _budgets_table(summary: dict[str, Any]) -> list[str]:
+    arms = summary["arms"]
+    budgets = [row["labels"] for row in next(iter(arms.values()))["budgets"]]
+    rows = [
+        [
+            str(int(labels)),
+            *(f"{arm['budgets'][at]['ratio']:.2f}, {number(arm['budgets'][at]['gain'])}" for arm in arms.values()),
+        ]
+        for at, labels in enumerate(budgets)
+    ]
+    return table(["labels", *map(arm_in_words, arms)], rows)
+
+
+def _cells_table(summary: dict[str, Any]) -> list[str]:
+    cells, best = summary["cells"], summary["best"]
+    noises = list(dict.fromkeys(cell["noise"] for cell in cells))
+    rows = []
+    for shape in dict.fromkeys(cell["shape"] for cell in cells):
+        own = {cell["noise"]: cell for cell in cells if cell["shape"] == shape}
+        texts = [
+            f"{'random' if cell['arms'][best]['random_is_enough'] else format(cell['arms'][best]['ratio'], '.2f')}"
+            f" ({cell['weight']:.1%})"
+            if (cell := own.get(noise))
+            else "-"
+            for noise in noises
+        ]
+        rows.append([f"{shape} ({next(iter(own.values()))['dimension']:.0f})", *texts])
+    return table(["teacher", *(f"beta {noise:g}" for noise in noises)], rows)
+
+
+def forecast_figure(summary: dict[str, Any], path_stem: pathlib.Path) -> list[pathlib.Path]:
+    """Draw labels saved over complexity and noise, a panel for each arm; circles mark where labels put the user's data.
+
+    Args:
+      summary: as in `forecast.json`.
+      path_stem: where to write, without suffix.
+
+    Raises:
+      JarmError: matplotlib is not installed.
+    """
+    cells, arms = summary["cells"], list(summary["arms"])
+    shapes = sorted({(cell["dimension"], cell["shape"]) for cell in cells})
+    noises = sorted({cell["noise"] for cell in cells})
+    grids = np.full((len(arms), len(noises), len(shapes)), np.nan)
+    weights = np.zeros(grids.shape[1:])
+    for cell in cells:
+        at = noises.index(cell["noise"]), shapes.index((cell["dimension"], cell["shape"]))
+        weights[at] = cell["weight"]
+        grids[(slice(None), *at)] = [cell["arms"][arm]["ratio"] for arm in arms]
+    size = max(1.5, float(np.nanmax(grids)), 1 / float(np.nanmin(grids)))
+    with drawing(path_stem, (3.4 * len(arms) + 1.2, 3.6)) as figure:
+        panels = np.atleast_1d(figure.subplots(1, len(arms), sharey=True))
+        for axes, arm, grid in zip(panels, arms, grids, strict=True):
+            image = axes.imshow(
+                np.log(grid), cmap="PuOr_r", vmin=-math.log(size), vmax=math.log(size), origin="lower", aspect="auto"
+            )
+            for (row, column), ratio in np.ndenumerate(grid):
+                if not math.isnan(ratio):
+                    axes.text(column, row, f"{ratio:.1f}", ha="center", va="center", fontsize=8)
+            if summary["labels_given"]:
+                rows, columns = np.indices(weights.shape)
+                axes.scatter(
+                    columns.ravel(), rows.ravel(), s=2000 * weights.ravel(), facecolors="none", edgecolors="#000000"
+                )
+            axes.set_xticks(
+                range(len(shapes)), [f"{shape}\n{dimension:.0f}" for dimension, shape in shapes], fontsize=7
+            )
+            axes.set_yticks(range(len(noises)), [f"{noise:g}" for noise in noises])
+            axes.set_xlabel("teacher, effective dimension")
+            axes.set_title(arm_in_words(arm), loc="left", fontsize=10)
+        panels[0].set_ylabel("beta of the annotator")
+        bar = figure.colorbar(image, ax=panels, label="times fewer labels than random")
+        ticks = [tick for tick in (0.25, 0.5, 1, 1.5, 2, 3, 4, 6, 9) if 1 / size <= tick <= size]
+        bar.set_ticks([math.log(tick) for tick in ticks], labels=[f"{tick:g}" for tick in ticks])
+    return files_of(path_stem)

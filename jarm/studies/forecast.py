@@ -1,0 +1,506 @@
+"""`jarm forecast`: how many labels will active choice save on these embeddings, before anything is labelled?
+
+Gold rewards are drawn from a family of teachers (`jarm.data.teachers`), and each way of choosing pairs is run on each
+draw. With some labelled pairs, teachers count by the probability that they give these labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jarm.core.base import HParams
+from jarm.core.checks import INT32, Check, at_least, between, check_fields
+from jarm.core.files import claim, described, make_folder, plain, refuse_link, write_whole
+from jarm.core.outside import mapping, read_json
+from jarm.core.progress import Progress
+from jarm.core.settings import make_key
+from jarm.core.status import JarmError, Status, check
+from jarm.core.tables import TrainTest
+from jarm.data.datasets import load
+from jarm.data.metric import read_metric, within_metric
+from jarm.data.readers import read_columns
+from jarm.data.standardise import standardised
+from jarm.data.tables import load_table
+from jarm.data.teachers import Teacher, TeacherSpace, draw_gold, family, pair_covariance, teacher_space
+from jarm.loop.config import FIRST, LoopConfig
+from jarm.loop.device_table import check_run, make_device_table
+from jarm.report.figures import require_matplotlib
+from jarm.report.forecast import Saved, forecast_figure, forecast_in_words, forecast_text, labels_saved, quantiles
+from jarm.reward.laplace import posterior
+from jarm.runs.config import COMPARE_CHECKS, CompareConfig, documented_by, known_names, parts
+from jarm.runs.programs import default_workers
+from jarm.runs.records import CONFIG, provenance
+from jarm.runs.runner import side_by_side
+from jarm.runs.simulated import Curves, Drawn, HeldOut, make_campaigns
+
+BLOCK = 8
+"""Draws per call of a program."""
+WRITTEN = ("forecast.json", "forecast.md", "forecast.png", "forecast.svg")
+BASELINE = "random+random"
+SOURCE = ("data", "embeddings", "standardise", "allow_leakage", "gen", "emb", "task")
+SHARED = ("pairs", "rounds", "batch", "initial", "candidates", "prior_variance", "evidence", "metric", "max_runs")
+
+
+def _firsts(name: str, text: str) -> None:
+    for first in parts(name, text):
+        if first not in FIRST:
+            raise JarmError(f"{name} holds {first!r}: choose from {', '.join(FIRST)}.")
+
+
+FORECAST_CHECKS: Mapping[str, Check] = {
+    **{
+        name: COMPARE_CHECKS[name]
+        for name in ("pairs", "rounds", "batch", "initial", "candidates", "metric", "workers")
+    },
+    "rules": known_names,
+    "firsts": _firsts,
+    "campaigns": between(1, INT32),
+    "seed": between(0, INT32),
+    "max_runs": at_least(1),
+}
+"""Option of `jarm forecast` -> the check of its values."""
+
+
+@documented_by(CompareConfig)
+@dataclasses.dataclass(frozen=True)
+class ForecastConfig:
+    """Settings of a forecast; the defaults finish in about two minutes on two cores.
+
+    The learner is a laplace head, with one metric. Ways of choosing are all combinations of `firsts` and `rules`;
+    random pairs throughout are always among them, as the baseline.
+
+    Example:
+      >>> ForecastConfig(rules="random,v_opt", firsts="random,v_opt").arms()
+      ['random+random', 'random+v_opt', 'v_opt+random', 'v_opt+v_opt']
+
+    Attributes:
+      data: "synthetic" (built in), a Parquet or JSONL table of responses, or a folder in the layout
+        embd_{gen}_{emb}_{task}_{split}.npy. Gold rewards in it are not read.
+      labels: a Parquet or JSONL file of labelled pairs, by which teachers are weighed: `first` and `second`, numbers of
+        responses of the table from 0, and `label`, the probability that the first is preferred, such as 1 or 0.
+      out: folder for forecast.json, forecast.md, forecast.png and forecast.svg.
+      firsts: ways to choose the first pairs, separated by commas: "random", "d_opt", "v_opt".
+      rules: acquisition rules of the later batches, separated by commas; `jarm rules` lists them.
+      campaigns: number of simulated campaigns, of all ways of choosing together.
+      seed: of the draws, the labels and the candidates.
+      workers: calls at a time; 0 takes one per core on a CPU, else 1.
+    """
+
+    data: str = "synthetic"
+    embeddings: str | None = None
+    labels: str | None = None
+    standardise: bool = True
+    metric: str = "within:1:64"
+    allow_leakage: bool = False
+    gen: str | None = None
+    emb: str | None = None
+    task: str | None = None
+    out: pathlib.Path = pathlib.Path("out/forecast")
+    firsts: str = "random,v_opt"
+    rules: str = "random,v_opt"
+    pairs: str = "within"
+    rounds: int = 8
+    batch: int = 50
+    initial: int = 50
+    candidates: int = 5000
+    prior_variance: float = float(HParams().prior_variance)
+    evidence: bool = False
+    campaigns: int = 2000
+    seed: int = 0
+    workers: int = 0
+    max_runs: int = CompareConfig.max_runs
+
+    def __post_init__(self) -> None:
+        check_fields(self, FORECAST_CHECKS)
+        object.__setattr__(self, "metric", str(read_metric(self.metric) or "none"))
+        for first in self.first_names():
+            self.loop(first)
+
+    def first_names(self) -> list[str]:
+        """Ways to choose the first pairs, `random` first."""
+        return list(dict.fromkeys(["random", *parts("`firsts`", self.firsts)]))
+
+    def rule_names(self) -> list[str]:
+        """Names of the rules, `random` first."""
+        return self._compared("random").rule_names()
+
+    def arms(self) -> list[str]:
+        """Ways of choosing, as FIRST+RULE, the baseline first."""
+        return [f"{first}+{rule}" for first in self.first_names() for rule in self.rule_names()]
+
+    def loop(self, first: str) -> LoopConfig:
+        """The loop of all arms with one way to choose the first pairs."""
+        return self._compared(first).loop()
+
+    def hparams(self) -> HParams:
+        """The traced numbers, but for the noise, which is the teachers'."""
+        return self._compared("random").hparams()
+
+    def _compared(self, first: str) -> CompareConfig:
+        shared = {name: getattr(self, name) for name in SHARED}
+        return CompareConfig(rules=self.rules, first=first, head="laplace", members=1, seeds=1, **shared)
+
+
+class Pairs(NamedTuple):
+    """Labelled pairs: `[L]` responses `first` and `second`, as indices into N, and `label`, P(first preferred)."""
+
+    first: np.ndarray
+    second: np.ndarray
+    label: np.ndarray
+
+
+def forecast(config: ForecastConfig) -> dict[str, Any]:
+    """Forecast the labels that each way of choosing pairs will save, and write the folder of the forecast.
+
+    Args:
+      config: the settings.
+
+    Returns:
+      The summary, as in `forecast.json`.
+
+    Raises:
+      JarmError: the settings, the data, the labels or the folder are at fault; the message says which and what to do.
+
+    Example:
+      >>> import pathlib, tempfile
+      >>> from jarm import ForecastConfig, forecast
+      >>> sizes = {"rounds": 1, "batch": 5, "initial": 10, "candidates": 100, "rules": "random", "campaigns": 16}
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     summary = forecast(ForecastConfig(out=pathlib.Path(folder) / "small", **sizes))
+      >>> list(summary["arms"])  # beside random pairs throughout
+      ['v_opt+random']
+    """
+    require_matplotlib()
+    plain_tables = read_tables(config)
+    tables = plain_tables
+    if (metric := read_metric(config.metric)) is not None:
+        tables = within_metric(plain_tables, metric)
+    for first in config.first_names():
+        check_run(config.loop(first), dataclasses.replace(tables.train, gold=None), config.hparams())
+    labels = None if config.labels is None else read_labels(config, tables)
+    try:
+        make_folder(config.out)
+        with claim(config.out):
+            _match_folder(config)
+            space = teacher_space(plain_tables, config.seed)
+            teachers = family(length=space.length is not None)
+            weights = teacher_weights(space, teachers, labels)
+            which, importance = allocate(weights, max(1, config.campaigns // len(config.arms())), config.seed)
+            curves = simulate(config, tables, space, [teachers[at] for at in which])
+            summary = summarise(config, space, teachers, weights, which, importance, curves)
+            summary["labels_given"] = 0 if labels is None else len(labels.label)
+            _write(config, summary)
+    except OSError as error:
+        raise JarmError(f"The folder {config.out} cannot be used ({error}): give another --out.") from error
+    return summary
+
+
+def read_tables(config: ForecastConfig) -> TrainTest:
+    """The tables of a forecast, without metric; a table needs no column of gold rewards."""
+    source = {name: getattr(config, name) for name in SOURCE}
+    if config.embeddings is None:
+        return load(source.pop("data"), **source)
+    tables = load_table(config.data, config.embeddings, None, allow_leakage=config.allow_leakage)
+    return standardised(tables) if config.standardise else tables
+
+
+def read_labels(config: ForecastConfig, tables: TrainTest) -> Pairs:
+    """The labelled pairs of a file.
+
+    Raises:
+      JarmError: the file is missing or damaged, lacks a column, or names responses that the table does not have; or
+        the embeddings are not an array in the order of a table.
+    """
+    path = str(config.labels)
+    if config.embeddings is None or not str(config.embeddings).endswith(".npy"):
+        raise JarmError(
+            "Labels number the responses of a table beside an .npy in its order, and "
+            f"{config.embeddings or config.data} is none: write one with `jarm store export`, or leave `--labels` out."
+        )
+    columns = read_columns(path, Pairs._fields)
+    if missing := [name for name in Pairs._fields if name not in columns.names]:
+        raise JarmError(f"{path} has no column {missing[0]!r}: give first, second and label.")
+    first, second, label = (_numbers(path, name, columns.table[name]) for name in Pairs._fields)
+    place = np.full(1 + max(int(table.rows.max()) for table in tables), -1)
+    start = 0
+    for table in tables:
+        place[table.rows[table.mask]] = start + np.flatnonzero(table.mask.reshape(-1))
+        start += table.mask.size
+    for name, ends in (("first", first), ("second", second)):
+        known = (ends == np.floor(ends)) & (ends >= 0) & (ends < len(place))
+        if not known.all():
+            at = int(np.argmin(known))
+            raise JarmError(
+                f"{path}, row {at}: {name} is {ends[at]:g}, and the responses of {config.data} are numbered 0 to "
+                f"{len(place) - 1}: give the row of the response in it."
+            )
+    if (bad := (first == second) | ~((label >= 0) & (label <= 1))).any():
+        at = int(np.argmax(bad))
+        raise JarmError(
+            f"{path}, row {at}: label {label[at]:g} of the pair {first[at]:g}, {second[at]:g}: give two responses, and "
+            "a probability from 0 to 1 that the first is preferred."
+        )
+    return Pairs(place[first.astype(int)], place[second.astype(int)], label)
+
+
+def _numbers(path: str, name: str, column: Any) -> np.ndarray:
+    try:
+        values = np.asarray(column.to_pylist(), np.float64)
+    except (TypeError, ValueError):
+        values = np.array([np.nan])
+    if np.isnan(values).any():
+        raise JarmError(f"{path}: {name} is missing or no number in some row: give a number in each.")
+    return values
+
+
+def log_evidence(space: TeacherSpace, teacher: Teacher, labels: Pairs) -> float:
+    """Log probability of some labels under a teacher, by Laplace's method, in nats.
+
+    The margins of the pairs are Gaussian, with the covariance K of a teacher's differences times beta^2: as those of a
+    linear head whose weights are N(0, I) and whose inputs are the rows of a root of K.
+    """
+    values, vectors = np.linalg.eigh(pair_covariance(space, teacher, labels.first, labels.second))
+    root = teacher.noise * vectors * np.sqrt(np.maximum(values, 0))
+    arrays = (jnp.asarray(each, jnp.float32) for each in (root, labels.label, np.ones(len(root))))
+    found = _posterior(*arrays, jnp.float32(1.0))
+    check(found.status, f"The evidence of {teacher}")
+    return float(found.log_evidence)
+
+
+_posterior = jax.jit(posterior)
+
+
+def teacher_weights(space: TeacherSpace, teachers: Sequence[Teacher], labels: Pairs | None) -> np.ndarray:
+    """Probability of each teacher, given labels: equal without any."""
+    if labels is None:
+        return np.full(len(teachers), 1 / len(teachers))
+    with jax.default_matmul_precision("highest"):
+        evidence = np.array([log_evidence(space, teacher, labels) for teacher in teachers])
+    weights = np.exp(evidence - evidence.max())
+    return np.asarray(weights / weights.sum())
+
+
+def allocate(weights: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Teachers for some draws: half of the draws go to all alike, half by their weights.
+
+    Args:
+      weights: `[C]` probabilities of the teachers.
+      draws: number of draws D.
+      seed: of the order in which teachers take turns.
+
+    Returns:
+      `[D]` a teacher for each draw, and `[D]` the weight of the draw, so that sums over draws stand for the teachers.
+    """
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(weights))
+    share = (0.5 * weights + 0.5 / len(weights))[order]
+    # Systematic sampling: each teacher gets its expected number of draws, rounded up or down.
+    places = (np.arange(draws) + rng.uniform()) / draws * share.sum()
+    which = order[np.minimum(np.searchsorted(np.cumsum(share), places), len(order) - 1)]
+    return which, weights[which] / (0.5 * weights[which] + 0.5 / len(weights))
+
+
+def simulate(
+    config: ForecastConfig, tables: TrainTest, space: TeacherSpace, teachers: Sequence[Teacher]
+) -> dict[str, np.ndarray]:
+    """Learning curves `[D, T + 1]` of every arm, on a draw of gold rewards from each teacher; NaN where a run failed.
+
+    Raises:
+      JarmError: all failed.
+    """
+    rules, firsts = config.rule_names(), config.first_names()
+    train = dataclasses.replace(tables.train, gold=None)
+    scale, numbers = check_run(config.loop("random"), train, config.hparams())
+    table, hparams = make_device_table(train, scale), jax.tree.map(jnp.asarray, numbers)
+    test = HeldOut(jnp.asarray(tables.test.embeddings()), jnp.asarray(tables.test.mask))
+    programs = {first: make_campaigns(config.loop(first)) for first in firsts}
+
+    def call(start: int) -> tuple[int, dict[str, Curves]]:
+        drawn = draw_block(config.seed, space, teachers, start)
+        made = {
+            f"{first}+{rule}": programs[first](hparams, table, test, drawn, jnp.int32(at))
+            for first in firsts
+            for at, rule in enumerate(rules)
+        }
+        return start, jax.tree.map(np.asarray, made)
+
+    curves = {arm: np.full((len(teachers), config.rounds + 1), np.nan) for arm in config.arms()}
+    worst = Status.OK
+    for start, made in _shown(
+        _calls(call, len(teachers), config.workers or default_workers()), len(teachers), len(curves)
+    ):
+        for arm, found in made.items():
+            fine = np.where(found.status[:, None] == Status.OK, found.spearman, np.nan)
+            curves[arm][start : start + BLOCK] = fine[: len(teachers) - start]
+            worst = max(worst, int(found.status.max()))
+    if all(np.isnan(each).all() for each in curves.values()):
+        check(worst, "No simulated campaign ran to its end")
+    return curves
+
+
+def draw_block(seed: int, space: TeacherSpace, teachers: Sequence[Teacher], start: int) -> Drawn:
+    """Draws `start` to `start + BLOCK`, each the same whatever block it is in; the last one stands for those beyond."""
+    at = [min(each, len(teachers) - 1) for each in range(start, start + BLOCK)]
+    gold = [draw_gold(space, teachers[each], np.random.default_rng([seed, each])) for each in at]
+    return Drawn(
+        key=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(make_key(seed), jnp.asarray(at, jnp.uint32)),
+        noise=jnp.asarray([teachers[each].noise for each in at], jnp.float32),
+        train=jnp.asarray(np.stack([train for train, _ in gold])),
+        test=jnp.asarray(np.stack([test for _, test in gold])),
+    )
+
+
+def _calls(call: Any, draws: int, workers: int) -> Iterator[tuple[int, dict[str, Curves]]]:
+    """The first call alone, since it compiles, then the others side by side."""
+    starts = [(start,) for start in range(0, draws, BLOCK)]
+    return itertools.chain(side_by_side(call, starts[:1], 1), side_by_side(call, starts[1:], workers))
+
+
+def _shown(made: Iterator[Any], draws: int, arms: int) -> Iterator[Any]:
+    total = draws * arms
+    with Progress("forecast", total, f"{total:,} campaigns, compiling first") as progress:
+        for each in made:
+            yield each
+            work = min(BLOCK * arms, total - progress.done)
+            progress.update(work, f"{progress.done + work:,} of {total:,} campaigns")
+
+
+def summarise(
+    config: ForecastConfig,
+    space: TeacherSpace,
+    teachers: Sequence[Teacher],
+    weights: np.ndarray,
+    which: np.ndarray,
+    importance: np.ndarray,
+    curves: Mapping[str, np.ndarray],
+) -> dict[str, Any]:
+    """The summary of a forecast.
+
+    Args:
+      config: the settings.
+      space, teachers, weights: the family, `[C]` its probabilities.
+      which, importance: `[D]` teacher and weight of each draw, as `allocate` returns them.
+      curves: arm -> `[D, T + 1]`.
+    """
+    whole = np.all([np.isfinite(each).all(axis=1) for each in curves.values()], axis=0)
+    curves, which, importance = {arm: each[whole] for arm, each in curves.items()}, which[whole], importance[whole]
+    labels = config.initial + config.batch * np.arange(config.rounds + 1)
+    arms = [arm for arm in curves if arm != BASELINE]
+
+    def saved(arm: str, some: Any = slice(None), last: int | None = None) -> Saved:
+        these = (curves[each][some, :last] for each in (arm, BASELINE))
+        return labels_saved(labels[:last], *these, importance[some], config.seed)
+
+    cells = []
+    for shape, noise in dict.fromkeys((teacher.shape, teacher.noise) for teacher in teachers):
+        inside = np.array([(teacher.shape, teacher.noise) == (shape, noise) for teacher in teachers])
+        if (some := inside[which]).any():
+            cells.append(
+                {
+                    "shape": shape,
+                    "noise": noise,
+                    "dimension": space.dimension(shape),
+                    "weight": float(weights[inside].sum()),
+                    "draws": int(some.sum()),
+                    "arms": {arm: _row(saved(arm, some)) for arm in arms},
+                }
+            )
+    expected = {arm: saved(arm) for arm in arms}
+    sizes = np.array([cell["weight"] for cell in cells])
+    ranges = {
+        arm: quantiles(np.array([cell["arms"][arm]["ratio"] for cell in cells]), sizes, (0.1, 0.9)) for arm in arms
+    }
+    shares = importance / importance.sum()
+    useful = [arm for arm in arms if not expected[arm].random_is_enough] or arms
+    return {
+        "answer": forecast_in_words(expected, ranges, config.labels is not None),
+        "best": max(useful, key=lambda arm: expected[arm].gain[0]),
+        "campaigns": int(len(curves) * len(whole)),
+        "draws": len(whole),
+        "failed": int((~whole).sum()),
+        "teachers": len(teachers),
+        "labels": labels.tolist(),
+        "spearman": {arm: (shares @ each).tolist() for arm, each in curves.items()},
+        "arms": {
+            arm: _row(expected[arm])
+            | {
+                "range": ranges[arm],
+                "budgets": [
+                    {"labels": int(labels[last - 1])} | _row(saved(arm, last=last))
+                    for last in range(1, len(labels) + 1)
+                ],
+            }
+            for arm in arms
+        },
+        "levels": {
+            name: {
+                str(level): float(weights[[getattr(teacher, name) == level for teacher in teachers]].sum())
+                for level in dict.fromkeys(getattr(teacher, name) for teacher in teachers)
+            }
+            for name in Teacher._fields
+        },
+        "cells": cells,
+    }
+
+
+def _row(saved: Saved) -> dict[str, Any]:
+    (ratio, ratio_low, ratio_high), (gain, gain_low, gain_high) = saved.ratio, saved.gain
+    row = {
+        "ratio": ratio,
+        "ratio_low": ratio_low,
+        "ratio_high": ratio_high,
+        "gain": gain,
+        "gain_low": gain_low,
+        "gain_high": gain_high,
+        "ahead": saved.ahead,
+        "labels": saved.labels,
+        "baseline_labels": saved.baseline_labels,
+        "random_is_enough": saved.random_is_enough,
+    }
+    return {name: plain(value) for name, value in row.items()}
+
+
+def _settings(config: ForecastConfig) -> dict[str, Any]:
+    """What the numbers of a folder depend on."""
+    options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    return {name: value for name, value in options.items() if name not in ("out", "workers", "max_runs")}
+
+
+def _match_folder(config: ForecastConfig) -> None:
+    """Refuse a folder that holds another forecast, or files that may be the user's."""
+    path = config.out / CONFIG
+    for name in (CONFIG, *WRITTEN):
+        refuse_link(config.out / name)
+        if not path.is_file() and (config.out / name).exists():
+            raise JarmError(
+                f"{config.out / name} stands there without a config.json and may be yours: give another --out."
+            )
+    settings = _settings(config)
+    if path.is_file():
+        there = read_json(path, mapping(), cure="put it right, or give another --out")
+        other = sorted(name for name in there.keys() | settings.keys() if there.get(name) != settings.get(name))
+        if other:
+            shown = ", ".join(f"{name} {there.get(name)!r} there, {settings.get(name)!r} here" for name in other[:4])
+            raise JarmError(
+                f"The folder {config.out} holds a forecast with other settings ({shown}): give another --out, or the "
+                "same settings."
+            )
+    write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+
+def _write(config: ForecastConfig, summary: dict[str, Any]) -> None:
+    files = {"data": config.data} if config.embeddings is not None else {}
+    files |= {} if config.labels is None else {"labels": config.labels}
+    summary |= {"source": described(**files), **provenance()}
+    write_whole(config.out / "forecast.json", json.dumps(summary, indent=1) + "\n")
+    write_whole(config.out / "forecast.md", forecast_text(summary))
+    forecast_figure(summary, config.out / "forecast")
