@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.base import HParams
-from jarm.core.checks import INT32, Check, at_least, between, check_fields
+from jarm.core.checks import INT32, Check, between, check_fields
 from jarm.core.files import claim, described, make_folder, plain, refuse_link, write_whole
 from jarm.core.outside import mapping, read_json
 from jarm.core.progress import Progress
@@ -47,7 +47,7 @@ BLOCK = 8
 WRITTEN = ("forecast.json", "forecast.md", "forecast.png", "forecast.svg")
 BASELINE = "random+random"
 SOURCE = ("data", "embeddings", "standardise", "allow_leakage", "gen", "emb", "task")
-SHARED = ("pairs", "rounds", "batch", "initial", "candidates", "prior_variance", "evidence", "metric", "max_runs")
+SHARED = ("pairs", "rounds", "batch", "initial", "candidates", "prior_variance", "evidence", "metric")
 
 
 def _firsts(name: str, text: str) -> None:
@@ -65,7 +65,6 @@ FORECAST_CHECKS: Mapping[str, Check] = {
     "firsts": _firsts,
     "campaigns": between(1, INT32),
     "seed": between(0, INT32),
-    "max_runs": at_least(1),
 }
 """Option of `jarm forecast` -> the check of its values."""
 
@@ -117,7 +116,6 @@ class ForecastConfig:
     campaigns: int = 2000
     seed: int = 0
     workers: int = 0
-    max_runs: int = CompareConfig.max_runs
 
     def __post_init__(self) -> None:
         check_fields(self, FORECAST_CHECKS)
@@ -435,7 +433,7 @@ def summarise(
             | {
                 "range": ranges[arm],
                 "budgets": [
-                    {"labels": int(labels[last - 1])} | _row(saved(arm, last=last))
+                    {"budget": int(labels[last - 1])} | _row(saved(arm, last=last))
                     for last in range(1, len(labels) + 1)
                 ],
             }
@@ -472,7 +470,7 @@ def _row(saved: Saved) -> dict[str, Any]:
 def _settings(config: ForecastConfig) -> dict[str, Any]:
     """What the numbers of a folder depend on."""
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: value for name, value in options.items() if name not in ("out", "workers", "max_runs")}
+    return {name: value for name, value in options.items() if name not in ("out", "workers")}
 
 
 def _match_folder(config: ForecastConfig) -> None:
