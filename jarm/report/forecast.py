@@ -199,13 +199,9 @@ def _arms_table(summary: dict[str, Any]) -> list[str]:
 
 def _budgets_table(summary: dict[str, Any]) -> list[str]:
     arms = summary["arms"]
-    budgets = [row["labels"] for row in next(iter(arms.values()))["budgets"]]
+    by_budget = zip(*(arm["budgets"] for arm in arms.values()), strict=True)
     rows = [
-        [
-            str(int(labels)),
-            *(f"{arm['budgets'][at]['ratio']:.2f}, {number(arm['budgets'][at]['gain'])}" for arm in arms.values()),
-        ]
-        for at, labels in enumerate(budgets)
+        [str(some[0]["budget"]), *(f"{row['ratio']:.2f}, {number(row['gain'])}" for row in some)] for some in by_budget
     ]
     return table(["labels", *map(arm_in_words, arms)], rows)
 
