@@ -26,18 +26,21 @@ import jax.numpy as jnp
 import numpy as np
 import tyro
 
-from jarm import AnnotatorConfig, ForecastConfig, forecast
+from jarm import AnnotatorConfig, ForecastConfig
 from jarm.core.files import write_whole
 from jarm.core.settings import make_key
 from jarm.core.streams import say, show
 from jarm.data.datasets import load
+from jarm.data.metric import read_metric, within_metric
 from jarm.data.tables import load_table
+from jarm.data.teachers import TeacherSpace, family, teacher_space
 from jarm.evaluation.annotators import annotate
 from jarm.loop.device_table import prepare
 from jarm.report.forecast import Saved, labels_saved
 from jarm.report.markdown import table as markdown_table
 from jarm.runs.programs import keep_compiled
 from jarm.runs.simulated import Drawn, HeldOut, make_campaigns
+from jarm.studies.forecast import allocate, read_labels, read_tables, simulate, summarise, teacher_weights
 
 NOISE = 2.0
 
@@ -54,7 +57,8 @@ class Config:
       labels: numbers of real labels that forecasts have, separated by commas.
       seeds: realised campaigns of each arm.
       campaigns: simulated ones of each forecast.
-      out: folder; finished settings in it are not made again.
+      workers: calls at a time; 0 takes one per core.
+      out: folder; finished campaigns in it are not made again.
     """
 
     data: str
@@ -64,11 +68,21 @@ class Config:
     labels: str = "0,50,150"
     seeds: int = 48
     campaigns: int = 2000
+    workers: int = 0
     out: pathlib.Path = pathlib.Path("out/forecast_check")
 
 
-def realised(config: ForecastConfig, target: str, seeds: int) -> dict[str, Saved]:
+def realised(config: ForecastConfig, target: str, seeds: int, path: pathlib.Path) -> dict[str, Saved]:
     """What each arm saves on the true gold rewards."""
+    curves = dict(np.load(path)) if path.is_file() else true_curves(config, target, seeds)
+    write_whole(path, lambda file: np.savez(file, **curves))
+    labels = config.initial + config.batch * np.arange(config.rounds + 1)
+    baseline = curves.pop("random+random")
+    return {arm: labels_saved(labels, each, baseline) for arm, each in curves.items()}
+
+
+def true_curves(config: ForecastConfig, target: str, seeds: int) -> dict[str, np.ndarray]:
+    """Learning curves `[seeds, T + 1]` of every arm on the true gold rewards."""
     tables = load(config.data, embeddings=config.embeddings, target=target, metric=config.metric)
     curves = {}
     for first in config.first_names():
@@ -87,9 +101,7 @@ def realised(config: ForecastConfig, target: str, seeds: int) -> dict[str, Saved
             found = program(hparams, table, test, drawn, jnp.int32(at))
             assert not np.asarray(found.status).any(), (config, target, first, rule)
             curves[f"{first}+{rule}"] = np.asarray(found.spearman, np.float64)
-    labels = config.initial + config.batch * np.arange(config.rounds + 1)
-    baseline = curves.pop("random+random")
-    return {arm: labels_saved(labels, each, baseline) for arm, each in curves.items()}
+    return curves
 
 
 def write_labels(path: pathlib.Path, config: ForecastConfig, target: str, count: int, seed: int = 0) -> None:
@@ -117,39 +129,52 @@ def write_labels(path: pathlib.Path, config: ForecastConfig, target: str, count:
     write_whole(path, "\n".join(lines) + "\n")
 
 
-def rows_of(config: Config, data: str, embeddings: str, target: str, pairs: str) -> list[dict[str, Any]]:
-    """One setting: a row for each arm."""
-    name = f"{pathlib.Path(data).stem}-{embeddings}-{target}-{pairs}"
-    folder, done = config.out / name, config.out / name / "rows.json"
-    if done.is_file():
-        return list(json.loads(done.read_text()))
-    folder.mkdir(parents=True, exist_ok=True)
-    array = pathlib.Path(data).with_name(f"{pathlib.Path(data).stem}_{embeddings}.npy")
-    base = ForecastConfig(data=data, embeddings=str(array), pairs=pairs, campaigns=config.campaigns)
-    true, forecasts = realised(base, target, config.seeds), {}
-    for count in map(int, config.labels.split(",")):
-        labels = None
-        if count:
-            labels = str(folder / f"labels-{count}.jsonl")
-            write_labels(pathlib.Path(labels), base, target, count)
-        # Without labels the target is not read: one forecast for all targets.
-        out = folder / f"forecast-{count}" if count else config.out / f"{name.replace(f'-{target}', '')}-unlabelled"
-        own = dataclasses.replace(base, labels=labels, out=out)
-        path = out / "forecast.json"
-        forecasts[count] = json.loads(path.read_text()) if path.is_file() else forecast(own)
-    rows = [
-        {
-            "setting": name,
-            "arm": arm,
-            "realised": {"ratio": saved.ratio, "gain": saved.gain, "enough": saved.random_is_enough},
-            "forecast": {
-                str(count): {each: found["arms"][arm][each] for each in ("ratio", "gain", "ahead", "random_is_enough")}
-                for count, found in forecasts.items()
-            },
-        }
-        for arm, saved in true.items()
-    ]
-    write_whole(done, json.dumps(rows, indent=1) + "\n")
+def simulated(config: ForecastConfig, path: pathlib.Path) -> tuple[TeacherSpace, np.ndarray, dict[str, np.ndarray]]:
+    """Teachers of some draws, all as likely, and the curves of every arm: made once, whatever labels weigh them."""
+    tables = read_tables(config)
+    space = teacher_space(tables, config.seed)
+    teachers = family(length=space.length is not None)
+    equal = np.full(len(teachers), 1 / len(teachers))
+    which, _ = allocate(equal, config.campaigns // len(config.arms()), config.seed)
+    if path.is_file():
+        return space, which, dict(np.load(path))
+    metric = read_metric(config.metric)
+    assert metric is not None
+    curves = simulate(config, within_metric(tables, metric), space, [teachers[at] for at in which])
+    write_whole(path, lambda file: np.savez(file, **curves))
+    return space, which, curves
+
+
+def rows_of(config: Config, data: str, embeddings: str, pairs: str) -> list[dict[str, Any]]:
+    """A row for each target and arm."""
+    table, name = pathlib.Path(data), f"{pathlib.Path(data).stem}-{embeddings}-{pairs}"
+    base = ForecastConfig(
+        data=data,
+        embeddings=str(table.with_name(f"{table.stem}_{embeddings}.npy")),
+        pairs=pairs,
+        campaigns=config.campaigns,
+        workers=config.workers,
+    )
+    config.out.mkdir(parents=True, exist_ok=True)
+    space, which, curves = simulated(base, config.out / f"{name}.npz")
+    teachers, tables, rows = family(length=space.length is not None), read_tables(base), list[dict[str, Any]]()
+    for target in config.targets.split(","):
+        own = f"{name}-{target}"
+        true, forecasts = realised(base, target, config.seeds, config.out / f"{own}.npz"), {}
+        for count in map(int, config.labels.split(",")):
+            labels = None
+            if count:
+                path = config.out / f"{own}-{count}.jsonl"
+                write_labels(path, base, target, count)
+                labels = read_labels(dataclasses.replace(base, labels=str(path)), tables)
+            weights = teacher_weights(space, teachers, labels)
+            importance = weights[which] * len(teachers)
+            forecasts[count] = summarise(base, space, teachers, weights, which, importance, curves)
+            forecasts[count]["effective"] = float(importance.sum() ** 2 / np.square(importance).sum())
+        for arm, saved in true.items():
+            told = {str(n): {**found["arms"][arm], "effective": found["effective"]} for n, found in forecasts.items()}
+            truth = {"ratio": saved.ratio, "gain": saved.gain, "enough": saved.random_is_enough}
+            rows.append({"setting": own, "arm": arm, "realised": truth, "forecast": told})
     return rows
 
 
@@ -205,11 +230,11 @@ def main(config: Config) -> None:
     for data in config.data.split(","):
         for embeddings in config.embeddings.split(","):
             for pairs in config.pairs.split(","):
-                for target in config.targets.split(","):
-                    say(f"{data} {embeddings} {pairs} {target}")
-                    rows += rows_of(config, data, embeddings, target, pairs)
+                say(f"{data} {embeddings} {pairs}")
+                rows += rows_of(config, data, embeddings, pairs)
+                write_whole(config.out / "rows.json", json.dumps(rows, indent=1) + "\n")
+                write_whole(config.out / "report.md", report(rows))
     text = report(rows)
-    write_whole(config.out / "report.md", text)
     show(text)
 
 

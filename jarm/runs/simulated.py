@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -52,8 +53,9 @@ class HeldOut(NamedTuple):
     mask: Bool[Array, "P R"]
 
 
+@functools.lru_cache(maxsize=8)
 def make_campaigns(config: LoopConfig) -> Callable[[HParams, DeviceTable, HeldOut, Drawn, Int[Array, ""]], Curves]:
-    """A compiled function that makes one run for each draw, one after the other.
+    """A compiled function that makes one run for each draw, one after the other; the same for equal configurations.
 
     Args:
       config: the loop.

@@ -87,6 +87,8 @@ class ForecastConfig:
       labels: a Parquet or JSONL file of labelled pairs, by which teachers are weighed: `first` and `second`, numbers of
         responses of the table from 0, and `label`, the probability that the first is preferred, such as 1 or 0.
       out: folder for forecast.json, forecast.md, forecast.png and forecast.svg.
+      candidates: candidate pairs drawn at random per round; 0 considers every pair. Fewer than `jarm compare` takes:
+        most of a campaign's time goes into them.
       firsts: ways to choose the first pairs, separated by commas: "random", "d_opt", "v_opt".
       rules: acquisition rules of the later batches, separated by commas; `jarm rules` lists them.
       campaigns: number of simulated campaigns, of all ways of choosing together.
@@ -110,7 +112,7 @@ class ForecastConfig:
     rounds: int = 8
     batch: int = 50
     initial: int = 50
-    candidates: int = 5000
+    candidates: int = 2000
     prior_variance: float = float(HParams().prior_variance)
     evidence: bool = False
     campaigns: int = 2000
