@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -39,8 +40,9 @@ from jarm.loop.device_table import prepare
 from jarm.report.forecast import Saved, labels_saved
 from jarm.report.markdown import table as markdown_table
 from jarm.runs.programs import keep_compiled
-from jarm.runs.simulated import Drawn, HeldOut, make_campaigns
-from jarm.studies.forecast import allocate, read_labels, read_tables, simulate, summarise, teacher_weights
+from jarm.runs.simulated import BLOCK, Drawn, HeldOut, make_campaigns, simulate
+from jarm.studies.forecast import read_tables, summarise
+from jarm.studies.weighing import allocate, read_labels, teacher_weights
 
 NOISE = 2.0
 
@@ -66,7 +68,7 @@ class Config:
     targets: str
     pairs: str = "within,cross"
     labels: str = "0,50,150"
-    seeds: int = 48
+    seeds: int = 16
     campaigns: int = 2000
     workers: int = 0
     out: pathlib.Path = pathlib.Path("out/forecast_check")
@@ -84,23 +86,25 @@ def realised(config: ForecastConfig, target: str, seeds: int, path: pathlib.Path
 def true_curves(config: ForecastConfig, target: str, seeds: int) -> dict[str, np.ndarray]:
     """Learning curves `[seeds, T + 1]` of every arm on the true gold rewards."""
     tables = load(config.data, embeddings=config.embeddings, target=target, metric=config.metric)
-    curves = {}
+    test = HeldOut(jnp.asarray(tables.test.embeddings()), jnp.asarray(tables.test.mask))
+    gold, curves = jnp.asarray(tables.test.gold, jnp.float32), dict[str, np.ndarray]()
     for first in config.first_names():
         loop = config.loop(first)
         table, hparams, _ = prepare(loop, tables.train, config.hparams())
-        test = HeldOut(jnp.asarray(tables.test.embeddings()), jnp.asarray(tables.test.mask))
-        program, gold = make_campaigns(loop), jnp.asarray(tables.test.gold, jnp.float32)
-        keys = jax.vmap(make_key)(jnp.arange(seeds, dtype=jnp.uint32))
-        drawn = Drawn(
-            key=keys,
-            noise=jnp.full(seeds, NOISE, jnp.float32),
-            train=jnp.broadcast_to(table.gold, (seeds, *table.gold.shape)),
-            test=jnp.broadcast_to(gold, (seeds, *gold.shape)),
-        )
+        table = dataclasses.replace(table, gold_rest=None)
         for at, rule in enumerate(config.rule_names()):
-            found = program(hparams, table, test, drawn, jnp.int32(at))
-            assert not np.asarray(found.status).any(), (config, target, first, rule)
-            curves[f"{first}+{rule}"] = np.asarray(found.spearman, np.float64)
+            made = list[np.ndarray]()
+            for start in range(0, seeds, BLOCK):  # as many at a time as in a forecast, by the same program
+                drawn = Drawn(
+                    key=jax.vmap(make_key)(jnp.arange(start, start + BLOCK, dtype=jnp.uint32)),
+                    noise=jnp.full(BLOCK, NOISE, jnp.float32),
+                    train=jnp.broadcast_to(table.gold, (BLOCK, *table.gold.shape)),
+                    test=jnp.broadcast_to(gold, (BLOCK, *gold.shape)),
+                )
+                found = make_campaigns(loop)(hparams, table, test, drawn, jnp.int32(at))
+                assert not np.asarray(found.status).any(), (config, target, first, rule)
+                made.append(np.asarray(found.spearman, np.float64))
+            curves[f"{first}+{rule}"] = np.concatenate(made)[:seeds]
     return curves
 
 
@@ -140,7 +144,9 @@ def simulated(config: ForecastConfig, path: pathlib.Path) -> tuple[TeacherSpace,
         return space, which, dict(np.load(path))
     metric = read_metric(config.metric)
     assert metric is not None
-    curves = simulate(config, within_metric(tables, metric), space, [teachers[at] for at in which])
+    loops, mapped = {first: config.loop(first) for first in config.first_names()}, within_metric(tables, metric)
+    drawn = [teachers[at] for at in which]
+    curves = simulate(loops, config.hparams(), mapped, space, drawn, seed=config.seed, workers=config.workers)
     write_whole(path, lambda file: np.savez(file, **curves))
     return space, which, curves
 
@@ -166,7 +172,7 @@ def rows_of(config: Config, data: str, embeddings: str, pairs: str) -> list[dict
             if count:
                 path = config.out / f"{own}-{count}.jsonl"
                 write_labels(path, base, target, count)
-                labels = read_labels(dataclasses.replace(base, labels=str(path)), tables)
+                labels = read_labels(path, tables)
             weights = teacher_weights(space, teachers, labels)
             importance = weights[which] * len(teachers)
             forecasts[count] = summarise(base, space, teachers, weights, which, importance, curves)
@@ -184,7 +190,8 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
     def ranks(values: np.ndarray) -> np.ndarray:
         return np.array([(values < each).sum() + (values <= each).sum() for each in values], float)
 
-    return float(np.corrcoef(ranks(a), ranks(b))[0, 1])
+    first, second = ranks(a), ranks(b)
+    return float(np.corrcoef(first, second)[0, 1]) if np.ptp(first) and np.ptp(second) else math.nan
 
 
 def report(rows: list[dict[str, Any]]) -> str:
@@ -227,9 +234,9 @@ def main(config: Config) -> None:
     """Make all settings, and the report."""
     keep_compiled()
     rows = []
-    for data in config.data.split(","):
-        for embeddings in config.embeddings.split(","):
-            for pairs in config.pairs.split(","):
+    for pairs in config.pairs.split(","):
+        for data in config.data.split(","):
+            for embeddings in config.embeddings.split(","):
                 say(f"{data} {embeddings} {pairs}")
                 rows += rows_of(config, data, embeddings, pairs)
                 write_whole(config.out / "rows.json", json.dumps(rows, indent=1) + "\n")

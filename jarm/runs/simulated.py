@@ -4,18 +4,30 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
-from typing import NamedTuple
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jarm.core.base import HParams
+from jarm.core.progress import Progress
+from jarm.core.settings import make_key
+from jarm.core.status import Status, check
+from jarm.core.tables import TrainTest
 from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.data.teachers import Teacher, TeacherSpace, draw_gold
 from jarm.evaluation.ranking import spearman
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import DeviceTable
+from jarm.loop.device_table import DeviceTable, check_run, make_device_table
 from jarm.loop.loop import make_loop
+from jarm.runs.programs import default_workers
+from jarm.runs.runner import side_by_side
+
+BLOCK = 8
+"""Draws per call of a program."""
 
 
 class Drawn(NamedTuple):
@@ -83,3 +95,84 @@ def make_campaigns(config: LoopConfig) -> Callable[[HParams, DeviceTable, HeldOu
         return jax.lax.map(one, drawn)
 
     return campaigns
+
+
+def simulate(
+    loops: Mapping[str, LoopConfig],
+    hparams: HParams,
+    tables: TrainTest,
+    space: TeacherSpace,
+    teachers: Sequence[Teacher],
+    *,
+    seed: int = 0,
+    workers: int = 0,
+) -> dict[str, np.ndarray]:
+    """Learning curves of several ways to choose pairs, on a draw of gold rewards from each of some teachers.
+
+    Args:
+      loops: name of a way to choose the first pairs -> its loop; all have the same rules.
+      hparams: numbers of the loops; the noise is the teachers'.
+      tables: as the learner sees them; gold rewards are not read.
+      space: the features of teachers, for the same tables.
+      teachers: the teacher of each of D draws.
+      seed: of the draws, the first labels, the candidates and the annotator; a draw is the same whatever draws follow.
+      workers: calls at a time; 0 takes one per core on a CPU, else 1.
+
+    Returns:
+      FIRST+RULE -> `[D, T + 1]` mean within-prompt Spearman on the test prompts; NaN where a run failed.
+
+    Raises:
+      JarmError: the table is too small for the labels; or all runs failed.
+    """
+    train = dataclasses.replace(tables.train, gold=None)
+    for loop in loops.values():
+        scale, numbers = check_run(loop, train, hparams)
+    table, numbers = make_device_table(train, scale), jax.tree.map(jnp.asarray, numbers)
+    test = HeldOut(jnp.asarray(tables.test.embeddings()), jnp.asarray(tables.test.mask))
+    arms = {f"{first}+{rule}": (loop, at) for first, loop in loops.items() for at, rule in enumerate(loop.rules)}
+
+    def call(start: int) -> tuple[int, dict[str, Curves]]:
+        drawn = draw_block(seed, space, teachers, start)
+        made = {
+            arm: make_campaigns(loop)(numbers, table, test, drawn, jnp.int32(rule))
+            for arm, (loop, rule) in arms.items()
+        }
+        return start, jax.tree.map(np.asarray, made)
+
+    starts = [(start,) for start in range(0, len(teachers), BLOCK)]
+    # The first call alone, since it compiles.
+    calls = itertools.chain(
+        side_by_side(call, starts[:1], 1), side_by_side(call, starts[1:], workers or default_workers())
+    )
+    curves = {arm: np.full((len(teachers), loop.rounds + 1), np.nan) for arm, (loop, _) in arms.items()}
+    failure = int(Status.OK)
+    for start, made in _shown(calls, len(teachers), len(arms)):
+        for arm, found in made.items():
+            fine = np.where(found.status[:, None] == Status.OK, found.spearman, np.nan)
+            curves[arm][start : start + BLOCK] = fine[: len(teachers) - start]
+            failure = max(failure, int(found.status.max()))
+    if all(np.isnan(each).all() for each in curves.values()):
+        check(failure, "No simulated campaign ran to its end")
+    return curves
+
+
+def draw_block(seed: int, space: TeacherSpace, teachers: Sequence[Teacher], start: int) -> Drawn:
+    """Draws `start` to `start + BLOCK`, each the same whatever block it is in; the last one stands for those beyond."""
+    at = [min(each, len(teachers) - 1) for each in range(start, start + BLOCK)]
+    gold = [draw_gold(space, teachers[each], np.random.default_rng([seed, each])) for each in at]
+    return Drawn(
+        key=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(make_key(seed), jnp.asarray(at, jnp.uint32)),
+        noise=jnp.asarray([teachers[each].noise for each in at], jnp.float32),
+        train=jnp.asarray(np.stack([train for train, _ in gold])),
+        test=jnp.asarray(np.stack([test for _, test in gold])),
+    )
+
+
+def _shown(made: Iterator[Any], draws: int, arms: int) -> Iterator[Any]:
+    """The same with their progress."""
+    total = draws * arms
+    with Progress("forecast", total, f"{total:,} campaigns, compiling first") as progress:
+        for each in made:
+            yield each
+            work = min(BLOCK * arms, total - progress.done)
+            progress.update(work, f"{progress.done + work:,} of {total:,} campaigns")

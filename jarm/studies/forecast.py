@@ -7,43 +7,33 @@ draw. With some labelled pairs, teachers count by the probability that they give
 from __future__ import annotations
 
 import dataclasses
-import itertools
 import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.base import HParams
 from jarm.core.checks import INT32, Check, between, check_fields
 from jarm.core.files import claim, described, make_folder, plain, refuse_link, write_whole
 from jarm.core.outside import mapping, read_json
-from jarm.core.progress import Progress
-from jarm.core.settings import make_key
-from jarm.core.status import JarmError, Status, check
+from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
 from jarm.data.metric import read_metric, within_metric
-from jarm.data.readers import read_columns
 from jarm.data.standardise import standardised
 from jarm.data.tables import load_table
-from jarm.data.teachers import Teacher, TeacherSpace, draw_gold, family, pair_covariance, teacher_space
+from jarm.data.teachers import Teacher, TeacherSpace, family, teacher_space
 from jarm.loop.config import FIRST, LoopConfig
-from jarm.loop.device_table import check_run, make_device_table
+from jarm.loop.device_table import check_run
 from jarm.report.figures import require_matplotlib
 from jarm.report.forecast import Saved, forecast_figure, forecast_in_words, forecast_text, labels_saved, quantiles
-from jarm.reward.laplace import posterior
 from jarm.runs.config import COMPARE_CHECKS, CompareConfig, documented_by, known_names, parts
-from jarm.runs.programs import default_workers
 from jarm.runs.records import CONFIG, provenance
-from jarm.runs.runner import side_by_side
-from jarm.runs.simulated import Curves, Drawn, HeldOut, make_campaigns
+from jarm.runs.simulated import simulate
+from jarm.studies.weighing import allocate, read_labels, teacher_weights
 
-BLOCK = 8
-"""Draws per call of a program."""
 WRITTEN = ("forecast.json", "forecast.md", "forecast.png", "forecast.svg")
 BASELINE = "random+random"
 SOURCE = ("data", "embeddings", "standardise", "allow_leakage", "gen", "emb", "task")
@@ -150,14 +140,6 @@ class ForecastConfig:
         return CompareConfig(rules=self.rules, first=first, head="laplace", members=1, seeds=1, **shared)
 
 
-class Pairs(NamedTuple):
-    """Labelled pairs: `[L]` responses `first` and `second`, as indices into N, and `label`, P(first preferred)."""
-
-    first: np.ndarray
-    second: np.ndarray
-    label: np.ndarray
-
-
 def forecast(config: ForecastConfig) -> dict[str, Any]:
     """Forecast the labels that each way of choosing pairs will save, and write the folder of the forecast.
 
@@ -184,9 +166,10 @@ def forecast(config: ForecastConfig) -> dict[str, Any]:
     tables = plain_tables
     if (metric := read_metric(config.metric)) is not None:
         tables = within_metric(plain_tables, metric)
-    for first in config.first_names():
-        check_run(config.loop(first), dataclasses.replace(tables.train, gold=None), config.hparams())
-    labels = None if config.labels is None else read_labels(config, tables)
+    loops = {first: config.loop(first) for first in config.first_names()}
+    for loop in loops.values():
+        check_run(loop, dataclasses.replace(tables.train, gold=None), config.hparams())
+    labels = None if config.labels is None else read_labels(config.labels, tables)
     try:
         make_folder(config.out)
         with claim(config.out):
@@ -195,7 +178,8 @@ def forecast(config: ForecastConfig) -> dict[str, Any]:
             teachers = family(length=space.length is not None)
             weights = teacher_weights(space, teachers, labels)
             which, importance = allocate(weights, max(1, config.campaigns // len(config.arms())), config.seed)
-            curves = simulate(config, tables, space, [teachers[at] for at in which])
+            drawn = [teachers[at] for at in which]
+            curves = simulate(loops, config.hparams(), tables, space, drawn, seed=config.seed, workers=config.workers)
             summary = summarise(config, space, teachers, weights, which, importance, curves)
             summary["labels_given"] = 0 if labels is None else len(labels.label)
             _write(config, summary)
@@ -211,167 +195,6 @@ def read_tables(config: ForecastConfig) -> TrainTest:
         return load(source.pop("data"), **source)
     tables = load_table(config.data, config.embeddings, None, allow_leakage=config.allow_leakage)
     return standardised(tables) if config.standardise else tables
-
-
-def read_labels(config: ForecastConfig, tables: TrainTest) -> Pairs:
-    """The labelled pairs of a file.
-
-    Raises:
-      JarmError: the file is missing or damaged, lacks a column, or names responses that the table does not have; or
-        the embeddings are not an array in the order of a table.
-    """
-    path = str(config.labels)
-    if config.embeddings is None or not str(config.embeddings).endswith(".npy"):
-        raise JarmError(
-            "Labels number the responses of a table beside an .npy in its order, and "
-            f"{config.embeddings or config.data} is none: write one with `jarm store export`, or leave `--labels` out."
-        )
-    columns = read_columns(path, Pairs._fields)
-    if missing := [name for name in Pairs._fields if name not in columns.names]:
-        raise JarmError(f"{path} has no column {missing[0]!r}: give first, second and label.")
-    first, second, label = (_numbers(path, name, columns.table[name]) for name in Pairs._fields)
-    place = np.full(1 + max(int(table.rows.max()) for table in tables), -1)
-    start = 0
-    for table in tables:
-        place[table.rows[table.mask]] = start + np.flatnonzero(table.mask.reshape(-1))
-        start += table.mask.size
-    for name, ends in (("first", first), ("second", second)):
-        known = (ends == np.floor(ends)) & (ends >= 0) & (ends < len(place))
-        if not known.all():
-            at = int(np.argmin(known))
-            raise JarmError(
-                f"{path}, row {at}: {name} is {ends[at]:g}, and the responses of {config.data} are numbered 0 to "
-                f"{len(place) - 1}: give the row of the response in it."
-            )
-    if (bad := (first == second) | ~((label >= 0) & (label <= 1))).any():
-        at = int(np.argmax(bad))
-        raise JarmError(
-            f"{path}, row {at}: label {label[at]:g} of the pair {first[at]:g}, {second[at]:g}: give two responses, and "
-            "a probability from 0 to 1 that the first is preferred."
-        )
-    return Pairs(place[first.astype(int)], place[second.astype(int)], label)
-
-
-def _numbers(path: str, name: str, column: Any) -> np.ndarray:
-    try:
-        values = np.asarray(column.to_pylist(), np.float64)
-    except (TypeError, ValueError):
-        values = np.array([np.nan])
-    if np.isnan(values).any():
-        raise JarmError(f"{path}: {name} is missing or no number in some row: give a number in each.")
-    return values
-
-
-def log_evidence(space: TeacherSpace, teacher: Teacher, labels: Pairs) -> float:
-    """Log probability of some labels under a teacher, by Laplace's method, in nats.
-
-    The margins of the pairs are Gaussian, with the covariance K of a teacher's differences times beta^2: as those of a
-    linear head whose weights are N(0, I) and whose inputs are the rows of a root of K.
-    """
-    values, vectors = np.linalg.eigh(pair_covariance(space, teacher, labels.first, labels.second))
-    root = teacher.noise * vectors * np.sqrt(np.maximum(values, 0))
-    arrays = (jnp.asarray(each, jnp.float32) for each in (root, labels.label, np.ones(len(root))))
-    found = _posterior(*arrays, jnp.float32(1.0))
-    check(found.status, f"The evidence of {teacher}")
-    return float(found.log_evidence)
-
-
-_posterior = jax.jit(posterior)
-
-
-def teacher_weights(space: TeacherSpace, teachers: Sequence[Teacher], labels: Pairs | None) -> np.ndarray:
-    """Probability of each teacher, given labels: equal without any."""
-    if labels is None:
-        return np.full(len(teachers), 1 / len(teachers))
-    with jax.default_matmul_precision("highest"):
-        evidence = np.array([log_evidence(space, teacher, labels) for teacher in teachers])
-    weights = np.exp(evidence - evidence.max())
-    return np.asarray(weights / weights.sum())
-
-
-def allocate(weights: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Teachers for some draws: half of the draws go to all alike, half by their weights.
-
-    Args:
-      weights: `[C]` probabilities of the teachers.
-      draws: number of draws D.
-      seed: of the order in which teachers take turns.
-
-    Returns:
-      `[D]` a teacher for each draw, and `[D]` the weight of the draw, so that sums over draws stand for the teachers.
-    """
-    rng = np.random.default_rng(seed)
-    order = rng.permutation(len(weights))
-    share = (0.5 * weights + 0.5 / len(weights))[order]
-    # Systematic sampling: each teacher gets its expected number of draws, rounded up or down.
-    places = (np.arange(draws) + rng.uniform()) / draws * share.sum()
-    which = order[np.minimum(np.searchsorted(np.cumsum(share), places), len(order) - 1)]
-    return which, weights[which] / (0.5 * weights[which] + 0.5 / len(weights))
-
-
-def simulate(
-    config: ForecastConfig, tables: TrainTest, space: TeacherSpace, teachers: Sequence[Teacher]
-) -> dict[str, np.ndarray]:
-    """Learning curves `[D, T + 1]` of every arm, on a draw of gold rewards from each teacher; NaN where a run failed.
-
-    Raises:
-      JarmError: all failed.
-    """
-    rules, firsts = config.rule_names(), config.first_names()
-    train = dataclasses.replace(tables.train, gold=None)
-    scale, numbers = check_run(config.loop("random"), train, config.hparams())
-    table, hparams = make_device_table(train, scale), jax.tree.map(jnp.asarray, numbers)
-    test = HeldOut(jnp.asarray(tables.test.embeddings()), jnp.asarray(tables.test.mask))
-    programs = {first: make_campaigns(config.loop(first)) for first in firsts}
-
-    def call(start: int) -> tuple[int, dict[str, Curves]]:
-        drawn = draw_block(config.seed, space, teachers, start)
-        made = {
-            f"{first}+{rule}": programs[first](hparams, table, test, drawn, jnp.int32(at))
-            for first in firsts
-            for at, rule in enumerate(rules)
-        }
-        return start, jax.tree.map(np.asarray, made)
-
-    curves = {arm: np.full((len(teachers), config.rounds + 1), np.nan) for arm in config.arms()}
-    worst = Status.OK
-    for start, made in _shown(
-        _calls(call, len(teachers), config.workers or default_workers()), len(teachers), len(curves)
-    ):
-        for arm, found in made.items():
-            fine = np.where(found.status[:, None] == Status.OK, found.spearman, np.nan)
-            curves[arm][start : start + BLOCK] = fine[: len(teachers) - start]
-            worst = max(worst, int(found.status.max()))
-    if all(np.isnan(each).all() for each in curves.values()):
-        check(worst, "No simulated campaign ran to its end")
-    return curves
-
-
-def draw_block(seed: int, space: TeacherSpace, teachers: Sequence[Teacher], start: int) -> Drawn:
-    """Draws `start` to `start + BLOCK`, each the same whatever block it is in; the last one stands for those beyond."""
-    at = [min(each, len(teachers) - 1) for each in range(start, start + BLOCK)]
-    gold = [draw_gold(space, teachers[each], np.random.default_rng([seed, each])) for each in at]
-    return Drawn(
-        key=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(make_key(seed), jnp.asarray(at, jnp.uint32)),
-        noise=jnp.asarray([teachers[each].noise for each in at], jnp.float32),
-        train=jnp.asarray(np.stack([train for train, _ in gold])),
-        test=jnp.asarray(np.stack([test for _, test in gold])),
-    )
-
-
-def _calls(call: Any, draws: int, workers: int) -> Iterator[tuple[int, dict[str, Curves]]]:
-    """The first call alone, since it compiles, then the others side by side."""
-    starts = [(start,) for start in range(0, draws, BLOCK)]
-    return itertools.chain(side_by_side(call, starts[:1], 1), side_by_side(call, starts[1:], workers))
-
-
-def _shown(made: Iterator[Any], draws: int, arms: int) -> Iterator[Any]:
-    total = draws * arms
-    with Progress("forecast", total, f"{total:,} campaigns, compiling first") as progress:
-        for each in made:
-            yield each
-            work = min(BLOCK * arms, total - progress.done)
-            progress.update(work, f"{progress.done + work:,} of {total:,} campaigns")
 
 
 def summarise(
