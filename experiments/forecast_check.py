@@ -22,7 +22,6 @@ import math
 import pathlib
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import tyro
@@ -96,7 +95,7 @@ def true_curves(config: ForecastConfig, target: str, seeds: int) -> dict[str, np
             made = list[np.ndarray]()
             for start in range(0, seeds, BLOCK):  # as many at a time as in a forecast, by the same program
                 drawn = Drawn(
-                    key=jax.vmap(make_key)(jnp.arange(start, start + BLOCK, dtype=jnp.uint32)),
+                    seed=jnp.arange(start, start + BLOCK, dtype=jnp.uint32),
                     noise=jnp.full(BLOCK, NOISE, jnp.float32),
                     train=jnp.broadcast_to(table.gold, (BLOCK, *table.gold.shape)),
                     test=jnp.broadcast_to(gold, (BLOCK, *gold.shape)),
@@ -139,7 +138,7 @@ def simulated(config: ForecastConfig, path: pathlib.Path) -> tuple[TeacherSpace,
     space = teacher_space(tables, config.seed)
     teachers = family(length=space.length is not None)
     equal = np.full(len(teachers), 1 / len(teachers))
-    which, _ = allocate(equal, config.campaigns // len(config.arms()), config.seed)
+    which, _ = allocate(teachers, equal, config.campaigns // len(config.arms()), config.seed)
     if path.is_file():
         return space, which, dict(np.load(path))
     metric = read_metric(config.metric)

@@ -139,11 +139,11 @@ def forecast_in_words(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[f
             f"to gain most, {gain} in mean Spearman, and needs {ratio} for what "
             f"{saved.baseline_labels:.0f} of them teach."
         )
-    like = "teachers that fit the labels" if weighed else "teachers, the labels' absence leaving all equally likely"
+    likely = "weighed by the labels" if weighed else "all as likely"
     text = (
         f"Expect {arm_in_words(best)}: it needs {ratio}, {saved.labels:.0f} for what {saved.baseline_labels:.0f} "
-        f"teach; mean Spearman {gain}, ahead in {saved.ahead:.0%} of the simulated campaigns. Over {like}, the ratio "
-        f"is {ranges[best][0]:.1f} to {ranges[best][1]:.1f} (80 %)."
+        f"teach; mean Spearman {gain}, ahead in {saved.ahead:.0%} of the simulated campaigns. Over the teachers, "
+        f"{likely}, the ratio is {ranges[best][0]:.1f} to {ranges[best][1]:.1f} (80 %)."
     )
     first, _, rule = best.partition("+")
     alone = arms.get(f"{first}+random")

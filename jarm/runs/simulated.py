@@ -17,7 +17,7 @@ from jarm.core.progress import Progress
 from jarm.core.settings import make_key
 from jarm.core.status import Status, check
 from jarm.core.tables import TrainTest
-from jarm.core.types import Array, Bool, Float, Int, PRNGKey
+from jarm.core.types import Array, Bool, Float, Int, Params
 from jarm.data.teachers import Teacher, TeacherSpace, draw_gold
 from jarm.evaluation.ranking import spearman
 from jarm.loop.config import LoopConfig
@@ -34,13 +34,13 @@ class Drawn(NamedTuple):
     """Some draws of gold rewards, and the annotator of each.
 
     Attributes:
-      key: `[D]` keys: first labels, candidates and opinions of the annotator.
+      seed: `[D]` uint32, of the first labels, the candidates and the opinions of the annotator.
       noise: `[D]` beta.
       train: `[D, P, R]` gold rewards of training responses, in standard deviations.
       test: `[D, P, R]` gold rewards of test responses, in any unit.
     """
 
-    key: PRNGKey
+    seed: Int[Array, "D"]
     noise: Float[Array, "D"]
     train: Float[Array, "D P R"]
     test: Float[Array, "D P R"]
@@ -84,9 +84,9 @@ def make_campaigns(config: LoopConfig) -> Callable[[HParams, DeviceTable, HeldOu
 
         def one(each: Drawn) -> Curves:
             own = dataclasses.replace(table, gold=each.train, gold_rest=None)
-            _, records = run(each.key, dataclasses.replace(hparams, noise=each.noise), own, rule)
+            _, records = run(make_key(each.seed), dataclasses.replace(hparams, noise=each.noise), own, rule)
 
-            def measured(members: Array) -> Float[Array, ""]:
+            def measured(members: Params) -> Float[Array, ""]:
                 rewards = jax.vmap(head.rewards, in_axes=(0, None))(members, flat).mean(axis=0)
                 return jnp.nanmean(jax.vmap(spearman)(rewards.reshape(test.mask.shape), each.test, test.mask))
 
@@ -159,9 +159,10 @@ def simulate(
 def draw_block(seed: int, space: TeacherSpace, teachers: Sequence[Teacher], start: int) -> Drawn:
     """Draws `start` to `start + BLOCK`, each the same whatever block it is in; the last one stands for those beyond."""
     at = [min(each, len(teachers) - 1) for each in range(start, start + BLOCK)]
-    gold = [draw_gold(space, teachers[each], np.random.default_rng([seed, each])) for each in at]
+    chance = [np.random.default_rng([seed, each]) for each in at]
+    gold = [draw_gold(space, teachers[each], rng) for each, rng in zip(at, chance, strict=True)]
     return Drawn(
-        key=jax.vmap(jax.random.fold_in, in_axes=(None, 0))(make_key(seed), jnp.asarray(at, jnp.uint32)),
+        seed=jnp.asarray([rng.integers(1 << 32) for rng in chance], jnp.uint32),
         noise=jnp.asarray([teachers[each].noise for each in at], jnp.float32),
         train=jnp.asarray(np.stack([train for train, _ in gold])),
         test=jnp.asarray(np.stack([test for _, test in gold])),

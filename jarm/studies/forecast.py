@@ -173,11 +173,12 @@ def forecast(config: ForecastConfig) -> dict[str, Any]:
     try:
         make_folder(config.out)
         with claim(config.out):
-            _match_folder(config)
+            _match_folder(config, _settings(config, plain_tables))
             space = teacher_space(plain_tables, config.seed)
             teachers = family(length=space.length is not None)
             weights = teacher_weights(space, teachers, labels)
-            which, importance = allocate(weights, max(1, config.campaigns // len(config.arms())), config.seed)
+            draws = max(1, config.campaigns // len(config.arms()))
+            which, importance = allocate(teachers, weights, draws, config.seed)
             drawn = [teachers[at] for at in which]
             curves = simulate(loops, config.hparams(), tables, space, drawn, seed=config.seed, workers=config.workers)
             summary = summarise(config, space, teachers, weights, which, importance, curves)
@@ -292,13 +293,16 @@ def _row(saved: Saved) -> dict[str, Any]:
     return {name: plain(value) for name, value in row.items()}
 
 
-def _settings(config: ForecastConfig) -> dict[str, Any]:
-    """What the numbers of a folder depend on."""
+def _settings(config: ForecastConfig, tables: TrainTest) -> dict[str, Any]:
+    """What the numbers of a folder depend on, as JSON."""
     options = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    return {name: value for name, value in options.items() if name not in ("out", "workers")}
+    settings = {name: value for name, value in options.items() if name not in ("out", "workers")}
+    settings["tables"] = [table.provenance for table in tables]
+    settings["labelled"] = {} if config.labels is None else described(labels=config.labels)
+    return dict(json.loads(json.dumps(settings, default=str)))
 
 
-def _match_folder(config: ForecastConfig) -> None:
+def _match_folder(config: ForecastConfig, settings: dict[str, Any]) -> None:
     """Refuse a folder that holds another forecast, or files that may be the user's."""
     path = config.out / CONFIG
     for name in (CONFIG, *WRITTEN):
@@ -307,7 +311,6 @@ def _match_folder(config: ForecastConfig) -> None:
             raise JarmError(
                 f"{config.out / name} stands there without a config.json and may be yours: give another --out."
             )
-    settings = _settings(config)
     if path.is_file():
         there = read_json(path, mapping(), cure="put it right, or give another --out")
         other = sorted(name for name in there.keys() | settings.keys() if there.get(name) != settings.get(name))
@@ -321,9 +324,7 @@ def _match_folder(config: ForecastConfig) -> None:
 
 
 def _write(config: ForecastConfig, summary: dict[str, Any]) -> None:
-    files = {"data": config.data} if config.embeddings is not None else {}
-    files |= {} if config.labels is None else {"labels": config.labels}
-    summary |= {"source": described(**files), **provenance()}
+    summary |= provenance()
     write_whole(config.out / "forecast.json", json.dumps(summary, indent=1) + "\n")
     write_whole(config.out / "forecast.md", forecast_text(summary))
     forecast_figure(summary, config.out / "forecast")

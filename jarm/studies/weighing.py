@@ -68,7 +68,7 @@ def read_labels(path: PathLike, tables: TrainTest) -> Pairs:
     return Pairs(place[first.astype(int)], place[second.astype(int)], label)
 
 
-def _numbers(path: str, name: str, column: Any) -> np.ndarray:
+def _numbers(path: PathLike, name: str, column: Any) -> np.ndarray:
     try:
         values = np.asarray(column.to_pylist(), np.float64)
     except (TypeError, ValueError):
@@ -105,21 +105,25 @@ def teacher_weights(space: TeacherSpace, teachers: Sequence[Teacher], labels: Pa
     return np.asarray(weights / weights.sum())
 
 
-def allocate(weights: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def allocate(teachers: Sequence[Teacher], weights: np.ndarray, draws: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Teachers for some draws: half of the draws go to all alike, half by their weights.
 
+    Each teacher gets its expected number of draws, rounded up or down, and so does each shape with each noise.
+
     Args:
+      teachers: the C teachers.
       weights: `[C]` probabilities of the teachers.
       draws: number of draws D.
-      seed: of the order in which teachers take turns.
+      seed: of the order of teachers of one shape and noise.
 
     Returns:
       `[D]` a teacher for each draw, and `[D]` the weight of the draw, so that sums over draws stand for the teachers.
     """
     rng = np.random.default_rng(seed)
-    order = rng.permutation(len(weights))
+    keys = [(teacher.shape, teacher.noise, rng.uniform()) for teacher in teachers]
+    order = np.array(sorted(range(len(teachers)), key=keys.__getitem__))
     share = (0.5 * weights + 0.5 / len(weights))[order]
-    # Systematic sampling: each teacher gets its expected number of draws, rounded up or down.
+    # Systematic sampling: a step of one draw along the cumulated shares.
     places = (np.arange(draws) + rng.uniform()) / draws * share.sum()
     which = order[np.minimum(np.searchsorted(np.cumsum(share), places), len(order) - 1)]
     return which, weights[which] / (0.5 * weights[which] + 0.5 / len(weights))
