@@ -59,6 +59,7 @@ PAGES = [
     "docs/architecture.md",
     "docs/data.md",
     "docs/embedding.md",
+    "docs/forecast.md",
     "docs/rules.md",
     "docs/selection.md",
     "docs/store.md",
