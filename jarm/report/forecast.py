@@ -102,7 +102,8 @@ def quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequence[float]) 
     """
     order = np.argsort(values)
     upto = np.cumsum(weights[order]) / np.sum(weights)
-    return [float(values[order][min(np.searchsorted(upto, share), len(values) - 1)]) for share in shares]
+    places = np.minimum(np.searchsorted(upto, np.asarray(shares)), len(values) - 1)
+    return [float(value) for value in values[order][places]]
 
 
 def arm_in_words(arm: str) -> str:

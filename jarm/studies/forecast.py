@@ -221,10 +221,10 @@ def summarise(
     arms = [arm for arm in curves if arm != BASELINE]
 
     def saved(arm: str, some: Any = slice(None), last: int | None = None) -> Saved:
-        these = (curves[each][some, :last] for each in (arm, BASELINE))
-        return labels_saved(labels[:last], *these, importance[some], config.seed)
+        own, baseline = curves[arm][some, :last], curves[BASELINE][some, :last]
+        return labels_saved(labels[:last], own, baseline, importance[some], config.seed)
 
-    cells = []
+    cells = list[dict[str, Any]]()
     for shape, noise in dict.fromkeys((teacher.shape, teacher.noise) for teacher in teachers):
         inside = np.array([(teacher.shape, teacher.noise) == (shape, noise) for teacher in teachers])
         if (some := inside[which]).any():
