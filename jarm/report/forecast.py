@@ -252,7 +252,7 @@ def forecast_figure(summary: dict[str, Any], path_stem: pathlib.Path) -> list[pa
             )
             for (row, column), ratio in np.ndenumerate(grid):
                 if not math.isnan(ratio):
-                    axes.text(column, row, f"{ratio:.1f}", ha="center", va="center", fontsize=8)
+                    axes.text(column, row + 0.27, f"{ratio:.1f}", ha="center", va="center", fontsize=8)
             if summary["labels_given"]:
                 rows, columns = np.indices(weights.shape)
                 axes.scatter(
