@@ -16,6 +16,11 @@ from jarm.report.statistics import area_under_curve, interval, labels_to_reach, 
 ENOUGH_RATIO, ENOUGH_GAIN = 1.1, 0.01
 """Random pairs are enough where the lower end of the labels saved is no more than this ratio, or the gain in mean
 Spearman is below this."""
+CAVEAT = (
+    "On ten real tables forecasts were too hopeful (docs/forecast.md): hold this against `jarm compare` where you have "
+    "gold rewards."
+)
+"""What is known of forecasts."""
 DRAWS = 1000
 """Resamples of an interval."""
 
@@ -124,7 +129,14 @@ def forecast_in_words(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[f
       arms: arm -> what it saves, expected over the teachers.
       ranges: arm -> low and high end of the ratio over teachers, of 80 % of their weight.
       weighed: whether labels weigh the teachers.
+
+    Returns:
+      The answer, which ends with how far forecasts were right where that is known.
     """
+    return f"{_expected(arms, ranges, weighed)} {CAVEAT}"
+
+
+def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], weighed: bool) -> str:
     best = max(arms, key=lambda arm: arms[arm].gain[0])
     useful = [arm for arm in arms if not arms[arm].random_is_enough]
     if useful:

@@ -129,7 +129,11 @@ def simulate(
         scale, numbers = check_run(loop, train, hparams)
     table, numbers = make_device_table(train, scale), jax.tree.map(jnp.asarray, numbers)
     test = HeldOut(jnp.asarray(tables.test.embeddings()), jnp.asarray(tables.test.mask))
-    arms = {f"{first}+{rule}": (loop, at) for first, loop in loops.items() for at, rule in enumerate(loop.rules)}
+    arms = {
+        f"{first}+{'random' if rule == 'then_random' else rule}": (loop, at)
+        for first, loop in loops.items()
+        for at, rule in enumerate(loop.rules)
+    }
 
     def call(start: int) -> tuple[int, dict[str, Curves]]:
         drawn = draw_block(seed, space, teachers, start)

@@ -26,7 +26,7 @@ from jarm.data.standardise import standardised
 from jarm.data.tables import load_table
 from jarm.data.teachers import Teacher, TeacherSpace, family, teacher_space
 from jarm.loop.config import FIRST, LoopConfig
-from jarm.loop.device_table import check_run
+from jarm.loop.device_table import check_run, limit_per_prompt
 from jarm.report.figures import require_matplotlib
 from jarm.report.forecast import Saved, forecast_figure, forecast_in_words, forecast_text, labels_saved, quantiles
 from jarm.runs.config import COMPARE_CHECKS, CompareConfig, documented_by, known_names, parts
@@ -86,11 +86,11 @@ class ForecastConfig:
       workers: calls at a time; 0 takes one per core on a CPU, else 1.
     """
 
-    data: str = "synthetic"
+    data: str = "synthetic:hidden"
     embeddings: str | None = None
     labels: str | None = None
     standardise: bool = True
-    metric: str = "within:1:64"
+    metric: str = "within:2:64"
     allow_leakage: bool = False
     gen: str | None = None
     emb: str | None = None
@@ -128,8 +128,11 @@ class ForecastConfig:
         return [f"{first}+{rule}" for first in self.first_names() for rule in self.rule_names()]
 
     def loop(self, first: str) -> LoopConfig:
-        """The loop of all arms with one way to choose the first pairs."""
-        return self._compared(first).loop()
+        """The loop of all arms with one way to choose the first pairs; random pairs after those that are chosen."""
+        loop = self._compared(first).loop()
+        if first == "random":
+            return loop
+        return dataclasses.replace(loop, rules=("then_random", *loop.rules[1:]))
 
     def hparams(self) -> HParams:
         """The traced numbers, but for the noise, which is the teachers'."""
@@ -167,7 +170,8 @@ def forecast(config: ForecastConfig) -> dict[str, Any]:
     if (metric := read_metric(config.metric)) is not None:
         tables = within_metric(plain_tables, metric)
     loops = {first: config.loop(first) for first in config.first_names()}
-    for loop in loops.values():
+    for first, loop in loops.items():
+        loops[first] = dataclasses.replace(loop, per_prompt=limit_per_prompt(loop, tables.train))
         check_run(loop, dataclasses.replace(tables.train, gold=None), config.hparams())
     labels = None if config.labels is None else read_labels(config.labels, tables)
     try:

@@ -69,7 +69,8 @@ def test_sentences():
         "Expect v_opt throughout: it needs 2.2 times fewer labels than random pairs (1.8 to 2.6), 200 for what 440 "
         "teach; mean Spearman +.030, ahead in 80% of the simulated campaigns."
     )
-    assert text.endswith("The first batch alone gains 50% of that.")
+    assert "The first batch alone gains 50% of that." in text
+    assert text.endswith("hold this against `jarm compare` where you have gold rewards.")
     text = forecast_in_words({"v_opt+random": half}, {"v_opt+random": [0.9, 1.2]}, weighed=True)
     assert text.startswith("Random pairs are enough on embeddings like these")
     assert arm_in_words("random+greedy_dopt") == "random first, then greedy_dopt"
