@@ -6,7 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marks import sampled
 
 from jarm.core.base import HParams
 from jarm.design.criteria import D_OPTIMAL
@@ -53,7 +52,8 @@ def batch(features, rewards, space):
     return greedy(D_OPTIMAL, features, rewards, space, jnp.eye(F), 256, tile=TILE)
 
 
-@pytest.mark.parametrize("program", sampled([best, information, batch], batch))
+@pytest.mark.slow
+@pytest.mark.parametrize("program", [best, information, batch])
 def test_scoring_every_pair_takes_the_memory_of_a_tile(program, problem):
     assert temporaries(program, *problem) < BUDGETS[program.__name__]
 

@@ -7,6 +7,7 @@ import itertools
 import math
 import os
 import pathlib
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -221,13 +222,17 @@ def _draw_references(
         # Names of lines close to one another stand side by side.
         place, last = (place + 0.25 if value - last < margin else 0.01), value
         axes.axhline(value, color="#555555", linewidth=0.8, linestyle=(0, (2, 2)), zorder=1)
-        axes.annotate(
+        written = axes.annotate(
             name, (place, value), xycoords=("axes fraction", "data"), va="bottom", fontsize=7.5, color="#555555"
         )
+        written.set_in_layout(False)  # else many names, or long ones, leave no room for the axes
     for names, arrow, height, side in ((above, "\u2191", 0.985, "top"), (below, "\u2193", 0.015, "bottom")):
         if names:
-            text = f"{arrow} {', '.join(names)}"
-            axes.annotate(text, (0.01, height), xycoords="axes fraction", va=side, fontsize=7.5, color="#555555")
+            text = textwrap.fill(f"{arrow} {', '.join(names)}", 56)
+            written = axes.annotate(
+                text, (0.01, height), xycoords="axes fraction", va=side, fontsize=7.5, color="#555555"
+            )
+            written.set_in_layout(False)
 
 
 def _short(rule: str, longest: int = 40) -> str:

@@ -28,7 +28,7 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     Example:
       >>> import pathlib, tempfile
       >>> from jarm import CompareConfig, compare
-      >>> sizes = {"rounds": 1, "batch": 5, "initial": 10, "candidates": 100, "head": "linear", "members": 1}
+      >>> sizes = {"rounds": 1, "batch": 5, "initial": 10, "candidates": 100, "head": "linear", "first": "random"}
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     summary = compare(CompareConfig(rules="entropy", seeds=1, out=pathlib.Path(folder), **sizes))
       >>> summary["rules"]["entropy"]["labels"]  # random ones, then a batch that entropy chose

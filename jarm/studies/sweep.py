@@ -30,7 +30,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
     Example:
       >>> import pathlib, tempfile
       >>> from jarm import CompareConfig, SweepConfig, sweep
-      >>> sizes = {"rounds": 1, "batch": 5, "initial": 10, "candidates": 100, "head": "linear", "members": 1}
+      >>> sizes = {"rounds": 1, "batch": 5, "initial": 10, "candidates": 100, "head": "linear", "first": "random"}
       >>> with tempfile.TemporaryDirectory() as folder:
       ...     base = CompareConfig(rules="entropy", seeds=1, out=pathlib.Path(folder), **sizes)
       ...     summary = sweep(SweepConfig(base, {"noise": [0.5, 2.0]}))

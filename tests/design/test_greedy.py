@@ -212,7 +212,7 @@ def chosen(name, features, rewards, space, targets, margins, prior, limits, **op
     return batch_of(jnp.int32(NAMES.index(name)), *arrays, space, jnp.asarray(prior), limits, **options)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", sampled(NAMES, "v few"))
 def test_limits_that_leave_too_few_pairs_give_those_and_say_so(name):
     features, rewards, space, *rest, _ = simple("within")
     for limits, most in (

@@ -90,7 +90,7 @@ CONFIGS = {
         warm_start=True,
     ),
 }
-FAST = ("within", "cross prompts drawn")
+FAST = ("within",)
 NAMED = [name if name in FAST else slow(name) for name in CONFIGS]
 RULES = [
     (name, rule) if name in FAST else slow(name, rule)
@@ -718,4 +718,5 @@ def test_embeddings_that_teach_nothing_are_refused_before_a_fit():
         prepare(SHORT, with_embeddings(np.repeat(embeddings[:, :1], WIDTH, axis=1)))
     with pytest.raises(JarmError, match="embeddings are equal in every pair across prompts"):
         prepare(dataclasses.replace(SHORT, pairs="cross"), with_embeddings(np.ones_like(embeddings)))
-    prepare(dataclasses.replace(SHORT, pairs="cross"), with_embeddings(np.repeat(embeddings[:, :1], WIDTH, axis=1)))
+    across = dataclasses.replace(SHORT, pairs="cross", head=HeadConfig())
+    prepare(across, with_embeddings(np.repeat(embeddings[:, :1], WIDTH, axis=1)))

@@ -64,6 +64,7 @@ def test_the_prior_of_a_rule_is_that_of_the_head():
         np.testing.assert_allclose(np.linalg.inv(np.float64(found)), sigma, rtol=1e-3, atol=1e-5 * np.abs(sigma).max())
 
 
+@pytest.mark.slow
 def test_units_of_the_embeddings_do_not_matter():
     """One prior variance serves embeddings of any scale: the same pairs, and the same rewards."""
     found = []

@@ -80,6 +80,7 @@ def test_what_is_not_shown_is_not_said():
     assert several.reached is None
 
 
+@pytest.mark.slow
 def test_a_curve_that_rises_slowly_is_seldom_called_flat():
     """By .012 over the last half: flat is wrong, and said of no more than 1 in 40 such comparisons."""
     rng, curve = np.random.default_rng(1), 0.5 + 0.012 * (LABELS - 50) / 200

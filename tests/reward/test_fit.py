@@ -218,7 +218,8 @@ def test_a_warm_start_is_where_it_starts(key):
     chex.assert_trees_all_equal(params, start)
 
 
-@pytest.mark.parametrize("head", [SMALL, slow(HEADS[1])])
+@pytest.mark.slow
+@pytest.mark.parametrize("head", [SMALL, HEADS[1]])
 def test_one_program_for_all_rounds_and_seeds(head, key):
     """Scanned over a growing set, seeds mapped or batched: the same fits, compiled once, with strong types."""
     e, pairs, _ = problem(n=40)

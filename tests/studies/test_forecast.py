@@ -112,6 +112,7 @@ def test_arms_share_first_labels(small, parts):
     np.testing.assert_array_equal(curves["random+random"][:, 0], curves["random+dopt"][:, 0])
 
 
+@pytest.mark.slow
 def test_labels_weigh_teachers(finished, tmp_path):
     config, _ = finished
     rng = np.random.default_rng(0)

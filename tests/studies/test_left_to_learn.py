@@ -7,11 +7,11 @@ import pytest
 
 from jarm import CompareConfig, compare
 from jarm.core.files import sealed
+from jarm.runs.config import PAPER
 from jarm.runs.records import read_records
 
-CONFIG = CompareConfig(
-    rules="random", rounds=1, batch=5, initial=10, seeds=1, candidates=100, head="linear", members=1, vmap_runs=1
-)
+OPTIONS = {**PAPER, "rules": "random", "head": "linear"}
+CONFIG = CompareConfig(**OPTIONS, rounds=1, batch=5, initial=10, seeds=1, candidates=100, members=1, vmap_runs=1)
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +20,7 @@ def finished(tmp_path_factory):
     return out, compare(dataclasses.replace(CONFIG, out=out))
 
 
+@pytest.mark.slow
 def test_a_folder_has_the_lines_and_the_refit_of_each_run(finished):
     out, summary = finished
     lines = read_records(out)
@@ -35,6 +36,7 @@ def test_a_folder_has_the_lines_and_the_refit_of_each_run(finished):
     assert summary["left_to_learn"] is None  # one seed shows nothing
 
 
+@pytest.mark.slow
 def test_a_folder_of_an_earlier_version_goes_on(finished, tmp_path):
     """Its runs stay as they are, and the lines that it lacks are added."""
     out, _ = finished

@@ -618,6 +618,7 @@ def test_plan_counts_and_writes_nothing(tmp_path, capsys):
     assert [path.name for path in tmp_path.iterdir()] == ["noise.toml"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
     file = tmp_path / "noise.toml"
     file.write_text(TOML)

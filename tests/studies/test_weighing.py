@@ -81,6 +81,7 @@ def test_evidence_of_one_label_is_near_its_integral(space):
     assert log_evidence(space, teacher, pair) == pytest.approx(exact, abs=0.03)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("planted", "name"),
     [
