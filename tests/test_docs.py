@@ -32,10 +32,10 @@ def test_readme_examples_run():
 
 @pytest.mark.slow
 def test_the_loop_of_the_page_on_selection_runs():
-    shown = io.StringIO()
+    scope, shown = {}, io.StringIO()
     with contextlib.redirect_stdout(shown):
         for block in blocks("docs/selection.md", "python"):
-            exec(block, {})
+            exec(block, scope)
     assert "log det" in shown.getvalue()
 
 
