@@ -26,7 +26,17 @@ TWINS = (
     *(name for name in RULES if "marginal" in name),
 )
 # Rules that invert no information matrix, which collapsed features would make singular.
-NO_METRIC = ("random", "entropy", "max_diff", "variance", "variance_prob", "bald", "batch_bald", "bal_pm")
+NO_METRIC = (
+    "random",
+    "then_random",
+    "entropy",
+    "max_diff",
+    "variance",
+    "variance_prob",
+    "bald",
+    "batch_bald",
+    "bal_pm",
+)
 NO_METRIC += tuple(name for name in RULES if RULES[name].rule.__module__.endswith(("duels", "intervals")))
 NO_METRIC += ("power_bald", "softmax_bald")
 

@@ -39,6 +39,7 @@ TOML = """
 data = "synthetic"
 metric = "none"
 first = "random"
+per_prompt = 0
 rules = "greedy_dopt"
 rounds = 2
 batch = 5
