@@ -204,6 +204,7 @@ def write_published(folder):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_published_arrays_are_studied(tmp_path):
     folder = tmp_path / "arrays"
     folder.mkdir()

@@ -56,6 +56,7 @@ def test_rows_and_table():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_every_part_works_on_this_checkout():
     for part in two_trees.PARTS:
         found = two_trees.start_child(part, ROOT, tiny=True)

@@ -255,6 +255,7 @@ def test_what_cannot_be_chosen_from_has_a_status(name, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
+@pytest.mark.nightly
 def test_shortlists_batches_of_problems_and_second_calls(name):
     """The same batch from a shortlist of 2 and of all pairs, with others under `vmap`; and nothing compiles again."""
     problems = [simple(seed=seed) for seed in range(3)]

@@ -101,6 +101,7 @@ def test_two_processes_stop_together_and_go_on(job, reference):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_with_different_texts_do_not_start(job):
     folder, options = job
     other = write_rows(folder / "other.jsonl", random_rows(150, prompt=20, seed=5))

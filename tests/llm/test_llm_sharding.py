@@ -272,6 +272,7 @@ def test_every_family_on_every_mesh():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_are_one(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))

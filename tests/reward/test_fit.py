@@ -134,6 +134,7 @@ CASES = [problem(n=n, capacity=103, responses=400) for n in (1, 40, 103)]
 
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [slow(two_halves(holdout=0.2)), two_halves(holdout=0.2, folds=1, members=6)])
+@pytest.mark.nightly
 def test_small_sizes_are_branched_to_without_a_trace_of_it(config, monkeypatch):
     fit = make_fit(SMALL, config)
     branching = [fit(jax.random.key(0), HPARAMS, e, pairs) for e, pairs, _ in CASES]
@@ -144,6 +145,7 @@ def test_small_sizes_are_branched_to_without_a_trace_of_it(config, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_under_vmap_all_take_the_size_of_the_largest():
     fit, (e, *_) = make_fit(SMALL, two_halves(holdout=0.2)), CASES[0]
     labelled = [pairs for _, pairs, _ in CASES]

@@ -182,6 +182,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_seeds_by_vmap_are_seeds_one_by_one(tmp_path):
     config = dataclasses.replace(SMALL, head="laplace", members=2)
     for runs in (1, 3):

@@ -161,6 +161,7 @@ def test_the_command_says_what_is_wrong(capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_default_ways_run(small, tmp_path):
     config = dataclasses.replace(small, firsts="random,v_opt", rules="random,v_opt", campaigns=64, out=tmp_path / "out")
     assert list(forecast(config)["arms"]) == ["random+v_opt", "v_opt+random", "v_opt+v_opt"]

@@ -348,6 +348,7 @@ def test_an_axis_of_tables_of_two_kinds_and_of_rounds_goes_on(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_axis_of_rounds_goes_on_with_another_base(tmp_path):
     config = small(tmp_path, {"rounds": [1, 2]}, seeds=1)
     sweep(config)
@@ -379,6 +380,7 @@ def test_a_run_that_fails_is_recorded_and_the_others_go_on(finished, tmp_path, c
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_run_that_fails_leaves_its_neighbours_under_vmap_as_they_are(together, tmp_path):
     sweep(small(tmp_path, {"learning_rate": [1e-3, 2e-3]}, vmap_runs=2))
     healthy, found = runs(tmp_path, "learning_rate"), runs(together, "learning_rate")

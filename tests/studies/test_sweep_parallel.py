@@ -166,6 +166,7 @@ def test_every_rule_runs_on_several_devices(pairs, job):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("processes", [2, 1])
+@pytest.mark.nightly
 def test_processes_killed_in_the_middle_leave_what_others_go_on_with(processes, job, reference):
     """Killed when the second has made a run; started again by two, or by one alone, who gathers what is there."""
     out = job / f"killed-{processes}"
@@ -205,6 +206,7 @@ def test_processes_that_cannot_start_stop_together(files, words, job):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_whose_folder_is_refused_stop_together(job, reference):
     before = lines(job / "one")
     refused(pair(job, job / "one", ["other.toml"] * 2), ("batch 5 there, 6 here", "Another process stopped"))
