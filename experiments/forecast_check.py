@@ -18,13 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 import pathlib
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import tyro
+from league import rank_correlation
 
 from jarm import AnnotatorConfig, ForecastConfig
 from jarm.core.files import write_whole
@@ -87,8 +87,7 @@ def true_curves(config: ForecastConfig, target: str, seeds: int) -> dict[str, np
     tables = load(config.data, embeddings=config.embeddings, target=target, metric=config.metric)
     test = HeldOut(jnp.asarray(tables.test.embeddings()), jnp.asarray(tables.test.mask))
     gold, curves = jnp.asarray(tables.test.gold, jnp.float32), dict[str, np.ndarray]()
-    for first in config.first_names():
-        loop = config.loop(first)
+    for first, loop in config.loops(tables.train).items():
         table, hparams, _ = prepare(loop, tables.train, config.hparams())
         table = dataclasses.replace(table, gold_rest=None)
         for at, rule in enumerate(config.rule_names()):
@@ -143,7 +142,8 @@ def simulated(config: ForecastConfig, path: pathlib.Path) -> tuple[TeacherSpace,
         return space, which, dict(np.load(path))
     metric = read_metric(config.metric)
     assert metric is not None
-    loops, mapped = {first: config.loop(first) for first in config.first_names()}, within_metric(tables, metric)
+    mapped = within_metric(tables, metric)
+    loops = config.loops(mapped.train)
     drawn = [teachers[at] for at in which]
     curves = simulate(loops, config.hparams(), mapped, space, drawn, seed=config.seed, workers=config.workers)
     write_whole(path, lambda file: np.savez(file, **curves))
@@ -181,16 +181,6 @@ def rows_of(config: Config, data: str, embeddings: str, pairs: str) -> list[dict
             truth = {"ratio": saved.ratio, "gain": saved.gain, "enough": saved.random_is_enough}
             rows.append({"setting": own, "arm": arm, "realised": truth, "forecast": told})
     return rows
-
-
-def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Spearman's, with average ranks of ties."""
-
-    def ranks(values: np.ndarray) -> np.ndarray:
-        return np.array([(values < each).sum() + (values <= each).sum() for each in values], float)
-
-    first, second = ranks(a), ranks(b)
-    return float(np.corrcoef(first, second)[0, 1]) if np.ptp(first) and np.ptp(second) else math.nan
 
 
 def report(rows: list[dict[str, Any]]) -> str:

@@ -6,7 +6,7 @@ Command   python experiments/labels_saved.py --table alpaca_eval_200x20.parquet 
               --embeddings alpaca_eval_200x20_minilm_mean.npy,alpaca_eval_200x20_gemma3_270m_mean.npy
 Hardware  2 CPU cores, about ten minutes of one core for each embedding, target and kind of pairs; interrupt it as
           you like.
-Expected  `experiments/README.md` has the tables.
+Expected  `docs/choosing.md` has the table.
 
 An arm is a learner, a metric, a first batch and a rule; all arms of a setting share seeds. For every arm the table has
 the test Spearman after the first batch, its mean over later rounds and its last value, less those of random labels with

@@ -17,7 +17,8 @@ import numpy as np
 
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
-from jarm.data.metric import MAX_WIDTH, Within, within_metric
+from jarm.core.within import MAX_WIDTH, centred
+from jarm.data.metric import Within, within_metric
 
 WAVES = 512
 """Random Fourier features of a nonlinear teacher."""
@@ -114,11 +115,11 @@ class TeacherSpace:
 
     def centred(self, values: np.ndarray) -> np.ndarray:
         """Values `[N, k]` less the mean of their prompt, of mean squared length 1 over training responses."""
-        values = np.where(self.mask[:, None], values, 0).astype(np.float64)
-        starts = np.flatnonzero(np.diff(self.prompt, prepend=-1))
-        counts = np.add.reduceat(self.mask, starts, dtype=np.int64)
-        means = np.add.reduceat(values, starts) / np.maximum(counts, 1)[:, None]
-        values = np.where(self.mask[:, None], values - means[self.prompt], 0)
+        grids, rows = list[np.ndarray](), np.where(self.mask[:, None], values, 0)
+        for table in self.tables:
+            own, rows = rows[: table.mask.size], rows[table.mask.size :]
+            grids.append(centred(own.reshape(*table.mask.shape, -1), table.mask).reshape(own.shape))
+        values = np.concatenate(grids)
         count = self.tables.train.mask.sum()
         size = np.square(values[: self.tables.train.mask.size]).sum() / count
         return (values / np.sqrt(size)).astype(np.float32) if size > 0 else values.astype(np.float32)
@@ -167,8 +168,8 @@ def teacher_space(tables: TrainTest, seed: int = 0) -> TeacherSpace:
     if not all("length" in table.attributes for table in tables):
         return space
     lengths = np.concatenate([np.log1p(_column(table, "length")) for table in tables])
-    centred = space.centred(lengths[:, None])[:, 0]
-    return dataclasses.replace(space, length=centred) if centred.any() else space
+    length = space.centred(lengths[:, None])[:, 0]
+    return dataclasses.replace(space, length=length) if length.any() else space
 
 
 def _column(table: ResponseTable, name: str) -> np.ndarray:

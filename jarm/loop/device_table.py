@@ -279,7 +279,8 @@ def limit_per_prompt(config: LoopConfig, table: ResponseTable) -> int | None:
       table: the training table.
     """
     taken, real = 1 if config.pairs == "within" else 2, table.mask.sum(axis=1)
-    pairs = real * (real - 1) // 2 if taken == 1 else real
+    # Pairs of equal embeddings are never offered.
+    pairs = real * (real - 1) // 2 - table.copies[0] if taken == 1 else real
     prompts = int((pairs > config.rounds).sum()) - config.initial
     if config.prompts is not None:
         prompts = min(prompts, config.prompts)

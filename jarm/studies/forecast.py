@@ -19,7 +19,7 @@ from jarm.core.checks import INT32, Check, between, check_fields
 from jarm.core.files import claim, described, make_folder, plain, refuse_link, write_whole
 from jarm.core.outside import mapping, read_json
 from jarm.core.status import JarmError
-from jarm.core.tables import TrainTest
+from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.datasets import load
 from jarm.data.metric import read_metric, within_metric
 from jarm.data.standardise import standardised
@@ -134,6 +134,13 @@ class ForecastConfig:
             return loop
         return dataclasses.replace(loop, rules=("then_random", *loop.rules[1:]))
 
+    def loops(self, train: ResponseTable) -> dict[str, LoopConfig]:
+        """Name of a way to choose the first pairs -> its loop, with the limit per prompt that the table allows."""
+        found = {first: self.loop(first) for first in self.first_names()}
+        return {
+            first: dataclasses.replace(loop, per_prompt=limit_per_prompt(loop, train)) for first, loop in found.items()
+        }
+
     def hparams(self) -> HParams:
         """The traced numbers, but for the noise, which is the teachers'."""
         return self._compared("random").hparams()
@@ -169,9 +176,8 @@ def forecast(config: ForecastConfig) -> dict[str, Any]:
     tables = plain_tables
     if (metric := read_metric(config.metric)) is not None:
         tables = within_metric(plain_tables, metric)
-    loops = {first: config.loop(first) for first in config.first_names()}
-    for first, loop in loops.items():
-        loops[first] = dataclasses.replace(loop, per_prompt=limit_per_prompt(loop, tables.train))
+    loops = config.loops(tables.train)
+    for loop in loops.values():
         check_run(loop, dataclasses.replace(tables.train, gold=None), config.hparams())
     labels = None if config.labels is None else read_labels(config.labels, tables)
     try:

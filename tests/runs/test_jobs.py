@@ -9,6 +9,7 @@ import pytest
 
 from jarm import CompareConfig, JarmError, ResponseTable, SweepConfig, TrainTest, synthetic
 from jarm.cli import main
+from jarm.loop.device_table import limit_per_prompt
 from jarm.runs import jobs
 from jarm.runs.config import PAPER
 from jarm.runs.grid import Setting, expand
@@ -35,6 +36,11 @@ def test_the_limit_per_prompt_is_1_where_prompts_suffice():
     for changes, limit in [({"batch": 75}, 1), ({"batch": 76}, None), ({"batch": 20, "candidates": 1000}, None)]:
         (job,) = read_jobs([Setting({}, dataclasses.replace(across, **changes))])
         assert job.loop.per_prompt == limit
+    # Pairs of copies are never offered, so prompts that hold no other fill nothing.
+    train = synthetic(seed=0).train
+    copied = dataclasses.replace(train, store=np.repeat(train.store[::10], 10, axis=0))
+    assert limit_per_prompt(base.loop(), train) == 1
+    assert limit_per_prompt(base.loop(), copied) is None
 
 
 @pytest.mark.parametrize("kinds", [["flip", "bradley_terry"], ["bradley_terry", "flip"]])
