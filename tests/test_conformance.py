@@ -72,12 +72,9 @@ def test_rule(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "kind", ["within", *(pytest.param(kind, marks=pytest.mark.nightly) for kind in ("cross", "all"))]
-)
-@pytest.mark.parametrize(
-    "name", [pytest.param(name, marks=[pytest.mark.nightly] * (name not in OFTEN)) for name in RULES]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("kind", ["within", "cross", "all"])
+@pytest.mark.parametrize("name", RULES)
 def test_rule_elsewhere(name, kind):
     if name in TWINS and kind != "within":
         return

@@ -31,6 +31,7 @@ def test_readme_examples_run():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_loop_of_the_page_on_selection_runs():
     scope, shown = {}, io.StringIO()
     with contextlib.redirect_stdout(shown):

@@ -87,6 +87,7 @@ def without_runs(monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_report_has_every_study_and_needs_nothing_else(without_runs, tmp_path):
     config = reproduce_all.Config(size="small", seeds=6, targets="one,two", data="made_up.parquet", out=tmp_path)
     found = reproduce_all.run_all(config)

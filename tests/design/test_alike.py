@@ -34,6 +34,7 @@ LONGER = [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "within")) for 
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seed", [1, pytest.param(3, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("kind", LONGER)
 def test_tiles_counts_and_samples_hold_the_pairs_that_differ(kind, seed):
@@ -76,6 +77,7 @@ def test_without_equal_rows_a_space_is_what_it_was():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("name", "kind"), list(zip(list(RULES)[::6], itertools.cycle(KINDS), strict=False)))
 def test_no_rule_picks_them(name, kind):
     case = make_case(kind)

@@ -111,6 +111,7 @@ def relaxed64(z, prior, k, steps=20_000):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @settings(max_examples=12, deadline=None)
 @given(
     st.integers(0, 2**32 - 1),

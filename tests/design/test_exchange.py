@@ -112,6 +112,7 @@ def best_swap64(features, rewards, space, prior, limits, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**32 - 1), st.sampled_from(sorted(CASES)), st.floats(-4, 1))
 def test_a_batch_only_becomes_better_until_no_swap_helps(seed, name, prior_power):

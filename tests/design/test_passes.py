@@ -57,6 +57,7 @@ def check_best(best, y, space, k):
 @pytest.mark.parametrize("kind", ["cross", "all"])
 @pytest.mark.parametrize(("block", "group", "prompts"), [slow(16, 1, 5), (16, 3, 15), slow(32, 4, 23)])
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_many_blocks_are_as_good_as_a_full_sort(monkeypatch, kind, block, group, prompts):
     """Exclusions among the best, ineligible responses, costs, copies, equal scores, and k above the space."""
     size = prompts * WIDTH

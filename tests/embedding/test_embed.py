@@ -320,6 +320,7 @@ def test_a_signal_loses_nothing_that_was_committed(tmp_path, folder, number, cod
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("share", ["always", "never"])
 def test_the_number_of_shapes_does_not_grow_with_the_input(tmp_path, folder, share):
     """Whole batches have few shapes; what is left over at the end brings a few more."""

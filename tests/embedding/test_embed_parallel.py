@@ -69,8 +69,9 @@ def check(store, reference):
     assert store.verify() == []
 
 
-@pytest.mark.parametrize("parallel", [1, pytest.param(2, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("parallel", [1, 2])
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_eight_devices(job, reference, parallel):
     folder, options = job
     out = folder / f"eight-{parallel}"
@@ -79,6 +80,7 @@ def test_eight_devices(job, reference, parallel):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_stop_together_and_go_on(job, reference):
     """A signal to one of them ends both after the same batch; the same commands finish the store."""
     folder, options = job

@@ -272,6 +272,7 @@ def test_fixtures_are_what_their_script_makes(case, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("seed", [1, 2])
 @pytest.mark.parametrize("case", make_llm.CASES)

@@ -66,6 +66,7 @@ def test_a_limit_that_leaves_too_few_pairs_is_widened_unless_it_was_asked_for():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_baseline_is_random_from_its_first_batch_on():
     """A run of `random` is the same whether the others' first batch is chosen or not; `then_random` has the chosen."""
     config = dataclasses.replace(CONFIG, rules=("random", "then_random"), per_prompt=None)

@@ -434,6 +434,7 @@ OTHERS = {
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", ["perfect", slow("flip"), slow("biased")])
 def test_other_annotators_and_fits_run(name):
     config = dataclasses.replace(CONFIGS["within"], rules=("random",), rounds=2, **OTHERS[name])
@@ -608,6 +609,7 @@ def test_a_table_that_was_prepared_for_another_column_is_refused(prepared, run):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_fit_of_ones_own_may_weigh_labels_by_an_attribute():
     config = dataclasses.replace(SHORT, rules=("random",), head=LINEAR, fit=ONE)
     length, fit = jnp.asarray(TABLE.column("length")).reshape(-1), make_fit(LINEAR.head(), ONE)

@@ -120,6 +120,7 @@ def test_an_mlp_learns_and_stops(config, key):
     ],
 )
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_members_in_turn_and_together_are_the_same(head, config, key):
     e, pairs, _ = problem()
     fits = [fit_of(head, dataclasses.replace(config, batching=batching)) for batching in ("map", "vmap")]
@@ -221,6 +222,7 @@ def test_a_warm_start_is_where_it_starts(key):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("head", [SMALL, HEADS[1]])
 def test_one_program_for_all_rounds_and_seeds(head, key):
     """Scanned over a growing set, seeds mapped or batched: the same fits, compiled once, with strong types."""

@@ -35,6 +35,7 @@ for kind in ("cross", "all"):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("devices", [8])
 def test_eight_devices_choose_what_one_does(devices):
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}

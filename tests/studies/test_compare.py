@@ -236,6 +236,7 @@ def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
     path = tmp_path / "mine.py"
     lines = [
@@ -268,6 +269,7 @@ def test_a_rule_of_a_file_is_checked_and_compared(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_labels_by_one_column_and_metrics_by_another(tmp_path, capsys):
     """A perfect annotator who likes what gold does not: every label is wrong, and models learn the opposite."""
     rng = np.random.default_rng(0)

@@ -21,6 +21,7 @@ def finished(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_has_the_lines_and_the_refit_of_each_run(finished):
     out, summary = finished
     lines = read_records(out)

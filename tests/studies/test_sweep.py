@@ -124,6 +124,7 @@ def test_folder_holds_every_run_with_its_place(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("noise", NOISE)
 def test_a_setting_of_a_sweep_is_a_comparison(noise, finished, tmp_path):
     out, _, _ = finished
@@ -328,6 +329,7 @@ def table(folder, prompts=40, width=4, dim=32):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_axis_of_tables_of_two_kinds_and_of_rounds_goes_on(tmp_path):
     """Rounds that a name sets are those of its runs when the folder is opened again."""
     grid = {

@@ -82,6 +82,7 @@ def test_evidence_of_one_label_is_near_its_integral(space):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("planted", "name"),
     [
