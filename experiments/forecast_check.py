@@ -11,7 +11,9 @@ Expected  `experiments/README.md` has the table. The family of teachers was writ
 
 A table DATA.parquet has its embeddings beside it, DATA_EMBEDDINGS.npy. Realised: runs on the true gold rewards,
 beta = 2, random pairs throughout against the arms, seed by seed. Forecast: without labels, and with random pairs
-labelled by the same annotator. Both are read by `jarm.report.forecast.labels_saved`.
+labelled by the same annotator. Both are read by `jarm.report.forecast.labels_saved`. Forecasts with labels weigh the
+draws of the one without, where `jarm forecast` would draw half of its teachers by their weight. Curves in the folder
+are used again, so give another one after a change of options.
 """
 
 from __future__ import annotations
@@ -178,7 +180,7 @@ def rows_of(config: Config, data: str, embeddings: str, pairs: str) -> list[dict
             forecasts[count]["effective"] = float(importance.sum() ** 2 / np.square(importance).sum())
         for arm, saved in true.items():
             told = {str(n): {**found["arms"][arm], "effective": found["effective"]} for n, found in forecasts.items()}
-            truth = {"ratio": saved.ratio, "gain": saved.gain, "enough": saved.random_is_enough}
+            truth = {"ratio": saved.ratio, "gain": saved.gain, "verdict": saved.verdict}
             rows.append({"setting": own, "arm": arm, "realised": truth, "forecast": told})
     return rows
 
@@ -193,17 +195,22 @@ def report(rows: list[dict[str, Any]]) -> str:
                 row["setting"],
                 row["arm"],
                 "{:.2f} ({:.2f} to {:.2f})".format(*row["realised"]["ratio"]),
-                f"{row['realised']['gain'][0]:+.3f}" + " enough" * row["realised"]["enough"],
+                f"{row['realised']['gain'][0]:+.3f} {row['realised']['verdict']}",
                 *(
                     f"{row['forecast'][count]['ratio']:.2f}, {row['forecast'][count]['gain']:+.3f}"
-                    + " enough" * row["forecast"][count]["random_is_enough"]
+                    + f" {row['forecast'][count]['verdict']}"
                     for count in counts
                 ),
             ]
             for row in rows
         ],
     )
-    lines += ["", *markdown_table(["labels", "arms", "rank correlation of ratios", "of gains", "'enough' right"], [])]
+    lines += [
+        "",
+        *markdown_table(
+            ["labels", "arms", "rank correlation of ratios", "of gains", "verdict right, where it is known"], []
+        ),
+    ]
     for count in counts:
         for arm in ("all", *dict.fromkeys(row["arm"] for row in rows)):
             own = [row for row in rows if arm in ("all", row["arm"])]
@@ -214,8 +221,9 @@ def report(rows: list[dict[str, Any]]) -> str:
                 )
                 for name in ("ratio", "gain")
             ]
-            right = np.mean([row["forecast"][count]["random_is_enough"] == row["realised"]["enough"] for row in own])
-            lines.append(f"| {count} | {arm} | {cells[0]:.2f} | {cells[1]:.2f} | {right:.0%} of {len(own)} |")
+            known = [row for row in own if row["realised"]["verdict"] != "not known"]
+            right = sum(row["forecast"][count]["verdict"] == row["realised"]["verdict"] for row in known)
+            lines.append(f"| {count} | {arm} | {cells[0]:.2f} | {cells[1]:.2f} | {right} of {len(known)} |")
     return "\n".join(lines) + "\n"
 
 

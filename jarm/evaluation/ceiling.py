@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -94,6 +95,8 @@ def fit_linear(table: ResponseTable) -> LinearFits | None:
 def linear_scores(tables: TrainTest) -> dict[str, np.ndarray]:
     """Scores `[P, R]` of the test responses by the two linear rewards of the training prompts.
 
+    A metric of the tables is left out: it may hide from a head what a ceiling has to know.
+
     Args:
       tables: with gold rewards of the training prompts.
 
@@ -104,6 +107,7 @@ def linear_scores(tables: TrainTest) -> dict[str, np.ndarray]:
     Raises:
       JarmError: a training embedding is not finite, or too large.
     """
+    tables = TrainTest(*(dataclasses.replace(table, metric=None) for table in tables))
     fits = fit_linear(tables.train) if tables.train.shape[2] <= MAX_WIDTH else None
     if fits is None:
         return {}

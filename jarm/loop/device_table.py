@@ -266,7 +266,7 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
 def limit_per_prompt(config: LoopConfig, table: ResponseTable) -> int | None:
     """1, the limit of pairs per prompt of a greedy batch, where every batch of a run can be filled under it, else None.
 
-    Prompts with more pairs than there are batches keep some, but for those that the first labels may use up.
+    Earlier labels may use up prompts within which pairs lie, those of the fewest pairs first.
 
     Example:
       >>> import jarm
@@ -281,9 +281,13 @@ def limit_per_prompt(config: LoopConfig, table: ResponseTable) -> int | None:
     taken, real = 1 if config.pairs == "within" else 2, table.mask.sum(axis=1)
     # Pairs of equal embeddings are never offered.
     pairs = real * (real - 1) // 2 - table.copies[0] if taken == 1 else real
-    prompts = int((pairs > config.rounds).sum()) - config.initial
-    if config.prompts is not None:
-        prompts = min(prompts, config.prompts)
+    pairs = np.sort(pairs[pairs > 0])
+    prompts = len(pairs) if config.prompts is None else min(len(pairs), config.prompts)
+    if taken == 1:
+        earlier = config.initial + (config.rounds - 1) * config.batch
+        prompts -= int((np.cumsum(pairs) <= earlier).sum())
+    else:
+        prompts -= config.initial
     needed = taken * config.batch
     few = config.candidates is not None and config.candidates < 20 * taken * needed
     return None if few or prompts < needed else 1

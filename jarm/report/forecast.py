@@ -11,14 +11,14 @@ import numpy as np
 
 from jarm.report.figures import drawing, files_of
 from jarm.report.markdown import table
-from jarm.report.statistics import area_under_curve, interval, labels_to_reach, number
+from jarm.report.statistics import area_under_curve, ends, interval, labels_to_reach, number
 
 ENOUGH_RATIO, ENOUGH_GAIN = 1.1, 0.01
-"""Random pairs are enough where the lower end of the labels saved is no more than this ratio, or the gain in mean
-Spearman is below this."""
+"""Random pairs are enough where the labels saved are less than this ratio, or the gain in mean Spearman is below this,
+and choosing pays where both are above it, in each case with the whole interval; else it is not known."""
 CAVEAT = (
-    "On ten real tables forecasts were too hopeful (docs/forecast.md): hold this against `jarm compare` where you have "
-    "gold rewards."
+    "In 24 settings of two real tables forecasts were too hopeful (docs/forecast.md): hold this against `jarm compare` "
+    "where you have gold rewards."
 )
 """What is known of forecasts."""
 DRAWS = 1000
@@ -43,9 +43,11 @@ class Saved(NamedTuple):
     ahead: float
 
     @property
-    def random_is_enough(self) -> bool:
-        """Whether choosing saves too little to matter: see `ENOUGH_RATIO`."""
-        return not (self.ratio[1] > ENOUGH_RATIO and self.gain[0] >= ENOUGH_GAIN)
+    def verdict(self) -> str:
+        """`choose` where it pays, `random` where random pairs are enough, else `not known`: see `ENOUGH_RATIO`."""
+        if self.ratio[1] > ENOUGH_RATIO and self.gain[1] >= ENOUGH_GAIN:
+            return "choose"
+        return "random" if self.ratio[2] <= ENOUGH_RATIO or self.gain[2] < ENOUGH_GAIN else "not known"
 
 
 def labels_saved(
@@ -54,7 +56,8 @@ def labels_saved(
     """Labels saved for the baseline's final value, from curves averaged over campaigns.
 
     Intervals are Bayesian bootstraps: each resample weighs the campaigns by exponential variates, the same for both
-    curves, and has its own final value of the baseline as its target.
+    curves, and has its own final value of the baseline as its target. They are wider for few campaigns, by
+    effective number, as `jarm.report.statistics.tail` says, and NaN for one.
 
     Args:
       labels: `[T]` label counts.
@@ -65,8 +68,8 @@ def labels_saved(
     Example:
       >>> labels, random = np.array([50, 100, 150]), np.array([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]])
       >>> saved = labels_saved(labels, random + 0.1, random)
-      >>> saved.labels, saved.baseline_labels, saved.ratio[0], saved.random_is_enough
-      (100.0, 150.0, 1.5, False)
+      >>> saved.labels, saved.baseline_labels, saved.ratio[0], saved.verdict
+      (100.0, 150.0, 1.5, 'choose')
 
     Source: Rubin, "The Bayesian bootstrap", Annals of Statistics 1981.
     """
@@ -81,21 +84,17 @@ def labels_saved(
     drawn = np.random.default_rng(seed).exponential(size=(DRAWS, len(curves))) * weights
     drawn /= drawn.sum(axis=1, keepdims=True)
     shares = weights / weights.sum()
+    effective = int(np.rint(1 / np.square(shares).sum()))
     own, base = (float(each) for each in needed(shares))
     resampled, resampled_base = needed(drawn)
     ratios = resampled_base / np.minimum(resampled, limit)
     return Saved(
         own,
         base,
-        (base / min(own, limit), *_ends(ratios)),
-        (float(shares @ gains), *_ends(drawn @ gains)),
+        (base / min(own, limit), *ends(ratios, effective)),
+        (float(shares @ gains), *ends(drawn @ gains, effective)),
         float(shares @ (gains > 0)),
     )
-
-
-def _ends(values: np.ndarray) -> tuple[float, float]:
-    low, high = np.quantile(values, [0.025, 0.975])
-    return float(low), float(high)
 
 
 def quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequence[float]) -> list[float]:
@@ -122,23 +121,26 @@ def arm_in_words(arm: str) -> str:
     return f"{first} throughout" if first == rule else f"{first} first, then {rule}"
 
 
-def forecast_in_words(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], weighed: bool) -> str:
+def forecast_in_words(
+    arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], weighed: bool, campaigns: int
+) -> str:
     """The answer of a forecast in two or three sentences.
 
     Args:
       arms: arm -> what it saves, expected over the teachers.
-      ranges: arm -> low and high end of the ratio over teachers, of 80 % of their weight.
+      ranges: arm -> low and high end of the ratio over shapes and noises of teachers, of 80 % of their weight.
       weighed: whether labels weigh the teachers.
+      campaigns: number of simulated campaigns.
 
     Returns:
       The answer, which ends with how far forecasts were right where that is known.
     """
-    return f"{_expected(arms, ranges, weighed)} {CAVEAT}"
+    return f"{_expected(arms, ranges, weighed, campaigns)} {CAVEAT}"
 
 
-def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], weighed: bool) -> str:
+def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], weighed: bool, campaigns: int) -> str:
     best = max(arms, key=lambda arm: arms[arm].gain[0])
-    useful = [arm for arm in arms if not arms[arm].random_is_enough]
+    useful = [arm for arm in arms if arms[arm].verdict == "choose"]
     if useful:
         best = max(useful, key=lambda arm: arms[arm].gain[0])
     saved = arms[best]
@@ -146,6 +148,11 @@ def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], 
     ratio = (
         f"{saved.ratio[0]:.1f} times fewer labels than random pairs {interval(*saved.ratio[1:], lambda x: f'{x:.1f}')}"
     )
+    if not useful and any(each.verdict == "not known" for each in arms.values()):
+        return (
+            f"Not known from {campaigns:,} campaigns: {arm_in_words(best)} is expected to gain most, {gain} in mean "
+            f"Spearman {interval(*saved.gain[1:])}, and needs {ratio}; simulate more (`--campaigns`)."
+        )
     if not useful:
         return (
             f"Random pairs are enough on embeddings like these: of the other ways, {arm_in_words(best)} is expected "
@@ -155,8 +162,8 @@ def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], 
     likely = "weighed by the labels" if weighed else "all as likely"
     text = (
         f"Expect {arm_in_words(best)}: it needs {ratio}, {saved.labels:.0f} for what {saved.baseline_labels:.0f} "
-        f"teach; mean Spearman {gain}, ahead in {saved.ahead:.0%} of the simulated campaigns. Over the teachers, "
-        f"{likely}, the ratio is {ranges[best][0]:.1f} to {ranges[best][1]:.1f} (80 %)."
+        f"teach; mean Spearman {gain}, ahead in {saved.ahead:.0%} of the simulated campaigns. Over shapes and "
+        f"noises of teachers, {likely}, the ratio is {ranges[best][0]:.1f} to {ranges[best][1]:.1f} (80 %)."
     )
     first, _, rule = best.partition("+")
     alone = arms.get(f"{first}+random")
@@ -174,10 +181,10 @@ def forecast_text(summary: dict[str, Any]) -> str:
         + (f", weighed by {summary['labels_given']:,} labels." if summary["labels_given"] else ", weighed equally.")
         + (f" {summary['failed']:,} draws failed." if summary["failed"] else ""),
         "",
-        f"Random pairs are enough where the lower end of the ratio is no more than {ENOUGH_RATIO} or the gain is below "
-        f"{number(ENOUGH_GAIN, 2)}. Ratios: labels that random pairs need over labels that choosing needs for what "
-        "random pairs teach with all labels. Intervals of 95 %: over draws, of the expectation; `teachers`: 80 % of "
-        "their weight.",
+        f"Choosing pays where the ratio is above {ENOUGH_RATIO} and the gain {number(ENOUGH_GAIN, 2)} or more, and "
+        "random pairs are enough where one of the two is not, in each case with the whole interval. Ratios: labels "
+        "that random pairs need over labels that choosing needs for what random pairs teach with all labels. Intervals "
+        "of 95 %: over draws, of the expectation; `shapes, noises`: 80 % of the weight of the cells of the last table.",
         "",
         *_arms_table(summary),
         "",
@@ -186,7 +193,8 @@ def forecast_text(summary: dict[str, Any]) -> str:
         *_budgets_table(summary),
         "",
         "Ratio by teacher, of " + arm_in_words(summary["best"]) + ": complexity down (effective dimension), the "
-        "annotator's beta across; `random` where random pairs are enough; weight of the teachers in brackets.",
+        "annotator's beta across; `random` where random pairs are enough, ? where it is not known; weight of the "
+        "teachers in brackets.",
         "",
         *_cells_table(summary),
     ]
@@ -194,7 +202,7 @@ def forecast_text(summary: dict[str, Any]) -> str:
 
 
 def _arms_table(summary: dict[str, Any]) -> list[str]:
-    head = ["choose", "times fewer labels", "teachers", "gain in mean Spearman", "ahead", "random is enough"]
+    head = ["choose", "times fewer labels", "shapes, noises", "gain in mean Spearman", "ahead", "verdict"]
     rows = []
     for arm, row in summary["arms"].items():
         rows.append(
@@ -204,7 +212,7 @@ def _arms_table(summary: dict[str, Any]) -> list[str]:
                 f"{row['range'][0]:.1f} to {row['range'][1]:.1f}",
                 f"{number(row['gain'])} {interval(row['gain_low'], row['gain_high'])}",
                 f"{row['ahead']:.0%}",
-                "yes" if row["random_is_enough"] else "no",
+                row["verdict"],
             ]
         )
     return table(head, rows)
@@ -226,14 +234,17 @@ def _cells_table(summary: dict[str, Any]) -> list[str]:
     for shape in dict.fromkeys(cell["shape"] for cell in cells):
         own = {cell["noise"]: cell for cell in cells if cell["shape"] == shape}
         texts = [
-            f"{'random' if cell['arms'][best]['random_is_enough'] else format(cell['arms'][best]['ratio'], '.2f')}"
-            f" ({cell['weight']:.1%})"
-            if (cell := own.get(noise))
-            else "-"
+            f"{_cell(cell['arms'][best])} ({cell['weight']:.1%})" if (cell := own.get(noise)) else "-"
             for noise in noises
         ]
         rows.append([f"{shape} ({next(iter(own.values()))['dimension']:.0f})", *texts])
     return table(["teacher", *(f"beta {noise:g}" for noise in noises)], rows)
+
+
+def _cell(row: Mapping[str, Any]) -> str:
+    if row["verdict"] == "random":
+        return "random"
+    return f"{row['ratio']:.2f}{'?' * (row['verdict'] == 'not known')}"
 
 
 def forecast_figure(summary: dict[str, Any], path_stem: pathlib.Path) -> list[pathlib.Path]:

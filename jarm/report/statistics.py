@@ -95,7 +95,8 @@ def resamples(seeds: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, seeds, (draws, seeds))
 
 
-def _ends(values: np.ndarray, seeds: int, level: float) -> tuple[float, float]:
+def ends(values: np.ndarray, seeds: int, level: float = 0.95) -> tuple[float, float]:
+    """Ends of the interval of resampled values, NaN for one seed; wider for few seeds (see `tail`)."""
     if seeds < 2:
         return math.nan, math.nan
     cut = tail(seeds, level)
@@ -122,7 +123,7 @@ def bootstrap_ci(values: np.ndarray, *, level: float = 0.95, draws: int = DRAWS,
     values = np.asarray(values, np.float64)
     S = len(values)
     means = values[resamples(S, draws, seed)].mean(1) if S > 1 else values
-    return Interval(float(values.mean()) if S else math.nan, *_ends(means, S, level), S)
+    return Interval(float(values.mean()) if S else math.nan, *ends(means, S, level), S)
 
 
 def simultaneous_ci(values: np.ndarray, comparisons: int, *, level: float = 0.95) -> Interval:
@@ -264,9 +265,9 @@ def label_saving(
 
     rule, base = needed(np.arange(S))
     drawn = needed(resamples(S, draws, seed)) if S > 1 else (rule[None], base[None])
-    ends = _ends(ratio(*drawn), S, level)
+    found = ends(ratio(*drawn), S, level)
     unreached = float(np.isinf(drawn[0]).mean())
-    return LabelSaving(float(rule), float(base), Interval(float(ratio(rule, base)), *ends, S), unreached, limit)
+    return LabelSaving(float(rule), float(base), Interval(float(ratio(rule, base)), *found, S), unreached, limit)
 
 
 def number(value: float, places: int = 3) -> str:

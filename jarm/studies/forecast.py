@@ -226,6 +226,10 @@ def summarise(
       curves: arm -> `[D, T + 1]`.
     """
     whole = np.all([np.isfinite(each).all(axis=1) for each in curves.values()], axis=0)
+    if not whole.any():
+        lost = [arm for arm, each in curves.items() if not np.isfinite(each).all(axis=1).any()]
+        which_ones = " and ".join(lost) or "every way of choosing"
+        raise JarmError(f"No campaign ran to its end with {which_ones}: leave it out of `--rules` or `--firsts`.")
     curves, which, importance = {arm: each[whole] for arm, each in curves.items()}, which[whole], importance[whole]
     labels = config.initial + config.batch * np.arange(config.rounds + 1)
     arms = [arm for arm in curves if arm != BASELINE]
@@ -237,7 +241,7 @@ def summarise(
     cells = list[dict[str, Any]]()
     for shape, noise in dict.fromkeys((teacher.shape, teacher.noise) for teacher in teachers):
         inside = np.array([(teacher.shape, teacher.noise) == (shape, noise) for teacher in teachers])
-        if (some := inside[which]).any():
+        if (some := inside[which]).any() and weights[inside].sum() > 0:
             cells.append(
                 {
                     "shape": shape,
@@ -254,9 +258,9 @@ def summarise(
         arm: quantiles(np.array([cell["arms"][arm]["ratio"] for cell in cells]), sizes, (0.1, 0.9)) for arm in arms
     }
     shares = importance / importance.sum()
-    useful = [arm for arm in arms if not expected[arm].random_is_enough] or arms
+    useful = [arm for arm in arms if expected[arm].verdict == "choose"] or arms
     return {
-        "answer": forecast_in_words(expected, ranges, config.labels is not None),
+        "answer": forecast_in_words(expected, ranges, config.labels is not None, int(len(curves) * len(whole))),
         "best": max(useful, key=lambda arm: expected[arm].gain[0]),
         "campaigns": int(len(curves) * len(whole)),
         "draws": len(whole),
@@ -270,7 +274,7 @@ def summarise(
                 "range": ranges[arm],
                 "budgets": [
                     {"budget": int(labels[last - 1])} | _row(saved(arm, last=last))
-                    for last in range(1, len(labels) + 1)
+                    for last in range(2, len(labels) + 1)
                 ],
             }
             for arm in arms
@@ -298,7 +302,7 @@ def _row(saved: Saved) -> dict[str, Any]:
         "ahead": saved.ahead,
         "labels": saved.labels,
         "baseline_labels": saved.baseline_labels,
-        "random_is_enough": saved.random_is_enough,
+        "verdict": saved.verdict,
     }
     return {name: plain(value) for name, value in row.items()}
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.files import PathLike
-from jarm.core.status import JarmError, check
+from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
+from jarm.core.types import Float
 from jarm.data.readers import read_columns
 from jarm.data.teachers import Teacher, TeacherSpace, pair_covariance
-from jarm.reward.laplace import posterior
+
+SWEEPS, DAMPING, SETTLED = 300, 0.8, 1e-4
+"""Of expectation propagation: largest number of sweeps, share of each update, change in nats that ends it."""
+_GRID = np.linspace(-7.5, 7.5, 61)
+NODES, NODE_WEIGHTS = _GRID, np.exp(-(_GRID**2) / 2) / np.exp(-(_GRID**2) / 2).sum()
+"""Points of a standard normal and their weights: even ones, as sharp likelihoods defeat Gauss's."""
 
 
 class Pairs(NamedTuple):
@@ -79,28 +83,75 @@ def _numbers(path: PathLike, name: str, column: Any) -> np.ndarray:
 
 
 def log_evidence(space: TeacherSpace, teacher: Teacher, labels: Pairs) -> float:
-    """Log probability of some labels under a teacher, by Laplace's method, in nats.
+    """Log probability of some labels under a teacher, by expectation propagation, in nats.
 
-    The margins of the pairs are Gaussian, with the covariance K of a teacher's differences times beta^2: as those of a
-    linear head whose weights are N(0, I) and whose inputs are the rows of a root of K.
+    The margins of the pairs are Gaussian, with beta^2 times the covariance of a teacher's differences. Laplace's method
+    would not do: the unlearnable part of a reward is one more unknown for every pair, and the posterior of such margins
+    is far from Gaussian, by .05 nats per label at beta 2 and more at larger ones.
     """
-    values, vectors = np.linalg.eigh(pair_covariance(space, teacher, labels.first, labels.second))
-    root = teacher.noise * vectors * np.sqrt(np.maximum(values, 0))
-    arrays = (jnp.asarray(each, jnp.float32) for each in (root, labels.label, np.ones(len(root))))
-    found = _posterior(*arrays, jnp.float32(1.0))
-    check(found.status, f"The evidence of {teacher}")
-    return float(found.log_evidence)
+    return margin_evidence(
+        teacher.noise**2 * pair_covariance(space, teacher, labels.first, labels.second), labels.label
+    )
 
 
-_posterior = jax.jit(posterior)
+def margin_evidence(covariance: Float[np.ndarray, "L L"], label: Float[np.ndarray, "L"]) -> float:
+    """Log of the mean of prod_i sigmoid(m_i)^y_i sigmoid(-m_i)^(1 - y_i) over m ~ N(0, K), by expectation propagation.
+
+    Args:
+      covariance: K.
+      label: y, in [0, 1].
+
+    Raises:
+      JarmError: the iteration does not settle.
+
+    Source: Rasmussen and Williams, "Gaussian Processes for Machine Learning", 2006, sections 3.6 and 3.9; sites are
+    updated all at once.
+
+    Example:
+      >>> round(margin_evidence(np.array([[16.0]]), np.ones(1)), 3)  # one label is right half the time
+      -0.693
+    """
+    count = len(label)
+    precision, shift, before = np.zeros(count), np.zeros(count), -np.inf
+    for _ in range(SWEEPS):
+        root = np.sqrt(precision)
+        factor = np.linalg.cholesky(np.eye(count) + root[:, None] * covariance * root)
+        half = np.linalg.solve(factor, root[:, None] * covariance)
+        posterior = covariance - half.T @ half
+        variance, mean = np.diag(posterior), posterior @ shift
+        cavity = 1 / variance - precision
+        pull = mean / variance - shift
+        log_mass, first, second = _moments(pull / cavity, 1 / cavity, label)
+        evidence = (
+            log_mass.sum()
+            + 0.5 * np.log1p(precision / cavity).sum()
+            - np.log(np.diag(factor)).sum()
+            + 0.5 * shift @ (posterior @ shift - shift / (cavity + precision))
+            + 0.5 * (pull / (precision + cavity) * (precision * pull / cavity - 2 * shift)).sum()
+        )
+        if abs(evidence - before) < SETTLED:
+            return float(evidence)
+        before = evidence
+        spread = np.maximum(second - first**2, 1e-12)
+        precision += DAMPING * (np.maximum(1 / spread - cavity, 1e-12) - precision)
+        shift += DAMPING * (first / spread - pull - shift)
+    raise JarmError("The evidence of the labels does not settle: leave labels of 1/2 or copies of pairs out.")
+
+
+def _moments(mean: np.ndarray, variance: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Log mass, mean and mean square of the product of a Gaussian and a label's likelihood, by quadrature, `[L]`."""
+    at = mean[:, None] + np.sqrt(variance)[:, None] * NODES
+    log_likelihood = -label[:, None] * np.logaddexp(0, -at) - (1 - label)[:, None] * np.logaddexp(0, at)
+    mass = NODE_WEIGHTS * np.exp(log_likelihood)
+    total = mass.sum(axis=1)
+    return np.log(total), (mass * at).sum(axis=1) / total, (mass * at**2).sum(axis=1) / total
 
 
 def teacher_weights(space: TeacherSpace, teachers: Sequence[Teacher], labels: Pairs | None) -> np.ndarray:
     """Probability of each teacher, given labels: equal without any."""
     if labels is None:
         return np.full(len(teachers), 1 / len(teachers))
-    with jax.default_matmul_precision("highest"):
-        evidence = np.array([log_evidence(space, teacher, labels) for teacher in teachers])
+    evidence = np.array([log_evidence(space, teacher, labels) for teacher in teachers])
     weights = np.exp(evidence - evidence.max())
     return np.asarray(weights / weights.sum())
 

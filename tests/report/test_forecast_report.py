@@ -42,14 +42,28 @@ def test_a_curve_that_does_not_reach_has_a_bound():
     saved = labels_saved(LABELS, random - 0.1, random)
     assert np.isinf(saved.labels)
     assert saved.ratio[0] == labels_to_reach(LABELS, random.mean(0), random.mean(0)[-1]) / 200
-    assert saved.random_is_enough
+    assert saved.verdict == "random"
 
 
 @pytest.mark.parametrize(
-    ("ratio", "gain", "enough"), [(1.2, 0.02, False), (1.1, 0.02, True), (1.2, 0.009, True), (1.2, 0.01, False)]
+    ("ratio", "gain", "verdict"),
+    [
+        ((1.2, 3.0), (0.02, 0.04), "choose"),
+        ((1.2, 3.0), (0.01, 0.04), "choose"),
+        ((1.1, 3.0), (0.02, 0.04), "not known"),
+        ((1.2, 3.0), (0.009, 0.04), "not known"),
+        ((0.9, 1.1), (-0.01, 0.02), "random"),
+        ((0.9, 3.0), (-0.01, 0.009), "random"),
+        ((np.nan, np.nan), (np.nan, np.nan), "not known"),
+    ],
 )
-def test_random_is_enough_by_both_numbers(ratio, gain, enough):
-    assert Saved(100, 200, (2.0, ratio, 3.0), (gain, 0, 1), 0.8).random_is_enough == enough
+def test_a_verdict_takes_the_whole_of_both_intervals(ratio, gain, verdict):
+    assert Saved(100, 200, (2.0, *ratio), (0.02, *gain), 0.8).verdict == verdict
+
+
+def test_one_campaign_has_no_interval():
+    arm, random = curves()
+    assert np.isnan(labels_saved(LABELS, arm[:1], random[:1]).ratio[1:]).all()
 
 
 def test_weighted_quantiles_are_those_of_repeated_values():
@@ -64,13 +78,18 @@ def test_weighted_quantiles_are_those_of_repeated_values():
 def test_sentences():
     good = Saved(200.0, 440.0, (2.2, 1.8, 2.6), (0.03, 0.02, 0.04), 0.8)
     half = Saved(400.0, 440.0, (1.1, 1.0, 1.3), (0.015, 0.01, 0.02), 0.6)
-    text = forecast_in_words({"v_opt+random": half, "v_opt+v_opt": good}, {"v_opt+v_opt": [1.2, 3.4]}, weighed=False)
+    text = forecast_in_words(
+        {"v_opt+random": half, "v_opt+v_opt": good}, {"v_opt+v_opt": [1.2, 3.4]}, weighed=False, campaigns=2000
+    )
     assert text.startswith(
         "Expect v_opt throughout: it needs 2.2 times fewer labels than random pairs (1.8 to 2.6), 200 for what 440 "
         "teach; mean Spearman +.030, ahead in 80% of the simulated campaigns."
     )
     assert "The first batch alone gains 50% of that." in text
     assert text.endswith("hold this against `jarm compare` where you have gold rewards.")
-    text = forecast_in_words({"v_opt+random": half}, {"v_opt+random": [0.9, 1.2]}, weighed=True)
+    text = forecast_in_words({"v_opt+random": half}, {"v_opt+random": [0.9, 1.2]}, weighed=True, campaigns=2000)
+    assert text.startswith("Not known from 2,000 campaigns: v_opt first, then random is expected to gain most, +.015")
+    small = half._replace(gain=(0.004, 0.001, 0.008))
+    text = forecast_in_words({"v_opt+random": small}, {"v_opt+random": [0.9, 1.2]}, weighed=True, campaigns=2000)
     assert text.startswith("Random pairs are enough on embeddings like these")
     assert arm_in_words("random+greedy_dopt") == "random first, then greedy_dopt"

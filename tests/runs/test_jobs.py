@@ -9,6 +9,7 @@ import pytest
 
 from jarm import CompareConfig, JarmError, ResponseTable, SweepConfig, TrainTest, synthetic
 from jarm.cli import main
+from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import limit_per_prompt
 from jarm.runs import jobs
 from jarm.runs.config import PAPER
@@ -31,6 +32,12 @@ def test_the_limit_per_prompt_is_1_where_prompts_suffice():
         **{("auto", 100): 1, ("auto", 200): None, ("0", 100): None, ("0", 200): None},
         **{("2", 100): 2, ("2", 200): 2, ("1", 100): 1, ("1", 200): 1},
     }
+    # Few pairs per prompt are enough where prompts are many: 450 labels use up at most 75 of 2,000 prompts of four.
+    rng, many = np.random.default_rng(0), np.arange(8000).reshape(2000, 4)
+    for rows, limit in [(many, 1), (many[:100], None)]:
+        plenty = ResponseTable(rng.normal(size=(8000, 2)), rows, np.ones(rows.shape, bool))
+        for pairs in ("within", "cross"):
+            assert limit_per_prompt(LoopConfig(pairs=pairs), plenty) == limit
     # Across prompts a pair takes two, and few candidates may leave none for the last one.
     across = dataclasses.replace(base, pairs="cross", per_prompt="auto")
     for changes, limit in [({"batch": 75}, 1), ({"batch": 76}, None), ({"batch": 20, "candidates": 1000}, None)]:

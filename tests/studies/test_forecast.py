@@ -61,7 +61,7 @@ def test_the_folder_holds_the_forecast(finished):
     assert summary["draws"] == 24
     assert summary["campaigns"] == 48
     assert summary["labels"] == [5, 10, 15]
-    assert [row["budget"] for row in summary["arms"]["random+dopt"]["budgets"]] == [5, 10, 15]
+    assert [row["budget"] for row in summary["arms"]["random+dopt"]["budgets"]] == [10, 15]
     assert sum(cell["weight"] for cell in summary["cells"]) == pytest.approx(1)
     assert summary["levels"]["noise"] == pytest.approx({"0.5": 0.25, "1.0": 0.25, "2.0": 0.25, "4.0": 0.25})
     assert all(-1 <= value <= 1 for curve in summary["spearman"].values() for value in curve)
