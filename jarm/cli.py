@@ -32,6 +32,7 @@ from jarm.data.writer import cut
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.report.figures import run_times
+from jarm.report.statistics import interval
 from jarm.runs.config import CompareConfig
 from jarm.runs.grid import SweepConfig, check_arguments, read_sweep
 from jarm.runs.programs import keep_compiled
@@ -40,7 +41,9 @@ from jarm.studies.bench import BenchConfig, bench, table
 from jarm.studies.compare import compare
 from jarm.studies.forecast import ForecastConfig, forecast
 from jarm.studies.plan import plan, plan_text
+from jarm.studies.score import ScoreConfig, score
 from jarm.studies.sweep import sweep
+from jarm.studies.train import TrainConfig, train
 from jarm.testing.conformance import CHECKS, SPACES, check_rule
 
 T = TypeVar("T")
@@ -246,6 +249,38 @@ def _forecast(config: Annotated[ForecastConfig, tyro.conf.OmitArgPrefixes, _buil
     show(f"{summary['answer']}\n\n{config.out / 'forecast.md'}\n{config.out / 'forecast.png'}")
 
 
+def _train(config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, _built_by(TrainConfig)]) -> None:
+    """Fit a reward model to labelled pairs or to scores, measure it on other prompts, and save it.
+
+    jarm train --data pairs.parquet --embeddings out/embeddings --out out/model
+    """
+    keep_compiled()
+    found = train(config)
+    accuracy, length = found["accuracy"], found["length"]
+    show(
+        f"{found['labels']:,} labels of {found['prompts']['train']:,} prompts. On {found['test_pairs']:,} pairs of "
+        f"{found['prompts']['test']:,} other prompts: accuracy {accuracy['mean']:.3f} "
+        f"{interval(accuracy['low'], accuracy['high'])}, the longer response {length['mean']:.3f}, loss "
+        f"{found['nll']:.3f} nats, calibration error {found['calibration_error']:.3f}."
+    )
+    for row in found["curve"]:
+        show(f"{row['labels']:>9,} labels  accuracy {row['accuracy']:.3f}")
+    show(f"\n{config.out}")
+
+
+def _score(config: Annotated[ScoreConfig, tyro.conf.OmitArgPrefixes, _built_by(ScoreConfig)]) -> None:
+    """Score responses with a saved reward model, and rank those to one prompt.
+
+    jarm score --model out/model --data answers.jsonl --embeddings out/embeddings --out out/scores.jsonl
+    """
+    keep_compiled()
+    found = score(config)
+    show(
+        f"{found['responses']:,} responses to {found['prompts']:,} prompts; the best of each is {found['best_of']:.2f} "
+        f"logits above its mean.\n\n{config.out}"
+    )
+
+
 def _rules(check: str | None = None) -> None:
     """List the acquisition rules, or check one of your own.
 
@@ -371,8 +406,10 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "forecast": _deferred(_forecast),
     "plan": _deferred(_plan),
     "rules": _deferred(_rules),
+    "score": _deferred(_score),
     "store": _store,
     "sweep": _deferred(_sweep),
+    "train": _deferred(_train),
 }
 STORE_COMMANDS = ("info", "verify", "cut", "export")
 

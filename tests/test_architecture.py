@@ -18,7 +18,7 @@ FLOORS = [
     ["core"],
     ["llm", "data", "reward", "evaluation", "design", "report"],
     ["embedding", "testing", "acquisition", "selection"],
-    ["loop"],
+    ["loop", "export"],
     ["runs"],
     ["studies"],
     ["cli"],
@@ -37,9 +37,10 @@ ALLOWED = {
     "acquisition": {"design"},
     "selection": {"design"},
     "loop": {"acquisition", "reward", "design", "evaluation"},
+    "export": {"reward", "llm", "embedding", "data"},
     "runs": {"loop", "acquisition", "reward", "evaluation", "data"},
-    "studies": {"runs", "report", "loop", "acquisition", "reward", "evaluation", "data", "design"},
-    "cli": {"studies", "runs", "report", "embedding", "testing", "acquisition", "data"},
+    "studies": {"runs", "export", "report", "loop", "acquisition", "reward", "evaluation", "data", "design"},
+    "cli": {"studies", "runs", "export", "report", "embedding", "testing", "acquisition", "data"},
 }
 """Room -> the rooms that it may import, beside core."""
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}

@@ -229,7 +229,7 @@ def _budgets_table(summary: dict[str, Any]) -> list[str]:
 
 def _cells_table(summary: dict[str, Any]) -> list[str]:
     cells, best = summary["cells"], summary["best"]
-    noises = list(dict.fromkeys(cell["noise"] for cell in cells))
+    noises = sorted({cell["noise"] for cell in cells})
     rows = []
     for shape in dict.fromkeys(cell["shape"] for cell in cells):
         own = {cell["noise"]: cell for cell in cells if cell["shape"] == shape}

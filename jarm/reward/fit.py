@@ -57,10 +57,12 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
       [ 1. -1. -1.  1.]
     """
     is_laplace = head.prior_precision is not None
-    if is_laplace and (config.ensemble, config.loss) != ("auto", "bradley_terry"):
+    wanted = {"ensemble": "auto", "loss": "bradley_terry"}
+    other = {name: getattr(config, name) for name, value in wanted.items() if getattr(config, name) != value}
+    if is_laplace and other:
+        cure = " and ".join(f"`{name}` at {wanted[name]!r} and not {value!r}" for name, value in other.items())
         raise JarmError(
-            "Members of a laplace head are draws of its Bradley-Terry posterior: leave FitConfig.ensemble at 'auto', "
-            f"not {config.ensemble!r}, and FitConfig.loss at 'bradley_terry', not {config.loss!r}."
+            f"Members of a laplace head are draws of its Bradley-Terry posterior: leave {cure}, or take another head."
         )
     linear_ensemble = head.linear and config.members > 1 and not is_laplace
     if linear_ensemble and config.ensemble == "init":

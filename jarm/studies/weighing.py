@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jarm.core.files import PathLike
+from jarm.core.messages import listed
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 from jarm.core.types import Float
@@ -73,13 +74,11 @@ def read_labels(path: PathLike, tables: TrainTest) -> Pairs:
 
 
 def _numbers(path: PathLike, name: str, column: Any) -> np.ndarray:
-    try:
-        values = np.asarray(column.to_pylist(), np.float64)
-    except (TypeError, ValueError):
-        values = np.array([np.nan])
-    if np.isnan(values).any():
-        raise JarmError(f"{path}: {name} is missing or no number in some row: give a number in each.")
-    return values
+    values = column.to_pylist()
+    bad = [at for at, value in enumerate(values) if type(value) not in (int, float) or value != value]
+    if bad:
+        raise JarmError(f"{path}: {name} is {values[bad[0]]!r} in {listed(bad)}: give a number in each.")
+    return np.asarray(values, np.float64)
 
 
 def log_evidence(space: TeacherSpace, teacher: Teacher, labels: Pairs) -> float:

@@ -179,7 +179,7 @@ def test_labels_name_rows_of_the_table(table):
         ({"first": 0, "second": 1.5, "label": 1}, r"row 1: second is 1\.5"),
         ({"first": 3, "second": 3, "label": 1}, r"row 1: label 1 of the pair 3, 3: give two responses"),
         ({"first": 3, "second": 4, "label": 2}, r"row 1: label 2 of the pair 3, 4: give two responses, and a probab"),
-        ({"first": 3, "second": 4}, r"label is missing or no number in some row"),
+        ({"first": 3, "second": 4}, r"label is None in row 1: give a number"),
     ],
 )
 def test_labels_that_cannot_be_read_are_one_sentence(table, line, sentence):

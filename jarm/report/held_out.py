@@ -1,0 +1,95 @@
+"""How well margins of a reward model predict the labels of held-out pairs, with intervals over prompts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from jarm.core.types import Float, Int
+from jarm.report.statistics import t_quantile
+
+GRID = np.geomspace(1e-2, 1e2, 401)
+"""Temperatures that are tried."""
+BINS = 10
+LEVEL = 0.95
+
+
+def _nll(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """`[M]` loss of each pair, in nats, against its label in [0, 1]."""
+    return np.logaddexp(0, margins) - labels * margins
+
+
+def _best_temperature(margins: np.ndarray, labels: np.ndarray) -> float:
+    losses = [_nll(margins / each, labels).mean() for each in GRID]
+    return float(GRID[int(np.argmin(losses))])
+
+
+def calibrate(
+    margins: Float[np.ndarray, "M"], labels: Float[np.ndarray, "M"], prompts: Int[np.ndarray, "M"]
+) -> tuple[float, Float[np.ndarray, "M"]]:
+    """The temperature of least loss on held-out pairs, and margins that may be judged by the same pairs.
+
+    The prompts are dealt into two halves, and each half's margins are divided by the temperature of the other, so that
+    no pair takes part in scaling itself.
+
+    Args:
+      margins: differences of rewards, in logits.
+      labels: probability that the first is preferred.
+      prompts: number of each pair's prompt.
+
+    Returns:
+      The temperature of all pairs, 1 where there are fewer than two prompts; and the scaled margins.
+
+    Example:
+      >>> margins = np.tile([8.0, 8.0, 8.0, -8.0], 50)  # right in three of four, and much too sure
+      >>> temperature, scaled = calibrate(margins, np.ones(200), np.arange(200))
+      >>> round(8 / temperature, 1)  # log odds of 3 to 1
+      1.1
+    """
+    distinct = np.unique(prompts)
+    if len(distinct) < 2:
+        return 1.0, margins
+    half = np.isin(prompts, np.random.default_rng(0).permutation(distinct)[::2])
+    scaled = np.empty_like(margins)
+    for side in (half, ~half):
+        scaled[side] = margins[side] / _best_temperature(margins[~side], labels[~side])
+    return _best_temperature(margins, labels), scaled
+
+
+def held_out(
+    margins: Float[np.ndarray, "M"], labels: Float[np.ndarray, "M"], prompts: Int[np.ndarray, "M"]
+) -> dict[str, Any]:
+    """Accuracy, loss and calibration on held-out pairs.
+
+    Accuracy is over pairs whose label is not 1/2, a margin of 0 counting half.
+
+    Args:
+      margins, labels, prompts: as of `calibrate`.
+
+    Returns:
+      `accuracy`: its mean and the ends `low` and `high` of its 95 % interval, whose standard error takes prompts as
+      clusters; `nll`, in nats;
+      and `calibration_error`, the mean distance of probabilities from labels in ten bins.
+
+    Example:
+      >>> held_out(np.array([1.0, -1.0, 2.0]), np.array([1.0, 0.0, 0.0]), np.arange(3))["accuracy"]["mean"]
+      0.6666666666666666
+    """
+    decided = labels != 0.5
+    right = np.where(margins == 0, 0.5, (margins > 0) == (labels > 0.5))[decided]
+    _, of = np.unique(prompts[decided], return_inverse=True)
+    count = np.bincount(of)
+    total = np.bincount(of, right)
+    accuracy = {"mean": float(right.mean()) if len(right) else float("nan"), "low": float("nan"), "high": float("nan")}
+    if (clusters := len(count)) > 1:
+        residual = total - accuracy["mean"] * count
+        error = np.sqrt((residual**2).sum() * clusters / (clusters - 1)) / len(right)
+        reach = t_quantile((1 + LEVEL) / 2, clusters - 1) * error
+        accuracy |= {"low": float(max(0, accuracy["mean"] - reach)), "high": float(min(1, accuracy["mean"] + reach))}
+    chance = 1 / (1 + np.exp(-np.clip(margins, -500, 500)))
+    # Of each pair both ways round, so that which response comes first does not matter.
+    chance, target = np.concatenate([chance, 1 - chance]), np.concatenate([labels, 1 - labels])
+    bins = np.minimum((chance * BINS).astype(int), BINS - 1)
+    gap = np.abs(np.bincount(bins, chance - target, minlength=BINS)).sum() / len(chance)
+    return {"accuracy": accuracy, "nll": float(_nll(margins, labels).mean()), "calibration_error": float(gap)}

@@ -1,0 +1,170 @@
+"""`jarm score`: the rewards of responses by a saved reward model, ranked within their prompts."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from jarm.core.checks import Check, check_fields
+from jarm.core.files import make_folder, there, write_whole
+from jarm.core.status import JarmError
+from jarm.data.journal import is_store
+from jarm.data.readers import open_npy, refuse_nonfinite
+from jarm.data.rows import rows_of_texts
+from jarm.data.store import EmbeddingStore, canonical
+from jarm.data.texts import extra_fields, read_texts
+from jarm.export.aggregate import read_aggregate
+from jarm.export.model import RewardModel, load_model
+
+ANY = ("model", "revision", "compute_dtype")
+"""Entries of `made_by` that may differ where the weights are the same: names, and the precision of the computation."""
+ROWS = 1 << 16
+"""Responses that are scored at a time."""
+SCORE_CHECKS: Mapping[str, Check] = {"aggregate": lambda _, text: read_aggregate(text)}
+"""Option of `jarm score` -> the check of its values."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ScoreConfig:
+    """Settings of `jarm score`.
+
+    Example:
+      >>> ScoreConfig(model="out/model", data="answers.jsonl", embeddings="answers.npy").out
+      PosixPath('out/scores.jsonl')
+
+    Attributes:
+      model: folder of a reward model, as `jarm train` writes it.
+      data: a Parquet or JSONL file of responses, in any layout that `jarm embed` reads.
+      embeddings: a store that has the texts, or an .npy with one row for each response.
+      aggregate: in the place of the model's own: "mean", "worst", "lower:C" or "quantile:LEVEL".
+      prompt_column: column of the prompts, where it is not `prompt`.
+      response_columns: columns of the responses, where they have none of the usual names.
+      out: JSONL file of the scores; a new one.
+    """
+
+    model: str
+    data: str
+    embeddings: str
+    aggregate: str | None = None
+    prompt_column: str | None = None
+    response_columns: tuple[str, ...] = ()
+    out: pathlib.Path = pathlib.Path("out/scores.jsonl")
+
+    def __post_init__(self) -> None:
+        check_fields(self, SCORE_CHECKS)
+
+
+def score(config: ScoreConfig) -> dict[str, Any]:
+    """Score the responses of a table, and write a line for each.
+
+    A line has the `row` (from 0) or `line` (from 1) of the response in its file, its `response` number in it, the
+    `reward` in logits, its `deviation` over the members, and its `rank` among the responses to its prompt, 1 the best.
+
+    Args:
+      config: the settings.
+
+    Returns:
+      Counts of `responses` and `prompts`, and `best_of`: the mean of the largest reward less the mean reward, over
+      prompts.
+
+    Raises:
+      JarmError: the model, the data or the embeddings are at fault, do not go together, or the file is there already.
+
+    Example:
+      >>> import tempfile
+      >>> from jarm.reward.config import HeadConfig
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
+      >>> params = {"out": {"kernel": np.array([[[1.0], [0.0]]], np.float32)}}
+      >>> RewardModel(HeadConfig(hidden=()), params, np.zeros(1, np.float32)).save(folder / "model")
+      >>> rows = [{"prompt": "2 + 2?", "response": text} for text in ("4", "5")]
+      >>> _ = (folder / "answers.jsonl").write_text("\\n".join(map(json.dumps, rows)))
+      >>> np.save(folder / "answers.npy", np.array([[3.0, 0.0], [1.0, 0.0]]))
+      >>> places = (str(folder / name) for name in ("model", "answers.jsonl", "answers.npy"))
+      >>> score(ScoreConfig(*places, out=folder / "scores.jsonl"))
+      {'responses': 2, 'prompts': 1, 'best_of': 1.0}
+      >>> print((folder / "scores.jsonl").read_text().splitlines()[0])
+      {"line": 1, "response": 0, "reward": 3.0, "deviation": 0.0, "rank": 1}
+    """
+    out = pathlib.Path(config.out)
+    if there(out):
+        raise JarmError(f"{out} stands there already, and stays: give another --out.")
+    model = load_model(config.model)
+    store = (
+        EmbeddingStore(config.embeddings) if is_store(pathlib.Path(config.embeddings)) else open_npy(config.embeddings)
+    )
+    extra = ()
+    if isinstance(store, EmbeddingStore):
+        refuse_other(model, store)
+        extra = tuple(extra_fields(store.template))
+    texts = read_texts(
+        [config.data], prompt=config.prompt_column, responses=config.response_columns, extra=extra, as_given=True
+    )
+    rows = rows_of_texts(str(config.data), texts, store, config.embeddings)
+    if not isinstance(store, EmbeddingStore):
+        refuse_nonfinite(store, str(config.embeddings))
+    members = [model.member_scores(np.asarray(store[rows[at : at + ROWS]])) for at in range(0, len(rows), ROWS)]
+    rewards = np.concatenate(members, axis=1)
+    aggregate = model.aggregate if config.aggregate is None else read_aggregate(config.aggregate)
+    reward, deviation = aggregate(rewards), rewards.std(axis=0)
+    numbers: dict[str, int] = {}
+    every = (value if isinstance(value, str) else canonical(value) for value in texts.columns["prompt"])
+    prompt = np.array([numbers.setdefault(text, len(numbers)) for text in every], np.int64)
+    rank = ranks_within(prompt, reward)
+    unit = texts.places.counted[0]
+    lines = (
+        {
+            unit: int(texts.places.rows[at]),
+            "response": int(texts.places.slots[at]),
+            "reward": float(reward[at]),
+            "deviation": float(deviation[at]),
+            "rank": int(rank[at]),
+        }
+        for at in range(len(reward))
+    )
+    make_folder(out.parent)
+    write_whole(out, "".join(json.dumps(line) + "\n" for line in lines))
+    count = np.bincount(prompt)
+    largest = np.full(len(count), -np.inf)
+    np.maximum.at(largest, prompt, reward)
+    return {
+        "responses": len(reward),
+        "prompts": len(count),
+        "best_of": float((largest - np.bincount(prompt, reward) / count).mean()),
+    }
+
+
+def ranks_within(prompt: np.ndarray, reward: np.ndarray) -> np.ndarray:
+    """Rank of each reward among those of its prompt, `[n]`, 1 the largest; equal ones in their order.
+
+    Example:
+      >>> ranks_within(np.array([0, 1, 0, 0]), np.array([1.0, 0.0, 3.0, 1.0]))
+      array([2, 1, 1, 3])
+    """
+    order = np.lexsort((-reward, prompt))
+    first = np.searchsorted(prompt[order], prompt[order])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - first + 1
+    return rank
+
+
+def refuse_other(model: RewardModel, store: EmbeddingStore) -> None:
+    """Refuse embeddings that were made otherwise than those that a model was trained on.
+
+    Raises:
+      JarmError: settings differ, by name; nothing is compared where the model's are not known.
+    """
+    if model.made_by is None:
+        return
+    own, other = dict(model.made_by), json.loads(json.dumps(dict(store.meta.made_by), default=str))
+    differ = sorted(key for key in own.keys() | other.keys() if key not in ANY and own.get(key) != other.get(key))
+    if differ:
+        shown = ", ".join(f"{key} {other.get(key)!r} and not {own.get(key)!r}" for key in differ[:3])
+        raise JarmError(
+            f"{store.path} was not made as the embeddings that the model was trained on ({shown}): embed the texts as "
+            f"those were, with {own.get('model')}."
+        )
