@@ -18,6 +18,7 @@ from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.evaluation.annotators import AnnotatorConfig
 from jarm.evaluation.metrics import evaluate
+from jarm.export.model import RewardModel, load_model
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import prepare
 from jarm.loop.loop import make_loop
@@ -30,6 +31,7 @@ from jarm.studies.compare import compare
 from jarm.studies.forecast import ForecastConfig, forecast
 from jarm.studies.plan import plan
 from jarm.studies.sweep import sweep
+from jarm.studies.train import TrainConfig, train
 
 _refuse_namesake()
 
@@ -50,11 +52,13 @@ __all__ = [
     "LoopConfig",
     "PairSpace",
     "ResponseTable",
+    "RewardModel",
     "Rule",
     "SelectedBatch",
     "Selection",
     "Status",
     "SweepConfig",
+    "TrainConfig",
     "TrainTest",
     "a_optimal",
     "check",
@@ -65,6 +69,7 @@ __all__ = [
     "forecast",
     "get_rule",
     "load",
+    "load_model",
     "load_table",
     "make_loop",
     "pair_space",
@@ -75,5 +80,6 @@ __all__ = [
     "sweep",
     "synthetic",
     "top_pairs",
+    "train",
     "v_optimal",
 ]

@@ -37,7 +37,7 @@ ALLOWED = {
     "acquisition": {"design"},
     "selection": {"design"},
     "loop": {"acquisition", "reward", "design", "evaluation"},
-    "export": {"reward", "llm", "embedding", "data"},
+    "export": {"reward"},
     "runs": {"loop", "acquisition", "reward", "evaluation", "data"},
     "studies": {"runs", "export", "report", "loop", "acquisition", "reward", "evaluation", "data", "design"},
     "cli": {"studies", "runs", "export", "report", "embedding", "testing", "acquisition", "data"},

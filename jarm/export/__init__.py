@@ -1,4 +1,4 @@
-"""Reward models that leave jarm: one folder, scores of embeddings and of texts, and folders that other programs load.
+"""Reward models that leave jarm: one folder, and the scores of embeddings.
 
-Imports embedding, reward, llm and data.
+Imports reward.
 """

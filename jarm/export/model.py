@@ -33,7 +33,7 @@ FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
 CHUNK = 4096
 """Rows that are scored at a time; fewer are padded to a power of two, so that few programs are compiled."""
-_MAP = ("mean", "deviation", "metric", "offset")
+_MAPS = ("mean", "deviation", "metric")
 _CURE = "copy the whole folder again from where it was made"
 _SCHEMA = struct(
     {
@@ -247,7 +247,8 @@ def load_model(folder: PathLike) -> RewardModel:
         made_by=config["made_by"],
         training=config["training"],
         aggregate=read_aggregate(config["aggregate"]),
-        **{name: tensors.get(name) for name in _MAP},
+        offset=tensors["offset"],
+        **{name: tensors.get(name) for name in _MAPS},
     )
 
 

@@ -97,7 +97,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     store = (
         EmbeddingStore(config.embeddings) if is_store(pathlib.Path(config.embeddings)) else open_npy(config.embeddings)
     )
-    extra = ()
+    extra: tuple[str, ...] = ()
     if isinstance(store, EmbeddingStore):
         refuse_other(model, store)
         extra = tuple(extra_fields(store.template))

@@ -219,13 +219,13 @@ def drawn_pairs(table: ResponseTable, most: int, rng: np.random.Generator) -> Pa
       most: largest number of pairs; more are sampled without replacement.
       rng: chance of the draw.
     """
-    width = table.mask.shape[1]
+    width, gold = table.mask.shape[1], table.column("gold")
     upper = np.stack(np.triu_indices(width, 1))
     alike = np.arange(table.mask.size).reshape(table.mask.shape) if table.alike is None else table.alike
     prompt, column = np.nonzero(
         table.mask[:, upper[0]]
         & table.mask[:, upper[1]]
-        & (table.gold[:, upper[0]] != table.gold[:, upper[1]])
+        & (gold[:, upper[0]] != gold[:, upper[1]])
         & (alike[:, upper[0]] != alike[:, upper[1]])
     )
     if len(prompt) > most:
@@ -234,8 +234,8 @@ def drawn_pairs(table: ResponseTable, most: int, rng: np.random.Generator) -> Pa
     ends = upper[:, column]
     ends = np.where(rng.random(len(prompt)) < 0.5, ends, ends[::-1])
     first, second = prompt * width + ends[0], prompt * width + ends[1]
-    gold = table.gold.reshape(-1)
-    return PairTable(table, first, second, np.float32(gold[first] > gold[second]), np.arange(len(first)))
+    higher = gold.reshape(-1)[first] > gold.reshape(-1)[second]
+    return PairTable(table, first, second, higher.astype(np.float32), np.arange(len(first)))
 
 
 def training_of(pairs: PairTable) -> Training:
@@ -249,7 +249,7 @@ def training_of(pairs: PairTable) -> Training:
         some = slice(start, start + step)
         rows.append(pairs.table.embeddings(some).reshape(-1, size)[used[start * width : (start + step) * width]])
     return Training(
-        np.concatenate(rows), number[pairs.first], number[pairs.second], np.float32(pairs.label), pairs.prompt
+        np.concatenate(rows), number[pairs.first], number[pairs.second], pairs.label.astype(np.float32), pairs.prompt
     )
 
 
@@ -290,7 +290,7 @@ def _model(config: TrainConfig, table: ResponseTable, params: Any, training: Tra
     offset = model.member_scores(training.embeddings).mean(axis=1, dtype=np.float64)
     return dataclasses.replace(
         model,
-        offset=np.float32(offset),
+        offset=offset.astype(np.float32),
         mean=table.mean,
         deviation=table.deviation,
         metric=table.metric,
