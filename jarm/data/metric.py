@@ -107,10 +107,10 @@ def within_metric(tables: TrainTest, metric: Within) -> TrainTest:
 
 
 def _covariance(table: ResponseTable) -> np.ndarray:
-    """`[d, d]` float64, mean outer product of the embeddings less the mean of their prompt."""
+    """`[d, d]` float64, mean outer product of the embeddings less the mean of their prompt, over prompts of several."""
     width = table.shape[2]
     total = np.zeros((width, width))
     for _, rows in centred_embeddings(table):
         flat = rows.reshape(-1, width)
         total += flat.T @ flat
-    return total / table.mask.sum()
+    return total / np.maximum(table.mask[table.mask.sum(axis=1) > 1].sum(), 1)

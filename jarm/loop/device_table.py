@@ -150,8 +150,11 @@ def make_device_table(
     prompts, count = list(zip(embeddings, table.mask, strict=True)), table.mask.sum()
     mean = sum(e[real].sum(axis=0, dtype=np.float64) for e, real in prompts) / count
     spread = 2 * sum(np.square(e[real] - mean).sum() for e, real in prompts) / count
-    of_prompt = ((e[real] - e[real].mean(axis=0, dtype=np.float64)) for e, real in prompts if real.any())
-    within = sum(np.square(rows).sum() for rows in of_prompt) / count
+    # A prompt of one response has no difference, and is no part of the mean.
+    several = [(e[real], real.sum()) for e, real in prompts if real.sum() > 1]
+    differing = sum(size for _, size in several)
+    within = sum(np.square(rows - rows.mean(axis=0, dtype=np.float64)).sum() for rows, _ in several)
+    within /= max(differing, 1)
     return DeviceTable(
         embeddings=jnp.asarray(embeddings),
         mask=jnp.asarray(table.mask),

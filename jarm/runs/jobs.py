@@ -16,6 +16,7 @@ from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import check_run, limit_per_prompt
+from jarm.loop.loop import make_loop
 from jarm.runs.grid import Setting, by_program
 from jarm.runs.programs import free_bytes
 
@@ -109,6 +110,8 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
         loop = first.loop
         if first.config.per_prompt == "auto":
             loop = dataclasses.replace(loop, per_prompt=limit_per_prompt(loop, data.train))
+        with first.named_in_errors():
+            make_loop(loop)  # refuses fits and rules that do not go together
         jobs.append(Job(shared, loop, first.config.sizes(), data, scale, hparams))
     return jobs
 

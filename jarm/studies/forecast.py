@@ -47,11 +47,9 @@ def _firsts(name: str, text: str) -> None:
 
 
 FORECAST_CHECKS: Mapping[str, Check] = {
-    **{
-        name: COMPARE_CHECKS[name]
-        for name in ("pairs", "rounds", "batch", "initial", "candidates", "metric", "workers")
-    },
+    **{name: COMPARE_CHECKS[name] for name in ("pairs", "batch", "initial", "candidates", "metric", "workers")},
     "rules": known_names,
+    "rounds": between(1, INT32),
     "firsts": _firsts,
     "campaigns": between(1, INT32),
     "seed": between(0, INT32),

@@ -10,6 +10,7 @@ from jarm.data import metric
 from jarm.data.datasets import load
 from jarm.data.metric import Within, read_metric, within_metric
 from jarm.data.standardise import standardised
+from jarm.loop.device_table import make_device_table
 
 PROMPTS, WIDTH, D = 9, 4, 6
 
@@ -28,9 +29,9 @@ def make_tables(seed=0, d=D):
 
 
 def of_prompts(table):
-    """`[n, d]` float64 embeddings less the mean of their prompt, one by one."""
+    """`[n, d]` float64 embeddings less the mean of their prompt, one by one, of prompts with two responses or more."""
     prompts = zip(np.float64(table.embeddings()), table.mask, strict=True)
-    return np.concatenate([e[real] - e[real].mean(axis=0) for e, real in prompts])
+    return np.concatenate([e[real] - e[real].mean(axis=0) for e, real in prompts if real.sum() > 1])
 
 
 @pytest.mark.parametrize(("alpha", "rank"), [(0.0, 3), (1.0, None), (3.0, 2), (2.5, 100)])
@@ -73,6 +74,21 @@ def test_distances_stay_with_alpha_1_and_whitening_makes_them_round():
     np.testing.assert_allclose(same @ same.T, plain @ plain.T / unit, rtol=1e-3, atol=1e-4)
     white = of_prompts(within_metric(tables, Within(0.0)).train)
     np.testing.assert_allclose(white.T @ white / len(white), np.eye(D - 1) / (D - 1), atol=1e-4)
+
+
+def test_prompts_of_one_response_change_neither_the_metric_nor_the_unit_of_a_prior():
+    """They differ from nothing; before, nine such prompts to each other one made a prior twenty times as wide."""
+    rng = np.random.default_rng(0)
+    store = rng.normal(size=(120, 4)).astype(np.float32)
+    rows = np.arange(120).reshape(60, 2)
+    both = np.ones((60, 2), bool)
+    both[6:, 1] = False
+    few = ResponseTable(store, rows[:6], np.ones((6, 2), bool), gold=np.zeros((6, 2), np.float32))
+    many = ResponseTable(store, rows, both, gold=np.zeros((60, 2), np.float32))
+    maps = [within_metric(TrainTest(table, table), Within(2.0)).train.metric for table in (few, many)]
+    np.testing.assert_allclose(*maps, rtol=1e-6)
+    units = [float(make_device_table(table, 1.0).spread_within) for table in (few, many)]
+    assert units[0] == pytest.approx(units[1], rel=1e-6)
 
 
 def test_copies_are_found_before_the_map():

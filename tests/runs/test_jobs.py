@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jarm import CompareConfig, JarmError, ResponseTable, SweepConfig, TrainTest, synthetic
+from jarm import CompareConfig, JarmError, ResponseTable, SweepConfig, TrainTest, compare, synthetic
 from jarm.cli import main
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import limit_per_prompt
@@ -62,6 +62,20 @@ def test_a_noise_is_solved_for_once_for_each_column():
     settings = expand(SweepConfig(BASE, {"annotator_column": ["gold", "length"], "ridge": [0.5, 1.0]}))
     gold, length = ([float(hparams.noise) for hparams in job.hparams] for job in read_jobs(settings))
     assert gold[0] == gold[1] != length[0] == length[1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"head": "laplace", "loss": "classification"}, "leave `loss` at 'bradley_terry' and not 'classification', or"),
+        ({"head": "laplace", "ensemble": "init"}, "leave `ensemble` at 'auto' and not 'init', or"),
+        ({"members": 1, "rules": "variance"}, "use two or more"),
+    ],
+)
+def test_what_does_not_go_together_is_refused_before_a_folder_is_begun(changes, said, tmp_path):
+    with pytest.raises(JarmError, match=said):
+        compare(dataclasses.replace(BASE, out=tmp_path / "out", **changes))
+    assert not (tmp_path / "out").exists()
 
 
 def test_an_attribute_with_the_name_of_a_rule_is_refused(monkeypatch):
