@@ -11,7 +11,8 @@ Expected  `docs/choosing.md` has the table.
 An arm is a learner, a metric, a first batch and a rule; all arms of a setting share seeds. For every arm the table has
 the test Spearman after the first batch, its mean over later rounds and its last value, less those of random labels with
 the learner of `--against`; and the labels that it needs for what these random labels end with. Intervals of one setting
-hold for all arms of all settings together (Bonferroni's); those over settings run from the least to the largest mean.
+hold for all arms of all settings together (Bonferroni's), those of numbers of labels for one arm alone; those over
+settings run from the least to the largest mean.
 """
 
 from __future__ import annotations

@@ -115,7 +115,8 @@ def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> T
     """Tables of prompts in topics, responses around prompts, and gold from a teacher that no head can equal.
 
     Embedding `e_pi = m_t(p) + c_p + s_p n_pi` in principal coordinates, then rotated; gold
-    `g_pi = a sum_j sin(f u_j.e + b_j) + b sum_j (v_j.e)(w_j.e) + o_p`. `docs/data.md` explains every term.
+    `g_pi = a sum_j sin(f u_j.e + b_j) + b sum_j (v_j.e)(w_j.e) + o_p`, and shares of it by `lead` and `unseen`.
+    `docs/data.md` explains every term.
 
     Args:
       seed: seed of every draw, the teacher included.
@@ -123,8 +124,8 @@ def synthetic(seed: int = 0, config: SyntheticConfig = VARIANTS["default"]) -> T
 
     Returns:
       Train and test tables with the same topics and teacher, and other prompts. Embeddings have unit variance per
-      coordinate, on average; gold has unit variance within the training prompts. Attributes: `length` (characters),
-      `position` (index in the prompt) and `prompt_cosine` (cosine to the prompt's centre).
+      coordinate, on average, but for `huge` ones; gold has unit variance within the training prompts. Attributes:
+      `length` (characters), `position` (index in the prompt) and `prompt_cosine` (cosine to the prompt's centre).
 
     Example:
       >>> train, test = synthetic(0, SyntheticConfig(train=50, width=8))
