@@ -260,8 +260,9 @@ def _train(config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, _built_by(T
     show(
         f"{found['labels']:,} labels of {found['prompts']['train']:,} prompts. On {found['test_pairs']:,} pairs of "
         f"{found['prompts']['test']:,} other prompts: accuracy {accuracy['mean']:.3f} "
-        f"{interval(accuracy['low'], accuracy['high'])}, the longer response {length['mean']:.3f}, loss "
-        f"{found['nll']:.3f} nats, calibration error {found['calibration_error']:.3f}."
+        f"{interval(accuracy['low'], accuracy['high'])}"
+        + (f", the longer response {length['mean']:.3f}" if length else "")
+        + f", loss {found['nll']:.3f} nats, calibration error {found['calibration_error']:.3f}."
     )
     for row in found["curve"]:
         show(f"{row['labels']:>9,} labels  accuracy {row['accuracy']:.3f}")

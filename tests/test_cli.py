@@ -140,7 +140,7 @@ def test_a_reader_that_has_gone_is_no_error(write, runs):
     assert error.getvalue() == ""
 
 
-# A device that only Linux has.
+# A device that only Linux has; elsewhere there is no file that is always full.
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no /dev/full here")
 @pytest.mark.parametrize("write", [show, print], ids=["show", "print"])
 def test_a_full_standard_output_gets_a_sentence(write, runs):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,11 +13,10 @@ from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.arrow import is_number
-from jarm.data.journal import is_store
 from jarm.data.prompts import Prompts, on_test_side
-from jarm.data.readers import Columns, open_npy, read_columns, refuse_nonfinite
-from jarm.data.rows import rows_of_texts
-from jarm.data.store import EmbeddingStore, canonical
+from jarm.data.readers import Columns, read_columns, refuse_nonfinite
+from jarm.data.rows import open_embeddings, rows_of_texts
+from jarm.data.store import EmbeddingStore
 from jarm.data.tables import stated
 from jarm.data.texts import Texts, extra_fields, read_texts
 
@@ -120,7 +118,7 @@ def load_pairs(
     """
     name = str(data)
     columns = read_columns(data, [*([label] if label else []), *votes, split or SPLIT])
-    store = EmbeddingStore(embeddings) if is_store(Path(embeddings)) else open_npy(embeddings)
+    store = open_embeddings(embeddings)
     extra = extra_fields(store.template) if isinstance(store, EmbeddingStore) else []
     texts = read_texts([data], prompt=prompt, responses=responses, extra=extra, as_given=True)
     if len(texts.places.columns) != 2:
@@ -132,7 +130,8 @@ def load_pairs(
     rows = rows_of_texts(name, texts, store, embeddings)
     if not isinstance(store, EmbeddingStore):
         refuse_nonfinite(store, str(embeddings))
-    prompts = _prompts(texts)
+    ids, code = texts.prompts(range(0, len(texts.places), 2))
+    prompts = Prompts(code, list(dict.fromkeys(ids)), np.full(code.max() + 1, -1))
     if split is not None and split not in columns.names:
         raise JarmError(
             f"{name} has no column {split!r}{nearest(split, columns.names)}: it has {', '.join(columns.names)}."
@@ -197,14 +196,6 @@ def _numbers(name: str, columns: Columns, column: str) -> np.ndarray:
         row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
         raise JarmError(f"{name}, row {row}: {column} is missing; write a number, or leave the row out.")
     return np.asarray(values.to_pylist(), np.float64)
-
-
-def _prompts(texts: Texts) -> Prompts:
-    """The prompts of the pairs, told apart by their text."""
-    numbers: dict[str, int] = {}
-    every = (value if isinstance(value, str) else canonical(value) for value in texts.columns["prompt"][::2])
-    code = np.array([numbers.setdefault(text, len(numbers)) for text in every], np.int64)
-    return Prompts(code, list(numbers), np.full(len(numbers), -1))
 
 
 def _pair_table(prompts: Prompts, rows: np.ndarray, labels: np.ndarray, texts: Texts, store: Any) -> PairTable:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,8 +11,41 @@ import numpy as np
 from jarm.core.files import PathLike
 from jarm.core.messages import listed
 from jarm.core.status import JarmError
+from jarm.data.journal import is_store
+from jarm.data.readers import open_npy
 from jarm.data.store import EmbeddingStore
 from jarm.data.texts import Texts
+
+
+def open_embeddings(path: PathLike) -> Any:
+    """An `EmbeddingStore`, where the path is the folder of one, or else the array of an `.npy`, memory-mapped.
+
+    Raises:
+      JarmError: it is neither, or damaged.
+    """
+    return EmbeddingStore(path) if is_store(Path(path)) else open_npy(path)
+
+
+def stored_rows(store: EmbeddingStore, keys: Iterable[str], name: str, place: Callable[[int], str]) -> np.ndarray:
+    """`[n]` row of the store of each key of a table's texts.
+
+    Args:
+      store: the store.
+      keys: key of each text.
+      name: the table, for messages.
+      place: place of a text in it, for messages.
+
+    Raises:
+      JarmError: the store lacks texts; the message names the first.
+    """
+    rows = store.indices(keys)
+    missing = np.flatnonzero(rows < 0)
+    if missing.size:
+        raise JarmError(
+            f"{store.path} lacks the texts of {missing.size:,} of the {len(rows):,} responses of {name}, "
+            f"{listed(missing, place=place)}: embed the table into it."
+        )
+    return rows
 
 
 def rows_of_texts(name: str, texts: Texts, store: Any, embeddings: PathLike) -> np.ndarray:
@@ -33,11 +68,4 @@ def rows_of_texts(name: str, texts: Texts, store: Any, embeddings: PathLike) -> 
                 "row for each response, those of one row of the table one behind the other."
             )
         return np.arange(count)
-    rows = store.indices(texts.keys(store.template))
-    missing = np.flatnonzero(rows < 0)
-    if missing.size:
-        raise JarmError(
-            f"{store.path} lacks the texts of {missing.size:,} of the {count:,} responses of {name}, "
-            f"{listed(missing, place=lambda at: texts.places[at])}: embed the table into it."
-        )
-    return rows
+    return stored_rows(store, texts.keys(store.template), name, texts.places.__getitem__)

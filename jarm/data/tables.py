@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +16,9 @@ from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.arrow import is_number, is_text
-from jarm.data.journal import is_store
 from jarm.data.prompts import TEST_SHARE, on_test_side, read_prompts
-from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
+from jarm.data.readers import read_columns, refuse_nonfinite
+from jarm.data.rows import open_embeddings, stored_rows
 from jarm.data.sources import RESPONSES, Source, one_row_a_response
 from jarm.data.store import EmbeddingStore, fields, fill, key_of
 from jarm.data.texts import content
@@ -86,7 +85,7 @@ def load_table(
       >>> train.gold[0], train.attributes["length"][0]
       (array([1., 2.], dtype=float32), array([2., 4.], dtype=float32))
     """
-    name, store = str(table), _opened(embeddings)
+    name, store = str(table), open_embeddings(embeddings)
     attributes = attribute_names(name, attributes)
     for what, column in (("target", target), ("split", split)):
         if not isinstance(column, str | None):
@@ -211,11 +210,6 @@ def attribute_names(name: str, attributes: Any) -> list[str]:
     return names
 
 
-def _opened(embeddings: PathLike) -> Any:
-    """An `.npy` or a store."""
-    return EmbeddingStore(embeddings) if is_store(Path(embeddings)) else open_npy(embeddings)
-
-
 def _places(name: str, columns: pa.Table, store: EmbeddingStore, place: Callable[[int], str]) -> np.ndarray:
     """Row of the store that has the text of each response, `[n]`."""
     template = store.template
@@ -230,14 +224,7 @@ def _places(name: str, columns: pa.Table, store: EmbeddingStore, place: Callable
         values["response"] = [content(response) for response in values["response"]]
     rows = zip(*values.values(), strict=True)
     texts = (fill(template, dict(zip(fields(template), row, strict=True))) for row in rows)
-    places = store.indices(map(key_of, texts))
-    missing = np.flatnonzero(places < 0)
-    if missing.size:
-        raise JarmError(
-            f"{store.path} lacks the texts of {missing.size:,} of the {len(places):,} responses of {name}, "
-            f"{listed(missing, place=place)}: embed the table into it."
-        )
-    return places
+    return stored_rows(store, map(key_of, texts), name, place)
 
 
 def _described(store: Any, embeddings: PathLike, places: np.ndarray) -> dict[str, Any]:

@@ -7,7 +7,7 @@ The first of `LAYOUTS` whose columns a table has decides how it is read, togethe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -20,7 +20,7 @@ from jarm.core.messages import nearest
 from jarm.core.status import JarmError
 from jarm.data.arrow import is_list, is_text
 from jarm.data.sources import RESPONSES, Source, read_sources
-from jarm.data.store import fields, fill, key_of, without_none
+from jarm.data.store import canonical, fields, fill, key_of, without_none
 from jarm.data.whole import (
     Conversation,
     conversations_hold_prompts,
@@ -88,6 +88,14 @@ class Texts(NamedTuple):
     def row(self, index: int) -> dict[str, Any]:
         """Columns of one text."""
         return {name: values[index] for name, values in self.columns.items()}
+
+    def prompts(self, rows: Iterable[int] | None = None) -> tuple[list[str], np.ndarray]:
+        """Prompts of some texts, by default all, `[k]`; and their numbers, `[k]`, from 0 as they first appear."""
+        values = self.columns["prompt"]
+        some = values if rows is None else [values[row] for row in rows]
+        prompts = [value if isinstance(value, str) else canonical(value) for value in some]
+        numbers: dict[str, int] = {}
+        return prompts, np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int64)
 
     def keys(self, template: str) -> list[str]:
         """Key of each text in a store of this template."""

@@ -73,7 +73,7 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             distinct=len(distinct),
             truncated=len(corpus.truncated),
             empty_responses=sum(response == "" for response in corpus.texts.columns["response"]),
-            **count_same(corpus.prompts(distinct)[1], same),
+            **count_same(corpus.texts.prompts(distinct)[1], same),
         )
         todo = rows[~done[rows]]
         if not len(todo):

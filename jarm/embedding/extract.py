@@ -108,12 +108,6 @@ class Corpus:
         template = self.tokenizer.key_template
         return np.array([len(fill(template, self.texts.row(index))) for index in range(len(self))])
 
-    def prompts(self, rows: np.ndarray) -> tuple[list[str], np.ndarray]:
-        """Prompts of some rows, `[k]`, as text, and their numbers, `[k]`, from 0 in the order in which they appear."""
-        prompts = [fill("{prompt}", self.texts.row(int(row))) for row in rows]
-        numbers: dict[str, int] = {}
-        return prompts, np.array([numbers.setdefault(prompt, len(numbers)) for prompt in prompts], np.int64)
-
     def alike(self, rows: np.ndarray) -> np.ndarray:
         """For each of some rows, `[k]`, the first of them that is the same tokens, `[k]`; tokenises all.
 
@@ -290,7 +284,7 @@ def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Itera
 
 def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: bool | None) -> Iterator[Work] | None:
     """Work with shared prompts, or None where `share` is None and sharing would not save `SAVED`."""
-    prompts, groups = corpus.prompts(rows)
+    prompts, groups = corpus.texts.prompts(rows)
     if share is None and len(set(prompts)) == len(rows):
         return None
     chunks = make_chunks(np.array([len(prompt) for prompt in prompts]), groups)

@@ -92,9 +92,12 @@ def _trained(trained: Mapping[str, Any]) -> list[str]:
         f"- {trained['labels']:,} labels ({trained['labels_by']}) of {trained['prompts']['train']:,} prompts in "
         f"`{_code(trained['data'])}`",
         f"- accuracy on {trained['test_pairs']:,} pairs of {trained['prompts']['test']:,} other prompts: "
-        f"{accuracy['mean']:.3f} ({accuracy['low']:.3f} to {accuracy['high']:.3f}); preferring the longer response: "
-        f"{length['mean']:.3f} ({length['low']:.3f} to {length['high']:.3f})",
+        f"{_share(accuracy)}; preferring the longer response: {_share(length) if length else 'not known'}",
         f"- loss {trained['nll']:.3f} nats, calibration error {trained['calibration_error']:.3f}, after a temperature "
         f"of {trained['temperature']:.2f} that was set on other prompts of the same held-out pairs",
         f"- fits on fewer labels: {curve or 'none'}",
     ]
+
+
+def _share(found: Mapping[str, float]) -> str:
+    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"

@@ -13,10 +13,9 @@ import numpy as np
 from jarm.core.checks import Check, check_fields
 from jarm.core.files import make_folder, there, write_whole
 from jarm.core.status import JarmError
-from jarm.data.journal import is_store
-from jarm.data.readers import open_npy, refuse_nonfinite
-from jarm.data.rows import rows_of_texts
-from jarm.data.store import EmbeddingStore, canonical
+from jarm.data.readers import refuse_nonfinite
+from jarm.data.rows import open_embeddings, rows_of_texts
+from jarm.data.store import EmbeddingStore
 from jarm.data.texts import extra_fields, read_texts
 from jarm.export.aggregate import read_aggregate
 from jarm.export.model import RewardModel, load_model
@@ -94,9 +93,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if there(out):
         raise JarmError(f"{out} stands there already, and stays: give another --out.")
     model = load_model(config.model)
-    store = (
-        EmbeddingStore(config.embeddings) if is_store(pathlib.Path(config.embeddings)) else open_npy(config.embeddings)
-    )
+    store = open_embeddings(config.embeddings)
     extra: tuple[str, ...] = ()
     if isinstance(store, EmbeddingStore):
         refuse_other(model, store)
@@ -111,9 +108,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     rewards = np.concatenate(members, axis=1)
     aggregate = model.aggregate if config.aggregate is None else read_aggregate(config.aggregate)
     reward, deviation = aggregate(rewards), rewards.std(axis=0)
-    numbers: dict[str, int] = {}
-    every = (value if isinstance(value, str) else canonical(value) for value in texts.columns["prompt"])
-    prompt = np.array([numbers.setdefault(text, len(numbers)) for text in every], np.int64)
+    _, prompt = texts.prompts()
     rank = ranks_within(prompt, reward)
     unit = texts.places.counted[0]
     lines = (

@@ -21,10 +21,10 @@ from jarm.core.settings import make_key
 from jarm.core.status import JarmError, check
 from jarm.core.streams import say
 from jarm.core.tables import ResponseTable
-from jarm.data.datasets import load
 from jarm.data.metric import read_metric, within_metric
 from jarm.data.pairs import PairSplit, PairTable, load_pairs
 from jarm.data.standardise import standardised
+from jarm.data.tables import load_table
 from jarm.export.aggregate import read_aggregate
 from jarm.export.card import model_card
 from jarm.export.model import RewardModel, refuse_taken
@@ -102,10 +102,11 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, TRAIN_CHECKS)
-        if self.target is not None and (self.label is not None or self.votes or self.response_columns):
+        of_pairs = [name for name in ("label", "votes", "prompt_column", "response_columns") if getattr(self, name)]
+        if self.target is not None and of_pairs:
             raise JarmError(
-                "`target` is for tables of responses with scores, and `label`, `votes` and `response_columns` are for "
-                "tables of pairs: leave one or the others out."
+                f"`target` is for tables of responses with scores, and `{of_pairs[0]}` for tables of pairs: leave one "
+                "of the two out."
             )
         self.hparams()
 
@@ -115,10 +116,10 @@ class TrainConfig:
 
 
 class Training(NamedTuple):
-    """Training pairs as arrays.
+    """Pairs as arrays.
 
     Attributes:
-      embeddings: `[n, r]` float32, as the head sees them.
+      embeddings: `[n, r]` float32, as the table reads them.
       first, second: `[M]` rows of `embeddings`.
       label: `[M]`.
       prompt: `[M]` number of each pair's prompt.
@@ -162,13 +163,13 @@ def train(config: TrainConfig) -> dict[str, Any]:
         pairs = pairs.with_tables(standardised(pairs.tables))
     if found := read_metric(config.metric):
         pairs = pairs.with_tables(within_metric(pairs.tables, found))
-    training, test = (training_of(side) for side in pairs)
+    training, test = training_of(pairs.train), training_of(_unmapped(pairs.test))
     fit = _fitter(config, training)
     everything = np.ones(len(training.first), bool)
     params, info = fit(everything)
     model = _model(config, pairs.train.table, params, training)
-    unscaled = _margins(model, pairs.test)
-    temperature, scaled = calibrate(unscaled, test.label, test.prompt)
+    temperature, scaled = calibrate(_margins(model, test), test.label, test.prompt)
+    lengths = _length(pairs.test)
     summary = {
         "data": pathlib.Path(config.data).name,
         "head": config.head,
@@ -180,8 +181,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "train_nll": float(np.mean(info.train_nll)),
         "temperature": temperature,
         **held_out(scaled, test.label, test.prompt),
-        "length": held_out(_length(pairs.test), test.label, test.prompt)["accuracy"],
-        "curve": _curve(config, fit, training, pairs.test, test),
+        "length": None if lengths is None else held_out(lengths, test.label, test.prompt)["accuracy"],
+        "curve": _curve(config, fit, training, pairs.train.table, test),
     }
     model = dataclasses.replace(model.scaled(1 / temperature), training=summary)
     model.save(config.out, model_card(model))
@@ -200,7 +201,7 @@ def read_pairs(config: TrainConfig) -> PairSplit:
             votes=config.votes,
             split=config.split,
         )
-    tables = load(config.data, embeddings=config.embeddings, target=config.target, standardise=False)
+    tables = load_table(config.data, config.embeddings, config.target, split=config.split)
     rng = np.random.default_rng(config.seed)
     sides = [drawn_pairs(table, config.max_pairs, rng) for table in tables]
     for which, side in zip(("train", "test"), sides, strict=True):
@@ -297,24 +298,29 @@ def _model(config: TrainConfig, table: ResponseTable, params: Any, training: Tra
     )
 
 
-def _margins(model: RewardModel, pairs: PairTable) -> np.ndarray:
-    """`[M]` rewards of the first responses less those of the second, in logits."""
-    plain = dataclasses.replace(pairs.table, mean=None, deviation=None, metric=None)
-    training = training_of(dataclasses.replace(pairs, table=plain))
-    scores = model.score(training.embeddings)
-    return np.float64(scores[training.first]) - scores[training.second]
+def _unmapped(pairs: PairTable) -> PairTable:
+    """The pairs with embeddings as they are stored, which a model takes."""
+    return dataclasses.replace(pairs, table=dataclasses.replace(pairs.table, mean=None, deviation=None, metric=None))
 
 
-def _length(pairs: PairTable) -> np.ndarray:
-    """Differences of lengths, as margins; zeros where lengths are not known."""
+def _margins(model: RewardModel, test: Training) -> np.ndarray:
+    """`[M]` rewards of the first responses less those of the second, in logits; embeddings as they are stored."""
+    scores = model.score(test.embeddings).astype(np.float64)
+    return scores[test.first] - scores[test.second]
+
+
+def _length(pairs: PairTable) -> np.ndarray | None:
+    """Margins that prefer the longer response; None where lengths are not known."""
     lengths = pairs.table.attributes.get("length")
     if lengths is None:
-        return np.zeros(len(pairs))
-    flat = lengths.reshape(-1)
-    return np.sign(np.float64(flat[pairs.first]) - flat[pairs.second])
+        return None
+    flat = lengths.reshape(-1).astype(np.float64)
+    return np.sign(flat[pairs.first] - flat[pairs.second])
 
 
-def _curve(config: TrainConfig, fit: Any, training: Training, pairs: PairTable, test: Training) -> list[dict[str, Any]]:
+def _curve(
+    config: TrainConfig, fit: Any, training: Training, table: ResponseTable, test: Training
+) -> list[dict[str, Any]]:
     """Held-out accuracy of fits on pairs of a part of the training prompts."""
     prompts = np.unique(training.prompt)
     order = np.random.default_rng(config.seed).permutation(prompts)
@@ -326,7 +332,7 @@ def _curve(config: TrainConfig, fit: Any, training: Training, pairs: PairTable, 
         except JarmError as error:
             say(f"no fit on {int(kept.sum())} labels: {error}")
             continue
-        margins = _margins(_model(config, pairs.table, params, training), pairs)
+        margins = _margins(_model(config, table, params, training), test)
         found.append(
             {"labels": int(kept.sum()), "accuracy": held_out(margins, test.label, test.prompt)["accuracy"]["mean"]}
         )

