@@ -107,8 +107,8 @@ def load_pairs(
         a side has no pair that could be learnt from.
 
     Example:
-      >>> import json, tempfile
-      >>> folder = Path(tempfile.mkdtemp())
+      >>> import json, pathlib, tempfile
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
       >>> rows = [{"prompt": f"p{p}", "chosen": "yes, sir", "rejected": "no"} for p in range(8)]
       >>> _ = (folder / "pairs.jsonl").write_text("\\n".join(map(json.dumps, rows)))
       >>> np.save(folder / "pairs.npy", np.arange(48.0).reshape(16, 3))  # chosen, rejected, chosen, rejected, ...

@@ -74,8 +74,8 @@ def load_table(
         has no prompt with two responses.
 
     Example:
-      >>> import json, tempfile
-      >>> folder = Path(tempfile.mkdtemp())
+      >>> import json, pathlib, tempfile
+      >>> folder = pathlib.Path(tempfile.mkdtemp())
       >>> rows = [{"prompt": f"p{p}", "response": "no" * r, "score": r} for p in range(6) for r in (1, 2)]
       >>> _ = (folder / "rows.jsonl").write_text("\\n".join(map(json.dumps, rows)))
       >>> np.save(folder / "rows.npy", np.arange(36.0).reshape(12, 3))  # one row of width 3 per response

@@ -7,7 +7,7 @@ The first of `LAYOUTS` whose columns a table has decides how it is read, togethe
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -89,7 +89,7 @@ class Texts(NamedTuple):
         """Columns of one text."""
         return {name: values[index] for name, values in self.columns.items()}
 
-    def prompts(self, rows: Iterable[int] | None = None) -> tuple[list[str], np.ndarray]:
+    def prompts(self, rows: Sequence[int] | np.ndarray | None = None) -> tuple[list[str], np.ndarray]:
         """Prompts of some texts, by default all, `[k]`; and their numbers, `[k]`, from 0 as they first appear."""
         values = self.columns["prompt"]
         some = values if rows is None else [values[row] for row in rows]
