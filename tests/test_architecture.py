@@ -21,6 +21,7 @@ FLOORS = [
     ["loop", "export"],
     ["runs"],
     ["studies"],
+    ["commands"],
     ["cli"],
 ]
 """From the ground to the roof; rooms of one floor do not know of each other."""
@@ -40,7 +41,8 @@ ALLOWED = {
     "export": {"reward"},
     "runs": {"loop", "acquisition", "reward", "evaluation", "data"},
     "studies": {"runs", "export", "report", "loop", "acquisition", "reward", "evaluation", "data", "design"},
-    "cli": {"studies", "runs", "export", "report", "embedding", "testing", "acquisition", "data"},
+    "commands": {"studies", "runs", "report", "embedding", "testing", "acquisition", "data"},
+    "cli": {"commands", "runs"},
 }
 """Room -> the rooms that it may import, beside core."""
 FLOOR = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
