@@ -110,6 +110,13 @@ def test_each_half_is_scaled_by_the_other():
     assert len(np.unique(np.round(ratios, 6))) == 2
 
 
+@pytest.mark.parametrize("count", [10, 100])
+def test_few_pairs_that_are_all_right_make_no_reward_boundless(count):
+    """They tell odds of about 2 count + 1 to 1, and no more."""
+    temperature, _ = calibrate(np.full(count, 3.0), np.ones(count), np.arange(count))
+    assert 3 / temperature == pytest.approx(np.log(2 * count + 1), rel=0.02)
+
+
 def test_held_out_numbers_are_their_definitions():
     margins, labels = np.array([2.0, -1.0, 0.0, 3.0]), np.array([1.0, 1.0, 0.0, 0.5])
     found = held_out(margins, labels, np.array([0, 0, 1, 2]))
