@@ -19,7 +19,6 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import safetensors.numpy
 
 from jarm.core.files import PathLike, make_folder, plain, refuse_link, there, write_whole
 from jarm.core.outside import integer, mapping, maybe, read_json, string, struct
@@ -192,6 +191,8 @@ class RewardModel:
         Raises:
           JarmError: something stands there already, or it cannot be written.
         """
+        import safetensors.numpy  # when a model is written or read: `import jarm` loads what all of it needs
+
         folder = Path(folder)
         refuse_taken(folder)
         weights = safetensors.numpy.save(self.tensors())
@@ -218,6 +219,8 @@ def load_model(folder: PathLike) -> RewardModel:
       >>> load_model(folder).score(np.eye(2))
       array([1., 1.], dtype=float32)
     """
+    import safetensors.numpy
+
     folder = Path(folder)
     if not there(folder / CONFIG) or not there(folder / WEIGHTS):
         raise JarmError(f"{folder} holds no reward model of jarm ({CONFIG} and {WEIGHTS}): give what `--out` named.")
