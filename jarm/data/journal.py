@@ -81,6 +81,25 @@ class Meta:
         return self.width * DTYPES[self.dtype].itemsize
 
 
+NAMES = ("model", "revision", "compute_dtype")
+"""Entries of `made_by` that may differ where the weights are the same: names, and the precision of the computation."""
+
+
+def differing(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Settings by which embeddings differ, in words; empty where they are of one kind.
+
+    Args:
+      theirs, ours: `made_by` of two stores.
+
+    Example:
+      >>> differing({"model": "a", "layer": 3}, {"model": "b", "layer": 12})
+      'layer 12 and not 3'
+    """
+    own, other = (json.loads(json.dumps(dict(each), default=str)) for each in (theirs, ours))
+    odd = sorted(key for key in own.keys() | other.keys() if key not in NAMES and own.get(key) != other.get(key))
+    return ", ".join(f"{key} {other.get(key)!r} and not {own.get(key)!r}" for key in odd[:3])
+
+
 class Rows(NamedTuple):
     """Content of `rows.json`: rows committed when the last append began, and where that append ends, or ended."""
 

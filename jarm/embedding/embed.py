@@ -22,8 +22,7 @@ from jarm.core.status import JarmError, printable
 from jarm.core.streams import say, show
 from jarm.embedding.config import SHARE_PROMPTS, EmbedConfig, EmbedSummary
 from jarm.embedding.extract import Corpus, Embedded, Model, extract
-from jarm.embedding.head import Head
-from jarm.embedding.job import plan_rows, read_job, refuse_differences
+from jarm.embedding.job import Job, plan_rows, read_job, refuse_differences
 from jarm.embedding.sink import Sink, open_stores
 from jarm.llm.sharding import load_sharded, make_mesh, split_config
 
@@ -95,18 +94,17 @@ def embed(config: EmbedConfig) -> EmbedSummary:
             done=complete,
             stop=stack.enter_context(stoppable()).is_set,
         )
-        if job.head is not None:
-            results = _joined(results, job.head)
+        results = _finished(results, job)
         # In a thread that can be left while it compiles, unless other processes wait for this one.
         results = ahead(results, patient=jax.process_count() > 1)
-        return _commit_all(results, Sink(corpus, writers, job.normalize, alike), summary, todo)
+        return _commit_all(results, Sink(corpus, writers, alike), summary, todo)
 
 
-def _joined(results: Generator[Embedded], head: Head) -> Generator[Embedded]:
-    """The same results, each with one vector in the place of its poolings."""
+def _finished(results: Generator[Embedded], job: Job) -> Generator[Embedded]:
+    """The same results, as the stores hold them."""
     with contextlib.closing(results):
         for result in results:
-            yield result._replace(values=[head(result.values)])
+            yield result._replace(values=job.finished(result.values))
 
 
 def _grouped(rows: np.ndarray, same: np.ndarray) -> dict[int, list[int]]:

@@ -194,7 +194,7 @@ def extract(
         batches = [batch for batch in work.batches if not done[batch.rows].all()]
         prefix = _prefill(model, work.prefixes, poolings) if batches and work.prefixes else None
         for batch in batches:
-            values = _embed(model, batch, poolings, prefix)
+            values = embed_batch(model, batch, poolings, prefix)
             # Prefixes are counted with the first batch that they were computed for.
             counted = [batch, *work.prefixes] if batch is batches[0] else [batch]
             # All processes have to leave after the same batch: none may wait for one that has left.
@@ -225,10 +225,10 @@ class _Pending(NamedTuple):
         return Embedded(self.rows, [np.asarray(each)[: len(self.rows)] for each in self.values], *self.work.tokens)
 
 
-def _embed(
-    model: Model, batch: TokenBatch, poolings: tuple[Pooling, ...], prefix: Prefix | None
+def embed_batch(
+    model: Model, batch: TokenBatch, poolings: tuple[Pooling, ...], prefix: Prefix | None = None
 ) -> tuple[jax.Array, ...]:
-    """Begin the computation of a batch."""
+    """Begin the computation of a batch, `[B, d]` for each pooling."""
     return embed_tokens(
         model.params,
         to_mesh(model.mesh, batch.tokens),

@@ -18,11 +18,11 @@ from jax.experimental import multihost_utils
 from jarm.core.files import fingerprint, write_whole
 from jarm.core.outside import integer, mapping, read_json
 from jarm.core.status import JarmError, printable
-from jarm.data.texts import TEMPLATE, extra_fields, read_texts
+from jarm.data.texts import TEMPLATE, Texts, extra_fields, read_texts
 from jarm.data.writer import JOBS, StoreWriter
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.extract import Corpus
-from jarm.embedding.head import Head
+from jarm.embedding.head import Head, Normalize
 from jarm.embedding.sentence import SentenceModel, read_head, read_sentence_model
 from jarm.embedding.tokens import Form, Tokenizer
 from jarm.llm.config import ModelConfig, read_config
@@ -88,6 +88,15 @@ class Job:
         prints = [fingerprint(path) for path in weight_files(self.folder)]
         return hashlib.sha256("".join(prints).encode()).hexdigest()[:16]
 
+    def finished(self, values: Sequence[np.ndarray]) -> list[np.ndarray]:
+        """What follows the poolings: what joins them, and the length of rows.
+
+        Args:
+          values: `[k, d]` float32, one array for each pooling.
+        """
+        rows = list(values) if self.head is None else [self.head(values)]
+        return [Normalize()(each) for each in rows] if self.normalize else rows
+
     def made_by(self) -> dict[pathlib.Path, dict[str, Any]]:
         """Store folder -> everything that decides its rows."""
         config, out = self.config, pathlib.Path(self.config.out)
@@ -113,11 +122,12 @@ class Job:
         return made
 
 
-def read_job(config: EmbedConfig) -> Job:
+def read_job(config: EmbedConfig, texts: Texts | None = None) -> Job:
     """Find the model, and read the texts as it will see them.
 
     Args:
       config: checked settings.
+      texts: in the place of those of `config.input`.
 
     Raises:
       JarmError: an input, a model, a layer or a template that cannot be used, by name.
@@ -128,14 +138,15 @@ def read_job(config: EmbedConfig) -> Job:
     model = read_config(folder)
     head = None if sentence is None or config.pooling else read_head(sentence, model.width)
     poolings = _poolings(config, model, head)
-    texts = read_texts(
-        config.input,
-        prompt=config.prompt_column,
-        responses=config.response_columns,
-        extra=extra_fields(config.template or ""),
-        split=config.split,
-        as_given=config.template is not None,
-    )
+    if texts is None:
+        texts = read_texts(
+            config.input,
+            prompt=config.prompt_column,
+            responses=config.response_columns,
+            extra=extra_fields(config.template or ""),
+            split=config.split,
+            as_given=config.template is not None,
+        )
     # Texts that were split only to find their prompts are joined again as they were, and models trained on plain texts
     # get plain texts, whatever chat template their tokenizers bring along.
     plain = texts.template != TEMPLATE or sentence is not None

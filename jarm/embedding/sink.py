@@ -60,14 +60,11 @@ class Sink:
     Attributes:
       corpus: all texts.
       writers: a store for each pooling; none in any process but the first.
-      normalize: whether rows are scaled to length 1.
       alike: rows with the same tokens as a row that is embedded, itself among them; they get its embedding.
     """
 
-    def __init__(
-        self, corpus: Corpus, writers: Sequence[StoreWriter], normalize: bool, alike: Mapping[int, Sequence[int]]
-    ):
-        self.corpus, self.writers, self.normalize, self.alike = corpus, writers, normalize, alike
+    def __init__(self, corpus: Corpus, writers: Sequence[StoreWriter], alike: Mapping[int, Sequence[int]]):
+        self.corpus, self.writers, self.alike = corpus, writers, alike
         self._waiting: list[Embedded] = []
         self._since = time.monotonic()
 
@@ -98,7 +95,4 @@ class Sink:
         keys = [self.corpus.keys[row] for group in groups for row in group]
         for at, writer in enumerate(self.writers):
             rows = np.concatenate([each.values[at] for each in waiting])
-            rows = np.repeat(rows, [len(group) for group in groups], axis=0)
-            if self.normalize:
-                rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-            writer.append(keys, rows)
+            writer.append(keys, np.repeat(rows, [len(group) for group in groups], axis=0))

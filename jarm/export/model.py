@@ -12,9 +12,9 @@ import dataclasses
 import functools
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +27,9 @@ from jarm.core.types import Array, Float, Params
 from jarm.core.version import __version__
 from jarm.export.aggregate import MEAN, Aggregate, read_aggregate
 from jarm.reward.config import HeadConfig
+
+if TYPE_CHECKING:
+    from jarm.embedding.embedder import Embedder
 
 FORMAT = 1
 CONFIG, WEIGHTS, CARD = "config.json", "weights.safetensors", "README.md"
@@ -130,6 +133,39 @@ class RewardModel:
         if aggregate is None:
             aggregate = self.aggregate
         return (read_aggregate(aggregate) if isinstance(aggregate, str) else aggregate)(self.member_scores(embeddings))
+
+    def score_texts(
+        self,
+        prompts: Sequence[Any],
+        responses: Sequence[Any],
+        *,
+        llm: str | None = None,
+        dtype: str | None = None,
+        aggregate: Aggregate | str | None = None,
+    ) -> Float[np.ndarray, "n"]:
+        """Reward of each response, embedded now as the training texts were; the language model stays loaded.
+
+        Args:
+          prompts, responses: `n` of each, texts or, under a chat template, lists of messages.
+          llm: folder of the language model, or its id on the hub; by default the name that the embeddings came with.
+          dtype: of the language model, `float32` or `bfloat16`; by default float32 on a CPU, bfloat16 elsewhere.
+          aggregate: as for `score`.
+
+        Raises:
+          JarmError: how the embeddings were made is not known, another language model, or texts that it cannot embed.
+        """
+        return self.score(self.embedder(llm, dtype)(prompts, responses), aggregate)
+
+    def embedder(self, llm: str | None = None, dtype: str | None = None) -> Embedder:
+        """What embeds texts for this model; see `score_texts`."""
+        from jarm.embedding.embedder import loaded_embedder  # transformers come with it
+
+        if self.made_by is None:
+            raise JarmError(
+                "How the embeddings of this reward model were made is not known, as they came from an .npy: embed "
+                "texts as those were, and score the embeddings."
+            )
+        return loaded_embedder(self.made_by, llm, dtype)
 
     def deviations(self, embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
         """Standard deviation of each response's reward over members, in logits; 0 where there is one member."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,17 +13,16 @@ import numpy as np
 from jarm.core.checks import Check, check_fields
 from jarm.core.files import make_folder, there, write_whole
 from jarm.core.status import JarmError
+from jarm.data.journal import differing
 from jarm.data.readers import refuse_nonfinite
 from jarm.data.rows import open_embeddings, rows_of_texts
 from jarm.data.store import EmbeddingStore
-from jarm.data.texts import extra_fields, read_texts
+from jarm.data.texts import Texts, extra_fields, read_texts
 from jarm.export.aggregate import read_aggregate
 from jarm.export.model import RewardModel, load_model
 
-ANY = ("model", "revision", "compute_dtype")
-"""Entries of `made_by` that may differ where the weights are the same: names, and the precision of the computation."""
-ROWS = 1 << 16
-"""Responses that are scored at a time."""
+ROWS, TEXTS = 1 << 16, 1 << 10
+"""Embeddings that are scored at a time, and texts that are embedded at a time."""
 SCORE_CHECKS: Mapping[str, Check] = {"aggregate": lambda _, text: read_aggregate(text)}
 """Option of `jarm score` -> the check of its values."""
 
@@ -39,7 +38,9 @@ class ScoreConfig:
     Attributes:
       model: folder of a reward model, as `jarm train` writes it.
       data: a Parquet or JSONL file of responses, in any layout that `jarm embed` reads.
-      embeddings: a store that has the texts, or an .npy with one row for each response.
+      embeddings: a store that has the texts, or an .npy with one row for each response; without one, the texts are
+        embedded now, as the model's training texts were.
+      llm: folder of the language model that embeds them, or its id on the hub; by default the one of the training.
       aggregate: in the place of the model's own: "mean", "worst", "lower:C" or "quantile:LEVEL".
       prompt_column: column of the prompts, where it is not `prompt`.
       response_columns: columns of the responses, where they have none of the usual names.
@@ -48,7 +49,8 @@ class ScoreConfig:
 
     model: str
     data: str
-    embeddings: str
+    embeddings: str | None = None
+    llm: str | None = None
     aggregate: str | None = None
     prompt_column: str | None = None
     response_columns: tuple[str, ...] = ()
@@ -56,6 +58,8 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, SCORE_CHECKS)
+        if self.llm is not None and self.embeddings is not None:
+            raise JarmError("`llm` embeds the texts now, and `embeddings` names those there are: give one of the two.")
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -93,19 +97,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if there(out):
         raise JarmError(f"{out} stands there already, and stays: give another --out.")
     model = load_model(config.model)
-    store = open_embeddings(config.embeddings)
-    extra: tuple[str, ...] = ()
-    if isinstance(store, EmbeddingStore):
-        refuse_other(model, store)
-        extra = tuple(extra_fields(store.template))
-    texts = read_texts(
-        [config.data], prompt=config.prompt_column, responses=config.response_columns, extra=extra, as_given=True
-    )
-    rows = rows_of_texts(str(config.data), texts, store, config.embeddings)
-    if not isinstance(store, EmbeddingStore):
-        refuse_nonfinite(store, str(config.embeddings))
-    members = [model.member_scores(np.asarray(store[rows[at : at + ROWS]])) for at in range(0, len(rows), ROWS)]
-    rewards = np.concatenate(members, axis=1)
+    texts, rewards = _scored(config, model)
     aggregate = model.aggregate if config.aggregate is None else read_aggregate(config.aggregate)
     reward, deviation = aggregate(rewards), rewards.std(axis=0)
     _, prompt = texts.prompts()
@@ -133,6 +125,31 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     }
 
 
+def _scored(config: ScoreConfig, model: RewardModel) -> tuple[Texts, np.ndarray]:
+    """The texts, and the rewards of each member, `[K, n]`."""
+
+    def read(extra: Sequence[str]) -> Texts:
+        columns = config.response_columns
+        return read_texts([config.data], prompt=config.prompt_column, responses=columns, extra=extra, as_given=True)
+
+    if config.embeddings is None:
+        embed, texts = model.embedder(config.llm), read(())
+        prompts, responses = texts.columns["prompt"], texts.columns["response"]
+        parts = (slice(at, at + TEXTS) for at in range(0, len(responses), TEXTS))
+        embedded = (embed(prompts[part], responses[part]) for part in parts)
+    else:
+        store = open_embeddings(config.embeddings)
+        kept = isinstance(store, EmbeddingStore)
+        if kept:
+            refuse_other(model, store)
+        texts = read(extra_fields(store.template) if kept else ())
+        rows = rows_of_texts(str(config.data), texts, store, config.embeddings)
+        if not kept:
+            refuse_nonfinite(store, str(config.embeddings))
+        embedded = (np.asarray(store[rows[at : at + ROWS]]) for at in range(0, len(rows), ROWS))
+    return texts, np.concatenate([model.member_scores(each) for each in embedded], axis=1)
+
+
 def ranks_within(prompt: np.ndarray, reward: np.ndarray) -> np.ndarray:
     """Rank of each reward among those of its prompt, `[n]`, 1 the largest; equal ones in their order.
 
@@ -155,11 +172,8 @@ def refuse_other(model: RewardModel, store: EmbeddingStore) -> None:
     """
     if model.made_by is None:
         return
-    own, other = dict(model.made_by), json.loads(json.dumps(dict(store.meta.made_by), default=str))
-    differ = sorted(key for key in own.keys() | other.keys() if key not in ANY and own.get(key) != other.get(key))
-    if differ:
-        shown = ", ".join(f"{key} {other.get(key)!r} and not {own.get(key)!r}" for key in differ[:3])
+    if odd := differing(model.made_by, store.meta.made_by):
         raise JarmError(
-            f"{store.path} was not made as the embeddings that the model was trained on ({shown}): embed the texts as "
-            f"those were, with {own.get('model')}."
+            f"{store.path} was not made as the embeddings that the model was trained on ({odd}): embed the texts as "
+            f"those were, with {model.made_by.get('model')}."
         )

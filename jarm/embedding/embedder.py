@@ -1,0 +1,182 @@
+"""A language model that stays loaded, and embeds texts as those of a store were: for rewards of texts as they come."""
+
+from __future__ import annotations
+
+import functools
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jarm.core.status import JarmError
+from jarm.core.types import Float
+from jarm.data.journal import differing
+from jarm.data.texts import Places, Texts, extra_fields
+from jarm.embedding.batches import Shapes, plain_work
+from jarm.embedding.config import EmbedConfig
+from jarm.embedding.extract import Corpus, Model, embed_batch
+from jarm.embedding.job import read_job
+from jarm.embedding.sentence import read_sentence_model
+from jarm.embedding.tokens import CHAT, CHAT_KEY
+from jarm.llm.sharding import gather, load_sharded, make_mesh
+from jarm.llm.weights import find_checkpoint
+
+SHORTEST = 16
+"""Tokens of the shortest padded text; the others are twice as many each, so that few programs are compiled."""
+
+
+class Embedder:
+    """Texts in, embeddings out, as `made_by` of a store says.
+
+    Attributes:
+      width: d, numbers in an embedding.
+      max_length: largest number of tokens in a text.
+    """
+
+    def __init__(self, made_by: Mapping[str, Any], model: str | None = None, dtype: str | None = None):
+        """Load the language model.
+
+        Args:
+          made_by: how the embeddings were made, as a store says it.
+          model: folder of the checkpoint, or its id on the hub; by default the name in `made_by`.
+          dtype: of the computation, `float32` or `bfloat16`; by default float32 on a CPU, bfloat16 elsewhere.
+
+        Raises:
+          JarmError: the model cannot be had or is another one, or its texts have columns beside prompt and response.
+        """
+        config = _config(made_by, model, dtype)
+        self._job = read_job(config, texts_of([], []))
+        (made,) = self._job.made_by().values()
+        if odd := differing(made_by, made):
+            raise JarmError(
+                f"{config.model} does not make the embeddings that the reward model was trained on ({odd}): give the "
+                f"model that did, {made_by.get('model')}."
+            )
+        mesh = make_mesh()
+        self._model = Model(*load_sharded(self._job.folder, self._job.model, mesh, dtype=self._job.dtype), mesh)
+        self.width, self.max_length = self._job.width, self._job.corpus.tokenizer.max_length
+        lengths = [SHORTEST]
+        while lengths[-1] < self.max_length:
+            lengths.append(2 * lengths[-1])
+        most = self._job.model.max_positions
+        self._shapes = Shapes(tuple(lengths), (), self._job.budget, mesh.shape["data"], most)
+
+    def __call__(self, prompts: Sequence[Any], responses: Sequence[Any]) -> Float[np.ndarray, "n d"]:
+        """Embed each response with its prompt, float32.
+
+        Args:
+          prompts, responses: `n` of each, texts or, under a chat template, lists of messages.
+
+        Raises:
+          JarmError: unequal numbers of them, a text that cannot be embedded, or a vector that is NaN or infinite.
+        """
+        corpus = Corpus(texts_of(prompts, responses), self._job.corpus.tokenizer)
+        out = np.empty((len(corpus), self.width), np.float32)
+        for work in plain_work([corpus.encode(np.arange(len(corpus)))], self._shapes):
+            for batch in work.batches:
+                values = gather(self._model.mesh, embed_batch(self._model, batch, self._job.poolings))
+                (out[batch.rows],) = self._job.finished([np.asarray(each)[: len(batch.rows)] for each in values])
+        finite = np.isfinite(out).all(axis=1)
+        if not finite.all():
+            place = corpus.texts.places[int(np.argmin(finite))]
+            raise JarmError(f"{place}: the embedding is NaN or infinite: compute in float32, or leave that text out.")
+        return out
+
+    def lengths(self, prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
+        """Tokens of each text as the model sees it, `[n]`."""
+        corpus = Corpus(texts_of(prompts, responses), self._job.corpus.tokenizer)
+        return np.array([len(ids) for _, ids in corpus.encode(np.arange(len(corpus)))], np.int64)
+
+
+@functools.lru_cache(maxsize=1)
+def _loaded(made_by: str, model: str | None, dtype: str | None) -> Embedder:
+    return Embedder(json.loads(made_by), model, dtype)
+
+
+def loaded_embedder(made_by: Mapping[str, Any], model: str | None = None, dtype: str | None = None) -> Embedder:
+    """The embedder of these arguments; the last one asked for stays loaded."""
+    return _loaded(json.dumps(dict(made_by), sort_keys=True), model, dtype)
+
+
+def texts_of(prompts: Sequence[Any], responses: Sequence[Any]) -> Texts:
+    """Prompts and responses from memory, as texts.
+
+    Raises:
+      JarmError: unequal numbers of them, or one that is neither a text nor a list of messages.
+
+    Example:
+      >>> texts_of(["2 + 2?"], ["4"]).row(0)
+      {'prompt': '2 + 2?', 'response': '4'}
+    """
+    columns = {"prompt": list(prompts), "response": list(responses)}
+    if len(columns["prompt"]) != len(columns["response"]):
+        raise JarmError(
+            f"There are {len(columns['prompt']):,} prompts and {len(columns['response']):,} responses: give one prompt "
+            "for each response."
+        )
+    for name, values in columns.items():
+        for at, value in enumerate(values):
+            if not _is_text(value):
+                raise JarmError(
+                    f"{name} {at} is {type(value).__name__}: give a text, or a list of messages with `role` and "
+                    "`content`."
+                )
+    count = len(columns["prompt"])
+    places = Places(["the texts"], [0], ["row"], np.arange(count), np.zeros(count, np.int64), ("response",))
+    return Texts(columns, places, "texts from memory", CHAT_KEY)
+
+
+def _is_text(value: Any) -> bool:
+    if isinstance(value, str):
+        return True
+    return isinstance(value, list) and all(
+        isinstance(each, Mapping) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
+        for each in value
+    )
+
+
+def _config(made_by: Mapping[str, Any], model: str | None, dtype: str | None) -> EmbedConfig:
+    """The settings of `jarm embed` that made the embeddings."""
+    template = made_by.get("template")
+    if template != CHAT_KEY and (extra := extra_fields(template or "")):
+        raise JarmError(
+            f"The texts of this reward model have the column '{extra[0]}' beside prompt and response: embed a table "
+            "that has it with `jarm embed`, and score its rows."
+        )
+    named = model is None
+    model = str(made_by.get("model")) if model is None else model
+    revision = made_by.get("revision") if named else None
+    sentence = read_sentence_model(_found(model, revision, named))
+    wanted, prompt = made_by.get("model_prompt", ""), None
+    if sentence is not None:
+        known = {"none": "", **sentence.prompts}
+        prompt = next((name for name, text in known.items() if text == wanted), None)
+    whole = "modules" in made_by or "include_prompt" in made_by
+    return EmbedConfig(
+        model,
+        ("texts",),
+        pooling=() if whole else (made_by["pooling"],),
+        layer=(-1,) if whole else (made_by["layer"],),
+        normalize=bool(made_by.get("normalize")) and not whole,
+        template=CHAT if template == CHAT_KEY else template,
+        prompt_name=prompt,
+        max_length=made_by.get("max_length"),
+        keep=made_by.get("keep"),
+        dtype=dtype,
+        revision=revision,
+    )
+
+
+def _found(model: str, revision: str | None, named: bool) -> pathlib.Path:
+    """The checkpoint of the language model."""
+    try:
+        return find_checkpoint(model, revision)
+    except JarmError as error:
+        if not named:
+            raise
+        raise JarmError(
+            f"The reward model reads embeddings of '{model}', which is no folder here and no id that can be downloaded "
+            "(give the folder of that language model as `llm`, or --llm)."
+        ) from error

@@ -1,0 +1,67 @@
+"""An embedder that stays loaded gives the rows of a store, and refuses other models."""
+
+import json
+
+import numpy as np
+import pytest
+from fixtures.tiny import CHAT, write_checkpoint
+
+from jarm.core.status import JarmError
+from jarm.data.store import EmbeddingStore
+from jarm.embedding.config import EmbedConfig
+from jarm.embedding.embed import embed
+from jarm.embedding.embedder import Embedder, texts_of
+
+PROMPTS = ["what now", "a", "a", "tell me a long story about the sea and the wind and the rain"]
+RESPONSES = ["nothing", "b", "c", "no"]
+
+
+def store_of(folder, model, **settings):
+    rows = [{"prompt": p, "response": r} for p, r in zip(PROMPTS, RESPONSES, strict=True)]
+    table = folder / "table.jsonl"
+    table.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    embed(EmbedConfig(str(model), (str(table),), out=folder / "store", store_dtype="float32", **settings))
+    return EmbeddingStore(folder / "store")
+
+
+@pytest.mark.parametrize(
+    ("case", "settings"),
+    [
+        ("llama", {"template": "chat"}),
+        ("llama", {"pooling": ("mean",), "layer": (1,), "normalize": True, "template": "{prompt}{response}"}),
+        ("gemma3", {"max_length": 12}),
+        ("bert", {}),
+    ],
+)
+def test_its_rows_are_those_of_the_store_it_is_told_of(tmp_path, case, settings):
+    model = write_checkpoint(tmp_path / case, case, chat=CHAT if settings.get("template") == "chat" else None)
+    store = store_of(tmp_path, model, **settings)
+    rows = store.indices(texts_of(PROMPTS, RESPONSES).keys(store.template))
+    found = Embedder(store.meta.made_by, str(model))(PROMPTS, RESPONSES)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, np.asarray(store[rows]), rtol=2e-5, atol=2e-5)
+
+
+def test_another_model_and_unknown_texts_are_refused(tmp_path):
+    model = write_checkpoint(tmp_path / "llama", "llama")
+    made = store_of(tmp_path, model).meta.made_by
+    other = write_checkpoint(tmp_path / "other", "qwen2")
+    with pytest.raises(JarmError, match=r"does not make the embeddings .*weights .* give the model that did, llama"):
+        Embedder(made, str(other))
+    with pytest.raises(JarmError, match=r"reads embeddings of 'llama', which is no folder here .*--llm"):
+        Embedder(made)
+    with pytest.raises(JarmError, match="have the column 'topic' beside prompt and response"):
+        Embedder({**made, "template": "{topic}{prompt}{response}"}, str(model))
+    embedder = Embedder(made, str(model))
+    with pytest.raises(JarmError, match=r"2 prompts and 1 responses: give one prompt for each response"):
+        embedder(["a", "b"], ["c"])
+    with pytest.raises(JarmError, match=r"the texts, row 0: .*list of messages"):
+        embedder([[{"role": "user", "content": "a"}]], ["c"])
+    assert embedder([], []).shape == (0, embedder.width)
+    assert embedder.lengths(["a"], ["b"]).tolist() == [5]  # <s>, a, two line ends, b
+
+
+@pytest.mark.parametrize("odd", [None, 3, ["a"], [{"role": "user"}]])
+def test_what_is_no_text_is_named(odd):
+    with pytest.raises(JarmError, match=f"response 1 is {type(odd).__name__}: give a text, or a list of messages"):
+        texts_of(["a", "a"], ["b", odd])
