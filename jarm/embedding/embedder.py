@@ -17,7 +17,7 @@ from jarm.data.texts import Places, Texts, extra_fields
 from jarm.embedding.batches import Shapes, plain_work
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.extract import Corpus, Model, embed_batch
-from jarm.embedding.job import read_job
+from jarm.embedding.job import Job, read_job
 from jarm.embedding.sentence import read_sentence_model
 from jarm.embedding.tokens import CHAT, CHAT_KEY
 from jarm.llm.sharding import gather, load_sharded, make_mesh
@@ -46,14 +46,7 @@ class Embedder:
         Raises:
           JarmError: the model cannot be had or is another one, or its texts have columns beside prompt and response.
         """
-        config = _config(made_by, model, dtype)
-        self._job = read_job(config, texts_of([], []))
-        (made,) = self._job.made_by().values()
-        if odd := differing(made_by, made):
-            raise JarmError(
-                f"{config.model} does not make the embeddings that the reward model was trained on ({odd}): give the "
-                f"model that did, {made_by.get('model')}."
-            )
+        self._job = job_of(made_by, model, dtype)
         mesh = make_mesh()
         self._model = Model(*load_sharded(self._job.folder, self._job.model, mesh, dtype=self._job.dtype), mesh)
         self.width, self.max_length = self._job.width, self._job.corpus.tokenizer.max_length
@@ -88,6 +81,23 @@ class Embedder:
         """Tokens of each text as the model sees it, `[n]`."""
         corpus = Corpus(texts_of(prompts, responses), self._job.corpus.tokenizer)
         return np.array([len(ids) for _, ids in corpus.encode(np.arange(len(corpus)))], np.int64)
+
+
+def job_of(made_by: Mapping[str, Any], model: str | None = None, dtype: str | None = None) -> Job:
+    """The job of `jarm embed` that made embeddings, without any texts; see `Embedder`.
+
+    Raises:
+      JarmError: as `Embedder`.
+    """
+    config = _config(made_by, model, dtype)
+    job = read_job(config, texts_of([], []))
+    (made,) = job.made_by().values()
+    if odd := differing(made_by, made):
+        raise JarmError(
+            f"{config.model} does not make the embeddings that the reward model was trained on ({odd}): give the "
+            f"model that did, {made_by.get('model')}."
+        )
+    return job
 
 
 @functools.lru_cache(maxsize=1)

@@ -59,6 +59,7 @@ class Tokenizer:
       max_length: largest number of tokens in a text, special ones included.
       keep: the end of a longer text that stays, `start` or `end`, with the special tokens around it.
       form: prompt and case of texts.
+      special: number of special tokens that it puts around a text by itself; none around a chat.
       made_by: all settings that decide the ids, for the `made_by` of a store.
     """
 
@@ -118,6 +119,7 @@ class Tokenizer:
                 f"Texts cannot be cut to {self.max_length:,} tokens: give a --max-length of {special + 1} to "
                 f"{window:,}, the positions of this model, of which {special} go to special tokens."
             )
+        self.special = 0 if self.template == CHAT else self._head + self._tail
         self._whole = _LETTERS * self.max_length
         self.made_by: dict[str, Any] = {
             "template": self.key_template,
@@ -230,6 +232,33 @@ class Tokenizer:
                 "give a larger --max-length, or --prompt-name none."
             )
         return count
+
+    def pad_apart(self) -> int | None:
+        """A token for padding that no text ends with, so that the last other token of a padded text is its end.
+
+        It is the tokenizer's own, else its BOS, else a new one; None where the model has no room for a new one. A
+        tokenizer that `save` writes then pads with it.
+        """
+        own, ends = self._tokenizer, {self._tokenizer.eos_token_id}
+        if self.template == CHAT:
+            ids, _ = self.encode([self.render({"prompt": "a", "response": "a"})])
+            ends.add(int(ids[0][-1]))
+        for name in ("pad_token", "bos_token"):
+            token = getattr(own, f"{name}_id")
+            if token is not None and token not in ends:
+                own.pad_token = getattr(own, name)
+                return int(token)
+        if self._vocab is None or len(own) < self._vocab:
+            own.add_special_tokens({"pad_token": "<|pad|>"})
+            return int(own.pad_token_id)
+        return None
+
+    def save(self, folder: pathlib.Path) -> None:
+        """Write the tokenizer's files, with the lengths and the chat template that this one has."""
+        self._tokenizer.model_max_length, self._tokenizer.padding_side = self.max_length, "right"
+        self._tokenizer.truncation_side = "left" if self.keep == "end" else "right"
+        self._tokenizer.save_pretrained(folder)
+        self._tokenizer.model_max_length = _ENDLESS
 
     def words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Tokens as the vocabulary writes them."""

@@ -187,6 +187,26 @@ def load_params(folder: pathlib.Path, config: ModelConfig, *, dtype: str = "floa
     return jax.tree_util.tree_map_with_path(load, abstract)
 
 
+def used_tensors(folder: pathlib.Path, config: ModelConfig) -> tuple[Checkpoint, dict[str, str]]:
+    """A checkpoint, and its tensors that a model has a use for -> their names within the model.
+
+    Raises:
+      JarmError: as `load_model`.
+    """
+    checkpoint = Checkpoint(folder)
+    _check_depth(folder, config, checkpoint)
+    plan = _plan(folder, config, abstract_params(config), checkpoint)
+    prefix = _prefix(config, checkpoint)
+    used = sorted({tensor for slots in plan.values() for tensor, _ in slots})
+    return checkpoint, {name: name.removeprefix(prefix) for name in used}
+
+
+def _prefix(config: ModelConfig, checkpoint: Checkpoint) -> str:
+    """What the names of a checkpoint begin with."""
+    embed = FAMILIES[config.family].names["embed"]
+    return next((p for p in PREFIXES if f"{p}{embed}.weight" in checkpoint.tensors), "")
+
+
 def _check_depth(folder: pathlib.Path, config: ModelConfig, checkpoint: Checkpoint) -> None:
     """Refuse a config of more layers than there are weights of, before anything is built of its size."""
     before, after = FAMILIES[config.family].layer_prefix.split("{}")
@@ -215,7 +235,7 @@ def _plan(
 ) -> dict[str, list[Source]]:
     """Tensor and its part for each layer of each parameter; all are checked before any is read."""
     family = FAMILIES[config.family]
-    prefix = next((p for p in PREFIXES if f"{p}{family.names['embed']}.weight" in checkpoint.tensors), "")
+    prefix = _prefix(config, checkpoint)
     period, repeats = scan_plan(config.layers)
 
     # Tensor -> its parts: parameter, layer within the parameter, and shape of one layer.
