@@ -59,6 +59,7 @@ def test_what_is_no_command_line_ends_with_code_2(args, said, capsys):
     assert "\x1b" not in shown.err
 
 
+@pytest.mark.slow
 def test_without_assertions_and_docstrings_all_is_checked_as_with_them(tmp_path):
     lines = [
         "import dataclasses",

@@ -58,6 +58,7 @@ def test_scoring_every_pair_takes_the_memory_of_a_tile(program, problem):
     assert temporaries(program, *problem) < BUDGETS[program.__name__]
 
 
+@pytest.mark.slow
 def test_exact_greedy_over_200_million_pairs_takes_30_megabytes():
     """One number a pair would be 763 MiB; the features, of which there are four copies, are 4.9."""
     size = 20_000

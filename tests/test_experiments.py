@@ -187,6 +187,7 @@ def test_a_verdict_has_its_reasons(means, seeds, number):
         assert any(each.mean() < 0 for each in values.values())
 
 
+@pytest.mark.slow
 def test_chance_alone_seldom_decides():
     rng = np.random.default_rng(0)
     readings = [suite.decide("", {str(i): rng.normal(size=12) for i in range(6)}).verdict for _ in range(100)]

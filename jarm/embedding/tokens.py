@@ -253,6 +253,27 @@ class Tokenizer:
             return int(own.pad_token_id)
         return None
 
+    def pad_alone(self) -> bool:
+        """Put around a text and an empty second one what is put around the text alone, by the tokenizer that is saved.
+
+        Returns:
+          Whether the tokenizer is a fast one, whose special tokens can be set.
+        """
+        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        if backend is None:
+            return False
+        from tokenizers.processors import TemplateProcessing
+
+        (ids,) = self._call(["a"], special=self.template != CHAT)
+        head, tail = (0, 0) if self.template == CHAT else (self._head, self._tail)
+        around = [(word, number) for word, number in zip(self.words(ids), ids, strict=True)]
+        before, after = around[:head], around[len(ids) - tail :]
+        first, last = ([f"{word}:0" for word, _ in part] for part in (before, after))
+        backend.post_processor = TemplateProcessing(
+            single=[*first, "$A:0", *last], pair=[*first, "$A:0", "$B:0", *last], special_tokens=before + after
+        )
+        return True
+
     def save(self, folder: pathlib.Path) -> None:
         """Write the tokenizer's files, with the lengths and the chat template that this one has."""
         self._tokenizer.model_max_length, self._tokenizer.padding_side = self.max_length, "right"

@@ -6,7 +6,8 @@ first kernel is their kernels joined, and later ones have a block for each membe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -68,25 +69,23 @@ def reward_layers(model: RewardModel) -> list[Layer]:
     return [*hidden, Layer(last.kernel.mean(axis=1, keepdims=True), last.bias.mean(keepdims=True))]
 
 
-def rewards_of(layers: Sequence[Layer], embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n o"]:
-    """What layers make of embeddings, in float64, for the activations that NumPy has: ReLU, SiLU and tanh.
-
-    Raises:
-      KeyError: another activation.
-    """
-    rows = np.asarray(embeddings, np.float64)
-    for layer in layers:
-        rows = NUMPY[layer.activation](rows @ layer.kernel + layer.bias)
-    return rows
-
-
-NUMPY = {
+NUMPY: dict[str, Callable[[np.ndarray], np.ndarray]] = {
     IDENTITY: lambda x: x,
+    "gelu": lambda x: 0.5 * x * (1 + np.vectorize(math.erf, otypes=[float])(x / math.sqrt(2))),
+    "gelu_tanh": lambda x: 0.5 * x * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))),
     "relu": lambda x: np.maximum(x, 0),
     "silu": lambda x: x * np.exp(-np.logaddexp(0, -x)),
     "tanh": np.tanh,
 }
-"""Activation -> what it computes, where NumPy alone can."""
+"""Activation -> what it computes, in NumPy."""
+
+
+def rewards_of(layers: Sequence[Layer], embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n o"]:
+    """What layers make of embeddings, in float64."""
+    rows = np.asarray(embeddings, np.float64)
+    for layer in layers:
+        rows = NUMPY[layer.activation](rows @ layer.kernel + layer.bias)
+    return rows
 
 
 def _folded(model: RewardModel, kernel: np.ndarray, bias: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -302,6 +302,19 @@ def refuse_taken(folder: Path) -> None:
         raise JarmError(f"{folder} holds files already, and they stay: give another --out.")
 
 
+def refuse_unmade(model: RewardModel) -> None:
+    """Refuse to write a language model with a head whose embeddings are not known.
+
+    Raises:
+      JarmError: they came from an .npy.
+    """
+    if model.made_by is None:
+        raise JarmError(
+            "How the embeddings of this reward model were made is not known, as they came from an .npy: train on a "
+            "store of `jarm embed`, or use `--to numpy` or `--to onnx`, which read embeddings."
+        )
+
+
 @functools.partial(jax.jit, static_argnums=0)
 def _rewards(
     head: HeadConfig, params: Params, maps: dict[str, Any], offset: Any, embeddings: Any

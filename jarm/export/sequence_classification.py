@@ -6,25 +6,21 @@ reward, a constant, is left out: scores are rewards less `constant`.
 
 from __future__ import annotations
 
-import json
 import pathlib
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
 from jarm.core.files import PathLike, make_folder, write_whole
-from jarm.core.outside import read_json
 from jarm.core.status import JarmError
 from jarm.data.texts import JOINED, WHOLE
 from jarm.embedding.embedder import job_of
 from jarm.embedding.job import Job
 from jarm.embedding.tokens import CHAT
 from jarm.export.card import model_card
+from jarm.export.checkpoint import write_language_model
 from jarm.export.layers import reward_layers
-from jarm.export.model import CARD, RewardModel, refuse_taken
-from jarm.llm.config import FAMILIES
-from jarm.llm.weights import used_tensors
+from jarm.export.model import CARD, RewardModel, refuse_taken, refuse_unmade
 
 CLASSES = {
     "llama": "Llama",
@@ -44,7 +40,6 @@ CLASSES = {
 """Family -> name of its class in transformers, before `ForSequenceClassification`."""
 BASES = {"gpt2": "transformer.", "gpt_neox": "gpt_neox."}
 """What the names of tensors begin with in that class, where it is not `model.`."""
-SHARD_BYTES = 2 << 30
 WAYS = (
     "use `jarm export --to cross-encoder`, `jarm serve` or a reward function, or `jarm export --distil EMBEDDINGS` for "
     "a linear model that comes close"
@@ -80,19 +75,26 @@ def write_sequence_classification(model: RewardModel, folder: PathLike, llm: str
     constant = float(layer.bias[0])
     make_folder(folder)
     job.corpus.tokenizer.save(folder)
-    _write_weights(job, folder, np.float32(layer.kernel.T))
     write_whole(folder / CARD, model_card(model, **_said(job, constant, pad)))
-    # Last, so that a folder with a config is whole.
-    write_whole(folder / "config.json", json.dumps(_config(job, model, pad), indent=1) + "\n")
+    write_language_model(
+        job,
+        folder,
+        {
+            "architectures": [f"{CLASSES[job.model.family]}ForSequenceClassification"],
+            "id2label": {"0": "reward"},
+            "label2id": {"reward": 0},
+            "problem_type": "regression",
+            "pad_token_id": pad,
+            "dtype": (model.made_by or {}).get("compute_dtype", "float32"),
+        },
+        base=BASES.get(job.model.family, "model."),
+        beside={"score.weight": layer.kernel.T.astype(np.float32)},
+    )
     return {"constant": constant, "pad_token_id": pad}
 
 
 def _refuse_head(model: RewardModel) -> None:
-    if model.made_by is None:
-        raise JarmError(
-            "How the embeddings of this reward model were made is not known, as they came from an .npy: train on a "
-            "store of `jarm embed`, or use `--to numpy` or `--to onnx`, which read embeddings."
-        )
+    refuse_unmade(model)
     if model.head.hidden:
         raise JarmError(
             f"A sequence classification model has one linear layer, and this head is {model.head} (loaded there, its "
@@ -118,66 +120,15 @@ def _refuse_job(job: Job) -> None:
         raise JarmError(
             f"A sequence classification model reads the last token of a decoder's last layer, and here {said}: {WAYS}."
         )
-    if tokenizer.template not in (CHAT, JOINED, WHOLE) or tokenizer.special:
-        form = f"{tokenizer.template!r}" + f", with {tokenizer.special} special tokens around it" * bool(
-            tokenizer.special
-        )
+    if tokenizer.template not in (CHAT, JOINED, WHOLE) or tokenizer.special or tokenizer.form.prompt:
+        form = repr(tokenizer.form.prompt + tokenizer.template)
+        if tokenizer.special:
+            form += f", with {tokenizer.special} special tokens around it"
         raise JarmError(
             f"Programs that load such a model give it a chat, or prompt and response joined, without special tokens, "
             f"and this one was trained on {form}: embed with `--template chat`, and train again, or use `jarm serve` "
             "or a reward function."
         )
-
-
-def _config(job: Job, model: RewardModel, pad: int) -> dict[str, Any]:
-    """The language model's config as that of its sequence classification class."""
-    config = read_json(job.folder / "config.json")
-    if "text_config" in config and FAMILIES[job.model.family].text_config:
-        config = {"model_type": "gemma3_text", **config["text_config"]}
-    for name in ("torch_dtype", "auto_map", "transformers_version"):
-        config.pop(name, None)
-    made = model.made_by or {}
-    return {
-        **config,
-        "architectures": [f"{CLASSES[job.model.family]}ForSequenceClassification"],
-        "id2label": {"0": "reward"},
-        "label2id": {"reward": 0},
-        "problem_type": "regression",
-        "pad_token_id": pad,
-        "dtype": made.get("compute_dtype", "float32"),
-    }
-
-
-def _write_weights(job: Job, folder: pathlib.Path, score: np.ndarray) -> None:
-    """The tensors of the language model, with the names that the class has, and `score.weight` `[1, d]`."""
-    import safetensors.numpy
-
-    places, size = dict[str, str](), 0
-    shards = list(_shards(job, score))
-    for at, names in enumerate(shards):
-        file = "model.safetensors" if len(shards) == 1 else f"model-{at + 1:05}-of-{len(shards):05}.safetensors"
-        tensors = {name: np.ascontiguousarray(read()) for name, read in names.items()}
-        safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
-        places |= dict.fromkeys(tensors, file)
-        size += sum(each.nbytes for each in tensors.values())
-    if len(shards) > 1:
-        index = {"metadata": {"total_size": size}, "weight_map": places}
-        write_whole(folder / "model.safetensors.index.json", json.dumps(index, indent=1) + "\n")
-
-
-def _shards(job: Job, score: np.ndarray) -> Iterator[dict[str, Any]]:
-    """Name of each tensor of a file -> what reads it, for each file of about `SHARD_BYTES`."""
-    checkpoint, used = used_tensors(job.folder, job.model)
-    base = BASES.get(job.model.family, "model.")
-    shard: dict[str, Any] = {"score.weight": lambda: score}
-    room = SHARD_BYTES
-    for name, inner in used.items():
-        size = 4 * int(np.prod(checkpoint.shape(name), dtype=np.int64))
-        if shard and size > room:
-            yield shard
-            shard, room = {}, SHARD_BYTES
-        shard[base + inner], room = lambda name=name: checkpoint.read(name), room - size
-    yield shard
 
 
 def _said(job: Job, constant: float, pad: int) -> dict[str, Any]:

@@ -106,6 +106,7 @@ def test_shared_prompts_may_fill_the_last_position(tmp_path):
     np.testing.assert_allclose(shared.rows(plain.keys), plain[:], rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_an_encoder_pools_means_and_keeps_the_start(tmp_path, bert):
     rows = [{"prompt": "", "response": "abc def " * 20}, {"prompt": "a", "response": "b"}]
     table = write_rows(tmp_path / "r.jsonl", rows)
@@ -237,6 +238,7 @@ def dies_after(monkeypatch):
 
 
 @pytest.mark.parametrize("share", sampled(["always", "never"], "always"))
+@pytest.mark.slow
 def test_killed_and_resumed_gives_the_same_bits(tmp_path, folder, dies_after, share):
     table = write_rows(tmp_path / "r.jsonl", random_rows(120))
     whole = settings(folder, table, tmp_path / "whole", share_prompts=share)

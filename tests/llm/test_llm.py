@@ -137,6 +137,7 @@ def test_a_text_alone_is_that_text_in_a_batch():
     np.testing.assert_allclose(np.asarray(alone)[0], embed("llama_dynamic")[0][2], rtol=0, atol=TOLERANCE / 2)
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_norms_in_float32_and_stays_close():
     config, params = load_model(FIXTURES / "gemma3", dtype="bfloat16")
     for path, leaf in jax.tree_util.tree_leaves_with_path(params):

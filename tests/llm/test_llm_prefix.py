@@ -22,7 +22,7 @@ TOLERANCE = 2e-5
 LAST = (Pooling(),)
 # Without those that differ from another case in nothing that a prefix touches.
 DECODERS = [case for case in make_llm.CASES if case not in ("bert", "smollm2", "gpt_neox_sequential")]
-FAST = ("llama_dynamic", "gemma3", "phi3")
+FAST = ("llama_dynamic", "gemma3")
 """Cases with all that prefixes may get wrong: rotations by length, windows, mixed layers, biases of position."""
 # 13 + 11 tokens are more than any window, and as many as `llama_dynamic` was trained for.
 BEFORE, GROUP, AFTER = np.array([13, 0, 6, 1]), np.array([2, 0, 3, 1, 0, 2, 0]), np.array([11, 3, 1, 10, 11, 7, 1])
@@ -75,6 +75,7 @@ def test_texts_behind_shared_prefixes_embed_as_whole_texts(case):
         np.testing.assert_allclose(other, one, rtol=0, atol=TOLERANCE, err_msg=str(pooling))
 
 
+@pytest.mark.slow
 def test_bfloat16_stays_close():
     case = "mistral"
     expected, got, prefix = both(case, (Pooling(), Pooling("mean", 1)), "bfloat16")
@@ -86,6 +87,7 @@ def test_bfloat16_stays_close():
         assert cosine.min() > 0.999
 
 
+@pytest.mark.slow
 def test_joined_prefixes_are_those_of_one_batch_and_nothing_recompiles():
     config, params = loaded("smollm2")
     (tokens, before), rest, _ = texts()
@@ -170,6 +172,7 @@ def test_which_models_can_share():
     assert cache_bytes(loaded("gemma2")[0], "bfloat16") == 2 * 4 * 2 * 12 * 2
 
 
+@pytest.mark.slow
 def test_what_cannot_be_shared_is_refused():
     """While tracing, before anything is compiled."""
 

@@ -54,6 +54,7 @@ def test_the_first_batch_is_the_greedy_one_of_brute_force(first):
     np.testing.assert_allclose(batch.gains, np.sort(best.gains)[::-1], rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_limit_that_leaves_too_few_pairs_is_widened_unless_it_was_asked_for():
     """Eight prompts of two responses and one of four: ten pairs are more than their limit of two leaves."""
     mask = TABLE.mask & (np.arange(WIDTH) < 2) | (np.arange(len(TABLE.mask)) == 0)[:, None]

@@ -176,6 +176,7 @@ def test_one_trace_for_every_seed_rule_and_number(name):
     assert len(traces) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["within", "cross prompts drawn"])
 def test_the_same_key_gives_the_same_run_and_another_another(name):
     loop, _ = loop_of(name)

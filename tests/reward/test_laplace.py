@@ -109,6 +109,7 @@ def labelled_pairs(seed=0, d=4):
     return jnp.asarray(embeddings), Labelled(first, second, label, ones, jnp.arange(12) < 9)
 
 
+@pytest.mark.slow
 def test_members_are_draws_around_the_mode(key):
     embeddings, labelled = labelled_pairs()
     x = embeddings[labelled.first] - embeddings[labelled.second]

@@ -157,6 +157,7 @@ def test_a_folder_knows_its_data_by_content_and_not_by_path(tmp_path):
     assert settings[0] == settings[1] != settings[2]
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(tmp_path, monkeypatch):
     """A rule that cannot go on at seed 1 costs that run, not the comparison; and it is not tried again."""
     call = programs.Program.__call__

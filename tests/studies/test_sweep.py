@@ -303,6 +303,7 @@ def test_an_axis_may_have_the_name_of_a_method(tmp_path):
     assert list(settings_in(grid, tmp_path)["tables"]) == ["sizes=a", "sizes=b"]
 
 
+@pytest.mark.slow
 def test_tables_of_one_shape_share_a_program_and_know_their_references(finished, tmp_path):
     out = tmp_path / "two"
     config = small(out, {"data": ["synthetic", "synthetic:outliers"]}, noise=2.0, seeds=1)
@@ -359,6 +360,7 @@ def test_an_axis_of_rounds_goes_on_with_another_base(tmp_path):
     assert (tmp_path / "records.jsonl").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_is_recorded_and_the_others_go_on(finished, tmp_path, capsys):
     out, config = tmp_path / "failing", small(tmp_path / "failing", {"learning_rate": [1e-3, 1e30]})
     summary = sweep(config)
@@ -497,6 +499,7 @@ def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finishe
     close(tmp_path, together, "learning_rate")
 
 
+@pytest.mark.slow
 def test_where_not_even_one_run_fits_there_is_a_sentence(finished, tmp_path, monkeypatch):
     limited(monkeypatch, 0)
     with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory \(memory ran out\): take fewer"):
@@ -643,6 +646,7 @@ def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
     assert said.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "program_bytes", lambda _: 1 << 40)
     with pytest.raises(JarmError, match=r"1 runs at a time take 1024\.0 GiB, and .* are free: give fewer `workers`"):
