@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,10 +13,11 @@ import numpy as np
 from jarm.core.checks import Check, check_fields
 from jarm.core.files import make_folder, there, write_whole
 from jarm.core.status import JarmError
+from jarm.core.types import Float, Int
 from jarm.data.readers import refuse_nonfinite
 from jarm.data.rows import open_embeddings, rows_of_texts
 from jarm.data.store import EmbeddingStore
-from jarm.data.texts import extra_fields, read_texts
+from jarm.data.texts import Texts, extra_fields, read_texts
 from jarm.export.aggregate import read_aggregate
 from jarm.export.model import RewardModel, load_model
 
@@ -93,19 +94,9 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     if there(out):
         raise JarmError(f"{out} stands there already, and stays: give another --out.")
     model = load_model(config.model)
-    store = open_embeddings(config.embeddings)
-    extra: tuple[str, ...] = ()
-    if isinstance(store, EmbeddingStore):
-        refuse_other(model, store)
-        extra = tuple(extra_fields(store.template))
-    texts = read_texts(
-        [config.data], prompt=config.prompt_column, responses=config.response_columns, extra=extra, as_given=True
-    )
-    rows = rows_of_texts(str(config.data), texts, store, config.embeddings)
-    if not isinstance(store, EmbeddingStore):
-        refuse_nonfinite(store, str(config.embeddings))
-    members = [model.member_scores(np.asarray(store[rows[at : at + ROWS]])) for at in range(0, len(rows), ROWS)]
-    rewards = np.concatenate(members, axis=1)
+    store = open_for(model, config.embeddings)
+    texts = texts_for([store], config.data, config.prompt_column, config.response_columns)
+    rewards = member_rewards(model, store, rows_of_texts(config.data, texts, store, config.embeddings))
     aggregate = model.aggregate if config.aggregate is None else read_aggregate(config.aggregate)
     reward, deviation = aggregate(rewards), rewards.std(axis=0)
     _, prompt = texts.prompts()
@@ -131,6 +122,37 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         "prompts": len(count),
         "best_of": float((largest - np.bincount(prompt, reward) / count).mean()),
     }
+
+
+def open_for(model: RewardModel, embeddings: str) -> Any:
+    """Embeddings for a model: a store, or the array of an `.npy`.
+
+    Raises:
+      JarmError: they are neither, damaged, hold NaN, or were made otherwise than those of the model's training.
+    """
+    store = open_embeddings(embeddings)
+    if isinstance(store, EmbeddingStore):
+        refuse_other(model, store)
+    else:
+        refuse_nonfinite(store, embeddings)
+    return store
+
+
+def texts_for(stores: Sequence[Any], data: str, prompt: str | None, responses: Sequence[str]) -> Texts:
+    """The texts of a file, with the further columns of which stores make their texts."""
+    templates = [store.template for store in stores if isinstance(store, EmbeddingStore)]
+    extra = list(dict.fromkeys(name for template in templates for name in extra_fields(template)))
+    return read_texts([data], prompt=prompt, responses=responses, extra=extra, as_given=True)
+
+
+def member_rewards(model: RewardModel, store: Any, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "K n"]:
+    """Rewards of each member for some rows of embeddings, in logits.
+
+    Raises:
+      JarmError: the embeddings have another width than the model.
+    """
+    members = [model.member_scores(np.asarray(store[rows[at : at + ROWS]])) for at in range(0, len(rows), ROWS)]
+    return np.concatenate(members, axis=1)
 
 
 def ranks_within(prompt: np.ndarray, reward: np.ndarray) -> np.ndarray:
