@@ -21,6 +21,7 @@ from jarm.commands.experiments import (
     rules_command,
     sweep_command,
 )
+from jarm.commands.judging import evaluate_command
 from jarm.commands.models import embed_command, score_command, train_command
 from jarm.commands.options import Refused, complain, misused
 from jarm.commands.store import store_cut_command, store_export_command, store_info_command, store_verify_command
@@ -73,6 +74,7 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": _deferred(bench_command),
     "compare": _deferred(compare_command),
     "embed": _deferred(embed_command),
+    "evaluate": _deferred(evaluate_command),
     "forecast": _deferred(forecast_command),
     "plan": _deferred(plan_command),
     "rules": _deferred(rules_command),
