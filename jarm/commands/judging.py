@@ -8,8 +8,9 @@ import tyro
 
 from jarm.commands.options import built_by
 from jarm.core.streams import show
-from jarm.report.judging import evaluation_text
+from jarm.report.judging import diff_text, evaluation_text
 from jarm.runs.programs import keep_compiled
+from jarm.studies.diff import DiffConfig, diff
 from jarm.studies.evaluate import EvaluateConfig, evaluate
 
 
@@ -20,3 +21,12 @@ def evaluate_command(config: Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes
     """
     keep_compiled()
     show(f"{evaluation_text(evaluate(config))}\n\n{config.out}")
+
+
+def diff_command(config: Annotated[DiffConfig, tyro.conf.OmitArgPrefixes, built_by(DiffConfig)]) -> None:
+    """Compare two saved reward models on the same responses: how far apart, and where most.
+
+    jarm diff --a out/model --b out/other --data answers.jsonl --embeddings out/embeddings --out out/diff.json
+    """
+    keep_compiled()
+    show(f"{diff_text(diff(config))}\n\n{config.out}")
