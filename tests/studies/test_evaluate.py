@@ -5,6 +5,8 @@ import json
 import math
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from scipy import stats
 
@@ -274,6 +276,40 @@ def test_the_test_side_of_training_has_its_accuracy(tmp_path):
     test = load_table(data, store, "score").test
     drawn = drawn_pairs(test, 20_000, np.random.default_rng(0))
     assert found["overall"]["pairs"] == len(drawn)
+
+
+def test_a_store_and_a_parquet_file_of_lists_give_the_same_as_an_array(judged, tmp_path, model):
+    rows, rewards = second_bench(np.random.default_rng(0))
+    for row in rows:  # texts of their own, as equal ones share a row of the store
+        for side in ("chosen", "rejected"):
+            row[side] = [f"{at}{text}" for at, text in enumerate(row[side])]
+            row[side] = [side[0] + text for text in row[side]]
+    expected, lines = judged(rows, np.concatenate(rewards))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "rb.parquet")
+    keys = [key_of(f"{row['prompt']}\n\n{text}") for row in rows for text in (*row["chosen"], *row["rejected"])]
+    order = np.random.default_rng(0).permutation(len(keys))
+    e = np.stack([np.concatenate(rewards), np.arange(len(keys))], axis=1).astype(np.float32)
+    made_by = {"model": "tiny", "template": "{prompt}\n\n{response}", "weights": "ab"}
+    with StoreWriter(tmp_path / "store", 2, made_by, dtype="float32") as writer:
+        writer.append([keys[at] for at in order], e[order])
+    each, data = tmp_path / "each", str(tmp_path / "rb.parquet")
+    found = evaluate(EvaluateConfig(model, data, str(tmp_path / "store"), each=each, out=tmp_path / "out.json"))
+    assert {**found, "settings": 0} == {**expected, "settings": 0}
+    again = [json.loads(line) for line in each.read_text().splitlines()]
+    assert again == [{"row": line.pop("line") - 1, **line} for line in lines]
+
+
+def test_blank_lines_and_messages_change_no_number(judged, tmp_path, model):
+    user, answer = {"role": "user", "content": "p"}, {"role": "assistant", "content": "yes"}
+    long = {"role": "assistant", "content": "no, no"}
+    rows = [{"chosen": [user, answer], "rejected": [user, long], "subset": "s"}] * 2
+    (tmp_path / "blank.jsonl").write_text(f"{json.dumps(rows[0])}\n\n{json.dumps(rows[1])}\n")
+    np.save(tmp_path / "blank.npy", np.array([[1.0, 0], [0, 0], [0, 0], [1, 0]]))
+    data, embeddings, each = str(tmp_path / "blank.jsonl"), str(tmp_path / "blank.npy"), tmp_path / "each"
+    found = evaluate(EvaluateConfig(model, data, embeddings, each=each, out=tmp_path / "out.json"))
+    same(found["subsets"]["s"]["accuracy"], 0.5)
+    same(found["overall"]["length"]["accuracy"], 0)
+    assert [json.loads(line)["line"] for line in each.read_text().splitlines()] == [1, 3]
 
 
 def test_the_command_shows_a_table_and_keeps_what_is_there(tmp_path, model, capsys):
