@@ -21,6 +21,7 @@ from jarm.commands.experiments import (
     rules_command,
     sweep_command,
 )
+from jarm.commands.judging import diff_command, evaluate_command
 from jarm.commands.models import embed_command, score_command, train_command
 from jarm.commands.options import Refused, complain, misused
 from jarm.commands.store import store_cut_command, store_export_command, store_info_command, store_verify_command
@@ -72,7 +73,9 @@ def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_
 COMMANDS: dict[str, Callable[..., Any]] = {
     "bench": _deferred(bench_command),
     "compare": _deferred(compare_command),
+    "diff": _deferred(diff_command),
     "embed": _deferred(embed_command),
+    "evaluate": _deferred(evaluate_command),
     "forecast": _deferred(forecast_command),
     "plan": _deferred(plan_command),
     "rules": _deferred(rules_command),

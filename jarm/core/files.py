@@ -305,3 +305,19 @@ def plain(value: Any) -> Any:
     if isinstance(value, (np.generic, np.ndarray, jax.Array)):
         value = np.asarray(value).item()
     return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def plain_tree(value: Any) -> Any:
+    """Records, dictionaries, lists and arrays of values, each as `plain` has it.
+
+    Example:
+      >>> plain_tree({"mean": np.float32(0.5), "ends": (float("nan"), 1)})
+      {'mean': 0.5, 'ends': [None, 1]}
+    """
+    if isinstance(value, tuple) and hasattr(value, "_asdict"):
+        value = value._asdict()
+    if isinstance(value, dict):
+        return {name: plain_tree(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
+        return [plain_tree(each) for each in value]
+    return plain(value)

@@ -126,7 +126,7 @@ def load_pairs(
             f"{name} is read as {texts.layout}, and a pair has two columns of responses: name them "
             "(`--response-columns first,second`)."
         )
-    labels = _labels(name, columns, texts, label, tuple(votes))
+    labels = pair_labels(name, columns, texts.places.columns, label, tuple(votes))
     rows = rows_of_texts(name, texts, store, embeddings)
     if not isinstance(store, EmbeddingStore):
         refuse_nonfinite(store, str(embeddings))
@@ -150,9 +150,20 @@ def load_pairs(
     return sides
 
 
-def _labels(name: str, columns: Columns, texts: Texts, label: str | None, votes: tuple[str, ...]) -> np.ndarray:
-    """`[M]` float32, share of the votes for the first response; NaN where there are none."""
-    responses, count = texts.places.columns, len(texts.places) // 2
+def pair_labels(
+    name: str, columns: Columns, responses: tuple[str, ...], label: str | None, votes: tuple[str, ...]
+) -> np.ndarray:
+    """`[M]` float32, share of the votes for the first response of each row; NaN where there are none.
+
+    Args:
+      name: the table, for messages.
+      columns: its columns, those of the label and of the votes among them.
+      responses: names of the two columns of responses.
+      label, votes: as of `load_pairs`.
+
+    Raises:
+      JarmError: a column is missing or holds what is no label, or nothing says which response is preferred.
+    """
     if label is not None and votes:
         raise JarmError("A pair has a label or votes, not both: leave `--label` or `--votes` out.")
     if label is not None:
@@ -181,7 +192,7 @@ def _labels(name: str, columns: Columns, texts: Texts, label: str | None, votes:
             f"{name} does not say which of {' and '.join(responses)} is preferred: name a column of labels (`--label`) "
             "or columns of votes (`--votes`)."
         )
-    return np.ones(count, np.float32)
+    return np.ones(len(columns.table), np.float32)
 
 
 def _numbers(name: str, columns: Columns, column: str) -> np.ndarray:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -85,6 +85,43 @@ def load_table(
       >>> train.gold[0], train.attributes["length"][0]
       (array([1., 2.], dtype=float32), array([2., 4.], dtype=float32))
     """
+    whole = whole_table(
+        table,
+        embeddings,
+        target,
+        attributes=attributes,
+        split=split,
+        validate=validate,
+        allow_leakage=allow_leakage,
+    )
+    return check_sides(split_by(whole.table, whole.is_test), str(table))
+
+
+class Whole(NamedTuple):
+    """A table before it is split.
+
+    Attributes:
+      table: all P prompts.
+      is_test: `[P]` bool, those of the test side.
+      row: `[P, R]` row of each response in the file, from 0; any where the mask of the table is false.
+    """
+
+    table: ResponseTable
+    is_test: np.ndarray
+    row: np.ndarray
+
+
+def whole_table(
+    table: PathLike,
+    embeddings: PathLike,
+    target: str | None,
+    *,
+    attributes: str | Sequence[str] = (),
+    split: str | None = None,
+    validate: bool = True,
+    allow_leakage: bool = False,
+) -> Whole:
+    """The table that `load_table` splits, with arguments and errors as there; a side may be empty."""
     name, store = str(table), open_embeddings(embeddings)
     attributes = attribute_names(name, attributes)
     for what, column in (("target", target), ("split", split)):
@@ -145,7 +182,7 @@ def load_table(
             "split_by": f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test",
         },
     )
-    return check_sides(split_by(whole, is_test), name)
+    return Whole(whole, is_test, row_of[rows])
 
 
 def split_by(table: ResponseTable, is_test: np.ndarray) -> TrainTest:

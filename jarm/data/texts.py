@@ -276,7 +276,7 @@ def _read(source: Source, wanted: _Wanted) -> Texts:
         rows, answers = _flattened(source, responses, given)
         slots = np.arange(len(rows)) - np.searchsorted(rows, rows)
         sides = [answers[start:end] for start, end in itertools.pairwise([*np.flatnonzero(slots == 0), len(rows)])]
-        whole, notes = strings_hold_prompts(source, responses[0], prompts, sides, wanted.as_given)
+        whole, notes = strings_hold_prompts(source, " and ".join(responses), prompts, sides, wanted.as_given)
     else:
         sides, labels = [_answers(source, name, kind) for name in responses], responses
         whole, notes = _hold_prompts(source, responses, given, sides, kind, wanted.as_given)
@@ -328,14 +328,16 @@ def _extra(source: Source, name: str) -> list[Any]:
 
 
 def _flattened(source: Source, responses: Sequence[str], prompts: list[Any] | None) -> tuple[np.ndarray, list[Any]]:
-    """The row of each response of a column of lists, and the responses."""
-    if prompts is None or len(responses) > 1:
+    """The row of each response of columns of lists, and the responses: of a row, those of one column after another."""
+    if prompts is None:
         raise JarmError(
-            f"{source.name}: {' and '.join(responses)} holds lists of responses: give one such column, and one of "
-            "the prompts (`--prompt-column`)."
+            f"{source.name}: {' and '.join(responses)} holds lists of responses: name the column of the prompts "
+            "(`--prompt-column`)."
         )
-    rows, elements = source.flattened(responses[0])
-    return rows, elements.to_pylist()
+    rows, elements = zip(*map(source.flattened, responses), strict=True)
+    of, answers = np.concatenate(rows), list(itertools.chain.from_iterable(each.to_pylist() for each in elements))
+    order = np.argsort(of, kind="stable")
+    return of[order], [answers[at] for at in order]
 
 
 def _hold_prompts(

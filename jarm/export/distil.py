@@ -46,7 +46,7 @@ def distilled(model: RewardModel, embeddings: Float[np.ndarray, "n d"], seed: in
     wanted = model.score(embeddings).astype(np.float64)
     rows = np.asarray(embeddings, np.float64)
     out = np.zeros(len(rows), bool)
-    out[np.random.default_rng(seed).permutation(len(rows))[:: HELD_OUT]] = True
+    out[np.random.default_rng(seed).permutation(len(rows))[::HELD_OUT]] = True
     mean, deviation = rows[~out].mean(axis=0), rows[~out].std(axis=0)
     deviation[deviation <= 1e-12 * np.abs(mean)] = np.inf  # constant: it tells nothing
     scaled = (rows - mean) / deviation

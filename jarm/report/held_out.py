@@ -7,12 +7,11 @@ from typing import Any
 import numpy as np
 
 from jarm.core.types import Float, Int
-from jarm.report.statistics import t_quantile
+from jarm.report.clusters import clustered_mean
 
 GRID = np.geomspace(1e-2, 1e2, 401)
 """Temperatures that are tried."""
 BINS = 10
-LEVEL = 0.95
 
 
 def _nll(margins: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -83,15 +82,7 @@ def held_out(
     """
     decided = labels != 0.5
     right = np.where(margins == 0, 0.5, (margins > 0) == (labels > 0.5))[decided]
-    _, of = np.unique(prompts[decided], return_inverse=True)
-    count = np.bincount(of)
-    total = np.bincount(of, right)
-    accuracy = {"mean": float(right.mean()) if len(right) else float("nan"), "low": float("nan"), "high": float("nan")}
-    if (clusters := len(count)) > 1:
-        residual = total - accuracy["mean"] * count
-        error = np.sqrt((residual**2).sum() * clusters / (clusters - 1)) / len(right)
-        reach = t_quantile((1 + LEVEL) / 2, clusters - 1) * error
-        accuracy |= {"low": float(max(0, accuracy["mean"] - reach)), "high": float(min(1, accuracy["mean"] + reach))}
+    accuracy = clustered_mean(right, prompts[decided], bounds=(0.0, 1.0))
     chance = 1 / (1 + np.exp(-np.clip(margins, -500, 500)))
     # Of each pair both ways round, so that which response comes first does not matter.
     chance, target = np.concatenate([chance, 1 - chance]), np.concatenate([labels, 1 - labels])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.files import make_folder, plain, write_whole
+from jarm.core.files import make_folder, plain_tree, write_whole
 from jarm.core.outside import read_json
 from jarm.report.answer import answer, answer_of_sweep
 from jarm.report.curves import METRIC, SHARE, best_of_names, curves, noise_free, references_of, runs_of
@@ -71,8 +71,8 @@ def summarise(
             "failed_seeds": len(failed),
             "failure": max(failed, default=None),
         }
-    rules = _plain(rules)
-    return _plain(
+    rules = plain_tree(rules)
+    return plain_tree(
         {
             "answer": answer(rules, baseline) if settings is None else None,
             "left_to_learn": left_to_learn(base_runs, references_of(records), baseline, settings or 1),
@@ -166,16 +166,6 @@ def _distinct(records: list[dict[str, Any]], name: str) -> list[Any]:
     return values
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, tuple) and hasattr(value, "_asdict"):
-        value = value._asdict()
-    if isinstance(value, dict):
-        return {name: _plain(each) for name, each in value.items()}
-    if isinstance(value, (list, tuple)) or (isinstance(value, np.ndarray) and value.ndim):
-        return [_plain(each) for each in value]
-    return plain(value)
-
-
 def write_summary(records: list[dict[str, Any]], out: pathlib.Path | str, baseline: str = "random") -> dict[str, Any]:
     """Write `summary.json` and `summary.md` into a folder; its `config.json`, if there, is quoted as the settings.
 
@@ -230,7 +220,7 @@ def write_sweep_summary(
         "baseline": baseline,
         "settings": rows,
         "failures": dict(collections.Counter(line["message"] for line in records if line["kind"] == "failed")),
-        "provenance": _plain({name: _distinct(records, name) for name in PROVENANCE}),
+        "provenance": plain_tree({name: _distinct(records, name) for name in PROVENANCE}),
         "config": read_json(config) if config.exists() else {},
     }
     write_whole(out / "summary.json", json.dumps(summary, indent=1, allow_nan=False) + "\n")

@@ -9,8 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.checks import Check, between, check_fields, one_of
-from jarm.core.checks import INT32
+from jarm.core.checks import INT32, Check, between, check_fields, one_of
 from jarm.core.status import JarmError
 from jarm.data.readers import refuse_nonfinite
 from jarm.data.rows import open_embeddings

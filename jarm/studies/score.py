@@ -13,6 +13,7 @@ import numpy as np
 from jarm.core.checks import Check, check_fields
 from jarm.core.files import make_folder, there, write_whole
 from jarm.core.status import JarmError
+from jarm.core.types import Float, Int
 from jarm.data.journal import differing
 from jarm.data.readers import refuse_nonfinite
 from jarm.data.rows import open_embeddings, rows_of_texts
@@ -125,29 +126,49 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     }
 
 
-def _scored(config: ScoreConfig, model: RewardModel) -> tuple[Texts, np.ndarray]:
-    """The texts, and the rewards of each member, `[K, n]`."""
+def _scored(config: ScoreConfig, model: RewardModel) -> tuple[Texts, Float[np.ndarray, "K n"]]:
+    """The texts, and the rewards of each member."""
+    if config.embeddings is not None:
+        store = open_for(model, config.embeddings)
+        texts = texts_for([store], config.data, config.prompt_column, config.response_columns)
+        return texts, member_rewards(model, store, rows_of_texts(config.data, texts, store, config.embeddings))
+    embed = model.embedder(config.llm)
+    texts = texts_for([], config.data, config.prompt_column, config.response_columns)
+    prompts, responses = texts.columns["prompt"], texts.columns["response"]
+    parts = [slice(at, at + TEXTS) for at in range(0, len(responses), TEXTS)]
+    members = [model.member_scores(embed(prompts[part], responses[part])) for part in parts]
+    return texts, np.concatenate(members, axis=1)
 
-    def read(extra: Sequence[str]) -> Texts:
-        columns = config.response_columns
-        return read_texts([config.data], prompt=config.prompt_column, responses=columns, extra=extra, as_given=True)
 
-    if config.embeddings is None:
-        embed, texts = model.embedder(config.llm), read(())
-        prompts, responses = texts.columns["prompt"], texts.columns["response"]
-        parts = (slice(at, at + TEXTS) for at in range(0, len(responses), TEXTS))
-        embedded = (embed(prompts[part], responses[part]) for part in parts)
+def open_for(model: RewardModel, embeddings: str) -> Any:
+    """Embeddings for a model: a store, or the array of an `.npy`.
+
+    Raises:
+      JarmError: they are neither, damaged, hold NaN, or were made otherwise than those of the model's training.
+    """
+    store = open_embeddings(embeddings)
+    if isinstance(store, EmbeddingStore):
+        refuse_other(model, store)
     else:
-        store = open_embeddings(config.embeddings)
-        kept = isinstance(store, EmbeddingStore)
-        if kept:
-            refuse_other(model, store)
-        texts = read(extra_fields(store.template) if kept else ())
-        rows = rows_of_texts(str(config.data), texts, store, config.embeddings)
-        if not kept:
-            refuse_nonfinite(store, str(config.embeddings))
-        embedded = (np.asarray(store[rows[at : at + ROWS]]) for at in range(0, len(rows), ROWS))
-    return texts, np.concatenate([model.member_scores(each) for each in embedded], axis=1)
+        refuse_nonfinite(store, embeddings)
+    return store
+
+
+def texts_for(stores: Sequence[Any], data: str, prompt: str | None, responses: Sequence[str]) -> Texts:
+    """The texts of a file, with the further columns of which stores make their texts."""
+    templates = [store.template for store in stores if isinstance(store, EmbeddingStore)]
+    extra = list(dict.fromkeys(name for template in templates for name in extra_fields(template)))
+    return read_texts([data], prompt=prompt, responses=responses, extra=extra, as_given=True)
+
+
+def member_rewards(model: RewardModel, store: Any, rows: Int[np.ndarray, "n"]) -> Float[np.ndarray, "K n"]:
+    """Rewards of each member for some rows of embeddings, in logits.
+
+    Raises:
+      JarmError: the embeddings have another width than the model.
+    """
+    members = [model.member_scores(np.asarray(store[rows[at : at + ROWS]])) for at in range(0, len(rows), ROWS)]
+    return np.concatenate(members, axis=1)
 
 
 def ranks_within(prompt: np.ndarray, reward: np.ndarray) -> np.ndarray:

@@ -102,17 +102,26 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, TRAIN_CHECKS)
-        of_pairs = [name for name in ("label", "votes", "prompt_column", "response_columns") if getattr(self, name)]
-        if self.target is not None and of_pairs:
-            raise JarmError(
-                f"`target` is for tables of responses with scores, and `{of_pairs[0]}` for tables of pairs: leave one "
-                "of the two out."
-            )
+        refuse_both(self)
         self.hparams()
 
     def hparams(self) -> HParams:
         """The traced numbers."""
         return HParams(prior_variance=self.prior_variance, weight_decay=self.weight_decay, ridge=self.ridge)
+
+
+def refuse_both(config: Any) -> None:
+    """Refuse a config with options of scores and of pairs.
+
+    Raises:
+      JarmError: it has `target`, and an option that only tables of pairs have.
+    """
+    of_pairs = [name for name in ("label", "votes", "prompt_column", "response_columns") if getattr(config, name)]
+    if config.target is not None and of_pairs:
+        raise JarmError(
+            f"`target` is for tables of responses with scores, and `{of_pairs[0]}` for tables of pairs: leave one "
+            "of the two out."
+        )
 
 
 class Training(NamedTuple):

@@ -162,6 +162,17 @@ def test_columns_of_other_names(table):
     assert pairs(texts) == [(asked("p"), "x"), (asked("p"), "y")]
 
 
+def test_lists_in_several_columns_stand_one_behind_the_other(table):
+    rows = [
+        {"prompt": "p", "chosen": ["a"], "rejected": ["b", "c"]},
+        {"prompt": "q", "chosen": ["d", "e"], "rejected": ["f"]},
+    ]
+    texts = read_texts([table(rows)])
+    assert pairs(texts) == [("p", "a"), ("p", "b"), ("p", "c"), ("q", "d"), ("q", "e"), ("q", "f")]
+    assert (texts.layout, texts.template) == ("prompt + chosen + rejected", TEMPLATE)
+    assert texts.places[4].endswith("response 1")
+
+
 def test_conversations_that_part_early_keep_their_messages(table):
     start = [says("system", "s"), *asked("p")]
     long = [*answered("a"), *asked("q"), *answered("b")]
@@ -459,7 +470,9 @@ def test_names_that_are_not_there_or_do_not_fit(table):
     assert "no column 'aa' (did you mean 'a'?)" in complaint([path], extra=["aa"])
     assert "gap is missing" in complaint([path], extra=["gap"])
     assert "n is NaN" in complaint([path], extra=["n"])
-    assert "a and b holds lists of responses: give one" in complaint([path], responses=["a", "b"])
+    assert "a and b holds lists of responses: name" in complaint(
+        [table([{"a": ["x"], "b": ["y"]}])], responses=["a", "b"]
+    )
     path = table([{"response": "r", "a": ["x"], "q": "q", "messages": answered("a")}])
     assert "name the column of the prompts" in complaint([path], responses=["response"])
     assert "a holds lists of responses" in complaint([path], responses=["a"])
