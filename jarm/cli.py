@@ -21,6 +21,7 @@ from jarm.commands.experiments import (
     rules_command,
     sweep_command,
 )
+from jarm.commands.exports import export_command, serve_command
 from jarm.commands.judging import diff_command, evaluate_command
 from jarm.commands.models import embed_command, score_command, train_command
 from jarm.commands.options import Refused, complain, misused
@@ -76,10 +77,12 @@ COMMANDS: dict[str, Callable[..., Any]] = {
     "diff": _deferred(diff_command),
     "embed": _deferred(embed_command),
     "evaluate": _deferred(evaluate_command),
+    "export": _deferred(export_command),
     "forecast": _deferred(forecast_command),
     "plan": _deferred(plan_command),
     "rules": _deferred(rules_command),
     "score": _deferred(score_command),
+    "serve": _deferred(serve_command),
     "store": _store,
     "sweep": _deferred(sweep_command),
     "train": _deferred(train_command),

@@ -6,7 +6,7 @@ import functools
 import json
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -14,17 +14,31 @@ from jarm.core.status import JarmError
 from jarm.core.types import Float
 from jarm.data.journal import differing
 from jarm.data.texts import Places, Texts, extra_fields
-from jarm.embedding.batches import Shapes, plain_work
+from jarm.embedding.batches import Encoded, Shapes, plain_work
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.extract import Corpus, Model, embed_batch
 from jarm.embedding.job import Job, read_job
 from jarm.embedding.sentence import read_sentence_model
-from jarm.embedding.tokens import CHAT, CHAT_KEY
+from jarm.embedding.tokens import CHAT, CHAT_KEY, Tokenizer
 from jarm.llm.sharding import gather, load_sharded, make_mesh
 from jarm.llm.weights import find_checkpoint
 
 SHORTEST = 16
 """Tokens of the shortest padded text; the others are twice as many each, so that few programs are compiled."""
+
+
+class Frame(NamedTuple):
+    """What a chat template writes around a response.
+
+    Attributes:
+      before: between the prompt's text and the response.
+      after: behind the response.
+      trims: whether white space around a response is left out.
+    """
+
+    before: str
+    after: str
+    trims: bool
 
 
 class Embedder:
@@ -49,7 +63,7 @@ class Embedder:
         self._job = job_of(made_by, model, dtype)
         mesh = make_mesh()
         self._model = Model(*load_sharded(self._job.folder, self._job.model, mesh, dtype=self._job.dtype), mesh)
-        self.width, self.max_length = self._job.width, self._job.corpus.tokenizer.max_length
+        self.width, self.max_length = self._job.width, self._tokenizer.max_length
         lengths = [SHORTEST]
         while lengths[-1] < self.max_length:
             lengths.append(2 * lengths[-1])
@@ -65,22 +79,54 @@ class Embedder:
         Raises:
           JarmError: unequal numbers of them, a text that cannot be embedded, or a vector that is NaN or infinite.
         """
-        corpus = Corpus(texts_of(prompts, responses), self._job.corpus.tokenizer)
-        out = np.empty((len(corpus), self.width), np.float32)
-        for work in plain_work([corpus.encode(np.arange(len(corpus)))], self._shapes):
+        corpus = Corpus(texts_of(prompts, responses), self._tokenizer)
+        return self._embedded(corpus.encode(np.arange(len(corpus))))
+
+    def whole(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """Embed texts that hold prompt and response already, as the template joins them.
+
+        Raises:
+          JarmError: a text without tokens, or a vector that is NaN or infinite.
+        """
+        ids, _ = self._tokenizer.encode(list(texts))
+        for at, each in enumerate(ids):
+            if not len(each):
+                raise JarmError(f"Text {at} is empty, so there is nothing to embed: leave it out.")
+        return self._embedded(list(enumerate(ids)))
+
+    def frame(self) -> Frame | None:
+        """What the chat template writes around a response; None where there is none, or it changes responses."""
+        if self._tokenizer.template != CHAT:
+            return None
+        prompt, response = "jarmsquestion", "jarmsanswer"
+        rest = self._tokenizer.render({"prompt": prompt, "response": response}).partition(prompt)[2]
+        between, found, after = rest.partition(response)
+        padded = self._tokenizer.render({"prompt": prompt, "response": f" {response} "}).partition(prompt)[2]
+        return Frame(between, after, trims=padded == rest) if found else None
+
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Special tokens, as text, that a model may end its responses with."""
+        return self._tokenizer.ends
+
+    @property
+    def _tokenizer(self) -> Tokenizer:
+        return self._job.corpus.tokenizer
+
+    def _embedded(self, texts: list[Encoded]) -> np.ndarray:
+        """`[n, d]` embeddings of texts that are numbered from 0."""
+        out = np.empty((len(texts), self.width), np.float32)
+        for work in plain_work([texts], self._shapes):
             for batch in work.batches:
                 values = gather(self._model.mesh, embed_batch(self._model, batch, self._job.poolings))
                 (out[batch.rows],) = self._job.finished([np.asarray(each)[: len(batch.rows)] for each in values])
         finite = np.isfinite(out).all(axis=1)
         if not finite.all():
-            place = corpus.texts.places[int(np.argmin(finite))]
-            raise JarmError(f"{place}: the embedding is NaN or infinite: compute in float32, or leave that text out.")
+            raise JarmError(
+                f"The embedding of text {int(np.argmin(finite))} is NaN or infinite: compute in float32, or leave that "
+                "text out."
+            )
         return out
-
-    def lengths(self, prompts: Sequence[Any], responses: Sequence[Any]) -> np.ndarray:
-        """Tokens of each text as the model sees it, `[n]`."""
-        corpus = Corpus(texts_of(prompts, responses), self._job.corpus.tokenizer)
-        return np.array([len(ids) for _, ids in corpus.encode(np.arange(len(corpus)))], np.int64)
 
 
 def job_of(made_by: Mapping[str, Any], model: str | None = None, dtype: str | None = None) -> Job:

@@ -233,6 +233,12 @@ class Tokenizer:
             )
         return count
 
+    @property
+    def ends(self) -> tuple[str, ...]:
+        """Special tokens that end or fill texts, as text."""
+        own = self._tokenizer
+        return tuple({str(token) for token in (own.eos_token, own.pad_token) if token})
+
     def pad_apart(self) -> int | None:
         """A token for padding that no text ends with, so that the last other token of a padded text is its end.
 

@@ -40,8 +40,8 @@ def distilled(model: RewardModel, embeddings: Float[np.ndarray, "n d"], seed: in
     """
     if len(embeddings) < 50:
         raise JarmError(
-            f"A linear model cannot be fitted to the rewards of {len(embeddings)} embeddings: give 50 or more, of texts "
-            "like those that it is to score."
+            f"A linear model cannot be fitted to the rewards of {len(embeddings)} embeddings: give 50 or more, of "
+            "texts like those that it is to score."
         )
     wanted = model.score(embeddings).astype(np.float64)
     rows = np.asarray(embeddings, np.float64)

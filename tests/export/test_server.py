@@ -1,0 +1,138 @@
+"""`jarm serve` over real sockets, with a double in the place of the language model."""
+
+import contextlib
+import http.client
+import json
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from test_functions import Double, model
+
+from jarm.cli import main
+from jarm.core.status import JarmError
+from jarm.export.functions import TextScorer
+from jarm.export.server import Drift, make_app
+from jarm.studies.serve import ServeConfig, serve
+
+uvicorn = pytest.importorskip("uvicorn")  # an extra of its own
+
+
+@contextlib.contextmanager
+def served(score, **options):
+    """The port of a server of a scorer."""
+    server = uvicorn.Server(uvicorn.Config(make_app(score, **options), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+def asked(port, path, body=None, **headers):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
+    data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+    connection.request("GET" if body is None else "POST", path, data, headers)
+    answer = connection.getresponse()
+    text = answer.read().decode()
+    connection.close()
+    return answer.status, json.loads(text) if answer.headers["content-type"].startswith("application/json") else text
+
+
+def test_the_request_of_openrlhf_gets_its_answer():
+    with served(TextScorer(model(), embed=Double())) as port:
+        # As `openrlhf` 0.11 sends it, and reads it: lists of one length.
+        request = {"query": ["abxyz</s>", "abx"], "prompts": ["ab", "ab"], "labels": ["", ""]}
+        status, answer = asked(port, "/get_reward", request)
+    assert status == 200
+    assert set(answer) == {"rewards", "scores", "extra_logs"}
+    np.testing.assert_allclose(answer["rewards"], [3.02, 1.02], rtol=1e-6)
+    np.testing.assert_allclose(answer["scores"], 1 / (1 + np.exp(-np.array([3.02, 1.02]))), rtol=1e-6)
+    assert answer["extra_logs"]["deviation"] == pytest.approx([1, 1])
+
+
+def test_a_score_like_that_of_vllm_health_and_metrics():
+    with served(TextScorer(model(), embed=Double()), name="mine") as port:
+        status, answer = asked(port, "/score", {"model": "mine", "text_1": "ab", "text_2": ["x", "xy"]})
+        assert status == 200
+        assert [each["score"] for each in answer["data"]] == pytest.approx([1.02, 2.02])
+        assert [each["index"] for each in answer["data"]] == [0, 1]
+        assert asked(port, "/health")[1]["status"] == "ok"
+        metrics = asked(port, "/metrics")[1]
+    assert 'jarm_requests_total{path="/score",status="200"} 1.0' in metrics
+    assert "jarm_texts_total 2.0" in metrics
+    assert "jarm_waiting_texts 0.0" in metrics
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "status", "said"),
+    [
+        ("/score", b"{", 400, "The request is no JSON: send an object."),
+        ("/score", b"[1]", 400, "The request is no JSON object: send one with the fields of this path."),
+        ("/score", b"[" * 10**5, 400, "The request is no JSON: send an object."),
+        ("/score", {"text_1": "a"}, 400, "`text_2` is no list of texts: give one or more."),
+        ("/score", {"text_1": "a", "text_2": [3]}, 400, "`text_2` is no list of texts: give one or more."),
+        (
+            "/score",
+            {"text_1": ["a", "b"], "text_2": ["c"] * 3},
+            400,
+            "`text_1` has 2 texts and `text_2` 3: give",
+        ),
+        ("/score", {"text_1": "a", "text_2": "bad"}, 400, "a bad text"),
+        ("/score", {"text_1": "a", "text_2": ["b"] * 9}, 429, "0 texts wait, and 9 more are over the 8 that may: try"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["x"]}, 400, "The query 'ab' does not begin with its prompt 'x'"),
+        ("/get_reward", {"query": ["ab"], "prompts": ["a", "b"]}, 400, "There are 1 queries and 2 prompts"),
+    ],
+)
+def test_bad_requests_get_a_status_and_a_sentence(path, body, status, said):
+    with served(TextScorer(model(), embed=Double(), most=8)) as port:
+        found, answer = asked(port, path, body)
+        assert found == status
+        assert answer["error"].startswith(said)
+        assert asked(port, "/health")[0] == 200
+
+
+def test_a_token_is_asked_for_where_there_is_one():
+    with served(TextScorer(model(), embed=Double()), token="secret") as port:
+        body = {"text_1": "a", "text_2": "b"}
+        assert asked(port, "/score", body)[0] == 401
+        assert asked(port, "/score", body, Authorization="Bearer wrong")[0] == 401
+        assert asked(port, "/score", body, Authorization="Bearer secret")[0] == 200
+
+
+def test_64_clients_at_once_get_each_their_own():
+    embed = Double()
+    with served(TextScorer(model(), embed=embed, wait=0.02)) as port, ThreadPoolExecutor(64) as pool:
+
+        def ask(n):
+            return asked(port, "/score", {"text_1": "ab", "text_2": ["x" * n, "x"]})
+
+        found = list(pool.map(ask, range(256)))
+    assert [status for status, _ in found] == [200] * 256
+    np.testing.assert_allclose([each["data"][0]["score"] for _, each in found], np.arange(256) + 0.02, rtol=1e-5)
+    assert len(embed.calls) < 128
+
+
+def test_drift_is_the_mean_in_deviations_of_the_training():
+    rng = np.random.default_rng(0)
+    drift = Drift(np.full(50, 3.0), np.full(50, 2.0))
+    assert drift.value == 0
+    for _ in range(400):
+        drift.add(3 + 2 * rng.normal(size=(10, 50)))
+    assert drift.value < 0.06
+    for _ in range(400):
+        drift.add(5 + 2 * rng.normal(size=(10, 50)))
+    assert drift.value == pytest.approx(1, abs=0.1)
+
+
+def test_an_address_that_others_reach_needs_a_token(monkeypatch, capsys, tmp_path):
+    monkeypatch.delenv("JARM_TOKEN", raising=False)
+    with pytest.raises(JarmError, match=r"0\.0\.0\.0 can be reached from other machines, and no token is asked for"):
+        serve(ServeConfig(str(tmp_path), host="0.0.0.0"))
+    assert main(["serve", "--model", str(tmp_path)]) == 1
+    assert "holds no reward model of jarm" in capsys.readouterr().err
