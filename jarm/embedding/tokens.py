@@ -286,6 +286,10 @@ class Tokenizer:
         self._tokenizer.truncation_side = "left" if self.keep == "end" else "right"
         self._tokenizer.save_pretrained(folder)
         self._tokenizer.model_max_length = _ENDLESS
+        if there(folder / "tokenizer.json"):  # read as it is: the classes of families set special tokens of their own
+            path = folder / "tokenizer_config.json"
+            said = {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"}
+            path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     def words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Tokens as the vocabulary writes them."""
