@@ -116,14 +116,23 @@ def test_every_function_of_the_top_has_an_example():
             assert ">>>" in (function.__doc__ or ""), f"jarm.{name} has no example in its docstring"
 
 
-LONG = ("studies.compare", "studies.forecast", "studies.sweep")
-"""Modules whose examples make a whole comparison."""
+LONGEST = ("studies.compare", "studies.forecast", "studies.sweep")
+"""Modules whose examples make whole comparisons."""
+LONG = (
+    *LONGEST,
+    *(f"design.{name}" for name in ["bound", "criteria", "exchange", "fisher", "greedy", "passes", "top"]),
+)
+"""Modules whose examples compile programs, and those above."""
 
 
 @pytest.mark.parametrize(
     "path",
     [
-        pytest.param(path, marks=[pytest.mark.slow] * (name_of(path) in LONG), id=name_of(path))
+        pytest.param(
+            path,
+            marks=[pytest.mark.slow] * (name_of(path) in LONG) + [pytest.mark.nightly] * (name_of(path) in LONGEST),
+            id=name_of(path),
+        )
         for path in MODULES
         if ">>>" in path.read_text()
     ],

@@ -188,6 +188,7 @@ def test_a_verdict_has_its_reasons(means, seeds, number):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_chance_alone_seldom_decides():
     rng = np.random.default_rng(0)
     readings = [suite.decide("", {str(i): rng.normal(size=12) for i in range(6)}).verdict for _ in range(100)]

@@ -67,6 +67,7 @@ def test_every_part_works_on_this_checkout():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_command_writes_rows(tmp_path):
     command = [sys.executable, "-m", "benchmarks.two_trees", "--before", ".", "--tiny", "--repeats", "1"]
     subprocess.run([*command, "--parts", "pass", "--out", tmp_path / "rows.jsonl"], cwd=ROOT, check=True)

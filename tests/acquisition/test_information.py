@@ -168,6 +168,7 @@ def test_greedy_bald_laplace_is_greedy():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_epig_is_greedy_for_its_targets_among_its_candidates(monkeypatch):
     monkeypatch.setattr("jarm.acquisition.information.CANDIDATES", 100)
     case = make_case("cross", 1)
@@ -348,6 +349,7 @@ def test_pairs_are_drawn_with_the_chances_of_their_scores():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mixture_keeps_the_best_and_draws_the_rest():
     case = make_case("cross")
     plain = call("greedy_dopt", case)

@@ -116,6 +116,7 @@ def make_table():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_run_is_the_same_under_other_settings():
     """A loop with random draws, Adam, a user's rule of 64-bit results and keys of the default kind: equal records."""
 

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from marks import sampled
 
 from jarm.acquisition.check import check_selection
 from jarm.acquisition.registry import RULES
@@ -30,12 +31,12 @@ def space_of(kind, seed):
     return pair_space(kind, R, jnp.asarray(rng.random(N) < 0.9), excluded, jnp.asarray(alike))
 
 
-LONGER = [pytest.param(kind, marks=[pytest.mark.slow] * (kind != "within")) for kind in KINDS]
+LONGER = sampled(KINDS, "within")
 
 
 @pytest.mark.slow
 @pytest.mark.nightly
-@pytest.mark.parametrize("seed", [1, pytest.param(3, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seed", [1, 3])
 @pytest.mark.parametrize("kind", LONGER)
 def test_tiles_counts_and_samples_hold_the_pairs_that_differ(kind, seed):
     space = space_of(kind, seed)

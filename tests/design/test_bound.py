@@ -195,6 +195,7 @@ def test_the_bounds_close_in_on_the_best_weights(kind):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_small_batches_have_a_tighter_bound_than_the_relaxed_log_det():
     """k < F: below what weights that spread over all directions reach, and still above the best batch."""
     rng = np.random.default_rng(0)
@@ -246,6 +247,7 @@ def test_spaces_with_no_more_pairs_than_the_batch():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_unweighted_criterion_and_the_refusal_of_others():
     rng = np.random.default_rng(4)
     features, rewards, space, prior = problem(rng, "all")
@@ -273,6 +275,7 @@ def test_bad_input_is_a_status():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_vmap_gives_what_each_gives_alone_and_nothing_compiles_twice():
     rng = np.random.default_rng(6)
     cases = [problem(rng, "all") for _ in range(2)]

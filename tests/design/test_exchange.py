@@ -176,6 +176,7 @@ def test_greedy_is_beaten_where_its_first_choice_is_wrong():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_swaps_can_be_limited():
     rng = np.random.default_rng(3)
     features, rewards, space, prior, _ = problem(rng, "within")
@@ -192,6 +193,7 @@ def test_swaps_can_be_limited():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_the_unweighted_criterion_and_the_refusal_of_others():
     rng = np.random.default_rng(4)
     features, rewards, space, prior, _ = problem(rng, "within")
@@ -228,6 +230,7 @@ def test_bad_input_is_a_status_and_leaves_the_batch():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_vmap_gives_what_each_gives_alone_and_nothing_compiles_twice():
     rng = np.random.default_rng(6)
     features, rewards, space, prior, _ = problem(rng, "within")

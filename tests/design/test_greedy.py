@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from marks import sampled, slow
+from marks import nightly, sampled, slow
 from references import bald64, d_optimal64, epig64, greedy_steps64, v_optimal64
 
 from jarm.core.base import Limits
@@ -159,8 +159,8 @@ def limits_of(constraint, rng):
     ("kind", "costs"),
     [
         ("cross", True),
-        *[slow("cross", False), slow("within", False), slow("within", True)],
-        *[slow("all", False), slow("listed", True), slow("listed", False)],
+        *[nightly("cross", False), nightly("within", False), slow("within", True)],
+        *[nightly("all", False), nightly("listed", True), nightly("listed", False)],
     ],
 )
 def test_every_pick_is_the_best_possible(kind, costs):

@@ -183,6 +183,7 @@ def test_greedy_is_never_above_the_best_subset_and_gains_at_least_its_share(seed
     np.testing.assert_allclose(log_det64(features, rewards, np.asarray(batch.pairs)[:1], prior), first, rtol=1e-9)
 
 
+@pytest.mark.slow
 def test_large_gains_keep_their_digits():
     """A prior a millionth of the information: after F picks gains fall a millionfold, inside a single shortlist."""
     for seed in range(10):
@@ -223,6 +224,7 @@ def test_the_same_pair_twice_is_worth_less_the_second_time():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_numpy_arrays_are_as_good_as_those_of_jax():
     """In a process of its own: here signatures are checked, and say JAX."""
     code = """
@@ -298,6 +300,7 @@ def test_a_rule_that_breaks_its_contract_is_named():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_lists_of_fewer_pairs_than_responses_choose_as_others_do():
     """There differences are whitened, not responses; far from the origin, too, and beside responses of no pair."""
     rng = np.random.default_rng(8)

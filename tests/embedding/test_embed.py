@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from fixtures.tiny import CHAT, write_checkpoint
-from marks import sampled
+from marks import nightly, sampled
 from safetensors.numpy import load_file
 
 from jarm.cli import main
@@ -107,6 +107,7 @@ def test_shared_prompts_may_fill_the_last_position(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_encoder_pools_means_and_keeps_the_start(tmp_path, bert):
     rows = [{"prompt": "", "response": "abc def " * 20}, {"prompt": "a", "response": "b"}]
     table = write_rows(tmp_path / "r.jsonl", rows)
@@ -297,7 +298,7 @@ sys.exit(jarm.cli.main(sys.argv[1:]))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
+@pytest.mark.parametrize(("number", "code"), [nightly(signal.SIGTERM, 130), (signal.SIGKILL, -9)])
 def test_a_signal_loses_nothing_that_was_committed(tmp_path, folder, number, code):
     table = write_rows(tmp_path / "r.jsonl", random_rows(3000))
     options = ["--dtype", "float32", "--max-tokens-per-batch", "64", "--share-prompts", "never"]

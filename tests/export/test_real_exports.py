@@ -1,4 +1,4 @@
-"""Exports of reward models on real language models, all-MiniLM-L6-v2 and Gemma 3 270M. Opt-in, as CONTRIBUTING.md says."""
+"""Exports on real language models, all-MiniLM-L6-v2 and Gemma 3 270M. Opt-in, as CONTRIBUTING.md says."""
 
 import importlib.util
 import os
@@ -39,7 +39,9 @@ def test_minilm_as_a_cross_encoder(tmp_path, head):
     np.testing.assert_allclose(scores, rewards, rtol=1e-5, atol=1e-5 * np.abs(rewards).max())
 
 
-@pytest.mark.skipif(GEMMA is None, reason="JARM_GEMMA names no folder of Gemma 3 270M, whose terms forbid to pass it on")
+@pytest.mark.skipif(
+    GEMMA is None, reason="JARM_GEMMA names no folder of Gemma 3 270M, whose terms forbid to pass it on"
+)
 def test_gemma_as_a_sequence_classification_model(tmp_path):
     folder = tmp_path / "gemma"
     shutil.copytree(GEMMA, folder)

@@ -36,6 +36,7 @@ def uses(pairs):
 
 
 @pytest.mark.parametrize("first", sampled(["d_opt", "v_opt"], "v_opt"))
+@pytest.mark.slow
 def test_the_first_batch_is_the_greedy_one_of_brute_force(first):
     """At w = 0, v = 1/4, from the prior alone, with one pair a prompt; V-optimal for rankings within prompts."""
     config, variance = dataclasses.replace(CONFIG, first=first, per_prompt=None), 0.3
@@ -85,6 +86,7 @@ def test_the_baseline_is_random_from_its_first_batch_on():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_targets_are_all_responses_of_a_round_whichever_pairs_are_on_offer():
     wide = dataclasses.replace(CONFIG, candidates=6, per_prompt=None)
     for rule, whole in (("v_opt", True), ("greedy_dopt", False)):

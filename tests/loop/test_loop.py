@@ -91,9 +91,9 @@ CONFIGS = {
     ),
 }
 FAST = ("within",)
-NAMED = [name if name in FAST else slow(name) for name in CONFIGS]
+NAMED = sampled(CONFIGS, *FAST)
 RULES = [
-    (name, rule) if name in FAST else slow(name, rule)
+    (name, rule) if name in FAST else nightly(name, rule)
     for name, config in CONFIGS.items()
     for rule in range(len(config.rules))
 ]
@@ -177,7 +177,7 @@ def test_one_trace_for_every_seed_rule_and_number(name):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["within", "cross prompts drawn"])
+@pytest.mark.parametrize("name", ["within", nightly("cross prompts drawn")])
 def test_the_same_key_gives_the_same_run_and_another_another(name):
     loop, _ = loop_of(name)
     for rule in range(len(CONFIGS[name].rules)):
@@ -368,6 +368,7 @@ def test_what_is_prepared_is_for_the_annotator_of_the_configuration():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_few_candidates_of_many_responses_are_chosen_as_among_all():
     """Only the responses at the ends of the candidates are scored; the batch is that of a belief about all."""
     config = LoopConfig(
@@ -524,6 +525,7 @@ def test_too_few_prompts_are_named():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_without_gold_rewards_nobody_answers():
     device_table, hparams, _ = prepare(CONFIGS["within"], dataclasses.replace(TABLE, gold=None))
     loop, _ = loop_of("within")
@@ -536,6 +538,7 @@ def test_without_gold_rewards_nobody_answers():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_an_annotator_answers_by_the_column_that_it_is_given():
     """Labels follow the attribute, in units of its own deviation; whether they are wrong is still said by gold."""
     attributes = {"length": TABLE.attributes["length"], "negated": np.where(TABLE.mask, -2 * TABLE.gold, 0)}

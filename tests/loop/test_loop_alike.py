@@ -53,6 +53,7 @@ def config_of(kind, **options):
 
 
 @pytest.mark.parametrize("kind", sampled(["within", "cross", "all"], "within"))
+@pytest.mark.slow
 def test_first_pairs_and_candidates_are_those_that_differ(kind):
     wanted, every = offered(TABLE, kind)
     counts = count_pairs(TABLE, kind)

@@ -81,6 +81,7 @@ def test_what_is_not_shown_is_not_said():
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_curve_that_rises_slowly_is_seldom_called_flat():
     """By .012 over the last half: flat is wrong, and said of no more than 1 in 40 such comparisons."""
     rng, curve = np.random.default_rng(1), 0.5 + 0.012 * (LABELS - 50) / 200

@@ -163,6 +163,7 @@ def test_numbers_are_short(value, text):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_simultaneous_intervals_cover_together():
     """20 comparisons of nothing: all 95 % intervals cover in far fewer than 95 % of the cases, the simultaneous do."""
     from scipy import stats

@@ -274,6 +274,7 @@ def test_linear_ensembles_need_a_bootstrap(key):
     assert (first != second).all()
 
 
+@pytest.mark.slow
 def test_smoothed_labels_are_labels_moved_towards_even_odds(key):
     e, pairs, _ = problem()
     smoothed = fit_of(SMALL, FEW)(key, dataclasses.replace(HPARAMS, label_smoothing=jnp.float32(0.3)), e, pairs)

@@ -203,7 +203,7 @@ def test_each_choice_is_the_best_of_every_pair(space, sizes, limited, monkeypatc
         assert list(report.per_prompt.values()) == sorted(report.per_prompt.values(), reverse=True)
 
 
-@pytest.mark.parametrize("criterion", sampled(["d-unweighted", "a", "v", "epig", "bald"], "v", "bald"))
+@pytest.mark.parametrize("criterion", sampled(["d-unweighted", "a", "v", "epig", "bald"], "v"))
 def test_each_criterion_is_what_it_says(criterion):
     for seed in range(2):
         features, rewards, prompts, rng = problem(seed)

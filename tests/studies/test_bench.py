@@ -14,6 +14,7 @@ SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_rows_say_what_was_measured_and_are_appended(tmp_path, capsys):
     options = [f"--{name}={value}" for name, value in SMALL.items()]
     assert main(["bench", "--rules=random,dopt", f"--out={tmp_path}", *options]) == 0
@@ -87,6 +88,7 @@ def test_mistakes_get_a_sentence(changes, sentence, tmp_path):
         bench(BenchConfig(**SMALL | {"out": tmp_path} | changes))
 
 
+@pytest.mark.slow
 def test_what_was_measured_before_a_stop_is_kept(tmp_path):
     calls = []
 

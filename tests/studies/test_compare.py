@@ -9,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from marks import nightly
 
 from jarm import CompareConfig, JarmError, Status, compare
 from jarm.cli import main
@@ -214,7 +215,7 @@ def test_rules_are_listed(capsys):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), (signal.SIGINT, 130)])
+@pytest.mark.parametrize(("stop", "code"), [(signal.SIGKILL, -signal.SIGKILL), nightly(signal.SIGINT, 130)])
 def test_a_stopped_process_goes_on(stop, code, finished, tmp_path):
     """Killed or interrupted after its first run; the same command ends with the records of an unbroken run."""
     process = subprocess.Popen(

@@ -38,6 +38,7 @@ def test_a_folder_has_the_lines_and_the_refit_of_each_run(finished):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_of_an_earlier_version_goes_on(finished, tmp_path):
     """Its runs stay as they are, and the lines that it lacks are added."""
     out, _ = finished

@@ -152,7 +152,8 @@ def command(out, *more):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGKILL, pytest.param(signal.SIGINT, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize("stop", [signal.SIGKILL, signal.SIGINT])
+@pytest.mark.nightly
 def test_a_stopped_sweep_goes_on_to_the_same_records(stop, finished, tmp_path):
     out = tmp_path / "killed"
     process = command(out, "--workers", "1")
@@ -213,13 +214,13 @@ def made(monkeypatch):
             NOISE,
             {"seeds": 3},
             {(rule, 2, noise) for rule in ("random", "greedy_dopt") for noise in NOISE},
-            marks=pytest.mark.slow,
+            marks=[pytest.mark.slow, pytest.mark.nightly],
         ),
         pytest.param(
             NOISE,
             {"rules": "greedy_dopt,entropy"},
             {("entropy", seed, noise) for seed in (0, 1) for noise in NOISE},
-            marks=pytest.mark.slow,
+            marks=[pytest.mark.slow, pytest.mark.nightly],
         ),
     ],
     ids=["value", "seed", "rule"],
@@ -304,6 +305,7 @@ def test_an_axis_may_have_the_name_of_a_method(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_tables_of_one_shape_share_a_program_and_know_their_references(finished, tmp_path):
     out = tmp_path / "two"
     config = small(out, {"data": ["synthetic", "synthetic:outliers"]}, noise=2.0, seeds=1)
@@ -475,6 +477,7 @@ def test_threads_that_run_out_of_memory_at_once_halve_once(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("runs", "jobs"), [(2, 1), *(pytest.param(*each, marks=pytest.mark.nightly) for each in [(4, 1), (4, 3)])]
 )
+@pytest.mark.nightly
 def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
     runs, jobs, together, finished, tmp_path, monkeypatch, capsys
 ):
@@ -487,6 +490,7 @@ def test_a_device_whose_memory_runs_out_takes_fewer_runs_at_a_time(
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finished, tmp_path, monkeypatch, capsys):
     # XLA's own figures of programs as small as these do not grow with the number of runs.
     sizes = iter([3 << 20, 1 << 19])
@@ -500,6 +504,7 @@ def test_a_program_that_would_not_fit_is_halved_before_it_runs(together, finishe
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_where_not_even_one_run_fits_there_is_a_sentence(finished, tmp_path, monkeypatch):
     limited(monkeypatch, 0)
     with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory \(memory ran out\): take fewer"):
@@ -574,6 +579,7 @@ def test_a_folder_that_is_somebody_elses_is_not_taken_for_a_process(finished, tm
     assert (out / "process-1").read_text() == "a file"
 
 
+@pytest.mark.slow
 def test_what_a_killed_process_left_is_gathered(finished, tmp_path, monkeypatch):
     """Runs of process 1, the last of them half, in its folder; some of them in the sweep's already."""
     out = copied(finished[0], tmp_path / "left")
@@ -627,6 +633,7 @@ def test_plan_counts_and_writes_nothing(tmp_path, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
     file = tmp_path / "noise.toml"
     file.write_text(TOML)
@@ -647,6 +654,7 @@ def test_a_dry_run_is_a_plan(finished, tmp_path, capsys, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkeypatch):
     monkeypatch.setattr(plan_module, "program_bytes", lambda _: 1 << 40)
     with pytest.raises(JarmError, match=r"1 runs at a time take 1024\.0 GiB, and .* are free: give fewer `workers`"):
