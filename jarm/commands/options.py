@@ -45,7 +45,7 @@ def built_by(config: type[T], positional: Mapping[str, str] = types.MappingProxy
     parameters = [each.replace(annotation=hints[name]) for name, each in signature.parameters.items()]
     build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
     build.__annotations__ = hints
-    del build.__wrapped__  # type: ignore[attr-defined]
+    del build.__wrapped__
     return tyro.conf.arg(constructor=build)
 
 
