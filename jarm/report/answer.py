@@ -54,7 +54,8 @@ def answer(rules: Mapping[str, Row], baseline: str = "random", metric: str = MET
         which = "The rule was" if len(known) == 1 else f"All {len(known)} rules were"
         return f"No, {advice}. {which} worse than {baseline}; the nearest: {detail}."
     also = f" {_listed(worse)} {'was' if len(worse) == 1 else 'were'} worse than {baseline}." if worse else ""
-    return f"No gain shown: {advice}, or run more seeds. The best mean: {detail}, which may be chance.{also}"
+    more = "judge by more pairs" if "test_prompts" in known[best] else "run more seeds"
+    return f"No gain shown: {advice}, or {more}. The best mean: {detail}, which may be chance.{also}"
 
 
 def answer_of_sweep(settings: Sequence[Mapping[str, Row]], baseline: str = "random") -> str:

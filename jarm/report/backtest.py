@@ -20,12 +20,16 @@ from jarm.report.statistics import (
     Interval,
     LabelSaving,
     area_under_curve,
+    interval,
+    number,
     saving_of_means,
     t_quantile,
     verdict,
 )
 from jarm.report.summary import labels_needed
 
+LONGER = "longer response"
+"""Name of the reference line of a model that prefers the longer response."""
 DRAWS, CHUNK = 4000, 500
 """Resamples of seeds and prompts, and how many are made at a time."""
 
@@ -122,7 +126,24 @@ def with_prompts(
         labels = curves(runs[rule], "labels", paired).mean(axis=0)
         own, base = right(rule, paired), right(baseline, paired)
         rules[rule] = row | _row(labels, own, base, counts, others, baseline if rule != baseline else None)
-    return {**summary, "rules": rules, "answer": answer(rules, baseline, ACCURACY)}
+    said = [answer(rules, baseline, ACCURACY), _learnt(rules.get(baseline, {}), baseline, summary["reference"])]
+    return {**summary, "rules": rules, "answer": " ".join(each for each in said if each)}
+
+
+def _learnt(row: Mapping[str, Any], baseline: str, reference: Mapping[str, Any]) -> str:
+    """What the baseline teaches at all, beside what takes no labels; nothing where it has no whole run."""
+    if "test_prompts" not in row:
+        return ""
+    mean, low, high, _ = row["final"].values()
+    longer = reference.get(LONGER, {}).get(ACCURACY)
+    beside = "" if longer is None else f"; the longer response is right in {number(longer)}"
+    ends = f" {interval(low, high)}" if math.isfinite(low) else ""
+    said = (
+        f"After {row['labels'][-1]:.0f} labels {baseline} is right in {number(mean)}{ends} of held-out pairs{beside}."
+    )
+    if low <= 0.5:
+        said += " That may be chance: where nothing is shown to be learnt, no choice of pairs can save labels."
+    return said
 
 
 def _row(

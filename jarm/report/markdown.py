@@ -69,12 +69,13 @@ def _verdicts(rules: dict[str, Any], baseline: str) -> list[str]:
 
 def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: int, metric: str) -> list[str]:
     """The table of learning curves, and how to read it."""
-    word, names = WORDS[metric], ["area", "final", "final_best_of"][: 3 if metric == METRIC else 2]
+    word, two_way = WORDS[metric], any("test_prompts" in row for row in rules.values())
+    names = ("area", "final") if two_way else ("area", "final", "final_best_of")
     head = [
         "rule",
         f"area under {word} curve",
         f"final {word}",
-        *([f"final {best_name}"] if metric == METRIC else []),
+        f"final {best_name}",
         f"labels to {baseline}'s final value",
         "all rules together",
         f"seeds to see {number(EFFECT, 2)}",
@@ -88,22 +89,9 @@ def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: in
         ]
         for rule, row in rules.items()
     ]
-    legend = (
-        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
-        "seeds (95 % bootstrap interval over seeds, of that rule alone). The area is the mean height of the learning "
-        "curve over label counts. Labels are read off the curve averaged over seeds, where it first reaches the value "
-        f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
-        "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
-        f"Student's t). Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
-        "the 5 % level, by the spread of these."
-    )
-    if any("test_prompts" in row for row in rules.values()):
-        legend += (
-            " All intervals here take in the choice of held-out prompts beside that of seeds, and those of labels "
-            "allow for all rules; training prompts are fixed."
-        )
-    else:
-        legend += " Intervals are over label seeds only: training and test prompts are fixed."
+    if two_way:
+        head, rows = [*head[:3], *head[4:6]], [row[:5] for row in rows]
+    legend = _legend(baseline, two_way)
     if metric == METRIC:
         legend += (
             " Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, "
@@ -115,6 +103,29 @@ def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: in
         note = f"The {best_name} leaves out {prompts}, with fewer responses or predictions that are not a number."
         lines += ["", note]
     return lines
+
+
+def _legend(baseline: str, two_way: bool) -> str:
+    """How to read the table of learning curves, whose intervals are over seeds, or over seeds and test prompts."""
+    over = "over seeds and held-out prompts" if two_way else "bootstrap interval over seeds"
+    said = (
+        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
+        f"seeds (95 % {over}, of that rule alone). The area is the mean height of the learning "
+        "curve over label counts. Labels are read off the curve averaged over seeds, where it first reaches the value "
+        f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
+        "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
+        "Student's t)."
+    )
+    if two_way:
+        return (
+            f"{said} Intervals take in the choice of held-out prompts beside that of seeds, and those of labels allow "
+            "for all rules; training prompts are fixed."
+        )
+    return (
+        f"{said} Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
+        "the 5 % level, by the spread of these. Intervals are over label seeds only: training and test prompts are "
+        "fixed."
+    )
 
 
 def _selected(rules: dict[str, Any]) -> list[str]:

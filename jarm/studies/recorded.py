@@ -16,6 +16,7 @@ from jarm.core.types import Array, Float, Int, Params
 from jarm.data.pairs import PairTable
 from jarm.loop.device_table import DeviceTable
 from jarm.loop.recorded import RecordedPairs, merged_pairs
+from jarm.report.backtest import LONGER
 from jarm.report.curves import ACCURACY
 from jarm.report.held_out import by_prompt, pack, pair_metrics, right_of
 from jarm.runs.jobs import Job
@@ -23,8 +24,8 @@ from jarm.runs.records import BY_PROMPT
 from jarm.runs.results import Result
 from jarm.studies.train import Training
 
-LONGER, MAJORITY = "longer response", "majority of the labels"
-"""Names of the reference lines."""
+MAJORITY = "majority of the labels"
+"""Name of the reference line of a model that knows the labels."""
 
 
 class Pool(NamedTuple):
