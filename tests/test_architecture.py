@@ -116,7 +116,7 @@ def test_every_function_of_the_top_has_an_example():
             assert ">>>" in (function.__doc__ or ""), f"jarm.{name} has no example in its docstring"
 
 
-LONG = ("studies.compare", "studies.forecast")
+LONG = ("studies.backtest", "studies.compare", "studies.forecast")
 """Modules whose examples make a whole comparison."""
 
 

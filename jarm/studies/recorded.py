@@ -24,6 +24,8 @@ from jarm.runs.records import BY_PROMPT
 from jarm.runs.results import Result
 from jarm.studies.train import Training
 
+MOST = 0.9
+"""Share of the prompts above which it is said that they have one pair only."""
 MAJORITY = "majority of the labels"
 """Name of the reference line of a model that knows the labels."""
 
@@ -68,10 +70,7 @@ class RecordedJob(Job):
             f"The pool: {len(self.pool.pairs):,} recorded pairs of {np.count_nonzero(self.pool.counts):,} prompts; "
             f"judged by {len(self.test.label):,} pairs of {len(np.unique(self.test.prompt)):,} others."
         )
-        if self.pool.counts.max() > 1:
-            return said
-        one = "Each training prompt has one recorded pair: nothing could be chosen within a prompt, only which prompts"
-        return f"{one} to ask about. {said}"
+        return f"{_one_each(self.pool.counts)} {said}".lstrip()
 
     @property
     def reference_names(self) -> tuple[str, ...]:
@@ -101,6 +100,22 @@ class RecordedJob(Job):
             unknown = np.full(len(margins), np.nan)
             found.append({**pair_metrics(margins, label), BY_PROMPT: packed, "label_error": unknown})
         return found
+
+
+def _one_each(counts: np.ndarray) -> str:
+    """A sentence where all prompts with a recorded pair, or nearly all, have one only; `[P]` pairs of each prompt."""
+    single, prompts = int((counts == 1).sum()), np.count_nonzero(counts)
+    if single == prompts:
+        return (
+            "Each training prompt has one recorded pair: nothing could be chosen within a prompt, only which prompts "
+            "to ask about."
+        )
+    if single < MOST * prompts:
+        return ""
+    return (
+        f"Of {prompts:,} training prompts {single:,} have one recorded pair: hardly anything could be chosen within a "
+        "prompt, only which prompts to ask about."
+    )
 
 
 @functools.partial(jax.jit, static_argnames="head")

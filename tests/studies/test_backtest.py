@@ -268,3 +268,18 @@ def test_candidates_are_recorded_pairs(folder):
     ends, *_ = asked_by(job, "greedy_dopt")
     assert {frozenset(pair) for pair in ends.tolist()} <= recorded
     assert jnp.asarray(job.device_table().recorded.pairs).shape == job.pool.pairs.shape
+
+
+@pytest.mark.parametrize(
+    ("counts", "begins"),
+    [
+        ([1] * 20, "Each training prompt has one recorded pair: nothing could be chosen within a prompt"),
+        ([1] * 19 + [2, 0], "Of 20 training prompts 19 have one recorded pair: hardly anything could be chosen"),
+        ([2] * 20, "The pool: "),
+    ],
+)
+def test_the_remark_says_how_much_could_be_chosen_within_prompts(folder, counts, begins):
+    job = read_job(config(folder, **SMALL))
+    job = dataclasses.replace(job, pool=job.pool._replace(counts=np.array(counts)))
+    assert job.remark.startswith(begins)
+    assert "judged by 40 pairs of 10 others." in job.remark
