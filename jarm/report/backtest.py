@@ -53,10 +53,13 @@ def two_way_ci(
       The interval; its ends are NaN for fewer than two seeds or prompts.
 
     Example:
-      >>> values = np.random.default_rng(0).normal(0.02, 0.1, (20, 1)) + np.zeros(50)  # seeds differ, prompts do not
-      >>> seeds = two_way_ci(values, np.ones(50, int))
-      >>> round(seeds.high - seeds.low, 3), round(two_way_ci(values.T.repeat(20, 0), np.ones(20, int)).seeds)
-      (0.079, 20)
+      Five numbers by which seeds differ, and the same five by which prompts do.
+
+      >>> each = 0.1 * np.arange(5)
+      >>> by_seeds = two_way_ci(each[:, None] + np.zeros(8), np.ones(8, int))
+      >>> by_prompts = two_way_ci(each + np.zeros((8, 1)), np.ones(5, int))
+      >>> [f"{found.mean:.2f} ({found.low:.3f} to {found.high:.3f})" for found in (by_seeds, by_prompts)]
+      ['0.20 (0.004 to 0.396)', '0.20 (0.004 to 0.396)']
     """
     S, P = values.shape
     of_seeds, of_prompts = values @ counts / counts.sum(), values.mean(axis=0)

@@ -49,7 +49,7 @@ class BacktestConfig:
       40
       >>> BacktestConfig(data="pairs.parquet", embeddings="out/embeddings", rules="d_opt")
       Traceback (most recent call last):
-      jarm.core.status.JarmError: There is no rule 'd_opt'; did you mean 'dopt'?...
+      jarm.core.status.JarmError: There is no rule 'd_opt': did you mean 'dopt'?
 
     Attributes:
       data: a Parquet or JSONL file of pairs: columns `chosen` and `rejected`, or two responses with `--label` or
