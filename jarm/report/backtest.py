@@ -141,12 +141,10 @@ def _learnt(row: Mapping[str, Any], baseline: str, reference: Mapping[str, Any])
     longer = reference.get(LONGER, {}).get(ACCURACY)
     beside = "" if longer is None else f"; the longer response is right in {number(longer)}"
     ends = f" {interval(low, high)}" if math.isfinite(low) else ""
-    said = (
-        f"After {row['labels'][-1]:.0f} labels {baseline} is right in {number(mean)}{ends} of held-out pairs{beside}."
-    )
-    if low <= 0.5:
-        said += " That may be chance: where nothing is shown to be learnt, no choice of pairs can save labels."
-    return said
+    chance = ", which may be chance" if low <= 0.5 else ""
+    labels = f"After {row['labels'][-1]:.0f} labels"
+    said = f"{labels} {baseline} is right in {number(mean)}{ends} of held-out pairs{chance}{beside}."
+    return f"{said} Where nothing is shown to be learnt, no choice of pairs can save labels." if chance else said
 
 
 def _row(

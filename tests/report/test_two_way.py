@@ -114,6 +114,17 @@ def test_a_gain_that_hangs_on_a_few_prompts_is_not_shown(gain, spread, begins):
         assert 100 < row["saving"]["labels"] < 200
 
 
+@pytest.mark.parametrize("chance", [True, False])
+def test_the_answer_says_what_the_baseline_teaches_beside_the_longer_response(chance):
+    shift = -0.2 if chance else 0.1  # of an accuracy of .7
+    lines = [line | {"right_by_prompt": pack(unpack(line["right_by_prompt"]) + shift)} for line in records(0, 0.01)]
+    lines.append({"kind": "reference", "rule": "longer response", ACCURACY: 0.6})
+    found = with_prompts(summarise(lines, metric=ACCURACY), lines, np.ones(40, int), "right_by_prompt")["answer"]
+    assert "After 200 labels random is right in ." in found
+    assert f"of held-out pairs{', which may be chance' * chance}; the longer response is right in .600." in found
+    assert ("no choice of pairs can save labels" in found) == chance
+
+
 def test_intervals_allow_for_the_number_of_rules():
     values = np.random.default_rng(5).normal(size=(20, 1)) + np.zeros(30)
     one, six = (two_way_ci(values, np.ones(30, int), n) for n in (1, 6))
