@@ -144,7 +144,7 @@ def _learnt(row: Mapping[str, Any], baseline: str, reference: Mapping[str, Any])
     chance = ", which may be chance" if low <= 0.5 else ""
     labels = f"After {row['labels'][-1]:.0f} labels"
     said = f"{labels} {baseline} is right in {number(mean)}{ends} of held-out pairs{chance}{beside}."
-    return f"{said} Where nothing is shown to be learnt, no choice of pairs can save labels." if chance else said
+    return f"{said} Where nothing is shown to be learnt, nothing can be shown to save labels." if chance else said
 
 
 def _row(

@@ -220,6 +220,29 @@ def test_where_a_prompt_has_one_pair_it_is_said_that_only_prompts_are_chosen(fol
     assert "jarm compare" not in said
 
 
+def test_a_rule_that_leaves_near_copies_alone_is_shown_to_save_labels(tmp_path):
+    """Nine of ten training pairs differ by next to nothing, so random labels hardly teach."""
+    rng, rows, embeddings = np.random.default_rng(0), [], []
+    for p in range(350):
+        for copy in range(10 if p < 50 else 1):
+            gap = rng.normal(size=12) * (0.01 if copy else 1)
+            sign = 1 if gap.sum() > 0 else -1
+            base = rng.normal(size=12)
+            embeddings += [base + sign * gap, base - sign * gap]
+            rows.append({"prompt": f"p{p}", "chosen": f"yes {copy}", "rejected": f"no {copy}"})
+            rows[-1]["split"] = "train" if p < 50 else "test"
+    write(tmp_path / "copies.jsonl", rows)
+    np.save(tmp_path / "copies.npy", np.array(embeddings))
+    sizes = {"rounds": 3, "batch": 10, "initial": 10, "seeds": 12, "rules": "greedy_dopt"}
+    found = backtest(config(tmp_path, "copies", **{**PLAIN, **sizes}, out=tmp_path / "out"))
+    assert found["answer"].startswith("Yes, choose pairs by greedy_dopt on data like these.")
+    row = found["rules"]["greedy_dopt"]
+    assert row["saving"]["labels"] < 30
+    assert row["saving"]["ratio"]["low"] >= 1
+    assert "and is where random ends after" in found["answer"]
+    assert "Each training prompt" not in found["answer"]
+
+
 def test_no_index_tells_which_response_was_preferred(folder):
     label = read_job(config(folder, "single", **SMALL)).pool.label
     assert set(label) == {0.0, 1.0}
