@@ -8,7 +8,7 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -55,37 +55,6 @@ ADDED: Mapping[str, Any] = {
     "noise_free": "auto",
 }
 """Options that older folders lack -> what they had in their place; the settings of a folder leave these out there."""
-
-
-@runtime_checkable
-class RunOptions(Protocol):
-    """What the driver reads of the options of a command, a dataclass: which runs, how long, how many at a time."""
-
-    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
-
-    @property
-    def rounds(self) -> int:
-        """T, batches labelled after the first one."""
-        ...
-
-    @property
-    def seeds(self) -> int:
-        """Number of seeds."""
-        ...
-
-    @property
-    def workers(self) -> int:
-        """Calls at a time; 0 leaves it to the machine."""
-        ...
-
-    @property
-    def vmap_runs(self) -> int:
-        """Runs per call; 0 leaves it to the machine."""
-        ...
-
-    def rule_names(self) -> list[str]:
-        """Names of the rules, `random` first."""
-        ...
 
 
 def documented_by(*records: type) -> Callable[[type[T]], type[T]]:

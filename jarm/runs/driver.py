@@ -19,11 +19,11 @@ from jarm.core.progress import Progress
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.loop.device_table import count_pairs
-from jarm.runs.config import ADDED, FREE, SOURCE, RunOptions
+from jarm.runs.config import ADDED, FREE, SOURCE
 from jarm.runs.grid import OPTIONS
 from jarm.runs.jobs import Call, Job, calls_of, share_of
 from jarm.runs.records import IMPLIED, RECORDS, RecordFolder, fingerprint, provenance
-from jarm.runs.runner import Runner, make_runner, side_by_side
+from jarm.runs.runner import Runner, RunOptions, make_runner, side_by_side
 from jarm.runs.sharing import GROWING, shared_folder, write_progress
 
 Record: TypeAlias = dict[str, Any]

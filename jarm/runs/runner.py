@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -14,11 +15,41 @@ import numpy as np
 from jarm.core.interrupts import STOP, wait_some, was_left
 from jarm.core.status import JarmError
 from jarm.loop.device_table import DeviceTable
-from jarm.runs.config import RunOptions
 from jarm.runs.jobs import Call, Job
 from jarm.runs.programs import COMPARED, SWEPT, Program, default_vmap_runs, default_workers, out_of_memory
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class RunOptions(Protocol):
+    """What the driver reads of the options of a command, a dataclass: which runs, how long, how many at a time."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def rounds(self) -> int:
+        """T, batches labelled after the first one."""
+        ...
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Calls at a time; 0 leaves it to the machine."""
+        ...
+
+    @property
+    def vmap_runs(self) -> int:
+        """Runs per call; 0 leaves it to the machine."""
+        ...
+
+    def rule_names(self) -> list[str]:
+        """Names of the rules, `random` first."""
+        ...
 
 
 def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], workers: int) -> Iterator[T]:
