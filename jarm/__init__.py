@@ -27,6 +27,7 @@ from jarm.runs.config import CompareConfig
 from jarm.runs.grid import SweepConfig, read_sweep
 from jarm.selection.result import SelectedBatch
 from jarm.selection.select import select
+from jarm.studies.backtest import BacktestConfig, backtest
 from jarm.studies.compare import compare
 from jarm.studies.forecast import ForecastConfig, forecast
 from jarm.studies.plan import plan
@@ -38,6 +39,7 @@ _refuse_namesake()
 __all__ = [
     "RULES",
     "AnnotatorConfig",
+    "BacktestConfig",
     "Belief",
     "CompareConfig",
     "Criterion",
@@ -61,6 +63,7 @@ __all__ = [
     "TrainConfig",
     "TrainTest",
     "a_optimal",
+    "backtest",
     "check",
     "compare",
     "embed",

@@ -13,6 +13,7 @@ from typing import Annotated, Any, NoReturn
 
 import tyro
 
+from jarm.commands.backtests import backtest_command
 from jarm.commands.experiments import (
     bench_command,
     compare_command,
@@ -72,6 +73,7 @@ def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_
 
 
 COMMANDS: dict[str, Callable[..., Any]] = {
+    "backtest": _deferred(backtest_command),
     "bench": _deferred(bench_command),
     "compare": _deferred(compare_command),
     "diff": _deferred(diff_command),

@@ -116,12 +116,10 @@ def test_every_function_of_the_top_has_an_example():
             assert ">>>" in (function.__doc__ or ""), f"jarm.{name} has no example in its docstring"
 
 
-LONGEST = ("studies.compare", "studies.forecast", "studies.sweep")
+LONGEST = ("studies.backtest", "studies.compare", "studies.forecast", "studies.sweep")
 """Modules whose examples make whole comparisons."""
-LONG = (
-    *LONGEST,
-    *(f"design.{name}" for name in ["bound", "criteria", "exchange", "fisher", "greedy", "passes", "top"]),
-)
+COMPILE = ("bound", "criteria", "exchange", "fisher", "greedy", "passes", "top")
+LONG = (*LONGEST, *(f"design.{name}" for name in COMPILE))
 """Modules whose examples compile programs, and those above."""
 
 

@@ -38,7 +38,7 @@ def test_every_command_has_help_and_can_be_quiet(words, capsys):
         (["--quiet", "comprae"], "no command `jarm comprae`"),
         (["store", "infos", "x", "--help"], "no command `jarm store infos` (did you mean 'info'?)"),
         (["comp\x1b[31m\nare"], r"`jarm comp\x1b[31m\nare`"),
-        ([], "`jarm` needs a command: give one of bench, compare"),
+        ([], "`jarm` needs a command: give one of backtest, bench"),
         (["--quiet"], "`jarm` needs a command"),
         (["store"], "`jarm store` needs a command: give one of info, verify, cut, export"),
         (["--rules", "dopt"], "--rules"),

@@ -58,6 +58,7 @@ PAGES = [
     "README.md",
     "CONTRIBUTING.md",
     "docs/architecture.md",
+    "docs/backtest.md",
     "docs/data.md",
     "docs/embedding.md",
     "docs/forecast.md",

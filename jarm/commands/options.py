@@ -6,8 +6,10 @@ import contextlib
 import functools
 import inspect
 import sys
+import types
 import typing
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
@@ -20,8 +22,13 @@ class Refused(Exception):
     """What a config refuses while tyro builds it: tyro makes boxes of ValueErrors, and `main` sentences."""
 
 
-def built_by(config: type[T]) -> Any:
-    """How tyro builds a config: as its class does, but for the errors."""
+def built_by(config: type[T], positional: Mapping[str, str] = types.MappingProxyType({})) -> Any:
+    """How tyro builds a config: as its class does, but for the errors.
+
+    Args:
+      config: the class.
+      positional: options that are words without a name -> what help calls them.
+    """
 
     @functools.wraps(config, updated=())
     def build(**options: Any) -> T:
@@ -31,8 +38,14 @@ def built_by(config: type[T]) -> Any:
             raise Refused(str(error)) from error
 
     build.__doc__ = config.__doc__
-    build.__signature__ = inspect.signature(config)  # type: ignore[attr-defined]
-    build.__annotations__ = typing.get_type_hints(config)
+    hints = typing.get_type_hints(config)
+    for name, word in positional.items():
+        hints[name] = Annotated[hints[name], tyro.conf.Positional, tyro.conf.arg(metavar=word)]
+    signature = inspect.signature(config)
+    parameters = [each.replace(annotation=hints[name]) for name, each in signature.parameters.items()]
+    build.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    build.__annotations__ = hints
+    del build.__wrapped__
     return tyro.conf.arg(constructor=build)
 
 

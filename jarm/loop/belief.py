@@ -13,6 +13,7 @@ from jarm.design.fisher import fisher_weight, pair_information
 from jarm.design.spaces import compact, pair_space, subset
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
+from jarm.loop.recorded import recorded_space
 
 
 def draw_candidates(
@@ -29,33 +30,43 @@ def draw_candidates(
     Returns:
       `[n]` the responses that the pairs are about, None for all `N`; and the space, in indices into these responses.
     """
-    count, width = table.mask.shape
     key_prompts, key_candidates = jax.random.split(key)
+    responses, space = _unlabelled(config, key_prompts, labelled, table)
+    if config.per_prompt is not None:
+        space = dataclasses.replace(space, per_prompt=jnp.int32(config.per_prompt))
+    if config.candidates is None or (space.pairs is not None and len(space.pairs) <= config.candidates):
+        return responses, space
+    space = subset(key_candidates, space, config.candidates)
+    # V-optimality is about all responses of a round, whichever pairs are on offer.
+    if 2 * config.candidates >= space.size or "v_opt" in (*config.rules, config.first):
+        return responses, space
+    # Few pairs of many responses: only the responses at their ends are scored.
+    used, space = compact(space)
+    return (used if responses is None else responses[used]), space
+
+
+def _unlabelled(
+    config: LoopConfig, key: PRNGKey, labelled: Labelled, table: DeviceTable
+) -> tuple[Int[Array, "n"] | None, PairSpace]:
+    """Every unlabelled pair of the prompts of a round, or every one on record; arguments as of `draw_candidates`."""
+    count, width = table.mask.shape
+    ends = jnp.stack([labelled.first, labelled.second], axis=1)
+    if table.recorded is not None:
+        return None, recorded_space(table.recorded, table.mask, jnp.where(labelled.mask[:, None], ends, count * width))
     if config.prompts is None:
         prompts = jnp.arange(count, dtype=jnp.int32)
     else:
-        prompts = jax.random.choice(key_prompts, count, (config.prompts,), replace=False).astype(jnp.int32)
+        prompts = jax.random.choice(key, count, (config.prompts,), replace=False).astype(jnp.int32)
     size = prompts.shape[0] * width
     # Place of each prompt among those drawn; one that is not drawn is beyond them, and so are its responses.
     place = jnp.full(count, prompts.shape[0], jnp.int32).at[prompts].set(jnp.arange(prompts.shape[0], dtype=jnp.int32))
-    ends = jnp.stack([labelled.first, labelled.second], axis=1)
     local = jnp.where(labelled.mask[:, None], place[ends // width] * width + ends % width, size)
     alike = None if table.alike is None else table.alike[prompts].reshape(-1)
     space = pair_space(config.pairs, width, table.mask[prompts].reshape(-1), local, alike)
     responses = None
     if config.prompts is not None:
         responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)
-    if config.per_prompt is not None:
-        space = dataclasses.replace(space, per_prompt=jnp.int32(config.per_prompt))
-    if config.candidates is None:
-        return responses, space
-    space = subset(key_candidates, space, config.candidates)
-    # V-optimality is about all responses of a round, whichever pairs are on offer.
-    if 2 * config.candidates >= size or "v_opt" in (*config.rules, config.first):
-        return responses, space
-    # Few pairs of many responses: only the responses at their ends are scored.
-    used, space = compact(space)
-    return (used if responses is None else responses[used]), space
+    return responses, space
 
 
 def form_belief(

@@ -17,6 +17,7 @@ from jarm.core.tables import ResponseTable, check_embeddings
 from jarm.core.types import Array, Bool, Float, Int
 from jarm.evaluation.annotators import reward_scale, solve_noise
 from jarm.loop.config import LoopConfig
+from jarm.loop.recorded import RecordedPairs
 
 
 @record
@@ -36,6 +37,7 @@ class DeviceTable:
         scores of which float32 makes ties still differ; None counts as zeros.
       alike: `[P, R]` int32, the same number for responses with equal embeddings, which are never paired; None where all
         embeddings differ.
+      recorded: the pairs that may be asked about, and their labels; None where the annotator answers all pairs.
     """
 
     embeddings: Float[Array, "P R d"]
@@ -48,6 +50,7 @@ class DeviceTable:
     gold_rest: Float[Array, "P R"] | None = None
     answers_rest: Float[Array, "P R"] | None = None
     alike: Int[Array, "P R"] | None = None
+    recorded: RecordedPairs | None = None
 
     @property
     def exact_gold(self) -> Float[Array, "N"] | Float[Array, "N 2"]:
@@ -266,7 +269,7 @@ def _check_budget(config: LoopConfig, table: ResponseTable) -> None:
             )
 
 
-def limit_per_prompt(config: LoopConfig, table: ResponseTable) -> int | None:
+def limit_per_prompt(config: LoopConfig, table: ResponseTable, recorded: np.ndarray | None = None) -> int | None:
     """1, the limit of pairs per prompt of a greedy batch, where every batch of a run can be filled under it, else None.
 
     Earlier labels may use up prompts within which pairs lie, those of the fewest pairs first.
@@ -280,10 +283,12 @@ def limit_per_prompt(config: LoopConfig, table: ResponseTable) -> int | None:
     Args:
       config: the shape of a run.
       table: the training table.
+      recorded: `[P]` number of recorded pairs of each prompt, where no others are on offer.
     """
     taken, real = 1 if config.pairs == "within" else 2, table.mask.sum(axis=1)
     # Pairs of equal embeddings are never offered.
     pairs = real * (real - 1) // 2 - table.copies[0] if taken == 1 else real
+    pairs = pairs if recorded is None else recorded
     pairs = np.sort(pairs[pairs > 0])
     prompts = len(pairs) if config.prompts is None else min(len(pairs), config.prompts)
     if taken == 1:

@@ -74,6 +74,9 @@ def _caps(config: LoopConfig, table: DeviceTable) -> tuple[Int[Array, ""], Int[A
     """The smallest limit of pairs per prompt that is tried, and one that is none."""
     real, taken = table.mask.sum(axis=1, dtype=jnp.int32), 1 if config.pairs == "within" else 2
     prompts = (real >= 3 - taken).sum(dtype=jnp.float32)
+    if table.recorded is not None:
+        asked = table.recorded.pairs[:, 0] // table.mask.shape[1]
+        prompts = jnp.zeros(len(real), bool).at[asked].set(True).sum(dtype=jnp.float32)
     if config.prompts is not None:
         prompts = jnp.minimum(prompts, config.prompts)
     return jnp.ceil(SLACK * taken * config.initial / prompts).astype(jnp.int32), jnp.int32(config.initial)

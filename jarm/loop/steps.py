@@ -22,6 +22,7 @@ from jarm.loop.belief import draw_candidates, form_belief
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
 from jarm.loop.first import choose_first, in_table
+from jarm.loop.recorded import recorded_space
 from jarm.loop.rules import pick
 
 
@@ -118,8 +119,11 @@ def init(
 
 def _drawn(config: LoopConfig, key: PRNGKey, table: DeviceTable) -> Selection:
     """A first batch of random pairs."""
-    alike = None if table.alike is None else table.alike.reshape(-1)
-    space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1), alike=alike)
+    if table.recorded is not None:
+        space = recorded_space(table.recorded, table.mask)
+    else:
+        alike = None if table.alike is None else table.alike.reshape(-1)
+        space = pair_space(config.pairs, table.mask.shape[1], table.mask.reshape(-1), alike=alike)
     pairs, valid = sample_pairs(key, space, config.initial)
     status = jnp.where(valid.all(), jnp.int32(Status.OK), jnp.int32(Status.EXHAUSTED))
     ones = jnp.ones(config.initial, jnp.float32)

@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jarm.report.curves import METRIC, WORDS
 from jarm.report.statistics import interval, number
 
 MIN_SEEDS = 5
@@ -15,7 +16,7 @@ MIN_SEEDS = 5
 Row = Mapping[str, Any]
 
 
-def answer(rules: Mapping[str, Row], baseline: str = "random") -> str:
+def answer(rules: Mapping[str, Row], baseline: str = "random", metric: str = METRIC) -> str:
     """A plain answer from the numbers of all rules.
 
     It rests on the intervals of all rules together (`area_gain_together`), which hold at once: the best of several
@@ -24,6 +25,7 @@ def answer(rules: Mapping[str, Row], baseline: str = "random") -> str:
     Args:
       rules: rule -> its numbers, as `jarm.report.summary.summarise` has them.
       baseline: the rule that others are compared with.
+      metric: of their learning curves.
     """
     others = {rule: row for rule, row in rules.items() if rule != baseline}
     if not others:
@@ -43,7 +45,7 @@ def answer(rules: Mapping[str, Row], baseline: str = "random") -> str:
     better = [rule for rule in ranked if _gain(known[rule])["low"] > 0]
     worse = [rule for rule in ranked if _gain(known[rule])["high"] < 0]
     best = (better or ranked)[0]
-    detail = _detail(best, known[best], baseline, len(known))
+    detail = _detail(best, known[best], baseline, len(known), WORDS[metric])
     if better:
         also = f" {_listed(better[1:])} beat{'s' * (len(better) == 2)} {baseline} too." if better[1:] else ""
         return f"Yes, choose pairs by {best} on data like these. {detail}{_reached(known[best], baseline)}.{also}"
@@ -52,7 +54,8 @@ def answer(rules: Mapping[str, Row], baseline: str = "random") -> str:
         which = "The rule was" if len(known) == 1 else f"All {len(known)} rules were"
         return f"No, {advice}. {which} worse than {baseline}; the nearest: {detail}."
     also = f" {_listed(worse)} {'was' if len(worse) == 1 else 'were'} worse than {baseline}." if worse else ""
-    return f"No gain shown: {advice}, or run more seeds. The best mean: {detail}, which may be chance.{also}"
+    more = "judge by more pairs" if "test_prompts" in known[best] else "run more seeds"
+    return f"No gain shown: {advice}, or {more}. The best mean: {detail}, which may be chance.{also}"
 
 
 def answer_of_sweep(settings: Sequence[Mapping[str, Row]], baseline: str = "random") -> str:
@@ -100,14 +103,17 @@ def _gain(row: Row) -> Any:
     return gain if all(end is not None and math.isfinite(end) for end in ends) else None
 
 
-def _detail(rule: str, row: Row, baseline: str, rules: int) -> str:
+def _detail(rule: str, row: Row, baseline: str, rules: int, word: str) -> str:
     gain, labels = _gain(row), row["labels"]
     side, sign = ("above", 1) if gain["mean"] >= 0 else ("below", -1)
     ends = interval(*sorted((sign * gain["low"], sign * gain["high"])))
+    seeds = f"{row['paired_seeds']} seeds"
+    if "test_prompts" in row:
+        seeds += f" and {row['test_prompts']:,} held-out prompts"
     corrected = f", which allows for comparing {rules} rules" if rules > 1 else ""
     return (
-        f"{rule} is {number(sign * gain['mean'])} {ends} {side} {baseline} in mean Spearman over "
-        f"{labels[0]:.0f} to {labels[-1]:.0f} labels, a 95 % interval over {row['paired_seeds']} seeds{corrected}"
+        f"{rule} is {number(sign * gain['mean'])} {ends} {side} {baseline} in mean {word} over "
+        f"{labels[0]:.0f} to {labels[-1]:.0f} labels, a 95 % interval over {seeds}{corrected}"
     )
 
 

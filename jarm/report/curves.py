@@ -12,6 +12,10 @@ from jarm.report.statistics import area_under_curve
 
 METRIC = "spearman"
 """The default metric of a curve."""
+ACCURACY = "pair_accuracy"
+"""The metric of curves on recorded pairs."""
+WORDS = {METRIC: "Spearman", ACCURACY: "accuracy"}
+"""Metric of a curve -> its word in sentences and tables."""
 SHARE = "spearman_share"
 """Field of a record: the share of test prompts whose Spearman correlation is defined."""
 NOISE_FREE = "noise_free_"

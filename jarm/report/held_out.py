@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,75 @@ def calibrate(
     for side in (half, ~half):
         scaled[side] = margins[side] / _best_temperature(margins[~side], labels[~side])
     return _best_temperature(margins, labels), scaled
+
+
+def right_of(margins: Float[np.ndarray, "H M"], labels: Float[np.ndarray, "M"]) -> Float[np.ndarray, "H M"]:
+    """Share of the votes of each pair that are for the response of larger reward; 1/2 for a margin of 0.
+
+    Args:
+      margins: `[H, M]` differences of rewards of H models, in logits.
+      labels: `[M]` probability, or share of votes, that the first is preferred.
+
+    Example:
+      >>> right_of(np.array([[1.0, -1.0, 0.0]]), np.array([0.75, 0.75, 0.75])).tolist()
+      [[0.75, 0.25, 0.5]]
+    """
+    return np.where(margins > 0, labels, np.where(margins < 0, 1 - labels, 0.5))
+
+
+def pair_metrics(
+    margins: Float[np.ndarray, "H M"], labels: Float[np.ndarray, "M"]
+) -> dict[str, Float[np.ndarray, "H"]]:
+    """Accuracy and loss of several models on pairs whose labels may be shares of votes.
+
+    Args:
+      margins, labels: as of `right_of`.
+
+    Returns:
+      `pair_accuracy`: the mean of `right_of` over pairs whose label is not 1/2, NaN where there are none; and `nll`, in
+      nats.
+
+    Example:
+      >>> found = pair_metrics(np.array([[1.0, -1.0, 2.0]]), np.array([0.75, 0.0, 0.5]))
+      >>> found["pair_accuracy"].tolist()  # .75 and 1; the third has no majority
+      [0.875]
+    """
+    decided = labels != 0.5
+    right = right_of(margins, labels)[:, decided]
+    accuracy = right.mean(axis=1) if decided.any() else np.full(len(margins), np.nan)
+    return {"pair_accuracy": accuracy, "nll": _nll(margins, labels).mean(axis=1)}
+
+
+def by_prompt(
+    right: Float[np.ndarray, "H M"], labels: Float[np.ndarray, "M"], prompts: Int[np.ndarray, "M"]
+) -> tuple[Float[np.ndarray, "H P"], Int[np.ndarray, "P"]]:
+    """The mean of `right_of` on each prompt, over its pairs whose label is not 1/2, and the number of these pairs.
+
+    Example:
+      >>> shares, counts = by_prompt(np.array([[1.0, 0.0, 1.0]]), np.array([1.0, 1.0, 0.0]), np.array([3, 3, 5]))
+      >>> shares.tolist(), counts.tolist()
+      ([[0.5, 1.0]], [2, 1])
+    """
+    decided = labels != 0.5
+    _, of = np.unique(prompts[decided], return_inverse=True)
+    counts = np.bincount(of)
+    totals = np.stack([np.bincount(of, each, minlength=len(counts)) for each in right[:, decided]])
+    return totals / np.maximum(counts, 1), counts
+
+
+def pack(shares: Float[np.ndarray, "P"]) -> str:
+    """Shares in [0, 1] as a short text, with three digits.
+
+    Example:
+      >>> unpack(pack(np.array([0.5, 0.25, 1.0]))).tolist()
+      [0.5, 0.25, 1.0]
+    """
+    return base64.b64encode(shares.astype("<f2").tobytes()).decode()
+
+
+def unpack(text: str) -> Float[np.ndarray, "P"]:
+    """The shares that `pack` made a text of."""
+    return np.frombuffer(base64.b64decode(text), "<f2").astype(np.float64)
 
 
 def held_out(

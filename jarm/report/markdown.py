@@ -8,7 +8,7 @@ from typing import Any
 
 from jarm.core.files import plain
 from jarm.core.status import printable
-from jarm.report.curves import METRIC, valued
+from jarm.report.curves import ACCURACY, METRIC, WORDS, valued
 from jarm.report.statistics import interval, number
 
 EFFECT = 0.01
@@ -26,6 +26,8 @@ BATCH_COLUMNS = {
     "seconds_to_select": "s to select",
 }
 """Record field -> column of the table of what each rule selects."""
+OF_GOLD = ("batch_mean_gold_gap", "label_error")
+"""Those that need gold rewards."""
 # Signs that Markdown obeys, underscores inside a word excepted.
 _MARKS = re.compile(r"[\\`*\[\]|~]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 
@@ -36,7 +38,7 @@ def comparison_text(summary: dict[str, Any]) -> str:
     Args:
       summary: the result of `jarm.report.summary.summarise`, and its `settings` if any.
     """
-    rules, baseline, best = summary["rules"], summary["baseline"], summary["best_of"]
+    rules, baseline, best, metric = (summary[name] for name in ("rules", "baseline", "best_of", "metric"))
     best_name = f"best of {best[8:]}" if best else "best of n"
     settings = summary.get("settings", {})
     lines = [
@@ -44,10 +46,10 @@ def comparison_text(summary: dict[str, Any]) -> str:
         "",
         *_left(summary["left_to_learn"] and summary["left_to_learn"]["sentence"]),
         *_verdicts(rules, baseline),
-        *_learning(rules, baseline, best_name, summary["best_of_left_out"]),
+        *_learning(rules, baseline, best_name, summary["best_of_left_out"], metric),
         *_selected(rules),
         *_noise_free(rules),
-        *_reference_lines(summary["reference"], {best: best_name} if best else {}),
+        *_reference_lines(summary["reference"], {best: best_name} if best else {}, metric),
         *_provenance({**settings, **summary["provenance"]}),
     ]
     return "\n".join(lines) + "\n"
@@ -65,12 +67,14 @@ def _verdicts(rules: dict[str, Any], baseline: str) -> list[str]:
     ]
 
 
-def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: int) -> list[str]:
+def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: int, metric: str) -> list[str]:
     """The table of learning curves, and how to read it."""
+    word, two_way = WORDS[metric], any("test_prompts" in row for row in rules.values())
+    names = ("area", "final") if two_way else ("area", "final", "final_best_of")
     head = [
         "rule",
-        "area under Spearman curve",
-        "final Spearman",
+        f"area under {word} curve",
+        f"final {word}",
         f"final {best_name}",
         f"labels to {baseline}'s final value",
         "all rules together",
@@ -79,23 +83,20 @@ def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: in
     rows = [
         [
             rule,
-            *(_cell(row, name, rule == baseline) for name in ("area", "final", "final_best_of")),
+            *(_cell(row, name, rule == baseline) for name in names),
             row.get("labels_needed", "-"),
             *_simultaneous(row),
         ]
         for rule, row in rules.items()
     ]
-    legend = (
-        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
-        "seeds (95 % bootstrap interval over seeds, of that rule alone). The area is the mean height of the learning "
-        "curve over label counts. Labels are read off the curve averaged over seeds, where it first reaches the value "
-        f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
-        "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
-        f"Student's t). Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
-        "the 5 % level, by the spread of these. Intervals are over label seeds only: training and test prompts are "
-        "fixed. Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, "
-        "or not a number), it counts as 0."
-    )
+    if two_way:
+        head, rows = [*head[:3], *head[4:6]], [row[:5] for row in rows]
+    legend = _legend(baseline, two_way)
+    if metric == METRIC:
+        legend += (
+            " Where a model leaves the Spearman correlation of a test prompt undefined (predictions all equal, "
+            "or not a number), it counts as 0."
+        )
     lines = ["", "## How fast each rule teaches", "", *table(head, rows), "", legend]
     if left_out:
         prompts = f"{left_out} test prompt{'s' * (left_out > 1)}"
@@ -104,17 +105,45 @@ def _learning(rules: dict[str, Any], baseline: str, best_name: str, left_out: in
     return lines
 
 
+def _legend(baseline: str, two_way: bool) -> str:
+    """How to read the table of learning curves, whose intervals are over seeds, or over seeds and test prompts."""
+    over = "over seeds and held-out prompts" if two_way else "bootstrap interval over seeds"
+    said = (
+        f"{baseline}: mean over seeds (95 % interval). Others: mean, then the difference from {baseline} on the same "
+        f"seeds (95 % {over}, of that rule alone). The area is the mean height of the learning "
+        "curve over label counts. Labels are read off the curve averaged over seeds, where it first reaches the value "
+        f"that {baseline} ends with; in brackets, the interval of how many times fewer than {baseline} needs, or more. "
+        "All rules together: the difference in area, with intervals that all hold at once with 95 % (Bonferroni's, by "
+        "Student's t)."
+    )
+    if two_way:
+        return (
+            f"{said} Intervals take in the choice of held-out prompts beside that of seeds, and those of labels allow "
+            "for all rules; training prompts are fixed."
+        )
+    return (
+        f"{said} Seeds: how many would see a difference in area of {number(EFFECT, 2)} with a chance of 80 % at "
+        "the 5 % level, by the spread of these. Intervals are over label seeds only: training and test prompts are "
+        "fixed."
+    )
+
+
 def _selected(rules: dict[str, Any]) -> list[str]:
     """The table of the batches that each rule selects."""
-    rows = [[rule, *(_number(row.get(name)) for name in BATCH_COLUMNS)] for rule, row in rules.items()]
+    has_gold = any(row.get("batch_mean_gold_gap") is not None for row in rules.values())
+    columns = {name: word for name, word in BATCH_COLUMNS.items() if has_gold or name not in OF_GOLD}
+    rows = [[rule, *(_number(row.get(name)) for name in columns)] for rule, row in rules.items()]
     legend = (
         "Means over rounds and seeds. log det and mean distance: diversity of a batch in embedding space; responses "
         "and prompts: how many distinct ones a batch holds; Fisher weight: p (1 - p) under the model that chose; "
-        "variance: of a pair's reward difference over the members of the ensemble; gold gap: between the two "
-        "responses, in units of the scale of gold; wrong labels: share of all labels that go against the gold "
-        "order."
+        "variance: of a pair's reward difference over the members of the ensemble"
     )
-    return ["", "## What each rule selects", "", *table(["rule", *BATCH_COLUMNS.values()], rows), "", legend]
+    gold = (
+        "; gold gap: between the two responses, in units of the scale of gold; wrong labels: share of all labels that "
+        "go against the gold order"
+    )
+    legend += f"{gold * has_gold}."
+    return ["", "## What each rule selects", "", *table(["rule", *columns.values()], rows), "", legend]
 
 
 def _left(sentence: str | None) -> list[str]:
@@ -139,9 +168,9 @@ def _noise_free(rules: dict[str, Any]) -> list[str]:
     return ["", "## With noise-free labels", "", *table(head, rows), "", legend] if rows else []
 
 
-def _reference_lines(references: dict[str, Any], best: dict[str, str]) -> list[str]:
+def _reference_lines(references: dict[str, Any], best: dict[str, str], metric: str) -> list[str]:
     """The table of scores without labels."""
-    columns = {METRIC: "Spearman", **best, "pair_accuracy": "pair accuracy", "nll": "nll"}
+    columns = {metric: WORDS[metric], **best, ACCURACY: "pair accuracy", "nll": "nll"}
     rows = [[name, *(_number(plain(valued(line, key))) for key in columns)] for name, line in references.items()]
     legend = (
         "First component: the direction in which embeddings of responses to one prompt differ most, with the sign by "

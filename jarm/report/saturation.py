@@ -13,7 +13,7 @@ from jarm.report.curves import METRIC, curves, valued
 from jarm.report.statistics import Interval, interval, number, simultaneous_ci
 
 CLOSE = 0.01
-"""Difference in mean Spearman that counts as none."""
+"""Difference in mean Spearman, or accuracy, that counts as none."""
 
 
 class Saturation(NamedTuple):
@@ -74,6 +74,7 @@ def left_to_learn(
     references: Mapping[str, dict[str, Any]],
     baseline: str = "random",
     comparisons: int = 1,
+    metric: str = METRIC,
 ) -> dict[str, Any] | None:
     """Whether the baseline's labels have anything left to teach: `saturation`, with its `sentence`.
 
@@ -85,6 +86,7 @@ def left_to_learn(
       references: name -> metrics of the reference lines; those of folders of earlier versions lack the ceiling.
       baseline: name of the rule.
       comparisons: number of settings of which this is asked.
+      metric: of the curves.
 
     Returns:
       `after`, the label count after which nothing is left, or None; the numbers of `saturation`; and the `sentence`,
@@ -92,10 +94,10 @@ def left_to_learn(
     """
     if len(runs) < MIN_SEEDS:
         return None
-    lines = {name: valued(references.get(name, {}), METRIC) for name in ("ceiling", "first component")}
+    lines = {name: valued(references.get(name, {}), metric) for name in ("ceiling", "first component")}
     known = {name: value for name, value in lines.items() if not math.isnan(value)}
     labels, height = curves(runs, "labels", list(runs)).mean(0), max(known.values(), default=None)
-    found = saturation(labels, curves(runs, METRIC, list(runs)), height, comparisons)
+    found = saturation(labels, curves(runs, metric, list(runs)), height, comparisons)
     above = found.below is not None and found.below.mean < 0
     at = f"{', or above,' * above} {_words(known)}" if height is not None else ""
     sure, close = f"(95 % intervals over {len(runs)} seeds)", number(CLOSE, 2)

@@ -253,21 +253,51 @@ def label_saving(
       curves, baseline_curves: `[S, T]`, the same seeds in the same order.
       level, draws, seed: as for `bootstrap_ci`.
     """
-    S, limit = len(curves), float(labels[-1])
+    S = len(curves)
 
-    def needed(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, base = curves[index].mean(-2), baseline_curves[index].mean(-2)
+    def means(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        return curves[index].mean(-2), baseline_curves[index].mean(-2)
+
+    drawn = means(resamples(S, draws, seed)) if S > 1 else means(np.arange(1)[None])
+    return saving_of_means(labels, baseline_labels, means(np.arange(S)), drawn, S, level=level)
+
+
+def saving_of_means(
+    labels: np.ndarray,
+    baseline_labels: np.ndarray,
+    means: tuple[np.ndarray, np.ndarray],
+    drawn: tuple[np.ndarray, np.ndarray],
+    seeds: int,
+    *,
+    level: float = 0.95,
+) -> LabelSaving:
+    """The saving of a mean curve against that of the baseline.
+
+    Args:
+      labels, baseline_labels: `[T]` label counts.
+      means: `[T]` mean curve of the rule, and of the baseline.
+      drawn: `[draws, T]` the same of resamples.
+      seeds, level: as for `ends`.
+
+    Example:
+      >>> curves = np.array([0.5, 0.7, 0.7]), np.array([0.5, 0.6, 0.7])
+      >>> found = saving_of_means(*2 * [np.array([50, 100, 150])], curves, (curves[0][None], curves[1][None]), 1)
+      >>> found.labels, found.baseline_labels, found.ratio.mean
+      (100.0, 150.0, 1.5)
+    """
+    limit = float(labels[-1])
+
+    def needed(mean: np.ndarray, base: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         target = base[..., -1]
         return labels_to_reach(labels, mean, target), labels_to_reach(baseline_labels, base, target)
 
     def ratio(rule: np.ndarray, base: np.ndarray) -> np.ndarray:
         return np.asarray(base / np.minimum(rule, limit))
 
-    rule, base = needed(np.arange(S))
-    drawn = needed(resamples(S, draws, seed)) if S > 1 else (rule[None], base[None])
-    found = ends(ratio(*drawn), S, level)
-    unreached = float(np.isinf(drawn[0]).mean())
-    return LabelSaving(float(rule), float(base), Interval(float(ratio(rule, base)), *found, S), unreached, limit)
+    (rule, base), resampled = needed(*means), needed(*drawn)
+    found = ends(ratio(*resampled), seeds, level)
+    unreached = float(np.isinf(resampled[0]).mean())
+    return LabelSaving(float(rule), float(base), Interval(float(ratio(rule, base)), *found, seeds), unreached, limit)
 
 
 def number(value: float, places: int = 3) -> str:

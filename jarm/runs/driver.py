@@ -18,14 +18,12 @@ from jarm.core.distributed import agreed, in_step
 from jarm.core.progress import Progress
 from jarm.core.status import JarmError
 from jarm.core.streams import say
-from jarm.evaluation.ceiling import NAMES, linear_scores
-from jarm.evaluation.metrics import reference_lines
 from jarm.loop.device_table import count_pairs
-from jarm.runs.config import ADDED, FREE, SOURCE, CompareConfig
+from jarm.runs.config import ADDED, FREE, SOURCE
 from jarm.runs.grid import OPTIONS
 from jarm.runs.jobs import Call, Job, calls_of, share_of
 from jarm.runs.records import IMPLIED, RECORDS, RecordFolder, fingerprint, provenance
-from jarm.runs.runner import Runner, make_runner, side_by_side
+from jarm.runs.runner import Runner, RunOptions, make_runner, side_by_side
 from jarm.runs.sharing import GROWING, shared_folder, write_progress
 
 Record: TypeAlias = dict[str, Any]
@@ -35,10 +33,11 @@ Made: TypeAlias = tuple[Call, list[list[Record]]]
 
 def run_jobs(
     jobs: Sequence[Job],
-    base: CompareConfig,
+    base: RunOptions,
     out: pathlib.Path,
     finish: Callable[[list[Record]], dict[str, Any]],
     grid: Mapping[str, Any] | None = None,
+    name: str = "",
 ) -> dict[str, Any]:
     """Make the runs of some jobs that a folder lacks, and its summary.
 
@@ -52,6 +51,7 @@ def run_jobs(
         the folder, so that files beside the records agree with them.
       grid: the axes of a sweep. Without a grid it is a comparison: the first call of each rule goes alone and is timed,
         and nothing is written until a run has worked.
+      name: of the command, for its progress; by default `compare` or `sweep`.
 
     Returns:
       The summary; of processes other than the first, an empty one.
@@ -94,7 +94,7 @@ def run_jobs(
                     f"{', ...' * (len(folder.broken) > 3)}): those are made again."
                 )
             if jax.process_index() == 0:
-                _say_copies(jobs)
+                _say_copies([job for job in jobs if job.offers_all])
                 folder.refuse_changed(sources)
                 _append_references(folder, jobs, grid, common)
                 if grid is not None:
@@ -105,7 +105,7 @@ def run_jobs(
             missing = sum(len(call.runs) for call in mine)
             say(f"jarm: process {jax.process_index()} has {missing:,} of the missing runs.")
         made = _make(runner, mine) if grid is not None else _make_timed(runner, mine, worked=bool(folder.done))
-        for call, runs in _shown(made, mine, "compare" if grid is None else "sweep"):
+        for call, runs in _shown(made, mine, name or ("compare" if grid is None else "sweep")):
             own = common | ({"source": sources[call.rule]} if call.rule in sources else {})
             folder.append([{**line, **own} for lines in runs for line in lines])
         if grid is not None and jax.process_index() == 0:
@@ -183,7 +183,7 @@ def _shown(made: Iterable[Made], calls: Sequence[Call], name: str) -> Iterator[M
             progress.update(len(runs), f"{done:,} of {total:,} runs, {call.rule}, seed {call.runs[-1][0]}")
 
 
-def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any] | None) -> dict[str, Any]:
+def settings_of(jobs: Sequence[Job], base: RunOptions, grid: Mapping[str, Any] | None) -> dict[str, Any]:
     """Settings of a folder: everything that its records depend on, beside their place in the grid.
 
     Axes are left out, since records have their values. Of values that are mappings, records have the names only:
@@ -195,10 +195,8 @@ def settings_of(jobs: Sequence[Job], base: CompareConfig, grid: Mapping[str, Any
       grid: the axes, or None for a comparison.
     """
     options = {field.name: getattr(base, field.name) for field in dataclasses.fields(base)}
-    for name, before in ADDED.items():
-        if options[name] == before:
-            del options[name]
-    options = _by_name({name: value for name, value in options.items() if name not in (*FREE, *(grid or ()))}) | IMPLIED
+    left_out = {*FREE, *(grid or ()), *(name for name, before in ADDED.items() if options.get(name) == before)}
+    options = _by_name({name: value for name, value in options.items() if name not in left_out}) | IMPLIED
     choosing = _axes_that_set(grid or {}, {"data", *SOURCE})
     tables = {}
     for job in jobs:
@@ -247,13 +245,9 @@ def _append_references(
     }
     linear = dict[int, dict[str, np.ndarray]]()  # data -> scores, since settings share data
     for place, job in places.items():
-        names = "oracle", "mean response", *NAMES, *job.data.test.attributes
-        if all(folder.run_of({"rule": name, **dict(place)}) in known for name in names):
+        if all(folder.run_of({"rule": name, **dict(place)}) in known for name in job.reference_names):
             continue
-        if id(job.data) not in linear:
-            linear[id(job.data)] = linear_scores(job.data)
-        noise = float(job.hparams[0].noise) if grid is None else None
-        found = reference_lines(job.data.test, noise=noise, scores=linear[id(job.data)], **job.evaluation)
+        found = job.references(float(job.hparams[0].noise) if grid is None else None, linear)
         lines = [
             {"kind": "reference", "rule": name, **dict(place), **values, **common} for name, values in found.items()
         ]

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
+
+import numpy as np
 
 from jarm.acquisition.registry import RULES, get_rule
 from jarm.core.base import HParams
@@ -14,11 +16,14 @@ from jarm.core.memory import refuse_too_large
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
+from jarm.evaluation.ceiling import NAMES, linear_scores
+from jarm.evaluation.metrics import reference_lines
 from jarm.loop.config import LoopConfig
-from jarm.loop.device_table import check_run, limit_per_prompt
+from jarm.loop.device_table import DeviceTable, check_run, limit_per_prompt, make_device_table
 from jarm.loop.loop import make_loop
 from jarm.runs.grid import Setting, by_program
 from jarm.runs.programs import free_bytes
+from jarm.runs.results import Result, evaluate_runs
 
 T = TypeVar("T")
 
@@ -34,7 +39,10 @@ class Job:
       data: training and test table.
       scale: divisor of the column that the annotator answers by.
       hparams: numbers of each setting.
+      offers_all: whether all pairs of the tables are on offer, and in the test.
     """
+
+    offers_all: ClassVar[bool] = True
 
     settings: Sequence[Setting]
     loop: LoopConfig
@@ -52,6 +60,31 @@ class Job:
     def evaluation(self) -> dict[str, Any]:
         """Arguments of `evaluate` that all runs share, without the noise."""
         return {"annotator": self.loop.annotator, "scale": self.scale, "best_of": self.best_of}
+
+    @property
+    def reference_names(self) -> tuple[str, ...]:
+        """Names of the lines of `references`."""
+        return "oracle", "mean response", *NAMES, *self.data.test.attributes
+
+    def references(self, noise: float | None, linear: dict[int, dict[str, np.ndarray]]) -> dict[str, dict[str, float]]:
+        """Metrics of scores without labels, by name.
+
+        Args:
+          noise: beta of the annotator, or None to leave out metrics that it decides.
+          linear: data -> scores of linear heads, which jobs on the same data share; filled here.
+        """
+        if id(self.data) not in linear:
+            linear[id(self.data)] = linear_scores(self.data)
+        return reference_lines(self.data.test, noise=noise, scores=linear[id(self.data)], **self.evaluation)
+
+    def device_table(self) -> DeviceTable:
+        """The training table, on the device."""
+        annotator = self.loop.annotator
+        return make_device_table(self.data.train, self.scale, annotator.column, annotator.scale)
+
+    def evaluate(self, results: Sequence[Result], pad: int) -> list[dict[str, np.ndarray]]:
+        """Metrics of all heads of some runs, as `evaluate_runs` returns them."""
+        return evaluate_runs(self.loop.head.head(), results, self.data.test, pad=pad, **self.evaluation)
 
     def runs(self, seeds: int) -> list[tuple[int, int]]:
         """Every (seed, index of a setting)."""
@@ -106,7 +139,7 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
                     noises[key] = numbers.noise
                 hparams.append(numbers)
         with first.named_in_errors():
-            _refuse_too_large(first.loop, data.train.shape[2])
+            refuse_large_run(first.loop, data.train.shape[2])
         loop = first.loop
         if first.config.per_prompt == "auto":
             loop = dataclasses.replace(loop, per_prompt=limit_per_prompt(loop, data.train))
@@ -116,7 +149,7 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
     return jobs
 
 
-def _refuse_too_large(loop: LoopConfig, width: int) -> None:
+def refuse_large_run(loop: LoopConfig, width: int) -> None:
     """Refuse a run whose arrays of labels, candidates and heads exceed memory for certain; programs say more later."""
     widths, members, candidates = (width, *loop.head.hidden), loop.fit.members, loop.candidates or 0
     weights = sum(a * b for a, b in itertools.pairwise((*widths, 1)))

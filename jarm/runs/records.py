@@ -80,11 +80,15 @@ IMPLIED = {"keys": KEYS}
 RENAMED = {"pool": "candidates", "prior": "prior_weight"}
 """Old name -> new name, of options in the folders of earlier versions: their settings, axes and records."""
 
+BY_PROMPT = "right_by_prompt"
+"""Field of records on recorded pairs: shares of right orders, prompt by prompt, packed (`jarm.report.held_out`)."""
 AGAIN = "remove that line, and its run is made again"
 _SETTINGS = struct({}, {"axes": array(string()), "named": mapping(mapping())})
 _NUMBER = maybe(either(boolean, number()))
 _AXIS = either(string(), _NUMBER)
-_FIELDS = {name: maybe(string()) for name in ("kind", "rule", "message", "device", "commit", "config", "source")}
+_FIELDS = {
+    name: maybe(string()) for name in ("kind", "rule", "message", "device", "commit", "config", "source", BY_PROMPT)
+}
 """Fields of a record that are no numbers, beside its axes."""
 _FIELDS["versions"] = mapping(maybe(string()))
 

@@ -3,23 +3,53 @@
 from __future__ import annotations
 
 import concurrent.futures
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
 
 from jarm.core.interrupts import STOP, wait_some, was_left
 from jarm.core.status import JarmError
-from jarm.loop.device_table import DeviceTable, make_device_table
-from jarm.runs.config import CompareConfig
+from jarm.loop.device_table import DeviceTable
 from jarm.runs.jobs import Call, Job
 from jarm.runs.programs import COMPARED, SWEPT, Program, default_vmap_runs, default_workers, out_of_memory
-from jarm.runs.results import evaluate_runs
 
 T = TypeVar("T")
+
+
+@runtime_checkable
+class RunOptions(Protocol):
+    """What the driver reads of the options of a command, a dataclass: which runs, how long, how many at a time."""
+
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
+
+    @property
+    def rounds(self) -> int:
+        """T, batches labelled after the first one."""
+        ...
+
+    @property
+    def seeds(self) -> int:
+        """Number of seeds."""
+        ...
+
+    @property
+    def workers(self) -> int:
+        """Calls at a time; 0 leaves it to the machine."""
+        ...
+
+    @property
+    def vmap_runs(self) -> int:
+        """Runs per call; 0 leaves it to the machine."""
+        ...
+
+    def rule_names(self) -> list[str]:
+        """Names of the rules, `random` first."""
+        ...
 
 
 def side_by_side(function: Callable[..., T], calls: Sequence[tuple[Any, ...]], workers: int) -> Iterator[T]:
@@ -113,12 +143,11 @@ class Runner:
         """Make and evaluate the runs of a call, and return the records of each."""
         job, program = call.job, self.program(call.job)
         results = program(call.rule, [(seed, job.hparams[at]) for seed, at in call.runs], self.table(job))
-        head, found = job.loop.head.head(), list[dict[str, np.ndarray]]()
+        found = list[dict[str, np.ndarray]]()
         while len(found) < len(results):
             size = program.capacity
             try:
-                some = results[len(found) : len(found) + size]
-                found += evaluate_runs(head, some, job.data.test, pad=size, **job.evaluation)
+                found += job.evaluate(results[len(found) : len(found) + size], size)
             except jax.errors.JaxRuntimeError as error:
                 if not out_of_memory(error):
                     raise
@@ -128,7 +157,7 @@ class Runner:
         return [result.lines(*rest) for result, *rest in zip(results, found, places, strict=True)]
 
 
-def make_runner(jobs: Sequence[Job], base: CompareConfig, *, timed: bool = False) -> Runner:
+def make_runner(jobs: Sequence[Job], base: RunOptions, *, timed: bool = False) -> Runner:
     """The runner of some jobs on all devices of this process; no call is larger than the runs of the largest job.
 
     Args:
@@ -146,8 +175,7 @@ def make_runner(jobs: Sequence[Job], base: CompareConfig, *, timed: bool = False
 
 def _on_device(job: Job, program: Program) -> DeviceTable:
     try:
-        annotator = job.loop.annotator
-        return program.place(make_device_table(job.data.train, job.scale, annotator.column, annotator.scale))
+        return program.place(job.device_table())
     except jax.errors.JaxRuntimeError as error:
         if not out_of_memory(error):
             raise

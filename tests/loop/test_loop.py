@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marks import slow
+from marks import nightly, sampled, slow
 
 from jarm.core.base import HParams
 from jarm.core.columns import difference
