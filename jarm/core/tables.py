@@ -4,13 +4,58 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jarm.core.rows import count_alike, group_rows
 from jarm.core.status import JarmError
+
+
+class Place(NamedTuple):
+    """Where a response stands in the data, and what it says.
+
+    Attributes:
+      file: name of the file.
+      unit, row: `row` from 0, or `line` from 1, and its number.
+      prompt_id: of its prompt; the prompt itself where the data have no ids.
+      prompt, response: its texts, or lists of messages; None where the data have none.
+    """
+
+    file: str
+    unit: str
+    row: int
+    prompt_id: Any
+    prompt: Any
+    response: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin:
+    """Where the responses of a table come from.
+
+    Attributes:
+      file: name of the file.
+      unit: of its rows, `row` from 0 or `line` from 1.
+      row: `[P, R]` row of each response in it.
+      number: `[P, R]` number of each response in the order of the file.
+      ids: of the P prompts.
+      read: reads the prompts and responses of the file again, by number; either may be None.
+    """
+
+    file: str
+    unit: str
+    row: np.ndarray
+    number: np.ndarray
+    ids: Sequence[Any]
+    read: Callable[[], tuple[Any, Any]]
+
+    def take(self, prompts: np.ndarray) -> Origin:
+        """Those of some prompts."""
+        chosen = np.arange(len(self.ids))[prompts]
+        ids = [self.ids[at] for at in chosen.tolist()]
+        return dataclasses.replace(self, row=self.row[chosen], number=self.number[chosen], ids=ids)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +84,7 @@ class ResponseTable:
       provenance: names, paths and settings of its making.
       metric: `[d, r]` float32, by which embeddings are multiplied as they are read, after the division; or None. With
         it their width is r.
+      origin: where the responses come from, for `where`; None where that is not a file with texts.
     """
 
     store: np.ndarray
@@ -50,6 +96,7 @@ class ResponseTable:
     attributes: Mapping[str, np.ndarray] = dataclasses.field(default_factory=dict)
     provenance: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     metric: np.ndarray | None = None
+    origin: Origin | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -109,6 +156,45 @@ class ResponseTable:
             raise JarmError(f"The table has no column {name!r}: {known}columns are read with `--attributes`.")
         return columns[name]
 
+    def where(self, responses: Any) -> list[Place]:
+        """Where responses stand in the data: file, row or line, prompt and text; reads the file again.
+
+        Args:
+          responses: their numbers p R + r, as picks and records have them.
+
+        Raises:
+          JarmError: the table does not come from a file with texts, or has no such response.
+        """
+        if self.origin is None:
+            raise JarmError("This table does not come from a file of responses, so none can be looked up in it.")
+        numbers = np.atleast_1d(np.asarray(responses))
+        real = self.mask.reshape(-1)
+        inside = np.isin(numbers, np.flatnonzero(real))
+        if numbers.dtype.kind not in "iu" or not inside.all():
+            odd = numbers[~inside][:1].tolist() or numbers[:1].tolist()
+            raise JarmError(
+                f"The table has no response {odd[0] if odd else ''}: give numbers p * {self.mask.shape[1]} + r of "
+                f"responses r of prompts p, below {real.size:,}."
+            )
+        origin, width = self.origin, self.mask.shape[1]
+        prompts, texts = origin.read()
+
+        def text(values: Any, at: int) -> Any:
+            value: Any = None if values is None else values[at]
+            return value.as_py() if hasattr(value, "as_py") else value  # of Arrow, where it is
+
+        return [
+            Place(
+                origin.file,
+                origin.unit,
+                int(origin.row.reshape(-1)[n]),
+                origin.ids[n // width],
+                text(prompts, at := int(origin.number.reshape(-1)[n])),
+                text(texts, at),
+            )
+            for n in numbers.tolist()
+        ]
+
     def take(self, prompts: np.ndarray) -> ResponseTable:
         """The table of some prompts (indices or a boolean mask `[P]`); embeddings are shared, not copied."""
         return dataclasses.replace(
@@ -117,6 +203,7 @@ class ResponseTable:
             mask=self.mask[prompts],
             gold=None if self.gold is None else self.gold[prompts],
             attributes={name: values[prompts] for name, values in self.attributes.items()},
+            origin=None if self.origin is None else self.origin.take(prompts),
         )
 
 

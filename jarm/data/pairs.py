@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +12,7 @@ import numpy as np
 from jarm.core.files import PathLike, described
 from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
-from jarm.core.tables import ResponseTable, TrainTest
+from jarm.core.tables import Origin, ResponseTable, TrainTest
 from jarm.data.arrow import is_number
 from jarm.data.prompts import Prompts, on_test_side
 from jarm.data.readers import Columns, read_columns, refuse_nonfinite
@@ -138,7 +139,12 @@ def load_pairs(
         )
     is_test = on_test_side(name, columns.table, prompts, split)
     whole = _pair_table(prompts, rows, labels, texts, store)
-    whole = dataclasses.replace(whole, table=_stated(whole.table, data, embeddings, store, rows))
+    number = np.zeros(whole.table.mask.shape, np.int64)
+    number.reshape(-1)[np.stack([whole.first, whole.second], 1).reshape(-1)] = np.arange(len(texts.places))
+    again = functools.partial(_texts, data, prompt, tuple(responses), tuple(extra))
+    origin = Origin(name, texts.places.counted[0], texts.places.rows[number], number, prompts.ids, again)
+    table = dataclasses.replace(_stated(whole.table, data, embeddings, store, rows), origin=origin)
+    whole = dataclasses.replace(whole, table=table)
     whole = whole.take(np.isfinite(whole.label) & _different(whole))
     sides = PairSplit(_side(whole, ~is_test, "train"), _side(whole, is_test, "test"))
     for which, side in zip(("train", "test"), sides, strict=True):
@@ -230,6 +236,12 @@ def _pair_table(prompts: Prompts, rows: np.ndarray, labels: np.ndarray, texts: T
         label=labels,
         row=np.arange(len(labels)),
     )
+
+
+def _texts(data: PathLike, prompt: str | None, responses: Sequence[str], extra: Sequence[str]) -> tuple[Any, Any]:
+    """Prompts and responses of a table of pairs, one for each response."""
+    columns = read_texts([data], prompt=prompt, responses=responses, extra=extra, as_given=True).columns
+    return columns["prompt"], columns["response"]
 
 
 def _different(pairs: PairTable) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -14,7 +15,7 @@ from jarm.core.columns import smallest
 from jarm.core.files import PathLike, described
 from jarm.core.messages import listed, nearest
 from jarm.core.status import JarmError
-from jarm.core.tables import ResponseTable, TrainTest
+from jarm.core.tables import Origin, ResponseTable, TrainTest
 from jarm.data.arrow import is_number, is_text
 from jarm.data.prompts import TEST_SHARE, on_test_side, read_prompts
 from jarm.data.readers import read_columns, refuse_nonfinite
@@ -182,7 +183,25 @@ def whole_table(
             "split_by": f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test",
         },
     )
-    return Whole(whole, is_test, row_of[rows])
+    lines = source.columns.lines
+    origin = Origin(
+        str(name),
+        "row" if lines is None else "line",
+        (row_of if lines is None else np.asarray(lines)[row_of])[rows],
+        rows,
+        prompts.ids,
+        functools.partial(_texts, name),
+    )
+    return Whole(dataclasses.replace(whole, origin=origin), is_test, row_of[rows])
+
+
+def _texts(name: str) -> tuple[Any, Any]:
+    """Prompts and responses of a table, one for each response; None for those that it lacks."""
+    source = Source(name, read_columns(name, ["prompt", *RESPONSES]))
+    columns, row_of = one_row_a_response(source, ())
+    names = columns.column_names
+    prompts = source.columns.table["prompt"].take(pa.array(row_of)) if "prompt" in names else None
+    return prompts, columns["response"] if "response" in names else None
 
 
 def split_by(table: ResponseTable, is_test: np.ndarray) -> TrainTest:

@@ -59,7 +59,8 @@ class Tokenizer:
       max_length: largest number of tokens in a text, special ones included.
       keep: the end of a longer text that stays, `start` or `end`, with the special tokens around it.
       form: prompt and case of texts.
-      special: number of special tokens that it puts around a text by itself; none around a chat.
+      own: the tokenizer of transformers.
+      special: numbers of special tokens that it puts before and behind a text by itself; none around a chat.
       made_by: all settings that decide the ids, for the `made_by` of a store.
     """
 
@@ -90,10 +91,10 @@ class Tokenizer:
           JarmError: no tokenizer, no chat template where one is asked for, or a template or length that does not fit.
         """
         self.form, self._vocab = form or Form(), vocab
-        self._tokenizer = _load(folder, lowercase=self.form.lowercase)
-        own = self._tokenizer.chat_template = _chat_template(folder, self._tokenizer)
+        self.own = _load(folder, lowercase=self.form.lowercase)
+        own = self.own.chat_template = _chat_template(folder, self.own)
         if own is not None and _DATED in own:
-            own = self._tokenizer.chat_template = _DAY + own
+            own = self.own.chat_template = _DAY + own
         self.template = template if template is not None else CHAT if own else TEMPLATE
         if self.template == CHAT and not own:
             raise JarmError(f"{folder} has no chat template: give a --template such as '{{prompt}}\\n\\n{{response}}'.")
@@ -102,16 +103,16 @@ class Tokenizer:
         self._chat = own if self.template == CHAT and own else ""
         self.key_template = CHAT_KEY if self.template == CHAT else self.template
         if keep is None:
-            keep = "end" if self._tokenizer.truncation_side == "left" else "start"
+            keep = "end" if self.own.truncation_side == "left" else "start"
         if keep not in KEEP:
             raise JarmError(
                 f"Truncation keeps the start or the end of a text, not the {keep!r}: give --keep start or end."
             )
         self.keep = keep
         if max_length is None:
-            max_length = min(window, self.form.max_length or _own_length(folder, self._tokenizer))
-        self.max_length, self._tokenizer.model_max_length = max_length, _ENDLESS
-        self._bos = self._tokenizer.bos_token_id
+            max_length = min(window, self.form.max_length or _own_length(folder, self.own))
+        self.max_length, self.own.model_max_length = max_length, _ENDLESS
+        self._bos = self.own.bos_token_id
         self._head, self._tail = self._special()
         if not self._head + self._tail < self.max_length <= window:
             special = self._head + self._tail
@@ -119,7 +120,7 @@ class Tokenizer:
                 f"Texts cannot be cut to {self.max_length:,} tokens: give a --max-length of {special + 1} to "
                 f"{window:,}, the positions of this model, of which {special} go to special tokens."
             )
-        self.special = 0 if self.template == CHAT else self._head + self._tail
+        self.special = (0, 0) if self.template == CHAT else (self._head, self._tail)
         self._whole = _LETTERS * self.max_length
         self.made_by: dict[str, Any] = {
             "template": self.key_template,
@@ -156,7 +157,7 @@ class Tokenizer:
         prompt, response = row["prompt"], row["response"]
         messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
         messages += [{"role": "assistant", "content": response}] if isinstance(response, str) else list(response)
-        return render(self._chat, self._tokenizer.special_tokens_map, messages)
+        return render(self._chat, self.own.special_tokens_map, messages)
 
     def encode(self, texts: Sequence[str]) -> tuple[list[np.ndarray], list[bool]]:
         """Token ids of rendered texts, each int32, and whether each was truncated.
@@ -225,7 +226,7 @@ class Tokenizer:
                 "or --prompt-name none."
             )
         (ids,), _ = self.encode([self.form.prompt])
-        count = len(ids) - (len(ids) > 0 and int(ids[-1]) in self._tokenizer.all_special_ids)
+        count = len(ids) - (len(ids) > 0 and int(ids[-1]) in self.own.all_special_ids)
         if count + self._tail >= self.max_length:
             raise JarmError(
                 f"The model's prompt has {count:,} tokens, and leaves no room for texts of up to {self.max_length:,}: "
@@ -236,68 +237,16 @@ class Tokenizer:
     @property
     def ends(self) -> tuple[str, ...]:
         """Special tokens that end or fill texts, as text."""
-        own = self._tokenizer
+        own = self.own
         return tuple({str(token) for token in (own.eos_token, own.pad_token) if token})
-
-    def pad_apart(self) -> int | None:
-        """A token for padding that no text ends with, so that the last other token of a padded text is its end.
-
-        It is the tokenizer's own, else its BOS, else a new one; None where the model has no room for a new one. A
-        tokenizer that `save` writes then pads with it.
-        """
-        own, ends = self._tokenizer, {self._tokenizer.eos_token_id}
-        if self.template == CHAT:
-            ids, _ = self.encode([self.render({"prompt": "a", "response": "a"})])
-            ends.add(int(ids[0][-1]))
-        for name in ("pad_token", "bos_token"):
-            token = getattr(own, f"{name}_id")
-            if token is not None and token not in ends:
-                own.pad_token = getattr(own, name)
-                return int(token)
-        if self._vocab is None or len(own) < self._vocab:
-            own.add_special_tokens({"pad_token": "<|pad|>"})
-            return int(own.pad_token_id)
-        return None
-
-    def pad_alone(self) -> bool:
-        """Put around a text and an empty second one what is put around the text alone, by the tokenizer that is saved.
-
-        Returns:
-          Whether the tokenizer is a fast one, whose special tokens can be set.
-        """
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
-        if backend is None:
-            return False
-        from tokenizers.processors import TemplateProcessing
-
-        (ids,) = self._call(["a"], special=self.template != CHAT)
-        head, tail = (0, 0) if self.template == CHAT else (self._head, self._tail)
-        around = [(word, number) for word, number in zip(self.words(ids), ids, strict=True)]
-        before, after = around[:head], around[len(ids) - tail :]
-        first, last = ([f"{word}:0" for word, _ in part] for part in (before, after))
-        backend.post_processor = TemplateProcessing(
-            single=[*first, "$A:0", *last], pair=[*first, "$A:0", "$B:0", *last], special_tokens=before + after
-        )
-        return True
-
-    def save(self, folder: pathlib.Path) -> None:
-        """Write the tokenizer's files, with the lengths and the chat template that this one has."""
-        self._tokenizer.model_max_length, self._tokenizer.padding_side = self.max_length, "right"
-        self._tokenizer.truncation_side = "left" if self.keep == "end" else "right"
-        self._tokenizer.save_pretrained(folder)
-        self._tokenizer.model_max_length = _ENDLESS
-        if there(folder / "tokenizer.json"):  # read as it is: the classes of families set special tokens of their own
-            path = folder / "tokenizer_config.json"
-            said = {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"}
-            path.write_text(json.dumps(said, indent=1, ensure_ascii=False) + "\n", "utf-8")
 
     def words(self, ids: Sequence[int] | np.ndarray) -> list[str]:
         """Tokens as the vocabulary writes them."""
-        return [str(self._tokenizer.convert_ids_to_tokens(int(i))) for i in ids]
+        return [str(self.own.convert_ids_to_tokens(int(i))) for i in ids]
 
     def _cut(self, ids: np.ndarray, head: np.ndarray) -> np.ndarray:
         """Ids that are too many without some in their middle; special tokens stay."""
-        tail = 0 if self.template == CHAT else self._tail
+        tail = self.special[1]
         body, room = ids[len(head) : len(ids) - tail], self.max_length - len(head) - tail
         kept = body[:room] if self.keep == "start" else body[len(body) - room :]
         return np.concatenate([head, kept, ids[len(ids) - tail :]])
@@ -309,9 +258,7 @@ class Tokenizer:
     def _call(self, texts: list[str], *, special: bool) -> list[list[int]]:
         """Token ids as transformers gives them, with the special ones that it adds, or without."""
         with _faults("The tokenizer of the model fails"):
-            ids = self._tokenizer(
-                texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False
-            )
+            ids = self.own(texts, add_special_tokens=special, return_attention_mask=False, return_token_type_ids=False)
         return list(ids["input_ids"])
 
     def _special(self) -> tuple[int, int]:
@@ -323,7 +270,7 @@ class Tokenizer:
 
     def _fingerprint(self, folder: pathlib.Path) -> str:
         """Fingerprint of the whole tokenizer where it is a fast one, else of its files."""
-        backend = getattr(self._tokenizer, "backend_tokenizer", None)
+        backend = getattr(self.own, "backend_tokenizer", None)
         if backend is not None:
             return _hash(backend.to_str())
         files = sorted(

@@ -21,6 +21,7 @@ from jarm.export.card import model_card
 from jarm.export.checkpoint import write_language_model
 from jarm.export.layers import IDENTITY, Layer, reward_layers
 from jarm.export.model import CARD, RewardModel, refuse_taken, refuse_unmade
+from jarm.export.tokenizer import pad_alone, write_tokenizer
 
 ACTIVATIONS = {
     IDENTITY: "torch.nn.modules.linear.Identity",
@@ -61,14 +62,14 @@ def write_cross_encoder(model: RewardModel, folder: PathLike, llm: str | None = 
     _refuse_activation(model)
     job = job_of(model.made_by or {}, llm)
     _refuse_job(job)
-    make_folder(folder)
     tokenizer = job.corpus.tokenizer
-    if not tokenizer.pad_alone():
+    if not pad_alone(tokenizer):
         raise JarmError(
             f"{job.folder} has a slow tokenizer, whose special tokens cannot be set: take a tokenizer.json, or use "
             "`jarm serve` or a reward function."
         )
-    tokenizer.save(folder)
+    make_folder(folder)
+    write_tokenizer(tokenizer, folder)
     names = _write_modules(job, folder, layers)
     modules = [
         {"idx": at, "name": str(at), "path": path, "type": _TYPES[kind]} for at, (kind, path) in enumerate(names)

@@ -21,6 +21,7 @@ from jarm.export.card import model_card
 from jarm.export.checkpoint import write_language_model
 from jarm.export.layers import reward_layers
 from jarm.export.model import CARD, RewardModel, refuse_taken, refuse_unmade
+from jarm.export.tokenizer import pad_apart, write_tokenizer
 
 CLASSES = {
     "llama": "Llama",
@@ -65,7 +66,7 @@ def write_sequence_classification(model: RewardModel, folder: PathLike, llm: str
     _refuse_head(model)
     job = job_of(model.made_by or {}, llm)
     _refuse_job(job)
-    pad = job.corpus.tokenizer.pad_apart()
+    pad = pad_apart(job.corpus.tokenizer, job.model.vocab)
     if pad is None:
         raise JarmError(
             f"{job.folder} has no token to pad with but the one that ends texts, and its table of tokens is full: the "
@@ -74,7 +75,7 @@ def write_sequence_classification(model: RewardModel, folder: PathLike, llm: str
     (layer,) = reward_layers(model)
     constant = float(layer.bias[0])
     make_folder(folder)
-    job.corpus.tokenizer.save(folder)
+    write_tokenizer(job.corpus.tokenizer, folder)
     write_whole(folder / CARD, model_card(model, **_said(job, constant, pad)))
     write_language_model(
         job,
@@ -120,10 +121,10 @@ def _refuse_job(job: Job) -> None:
         raise JarmError(
             f"A sequence classification model reads the last token of a decoder's last layer, and here {said}: {WAYS}."
         )
-    if tokenizer.template not in (CHAT, JOINED, WHOLE) or tokenizer.special or tokenizer.form.prompt:
+    if tokenizer.template not in (CHAT, JOINED, WHOLE) or any(tokenizer.special) or tokenizer.form.prompt:
         form = repr(tokenizer.form.prompt + tokenizer.template)
-        if tokenizer.special:
-            form += f", with {tokenizer.special} special tokens around it"
+        if any(tokenizer.special):
+            form += f", with {sum(tokenizer.special)} special tokens around it"
         raise JarmError(
             f"Programs that load such a model give it a chat, or prompt and response joined, without special tokens, "
             f"and this one was trained on {form}: embed with `--template chat`, and train again, or use `jarm serve` "
