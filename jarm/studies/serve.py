@@ -34,7 +34,7 @@ class ServeConfig:
     Example:
       >>> ServeConfig(model="out/model", port=70000)
       Traceback (most recent call last):
-      jarm.core.status.JarmError: `port` is 70000: give a value from 0 to 65535.
+      jarm.core.status.JarmError: `port` is 70000: give at least 0 and at most 65535.
 
     Attributes:
       model: folder of a reward model, as `jarm train` writes it.

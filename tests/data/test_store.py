@@ -509,9 +509,10 @@ def test_what_is_damaged_is_given_up_by_a_command(tmp_path, capsys):
         assert holds(tmp_path, *range(16))
 
 
+HERE = [str(pathlib.Path(__file__).parents[up]) for up in (0, 1)]
 CHILD = """
 import sys
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {tests!r}
 import test_store as t
 with t.writer(t.pathlib.Path(sys.argv[1]), rows_per_shard=50) as store:
     for n in range(len(store), 4000, 3):
@@ -521,7 +522,7 @@ with t.writer(t.pathlib.Path(sys.argv[1]), rows_per_shard=50) as store:
 
 
 def test_killed_and_resumed_nothing_acknowledged_is_lost(tmp_path):
-    command = [sys.executable, "-c", CHILD.format(tests=str(pathlib.Path(__file__).parent)), str(tmp_path)]
+    command = [sys.executable, "-c", CHILD.format(tests=HERE), str(tmp_path)]
     rows = 0
     for kill in range(4):
         child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=ROOT)
@@ -542,7 +543,7 @@ def test_killed_and_resumed_nothing_acknowledged_is_lost(tmp_path):
 
 FULL = """
 import resource, sys
-sys.path[:0] = [{tests!r}]
+sys.path[:0] = {tests!r}
 import test_store as t
 with t.writer(t.pathlib.Path(sys.argv[1]), rows_per_shard=1000) as store:
     t.add(store, *range(20))
@@ -559,7 +560,7 @@ with t.writer(t.pathlib.Path(sys.argv[1]), rows_per_shard=1000) as store:
 
 @pytest.mark.parametrize("limit", [330, 1500])  # within the rows; within their line
 def test_no_room_says_so_and_what_was_there_stays(tmp_path, limit):
-    command = [sys.executable, "-c", FULL.format(tests=str(pathlib.Path(__file__).parent)), str(tmp_path), str(limit)]
+    command = [sys.executable, "-c", FULL.format(tests=HERE), str(tmp_path), str(limit)]
     said = subprocess.run(command, capture_output=True, text=True, check=True, cwd=ROOT).stdout
     assert "make room" in said
     assert said.count("\n") == 1

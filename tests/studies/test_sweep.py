@@ -23,7 +23,7 @@ from jarm.core.files import claim
 from jarm.loop.device_table import make_device_table
 from jarm.report.figures import axis_curves
 from jarm.report.summary import write_sweep_summary
-from jarm.runs import programs, runner
+from jarm.runs import jobs, programs, runner
 from jarm.runs.driver import settings_of
 from jarm.runs.grid import expand
 from jarm.runs.jobs import read_jobs, share_of
@@ -522,7 +522,7 @@ def test_memory_may_run_out_while_compiling_or_for_the_table(tmp_path, monkeypat
         with pytest.raises(JarmError, match=r"Not even one run at a time fits into memory .*while it was compiled"):
             sweep(config)
     assert "2 runs at a time instead of 4" in capsys.readouterr().err
-    monkeypatch.setattr(runner, "make_device_table", full)
+    monkeypatch.setattr(jobs, "make_device_table", full)
     with pytest.raises(JarmError, match=r"In the setting noise=0.5: .*training table does not fit into memory"):
         sweep(config)
 
