@@ -20,7 +20,7 @@ MOST_BYTES = 64 << 20
 """Largest body of a request."""
 MEMORY = 1000
 """Texts over which the drift is averaged, about."""
-Handler = Callable[[Any], Awaitable[Any]]
+Answer = Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]
 
 
 class Refusal(Exception):
@@ -88,6 +88,38 @@ class _Metrics:
         return self._text(self.registry)
 
 
+class _Service:
+    """Answers to the requests for rewards."""
+
+    def __init__(self, score: TextScorer, name: str, metrics: _Metrics):
+        self.score, self.name, self.metrics = score, name, metrics
+
+    async def scored(self, texts: list[Any]) -> Scores:
+        """Wait for the scores of texts, while other requests are served."""
+        found = await asyncio.wrap_future(self.score.batcher.submit(texts))
+        self.metrics.texts.inc(len(texts))
+        return found
+
+    async def get_reward(self, body: dict[str, Any]) -> dict[str, Any]:
+        """As OpenRLHF asks."""
+        return answer_of(*await self.scored(self.score.texts(_texts(body, "query"), _texts(body, "prompts"))))
+
+    async def score_pairs(self, body: dict[str, Any]) -> dict[str, Any]:
+        """As vLLM answers."""
+        prompts, responses = _texts(body, "text_1"), _texts(body, "text_2")
+        if len(prompts) == 1:
+            prompts *= len(responses)
+        if len(prompts) != len(responses):
+            counts = f"`text_1` has {len(prompts)} texts and `text_2` {len(responses)}"
+            raise Refusal(400, f"{counts}: give one prompt, or one for each response.")
+        rewards, deviations = await self.scored(list(zip(prompts, responses, strict=True)))
+        data = [
+            {"index": at, "object": "score", "score": float(reward), "deviation": float(deviation)}
+            for at, (reward, deviation) in enumerate(zip(rewards, deviations, strict=True))
+        ]
+        return {"object": "list", "model": self.name, "created": int(time.time()), "data": data}
+
+
 def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm") -> Any:
     """An ASGI application.
 
@@ -114,50 +146,7 @@ def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm")
         metrics = _Metrics(score)
     except ImportError as error:
         raise JarmError(f"A server needs '{error.name}': install `jarm-jax[serve]`.") from error
-
-    def answering(path: str, answer: Callable[[dict[str, Any]], Awaitable[dict[str, Any]]]) -> Any:
-        async def handle(request: Any) -> Any:
-            start, status = time.monotonic(), 200
-            try:
-                _authorise(request, token)
-                found = await answer(await _body(request))
-            except Refusal as refusal:
-                status, found = refusal.status, {"error": printable(str(refusal))}
-            except Busy as busy:
-                status, found = 429, {"error": printable(str(busy))}
-            except JarmError as error:
-                status, found = 400, {"error": printable(str(error))}
-            metrics.requests.labels(path, str(status)).inc()
-            metrics.seconds.labels(path).observe(time.monotonic() - start)
-            return JSONResponse(found, status, headers={"Retry-After": "1"} if status == 429 else None)
-
-        return Route(path, handle, methods=["POST"])
-
-    async def scored(texts: list[Any]) -> Scores:
-        found = await asyncio.wrap_future(score.batcher.submit(texts))
-        metrics.texts.inc(len(texts))
-        return found
-
-    async def get_reward(body: dict[str, Any]) -> dict[str, Any]:
-        queries = _texts(body, "query")
-        prompts = _texts(body, "prompts")
-        return answer_of(*await scored(score.texts(queries, prompts)))
-
-    async def score_pairs(body: dict[str, Any]) -> dict[str, Any]:
-        prompts, responses = _texts(body, "text_1"), _texts(body, "text_2")
-        if len(prompts) == 1:
-            prompts *= len(responses)
-        if len(prompts) != len(responses):
-            raise Refusal(
-                400,
-                f"`text_1` has {len(prompts)} texts and `text_2` {len(responses)}: give one prompt, or one for each.",
-            )
-        rewards, deviations = await scored(list(zip(prompts, responses, strict=True)))
-        data = [
-            {"index": at, "object": "score", "score": float(reward), "deviation": float(deviation)}
-            for at, (reward, deviation) in enumerate(zip(rewards, deviations, strict=True))
-        ]
-        return {"object": "list", "model": name, "created": int(time.time()), "data": data}
+    service = _Service(score, name, metrics)
 
     async def health(request: Any) -> Any:
         return JSONResponse({"status": "ok", "model": name, "jarm": __version__})
@@ -165,14 +154,36 @@ def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm")
     async def metric_text(request: Any) -> Any:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    posts = {"/get_reward": service.get_reward, "/score": service.score_pairs}
+    gets = {"/health": health, "/metrics": metric_text}
     return Starlette(
         routes=[
-            answering("/get_reward", get_reward),
-            answering("/score", score_pairs),
-            Route("/health", health),
-            Route("/metrics", metric_text),
+            *(
+                Route(path, _answering(path, answer, token, metrics), methods=["POST"])
+                for path, answer in posts.items()
+            ),
+            *(Route(path, handle) for path, handle in gets.items()),
         ]
     )
+
+
+def _answering(path: str, answer: Answer, token: str | None, metrics: _Metrics) -> Callable[[Any], Awaitable[Any]]:
+    """What handles the requests of a path: every fault of a request is a status and a sentence."""
+    from starlette.responses import JSONResponse
+
+    async def handle(request: Any) -> Any:
+        start, status = time.monotonic(), 200
+        try:
+            _authorise(request, token)
+            found = await answer(await _body(request))
+        except (Refusal, JarmError) as error:
+            status = error.status if isinstance(error, Refusal) else 429 if isinstance(error, Busy) else 400
+            found = {"error": printable(str(error))}
+        metrics.requests.labels(path, str(status)).inc()
+        metrics.seconds.labels(path).observe(time.monotonic() - start)
+        return JSONResponse(found, status, headers={"Retry-After": "1"} if status == 429 else None)
+
+    return handle
 
 
 def _authorise(request: Any, token: str | None) -> None:
