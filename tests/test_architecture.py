@@ -38,7 +38,7 @@ ALLOWED = {
     "acquisition": {"design"},
     "selection": {"design"},
     "loop": {"acquisition", "reward", "design", "evaluation"},
-    "export": {"reward", "embedding", "llm", "data"},
+    "export": {"reward", "embedding", "llm", "data", "report"},
     "runs": {"loop", "acquisition", "reward", "evaluation", "data"},
     "studies": {"runs", "export", "report", "loop", "acquisition", "reward", "evaluation", "data", "design"},
     "commands": {"studies", "runs", "report", "embedding", "testing", "acquisition", "data"},

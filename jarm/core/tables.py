@@ -195,6 +195,24 @@ class ResponseTable:
             for n in numbers.tolist()
         ]
 
+    def reordered(self, order: np.ndarray) -> ResponseTable:
+        """The table whose response r of prompt p is `order[p, r]` here; `[P, R]` int, a permutation in each row."""
+
+        def taken(values: np.ndarray) -> np.ndarray:
+            return np.take_along_axis(values, order, axis=1)
+
+        origin = self.origin
+        if origin is not None:
+            origin = dataclasses.replace(origin, row=taken(origin.row), number=taken(origin.number))
+        return dataclasses.replace(
+            self,
+            rows=taken(self.rows),
+            mask=taken(self.mask),
+            gold=None if self.gold is None else taken(self.gold),
+            attributes={name: taken(values) for name, values in self.attributes.items()},
+            origin=origin,
+        )
+
     def take(self, prompts: np.ndarray) -> ResponseTable:
         """The table of some prompts (indices or a boolean mask `[P]`); embeddings are shared, not copied."""
         return dataclasses.replace(

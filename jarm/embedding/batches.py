@@ -197,7 +197,7 @@ def shared_work(chunk: list[tuple[int, Encoded]], shapes: Shapes) -> list[Work]:
         first = [each for each in chunk if number[each[1][0]] < half]
         second = [each for each in chunk if number[each[1][0]] >= half]
         return [*shared_work(first, shapes), *shared_work(second, shapes)]
-    heads = [_pad(prefixes[at : at + width], width, length) for at in range(0, len(prefixes), width)]
+    heads = [pad(prefixes[at : at + width], width, length) for at in range(0, len(prefixes), width)]
     batches = [
         dataclasses.replace(batch, group=_fill([number[row] for row in batch.rows.tolist()], len(batch.tokens)))
         for batch in _cut_batches(rest, shapes, prefix=length, last=True)[0]
@@ -229,12 +229,13 @@ def _cut_batches(
             if not last:
                 break
             count = part_of(count, left, shapes.devices)
-        batches.append(_pad(texts[at : at + count], count, length))
+        batches.append(pad(texts[at : at + count], count, length))
         at += count
     return batches, texts[at:]
 
 
-def _pad(texts: list[Encoded], count: int, length: int) -> TokenBatch:
+def pad(texts: list[Encoded], count: int, length: int) -> TokenBatch:
+    """Texts as a batch of `count` rows of `length` tokens."""
     tokens, lengths = np.zeros((count, length), np.int32), np.ones(count, np.int32)
     for at, (_, ids) in enumerate(texts):
         tokens[at, : len(ids)] = ids

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jarm.core.status import JarmError
 from jarm.core.types import Float
 from jarm.data.journal import differing
 from jarm.data.texts import Places, Texts, extra_fields
-from jarm.embedding.batches import Encoded, Shapes, plain_work
+from jarm.embedding.batches import Encoded, Shapes, TokenBatch, pad
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.extract import Corpus, Model, embed_batch
 from jarm.embedding.job import Job, read_job
@@ -25,6 +27,8 @@ from jarm.llm.weights import find_checkpoint
 
 SHORTEST = 16
 """Tokens of the shortest padded text; the others are twice as many each, so that few programs are compiled."""
+FEW = np.array([1, 8, 64])
+"""Texts of a batch on each device, where that is not full."""
 
 
 class Frame(NamedTuple):
@@ -33,12 +37,36 @@ class Frame(NamedTuple):
     Attributes:
       before: between the prompt's text and the response.
       after: behind the response.
-      trims: whether white space around a response is left out.
+      left, right: whether white space before and behind a response is left out.
     """
 
     before: str
     after: str
-    trims: bool
+    left: bool
+    right: bool
+
+    def closed(self, prompt: str, response: str) -> str:
+        """The whole text of a prompt, rendered up to its response, and the response.
+
+        A prompt may end anywhere in `before`: generation prompts of some templates are shorter than what the template
+        writes before an answer.
+
+        Raises:
+          JarmError: the prompt ends otherwise.
+
+        Example:
+          >>> Frame("</u><a>", "</a>", True, True).closed("<u>2 + 2?</u>", " 4")
+          '<u>2 + 2?</u><a>4</a>'
+        """
+        shared = next((size for size in range(len(self.before), 0, -1) if prompt.endswith(self.before[:size])), 0)
+        if not shared:
+            raise JarmError(
+                f"A prompt ends with {prompt[-40:]!r}, and the chat template that the reward model was trained with "
+                f"writes {self.before[-40:]!r} before a response: render prompts with that template and its generation "
+                "prompt."
+            )
+        response = response.lstrip() if self.left else response
+        return f"{prompt}{self.before[shared:]}{response.rstrip() if self.right else response}{self.after}"
 
 
 class Embedder:
@@ -55,13 +83,13 @@ class Embedder:
         Args:
           made_by: how the embeddings were made, as a store says it.
           model: folder of the checkpoint, or its id on the hub; by default the name in `made_by`.
-          dtype: of the computation, `float32` or `bfloat16`; by default float32 on a CPU, bfloat16 elsewhere.
+          dtype: of the computation, `float32` or `bfloat16`; by default that in `made_by`.
 
         Raises:
           JarmError: the model cannot be had or is another one, or its texts have columns beside prompt and response.
         """
         self._job = job_of(made_by, model, dtype)
-        mesh = make_mesh()
+        mesh = make_mesh(devices=own_devices())
         self._model = Model(*load_sharded(self._job.folder, self._job.model, mesh, dtype=self._job.dtype), mesh)
         self.width, self.max_length = self._job.width, self._tokenizer.max_length
         lengths = [SHORTEST]
@@ -94,15 +122,24 @@ class Embedder:
                 raise JarmError(f"Text {at} is empty, so there is nothing to embed: leave it out.")
         return self._embedded(list(enumerate(ids)))
 
+    @property
+    def chat(self) -> bool:
+        """Whether a chat template makes the texts."""
+        return self._tokenizer.template == CHAT
+
+    @functools.cached_property
     def frame(self) -> Frame | None:
         """What the chat template writes around a response; None where there is none, or it changes responses."""
-        if self._tokenizer.template != CHAT:
+        if not self.chat:
             return None
         prompt, response = "jarmsquestion", "jarmsanswer"
-        rest = self._tokenizer.render({"prompt": prompt, "response": response}).partition(prompt)[2]
-        between, found, after = rest.partition(response)
-        padded = self._tokenizer.render({"prompt": prompt, "response": f" {response} "}).partition(prompt)[2]
-        return Frame(between, after, trims=padded == rest) if found else None
+
+        def behind(text: str) -> str:
+            return self._tokenizer.render({"prompt": prompt, "response": text}).partition(prompt)[2]
+
+        before, found, after = behind(response).partition(response)
+        left, right = (behind(text) == behind(response) for text in (f" {response}", f"{response} "))
+        return Frame(before, after, left, right) if found else None
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -116,10 +153,9 @@ class Embedder:
     def _embedded(self, texts: list[Encoded]) -> np.ndarray:
         """`[n, d]` embeddings of texts that are numbered from 0."""
         out = np.empty((len(texts), self.width), np.float32)
-        for work in plain_work([texts], self._shapes):
-            for batch in work.batches:
-                values = gather(self._model.mesh, embed_batch(self._model, batch, self._job.poolings))
-                (out[batch.rows],) = self._job.finished([np.asarray(each)[: len(batch.rows)] for each in values])
+        for batch in self._batches(texts):
+            values = gather(self._model.mesh, embed_batch(self._model, batch, self._job.poolings))
+            (out[batch.rows],) = self._job.finished([np.asarray(each)[: len(batch.rows)] for each in values])
         finite = np.isfinite(out).all(axis=1)
         if not finite.all():
             raise JarmError(
@@ -127,6 +163,23 @@ class Embedder:
                 "text out."
             )
         return out
+
+    def _batches(self, texts: list[Encoded]) -> Iterator[TokenBatch]:
+        """Texts of about one length together, in few shapes: each is a program to compile."""
+        texts, at = sorted(texts, key=lambda text: -len(text[1])), 0
+        while at < len(texts):
+            length = self._shapes.padded(len(texts[at][1]))
+            full = self._shapes.rows(length)
+            sizes = [*(size for size in (FEW * self._shapes.devices).tolist() if size < full), full]
+            count = next(size for size in sizes if size >= min(full, len(texts) - at))
+            yield pad(texts[at : at + count], count, length)
+            at += count
+
+
+def own_devices() -> list[jax.Device]:
+    """The devices of this process: one of them where a launcher started a process for each (`LOCAL_RANK`)."""
+    devices, rank = jax.local_devices(), os.environ.get("LOCAL_RANK", "")
+    return [devices[int(rank) % len(devices)]] if rank.isdigit() else devices
 
 
 def job_of(made_by: Mapping[str, Any], model: str | None = None, dtype: str | None = None) -> Job:
@@ -220,7 +273,7 @@ def _config(made_by: Mapping[str, Any], model: str | None, dtype: str | None) ->
         prompt_name=prompt,
         max_length=made_by.get("max_length"),
         keep=made_by.get("keep"),
-        dtype=dtype,
+        dtype=dtype or made_by.get("compute_dtype"),
         revision=revision,
     )
 

@@ -46,7 +46,7 @@ class Batcher:
         size: Callable[[Any], int] = lambda text: 1,
         budget: int = 1 << 16,
         wait: float = 0.002,
-        most: int = 4096,
+        most: int | None = None,
     ):
         """Start the thread.
 
@@ -55,9 +55,10 @@ class Batcher:
           size: of a text, in any unit.
           budget: sizes that are scored together, unless one request has more.
           wait: seconds that the first request waits for others.
-          most: largest number of texts that wait.
+          most: largest number of texts that wait; a request that finds none waiting may have more. None for
+            any number.
         """
-        self._score, self._size, self._budget, self._wait, self._most = score, size, budget, wait, most
+        self._score, self._size, self._budget, self._wait, self.most = score, size, budget, wait, most
         self._queue: collections.deque[_Request] = collections.deque()
         self._ready, self._waiting, self._closed = threading.Condition(), 0, False
         self._thread = threading.Thread(target=self._run, name="jarm-batcher", daemon=True)
@@ -85,10 +86,10 @@ class Batcher:
         with self._ready:
             if self._closed:
                 raise JarmError("The reward model was closed: make another.")
-            if self._waiting + len(texts) > self._most:
+            if self.most is not None and self._waiting and self._waiting + len(texts) > self.most:
                 raise Busy(
-                    f"{self._waiting:,} texts wait, and {len(texts):,} more are over the {self._most:,} that may: try "
-                    "again later, or send fewer at a time."
+                    f"{self._waiting:,} texts wait, and {len(texts):,} more are over the {self.most:,} that may: try "
+                    "again later."
                 )
             self._queue.append(_Request(list(texts), sum(map(self._size, texts)), future))
             self._waiting += len(texts)
@@ -104,7 +105,8 @@ class Batcher:
 
     def _run(self) -> None:
         while requests := self._next():
-            self._answer([request for request in requests if request.future.set_running_or_notify_cancel()])
+            if wanted := [request for request in requests if request.future.set_running_or_notify_cancel()]:
+                self._answer(wanted)
 
     def _next(self) -> list[_Request]:
         """The requests of a batch; none once all is done and the batcher is closed."""
@@ -129,7 +131,7 @@ class Batcher:
             if len(requests) > 1:
                 for request in requests:
                     self._answer([request])
-            elif requests:
+            else:
                 requests[0].future.set_exception(error)
             return
         ends = np.cumsum([len(request.texts) for request in requests])

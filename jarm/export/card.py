@@ -84,6 +84,13 @@ def _code(value: Any) -> str:
 
 
 def _trained(trained: Mapping[str, Any]) -> list[str]:
+    if "distilled_from" in trained:
+        return [
+            f"- a linear model fitted to the rewards of a {trained['distilled_from']} head"
+            + (f", which had {trained['labels']:,} labels ({trained['labels_by']})" if "labels" in trained else ""),
+            f"- its rewards rank texts as that head's to a correlation of "
+            f"{trained['rank_correlation']:.3f} (Spearman); how right it is was not measured: `jarm evaluate` does",
+        ]
     if "accuracy" not in trained:
         return ["Nothing is recorded."]
     accuracy, length = trained["accuracy"], trained["length"]

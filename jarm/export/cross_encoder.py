@@ -21,7 +21,7 @@ from jarm.export.card import model_card
 from jarm.export.checkpoint import write_language_model
 from jarm.export.layers import IDENTITY, Layer, reward_layers
 from jarm.export.model import CARD, RewardModel, refuse_taken, refuse_unmade
-from jarm.export.tokenizer import pad_alone, write_tokenizer
+from jarm.export.tokenizer import pad_alone, pad_apart, write_tokenizer
 
 ACTIVATIONS = {
     IDENTITY: "torch.nn.modules.linear.Identity",
@@ -68,6 +68,8 @@ def write_cross_encoder(model: RewardModel, folder: PathLike, llm: str | None = 
             f"{job.folder} has a slow tokenizer, whose special tokens cannot be set: take a tokenizer.json, or use "
             "`jarm serve` or a reward function."
         )
+    if pad_apart(tokenizer, job.model.vocab) is None:
+        tokenizer.own.pad_token = tokenizer.own.eos_token  # poolings go by the mask
     make_folder(folder)
     write_tokenizer(tokenizer, folder)
     names = _write_modules(job, folder, layers)

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 
 from jarm.core.status import JarmError
 from jarm.core.types import Float
 from jarm.export.aggregate import MEAN
 from jarm.export.model import RewardModel
+from jarm.report.clusters import average_ranks
 from jarm.reward.config import HeadConfig
 
-HELD_OUT = 5
-"""One embedding in so many is left out of the fit, to tell what the linear model loses."""
+SHARES = (0.6, 0.8)
+"""Embeddings up to the first share are fitted to, up to the second they choose the penalty, the rest tells the loss."""
 RIDGES = 10.0 ** np.arange(-6, 3)
-"""Penalties that the fit chooses among by those left out, as shares of the mean squared embedding."""
+"""Penalties that the fit chooses among, as shares of the mean squared embedding."""
 
 
 def distilled(model: RewardModel, embeddings: Float[np.ndarray, "n d"], seed: int = 0) -> tuple[RewardModel, float]:
@@ -25,7 +28,8 @@ def distilled(model: RewardModel, embeddings: Float[np.ndarray, "n d"], seed: in
       seed: of the choice of those left out.
 
     Returns:
-      The linear model, and the rank correlation (Spearman) of its rewards with the other's on embeddings left out.
+      The linear model, and the rank correlation (Spearman) of its rewards with the other's, over all embeddings of a
+      fifth that neither the fit nor its penalty has seen.
 
     Raises:
       JarmError: fewer than 50 embeddings, or such as `model` refuses.
@@ -45,17 +49,16 @@ def distilled(model: RewardModel, embeddings: Float[np.ndarray, "n d"], seed: in
         )
     wanted = model.score(embeddings).astype(np.float64)
     rows = np.asarray(embeddings, np.float64)
-    out = np.zeros(len(rows), bool)
-    out[np.random.default_rng(seed).permutation(len(rows))[::HELD_OUT]] = True
-    mean, deviation = rows[~out].mean(axis=0), rows[~out].std(axis=0)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    fit, choose, rest = np.split(order, [int(share * len(rows)) for share in SHARES])
+    mean, deviation = rows[fit].mean(axis=0), rows[fit].std(axis=0)
     deviation[deviation <= 1e-12 * np.abs(mean)] = np.inf  # constant: it tells nothing
-    scaled = (rows - mean) / deviation
-    kept, centre = scaled[~out], wanted[~out].mean()
-    values, vectors = np.linalg.eigh(kept.T @ kept)
-    along = vectors.T @ (kept.T @ (wanted[~out] - centre))
+    scaled, centre = (rows - mean) / deviation, wanted[fit].mean()
+    values, vectors = np.linalg.eigh(scaled[fit].T @ scaled[fit])
+    along = vectors.T @ (scaled[fit].T @ (wanted[fit] - centre))
     scale = max(values.mean(), np.finfo(float).tiny)
     fits = [vectors @ (along / (np.maximum(values, 0) + ridge * scale)) for ridge in RIDGES]
-    best = min(fits, key=lambda fit: float(np.mean((scaled[out] @ fit + centre - wanted[out]) ** 2)))
+    best = min(fits, key=lambda found: float(np.mean((scaled[choose] @ found + centre - wanted[choose]) ** 2)))
     linear = RewardModel(
         HeadConfig(hidden=()),
         {"out": {"kernel": best.astype(np.float32).reshape(1, -1, 1)}},
@@ -63,10 +66,12 @@ def distilled(model: RewardModel, embeddings: Float[np.ndarray, "n d"], seed: in
         mean=mean.astype(np.float32),
         deviation=deviation.astype(np.float32),
         made_by=model.made_by,
-        training={**model.training, "distilled_from": str(model.head)},
         aggregate=MEAN,
     )
-    return linear, rank_correlation(linear.score(embeddings[out]), wanted[out])
+    found = rank_correlation(linear.score(embeddings[rest]), wanted[rest])
+    kept = {name: model.training[name] for name in ("data", "labels", "labels_by") if name in model.training}
+    training = {**kept, "distilled_from": str(model.head), "rank_correlation": found}
+    return dataclasses.replace(linear, training=training), found
 
 
 def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
@@ -76,12 +81,7 @@ def rank_correlation(first: np.ndarray, second: np.ndarray) -> float:
       >>> rank_correlation(np.array([1.0, 2.0, 3.0]), np.array([0.0, 5.0, 4.0]))
       0.5
     """
-    a, b = (_ranks(each) for each in (first, second))
+    a, b = (average_ranks(each, np.zeros(len(each), np.int64)) for each in (first, second))
     a, b = a - a.mean(), b - b.mean()
     size = np.sqrt((a @ a) * (b @ b))
     return float(a @ b / size) if size else float("nan")
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    return (np.cumsum(counts) - (counts - 1) / 2)[inverse]

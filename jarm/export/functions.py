@@ -34,8 +34,13 @@ class Embeds(Protocol):
     def whole(self, texts: Sequence[str]) -> np.ndarray:
         """`[n, d]` embeddings of texts that hold prompt and response."""
 
+    @property
+    def chat(self) -> bool:
+        """Whether a chat template makes the texts."""
+
+    @property
     def frame(self) -> Frame | None:
-        """What a chat template writes around a response; None where there is none."""
+        """What a chat template writes around a response; None where there is none, or it changes responses."""
 
     @property
     def ends(self) -> tuple[str, ...]:
@@ -45,19 +50,28 @@ class Embeds(Protocol):
 class TextScorer:
     """A reward model and its language model as one function of texts; any number of threads may call it."""
 
-    def __init__(self, model: RewardModel, llm: str | None = None, *, embed: Embeds | None = None, **batching: Any):
+    def __init__(
+        self,
+        model: RewardModel,
+        llm: str | None = None,
+        *,
+        dtype: str | None = None,
+        embed: Embeds | None = None,
+        **batching: Any,
+    ):
         """Load the language model.
 
         Args:
           model: the reward model.
           llm: folder of the language model, or its id on the hub; by default the name that the embeddings came with.
-          embed: in its place, what embeds texts.
+          dtype: of the language model; by default that of the training embeddings.
+          embed: in the place of the language model, what embeds texts.
           **batching: `budget`, `wait` and `most` of `Batcher`.
 
         Raises:
           JarmError: as `RewardModel.embedder`.
         """
-        self.model, self.embed = model, embed if embed is not None else model.embedder(llm)
+        self.model, self.embed = model, embed if embed is not None else model.embedder(llm, dtype)
         self.watch: Callable[[np.ndarray], None] = lambda embeddings: None
         self.batcher = Batcher(self._score, size=self._size, **batching)
 
@@ -84,20 +98,17 @@ class TextScorer:
         """Queries as texts of `batcher`: pairs, or, under a chat template, texts that its frame is around already."""
         if len(queries) != len(prompts):
             raise JarmError(f"There are {len(queries):,} queries and {len(prompts):,} prompts: give one for each.")
-        pairs = [
-            (prompt, response_in(query, prompt, self.embed.ends))
-            for query, prompt in zip(queries, prompts, strict=True)
-        ]
-        frame = self.embed.frame()
-        if frame is None:
-            return pairs
-        if odd := [prompt for prompt, _ in pairs if not prompt.endswith(frame.before)]:
+        ends, frame = self.embed.ends, self.embed.frame
+        if self.embed.chat and frame is None:
             raise JarmError(
-                f"A prompt ends with {odd[0][-40:]!r}, and the chat template that the reward model was trained with "
-                f"writes {frame.before[-40:]!r} before a response: render prompts with that template and "
-                "its generation prompt."
+                "The chat template of this reward model changes what responses say, so that queries cannot be told "
+                "apart in prompt and response: give it prompts and completions, as messages."
             )
-        return [f"{prompt}{response.strip() if frame.trims else response}{frame.after}" for prompt, response in pairs]
+        if frame is None:
+            return [(prompt, response_in(query, prompt, ends)) for query, prompt in zip(queries, prompts, strict=True)]
+        ends = (*ends, frame.after.strip())
+        pairs = zip(queries, prompts, strict=True)
+        return [frame.closed(prompt, response_in(query, prompt, ends)) for query, prompt in pairs]
 
     def _size(self, text: Any) -> int:
         """Tokens of a text, about."""
@@ -134,8 +145,9 @@ def response_in(query: str, prompt: str, ends: Sequence[str] = ()) -> str:
     response, before = query[at + len(prompt) :], None
     while response != before:
         before = response
-        for end in ends:
-            response = response.removesuffix(end)
+        for end in filter(None, ends):
+            if response.rstrip().endswith(end):
+                response = response.rstrip().removesuffix(end)
     return response
 
 
@@ -165,7 +177,7 @@ def trl_function(model: RewardModel, llm: str | None = None, *, name: str = "jar
         scored = [at for at, completion in enumerate(completions) if _is_said(completion)]
         out = np.full((2, len(completions)), UNSCORED)
         if scored:
-            framed = score.embed.frame() is not None
+            framed = score.embed.chat
             pairs = [[_text(each[at], framed) for at in scored] for each in (prompts, completions)]
             out[:, scored] = score(*pairs)
         if log_metric is not None and scored:
@@ -208,11 +220,13 @@ def verl_function(model: RewardModel, llm: str | None = None, **options: Any) ->
         extra_info: Mapping[str, Any] | None = None,
         *,
         solution_strs: Sequence[str] | None = None,
-        extra_infos: Sequence[Mapping[str, Any]] | None = None,
+        extra_infos: Any = None,  # an array of objects, or a list
         **_: Any,
     ) -> Any:
         if solution_strs is not None:
-            prompts = [prompt_of(each) for each in extra_infos or ({},) * len(solution_strs)]
+            if extra_infos is None:
+                extra_infos = [{}] * len(solution_strs)
+            prompts = [prompt_of(each) for each in extra_infos]
             return score(prompts, solution_strs)[0].tolist()
         return float(score([prompt_of(extra_info)], [solution_str])[0][0])
 

@@ -148,7 +148,7 @@ class RewardModel:
         Args:
           prompts, responses: `n` of each, texts or, under a chat template, lists of messages.
           llm: folder of the language model, or its id on the hub; by default the name that the embeddings came with.
-          dtype: of the language model, `float32` or `bfloat16`; by default float32 on a CPU, bfloat16 elsewhere.
+          dtype: of the language model, `float32` or `bfloat16`; by default that of the training embeddings.
           aggregate: as for `score`.
 
         Raises:
@@ -170,6 +170,14 @@ class RewardModel:
     def deviations(self, embeddings: Float[np.ndarray, "n d"]) -> Float[np.ndarray, "n"]:
         """Standard deviation of each response's reward over members, in logits; 0 where there is one member."""
         return self.member_scores(embeddings).std(axis=0)
+
+    def with_aggregate(self, text: str | None) -> RewardModel:
+        """The model with another aggregate: `mean`, `worst`, `lower:C` or `quantile:LEVEL`; None for its own.
+
+        Raises:
+          JarmError: an unknown one.
+        """
+        return self if text is None else dataclasses.replace(self, aggregate=read_aggregate(text))
 
     def scaled(self, factor: float) -> RewardModel:
         """The model whose rewards are `factor` times these."""

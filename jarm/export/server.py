@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import hmac
 import json
 import time
+import uuid
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 import numpy as np
 
 from jarm.core.status import JarmError, printable
+from jarm.core.streams import say
 from jarm.core.version import __version__
 from jarm.export.batcher import Busy, Scores
 from jarm.export.functions import TextScorer, answer_of
 
-MOST_BYTES = 64 << 20
+MOST_BYTES = 16 << 20
 """Largest body of a request."""
 MEMORY = 1000
 """Texts over which the drift is averaged, about."""
@@ -48,7 +52,9 @@ class Drift:
         self._sum, self._weight = np.zeros(len(mean)), 0.0
 
     def add(self, embeddings: np.ndarray) -> None:
-        """Count embeddings `[n, d]`."""
+        """Count embeddings `[n, d]`; none change nothing."""
+        if not len(embeddings):
+            return
         keep = (1 - 1 / MEMORY) ** len(embeddings)
         rows = (np.asarray(embeddings, np.float64) - self._mean) / self._deviation
         self._sum = keep * self._sum + (1 - keep) * rows.mean(axis=0)
@@ -96,13 +102,19 @@ class _Service:
 
     async def scored(self, texts: list[Any]) -> Scores:
         """Wait for the scores of texts, while other requests are served."""
+        most = self.score.batcher.most
+        if most is not None and len(texts) > most:
+            raise Refusal(413, f"{len(texts):,} texts are more than the {most:,} that may wait.")
         found = await asyncio.wrap_future(self.score.batcher.submit(texts))
         self.metrics.texts.inc(len(texts))
         return found
 
     async def get_reward(self, body: dict[str, Any]) -> dict[str, Any]:
         """As OpenRLHF asks."""
-        return answer_of(*await self.scored(self.score.texts(_texts(body, "query"), _texts(body, "prompts"))))
+        if body.get("query") == [] == body.get("prompts"):  # what is left for a server where there are several
+            return answer_of(np.zeros(0), np.zeros(0))
+        queries, prompts = _texts(body, "query"), _texts(body, "prompts")
+        return answer_of(*await self.scored(await asyncio.to_thread(self.score.texts, queries, prompts)))
 
     async def score_pairs(self, body: dict[str, Any]) -> dict[str, Any]:
         """As vLLM answers."""
@@ -117,7 +129,13 @@ class _Service:
             {"index": at, "object": "score", "score": float(reward), "deviation": float(deviation)}
             for at, (reward, deviation) in enumerate(zip(rewards, deviations, strict=True))
         ]
-        return {"object": "list", "model": self.name, "created": int(time.time()), "data": data}
+        return {
+            "id": f"score-{uuid.uuid4().hex}",
+            "object": "list",
+            "model": self.name,
+            "created": int(time.time()),
+            "data": data,
+        }
 
 
 def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm") -> Any:
@@ -179,6 +197,9 @@ def _answering(path: str, answer: Answer, token: str | None, metrics: _Metrics) 
         except (Refusal, JarmError) as error:
             status = error.status if isinstance(error, Refusal) else 429 if isinstance(error, Busy) else 400
             found = {"error": printable(str(error))}
+        except Exception as error:
+            status, found = 500, {"error": "The server failed, and its log says how."}
+            say(f"jarm: {path} failed: {type(error).__name__}: {error}")
         metrics.requests.labels(path, str(status)).inc()
         metrics.seconds.labels(path).observe(time.monotonic() - start)
         return JSONResponse(found, status, headers={"Retry-After": "1"} if status == 429 else None)
@@ -187,8 +208,14 @@ def _answering(path: str, answer: Answer, token: str | None, metrics: _Metrics) 
 
 
 def _authorise(request: Any, token: str | None) -> None:
-    given = request.headers.get("authorization", "")
-    if token is not None and not hmac.compare_digest(given.encode(), f"Bearer {token}".encode()):
+    """Refuse a request without the token, as `Bearer TOKEN`, or as the password of a URL such as `http://:TOKEN@HOST`."""
+    if token is None:
+        return
+    kind, _, given = request.headers.get("authorization", "").partition(" ")
+    if kind == "Basic":
+        with contextlib.suppress(ValueError):
+            given = base64.b64decode(given).decode().partition(":")[2]
+    if not hmac.compare_digest(given.encode(), token.encode()):
         raise Refusal(401, "The request carries no valid token: send `Authorization: Bearer TOKEN`.")
 
 
@@ -201,7 +228,7 @@ async def _body(request: Any) -> dict[str, Any]:
             raise Refusal(413, f"The request has more than {MOST_BYTES >> 20} MiB: send fewer texts at a time.")
         parts.append(part)
     try:
-        body = json.loads(b"".join(parts))
+        body = await asyncio.to_thread(json.loads, b"".join(parts))
     except (ValueError, RecursionError) as error:
         raise Refusal(400, "The request is no JSON: send an object.") from error
     if not isinstance(body, dict):

@@ -87,14 +87,14 @@ def two_way_saving(
       counts: `[P]` number of pairs of each prompt.
       comparisons: number of intervals that are read together (Bonferroni).
     """
-    S, T, P = right.shape
+    S, _, P = right.shape
     rng, drawn = np.random.default_rng(0), (list[np.ndarray](), list[np.ndarray]())
     for _ in range(0, DRAWS, CHUNK):
         seeds = rng.multinomial(S, np.full(S, 1 / S), CHUNK) / S
         pairs = rng.multinomial(P, np.full(P, 1 / P), CHUNK) * counts
         for made, each in zip(drawn, (right, baseline), strict=True):
-            of_prompts = (seeds @ each.reshape(S, -1)).reshape(CHUNK, T, P)
-            made.append(np.einsum("dtp,dp->dt", of_prompts, pairs) / np.maximum(pairs.sum(axis=1), 1)[:, None])
+            of_seeds = np.tensordot(pairs, each, (1, 2))  # [D, S, T]: prompts first, as there are many
+            made.append(np.einsum("ds,dst->dt", seeds, of_seeds) / np.maximum(pairs.sum(axis=1), 1)[:, None])
     means = tuple(each.mean(axis=0) @ counts / counts.sum() for each in (right, baseline))
     resampled = tuple(np.concatenate(made) for made in drawn)
     return saving_of_means(

@@ -138,7 +138,7 @@ def _read(config: DiffConfig) -> tuple[Texts, list[np.ndarray]]:
     texts = texts_for(stores, config.data, config.prompt_column, config.response_columns)
     rewards = []
     for model, place, store in zip(models, places, stores, strict=True):
-        aggregate = model.aggregate if config.aggregate is None else read_aggregate(config.aggregate)
+        aggregate = model.with_aggregate(config.aggregate).aggregate
         members = member_rewards(model, store, rows_of_texts(config.data, texts, store, place))
         rewards.append(aggregate(members).astype(np.float64))
     return texts, rewards

@@ -23,7 +23,6 @@ from jarm.data.rows import rows_of_texts
 from jarm.data.store import EmbeddingStore
 from jarm.data.tables import whole_table
 from jarm.data.texts import Texts
-from jarm.export.aggregate import read_aggregate
 from jarm.export.model import RewardModel
 from jarm.report.rewardbench import TIES, ties_ids
 from jarm.studies.judged import ItemCase, Judged, PairCase, TableCase, characters
@@ -64,7 +63,7 @@ def read_judged(config: Any, model: RewardModel) -> Judged:
 
 def _aggregated(config: Any, model: RewardModel, store: Any, rows: np.ndarray) -> np.ndarray:
     """`[n]` float64, the reward of each response."""
-    aggregate = model.aggregate if config.aggregate is None else read_aggregate(config.aggregate)
+    aggregate = model.with_aggregate(config.aggregate).aggregate
     return aggregate(member_rewards(model, store, rows)).astype(np.float64)
 
 
@@ -110,6 +109,11 @@ def _read_items(config: Any, columns: Columns, texts: Texts, rewards: np.ndarray
     prompts, kept = _units(config, columns, texts, starts)
     kept = _some(config, kept)
     subsets, ids = _subsets(config, columns), _texts(config.data, columns, "id") if "id" in columns.names else None
+    if subsets is not None and ids is None and any(subsets[unit].lower() == TIES for unit in kept):
+        raise JarmError(
+            f"{config.data} has the subset Ties and no column `id`, which says what belongs together there: give the "
+            "file as RewardBench 2 has it."
+        )
     ties = np.zeros(len(sizes), bool)
     if subsets is not None and ids is not None:
         ties[kept] = [subsets[unit].lower() == TIES for unit in kept]

@@ -157,12 +157,9 @@ def shuffled(pairs: PairTable, seed: int = 0) -> PairTable:
     def moved(ends: np.ndarray) -> np.ndarray:
         return ends // width * width + place.reshape(-1)[ends]
 
-    def taken(values: np.ndarray) -> np.ndarray:
-        return np.take_along_axis(values, order, axis=1)
-
-    attributes = {name: taken(values) for name, values in table.attributes.items()}
-    table = dataclasses.replace(table, rows=taken(table.rows), mask=taken(table.mask), attributes=attributes)
-    return dataclasses.replace(pairs, table=table, first=moved(pairs.first), second=moved(pairs.second))
+    return dataclasses.replace(
+        pairs, table=table.reordered(order), first=moved(pairs.first), second=moved(pairs.second)
+    )
 
 
 def pool_of(pairs: PairTable) -> Pool:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.checks import Check, check_fields
+from jarm.core.checks import Check, check_fields, one_of
 from jarm.core.files import make_folder, there, write_whole
 from jarm.core.status import JarmError
 from jarm.core.types import Float, Int
@@ -24,7 +24,10 @@ from jarm.export.model import RewardModel, load_model
 
 ROWS, TEXTS = 1 << 16, 1 << 10
 """Embeddings that are scored at a time, and texts that are embedded at a time."""
-SCORE_CHECKS: Mapping[str, Check] = {"aggregate": lambda _, text: read_aggregate(text)}
+SCORE_CHECKS: Mapping[str, Check] = {
+    "aggregate": lambda _, text: read_aggregate(text),
+    "dtype": one_of("float32", "bfloat16"),
+}
 """Option of `jarm score` -> the check of its values."""
 
 
@@ -42,6 +45,7 @@ class ScoreConfig:
       embeddings: a store that has the texts, or an .npy with one row for each response; without one, the texts are
         embedded now, as the model's training texts were.
       llm: folder of the language model that embeds them, or its id on the hub; by default the one of the training.
+      dtype: of the language model, "float32" or "bfloat16"; by default that of the training embeddings.
       aggregate: in the place of the model's own: "mean", "worst", "lower:C" or "quantile:LEVEL".
       prompt_column: column of the prompts, where it is not `prompt`.
       response_columns: columns of the responses, where they have none of the usual names.
@@ -52,6 +56,7 @@ class ScoreConfig:
     data: str
     embeddings: str | None = None
     llm: str | None = None
+    dtype: str | None = None
     aggregate: str | None = None
     prompt_column: str | None = None
     response_columns: tuple[str, ...] = ()
@@ -99,7 +104,7 @@ def score(config: ScoreConfig) -> dict[str, Any]:
         raise JarmError(f"{out} stands there already, and stays: give another --out.")
     model = load_model(config.model)
     texts, rewards = _scored(config, model)
-    aggregate = model.aggregate if config.aggregate is None else read_aggregate(config.aggregate)
+    aggregate = model.with_aggregate(config.aggregate).aggregate
     reward, deviation = aggregate(rewards), rewards.std(axis=0)
     _, prompt = texts.prompts()
     rank = ranks_within(prompt, reward)
@@ -132,7 +137,7 @@ def _scored(config: ScoreConfig, model: RewardModel) -> tuple[Texts, Float[np.nd
         store = open_for(model, config.embeddings)
         texts = texts_for([store], config.data, config.prompt_column, config.response_columns)
         return texts, member_rewards(model, store, rows_of_texts(config.data, texts, store, config.embeddings))
-    embed = model.embedder(config.llm)
+    embed = model.embedder(config.llm, config.dtype)
     texts = texts_for([], config.data, config.prompt_column, config.response_columns)
     prompts, responses = texts.columns["prompt"], texts.columns["response"]
     parts = [slice(at, at + TEXTS) for at in range(0, len(responses), TEXTS)]

@@ -12,6 +12,7 @@ from jarm.core.status import JarmError
 from jarm.core.tables import Place, ResponseTable
 from jarm.data.pairs import load_pairs
 from jarm.data.tables import load_table
+from jarm.studies.recorded import shuffled
 
 ROWS = [
     {"prompt": f"p{p % 5}", "response": f"text {p}", "score": float(p), "split": "test" if p % 5 > 2 else "train"}
@@ -54,6 +55,15 @@ def test_lists_of_responses_and_pairs_too(tmp_path):
         won, lost = train.table.where([first, second])
         row = (won.row - 1) // 2
         assert (won.prompt_id, won.response, lost.response, lost.row) == (f"p{row}", f"c{row}", f"r{row}", won.row)
+
+
+def test_shuffled_responses_lead_back_to_their_own(tmp_path):
+    rows = [{"prompt": f"p{p % 4}", "chosen": f"c{p}", "rejected": f"r{p}"} for p in range(12)]
+    train, _ = load_pairs(written(tmp_path, "jsonl", rows), tmp_path / "rows.npy")
+    moved = shuffled(train)
+    assert (moved.first != train.first).any()
+    assert moved.table.where(moved.first) == train.table.where(train.first)
+    assert moved.table.where(moved.second) == train.table.where(train.second)
 
 
 def test_what_is_not_there_is_refused(tmp_path):

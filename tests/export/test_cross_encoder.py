@@ -1,6 +1,7 @@
 """Reward models as CrossEncoders: the same scores in sentence-transformers, or a refusal."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -49,6 +50,7 @@ def test_what_it_cannot_hold_is_refused_with_the_ways_out(tmp_path, change, said
         ("gemma3", {"head": "linear", "chat": False, "pooling": ("mean",)}),
         ("qwen2", {"head": "mlp:5:silu", "chat": False, "template": "{prompt}\n\n{response}", "normalize": True}),
         ("bert", {"head": "mlp:6:tanh", "chat": False, "pooling": ("mean",)}),
+        ("gpt2", {"head": "mlp:6", "no_pad": True}),
         ("bert", {"head": "mlp:6:relu", "chat": False, "pooling": ("cls",), "max_length": 9}),
     ],
 )
@@ -56,6 +58,9 @@ def test_scores_there_are_the_rewards(tmp_path, case, made):
     from sentence_transformers import CrossEncoder
 
     folder = write_checkpoint(tmp_path / case, case, eos=case == "bert", chat=CHAT)
+    if made.pop("no_pad", False):
+        settings = json.loads((folder / "tokenizer_config.json").read_text())
+        (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "pad_token": None, "bos_token": "</s>"}))
     template = made.get("template", "{prompt}{response}")
     chat = made.get("chat", True)
     model = model_on(folder, **made)

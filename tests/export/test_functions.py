@@ -38,8 +38,13 @@ class Double:
     def whole(self, texts):
         return np.array([[len(text), 0] for text in texts], np.float32)
 
+    @property
     def frame(self):
         return self.said
+
+    @property
+    def chat(self):
+        return self.said is not None
 
 
 def model(members=2):
@@ -73,7 +78,10 @@ def test_verl_gets_a_number_or_a_list_and_has_to_give_the_prompt():
     compute_score = verl_function(model(), embed=Double())
     assert compute_score("data", "xyz", None, {"prompt": "ab"}) == pytest.approx(3.02)
     found = compute_score(
-        data_sources=["d"] * 2, solution_strs=["x", "xy"], ground_truths=[None] * 2, extra_infos=[{"prompt": "ab"}] * 2
+        data_sources=["d"] * 2,
+        solution_strs=["x", "xy"],
+        ground_truths=[None] * 2,
+        extra_infos=np.array([{"prompt": "ab"}] * 2, object),  # as verl has it
     )
     np.testing.assert_allclose(found, [1.02, 2.02], rtol=1e-6)
     with pytest.raises(JarmError, match="verl hands none over: write it into the column `extra_info`"):
@@ -95,8 +103,10 @@ def test_openrlhf_calls_from_many_threads_are_scored_together():
 
 
 def test_queries_under_a_chat_template_are_closed_as_it_closes_them():
-    score = TextScorer(model(), embed=Double(Frame("|a:", "|", trims=True)))
-    assert score.texts(["u:hi|a: yes </s>"], ["u:hi|a:"]) == ["u:hi|a:yes|"]
+    score = TextScorer(model(), embed=Double(Frame("|a:", "|", left=True, right=True)))
+    queries = ["u:hi|a: yes </s>", "u:hi|a:yes|</s>", "u:hi|a:yes|\n", "u:hi|yes"]
+    prompts = ["u:hi|a:", "u:hi|a:", "u:hi|a:", "u:hi|"]  # the last without the whole generation prompt
+    assert score.texts(queries, prompts) == ["u:hi|a:yes|"] * 4
     with pytest.raises(JarmError, match=r"A prompt ends with 'hi', and the chat template .* writes '\|a:'"):
         score.texts(["hi yes"], ["hi"])
 
@@ -135,6 +145,28 @@ def test_what_is_over_the_queue_is_refused_and_the_rest_is_scored():
         assert batcher.waiting == 0
     with pytest.raises(JarmError, match="was closed"):
         batcher.submit(["a"])
+
+
+def test_a_request_of_more_than_may_wait_is_scored_where_none_waits():
+    with Batcher(lambda texts: (np.zeros(len(texts)), np.zeros(len(texts))), most=3) as batcher:
+        assert len(batcher.submit(["a"] * 9).result()[0]) == 9
+
+
+def test_requests_that_were_given_up_are_not_scored():
+    calls, begun, go = [], threading.Event(), threading.Event()
+
+    def slow(texts):
+        calls.append(len(texts))
+        begun.set()
+        go.wait(10)
+        return np.zeros(len(texts)), np.zeros(len(texts))
+
+    with Batcher(slow, budget=1) as batcher:
+        batcher.submit(["a"])
+        begun.wait(10)
+        assert batcher.submit(["a"]).cancel()
+        go.set()
+    assert calls == [1]
 
 
 def test_a_batch_holds_its_budget_and_a_larger_request_goes_alone():

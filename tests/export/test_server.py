@@ -1,8 +1,10 @@
 """`jarm serve` over real sockets, with a double in the place of the language model."""
 
+import base64
 import contextlib
 import http.client
 import json
+import socket
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
@@ -84,7 +86,7 @@ def test_a_score_like_that_of_vllm_health_and_metrics():
             "`text_1` has 2 texts and `text_2` 3: give",
         ),
         ("/score", {"text_1": "a", "text_2": "bad"}, 400, "a bad text"),
-        ("/score", {"text_1": "a", "text_2": ["b"] * 9}, 429, "0 texts wait, and 9 more are over the 8 that may: try"),
+        ("/score", {"text_1": "a", "text_2": ["b"] * 9}, 413, "9 texts are more than the 8 that may wait."),
         ("/get_reward", {"query": ["ab"], "prompts": ["x"]}, 400, "The query 'ab' does not begin with its prompt 'x'"),
         ("/get_reward", {"query": ["ab"], "prompts": ["a", "b"]}, 400, "There are 1 queries and 2 prompts"),
     ],
@@ -103,6 +105,20 @@ def test_a_token_is_asked_for_where_there_is_one():
         assert asked(port, "/score", body)[0] == 401
         assert asked(port, "/score", body, Authorization="Bearer wrong")[0] == 401
         assert asked(port, "/score", body, Authorization="Bearer secret")[0] == 200
+        basic = base64.b64encode(b":secret").decode()  # of http://:secret@HOST, as OpenRLHF can be told
+        assert asked(port, "/score", body, Authorization=f"Basic {basic}")[0] == 200
+        assert asked(port, "/score", body, Authorization="Basic !")[0] == 401
+        assert asked(port, "/health")[0] == 200
+
+
+def test_nothing_asked_gets_nothing_and_a_failure_is_counted():
+    embed = Double()
+    with served(TextScorer(model(), embed=embed)) as port:
+        status, answer = asked(port, "/get_reward", {"query": [], "prompts": [], "labels": []})
+        assert (status, answer["rewards"]) == (200, [])
+        embed.ends = None  # a bug of ours
+        assert asked(port, "/get_reward", {"query": ["ab"], "prompts": ["a"]})[0] == 500
+        assert 'jarm_requests_total{path="/get_reward",status="500"} 1.0' in asked(port, "/metrics")[1]
 
 
 def test_64_clients_at_once_get_each_their_own():
@@ -134,5 +150,10 @@ def test_an_address_that_others_reach_needs_a_token(monkeypatch, capsys, tmp_pat
     monkeypatch.delenv("JARM_TOKEN", raising=False)
     with pytest.raises(JarmError, match=r"0\.0\.0\.0 can be reached from other machines, and no token is asked for"):
         serve(ServeConfig(str(tmp_path), host="0.0.0.0"))
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        model().save(tmp_path / "model")
+        with pytest.raises(JarmError, match=f"Cannot listen at 127.0.0.1, port {port} "):
+            serve(ServeConfig(str(tmp_path / "model"), port=port))
     assert main(["serve", "--model", str(tmp_path)]) == 1
     assert "holds no reward model of jarm" in capsys.readouterr().err
