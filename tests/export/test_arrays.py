@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import numpy as np
+import onnxruntime
 import pytest
 from fixtures.tiny import write_checkpoint
 from reward_models import model_on
@@ -49,17 +50,16 @@ def test_the_script_gives_the_rewards_without_jarm(tmp_path, folder, head, aggre
     ("head", "aggregate"), [("linear", "worst"), *((f"mlp:6,3:{each}", "mean") for each in ACTIVATIONS)]
 )
 def test_onnx_gives_the_rewards(tmp_path, folder, head, aggregate):
-    pytest.importorskip("onnx")  # an extra of its own
-    session = pytest.importorskip("onnxruntime").InferenceSession
     model, rows = model_and_rows(folder, head, aggregate)
     write_onnx(model, tmp_path / "out")
-    rewards, members = session(tmp_path / "out" / "model.onnx").run(["rewards", "members"], {"embeddings": rows})
+    rewards, members = onnxruntime.InferenceSession(tmp_path / "out" / "model.onnx").run(
+        ["rewards", "members"], {"embeddings": rows}
+    )
     np.testing.assert_allclose(rewards, model.score(rows), rtol=2e-5, atol=2e-5)
     np.testing.assert_allclose(members.T, model.member_scores(rows), rtol=2e-5, atol=2e-5)
 
 
 def test_other_aggregates_are_refused_in_onnx(tmp_path, folder):
-    pytest.importorskip("onnx")
     model, _ = model_and_rows(folder, "linear", "lower:1")
     with pytest.raises(JarmError, match=r"is the lower:1 of its members, and the export to ONNX has their mean or"):
         write_onnx(model, tmp_path / "out")

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+import uvicorn
 from test_functions import Double, model
 
 from jarm.cli import main
@@ -17,8 +18,6 @@ from jarm.core.status import JarmError
 from jarm.export.functions import TextScorer
 from jarm.export.server import Drift, make_app
 from jarm.studies.serve import ServeConfig, serve
-
-uvicorn = pytest.importorskip("uvicorn")  # an extra of its own
 
 
 @contextlib.contextmanager
