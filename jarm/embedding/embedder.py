@@ -15,7 +15,7 @@ import numpy as np
 from jarm.core.status import JarmError
 from jarm.core.types import Float
 from jarm.data.journal import differing
-from jarm.data.texts import Places, Texts, extra_fields
+from jarm.data.texts import TEMPLATE, Places, Texts, extra_fields
 from jarm.embedding.batches import Encoded, Shapes, TokenBatch, pad
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.extract import Corpus, Model, embed_batch
@@ -234,7 +234,7 @@ def texts_of(prompts: Sequence[Any], responses: Sequence[Any]) -> Texts:
                 )
     count = len(columns["prompt"])
     places = Places(["the texts"], [0], ["row"], np.arange(count), np.zeros(count, np.int64), ("response",))
-    return Texts(columns, places, "texts from memory", CHAT_KEY)
+    return Texts(columns, places, "texts from memory", TEMPLATE)
 
 
 def _is_text(value: Any) -> bool:
