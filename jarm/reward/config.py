@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any
 
 from jarm.core.base import RewardHead
 from jarm.core.checks import INT32, Check, between, check_fields, one_of
@@ -146,3 +147,34 @@ class HeadConfig:
         if self.laplace:
             return laplace_head()
         return mlp_head(self.hidden, self.activation) if self.hidden else linear_head()
+
+
+_READ = {
+    "ridge": ("linear",),
+    "prior_variance": ("laplace",),
+    **dict.fromkeys(("prior_weight", "prior_mix"), ("linear", "mlp")),
+    **dict.fromkeys(("learning_rate", "weight_decay", "steps", "batch_size", "holdout", "folds"), ("mlp",)),
+}
+"""Option -> kinds of heads whose fit, or whose rules, read it: rules take the prior of a laplace head."""
+
+
+def unread(config: Any) -> str:
+    """Options that were changed and that the head does not read, in a sentence; empty where there are none.
+
+    Args:
+      config: a dataclass of options, `head` among them.
+
+    Example:
+      >>> from jarm import TrainConfig
+      >>> unread(TrainConfig("pairs.parquet", "out/embeddings", ridge=2.0))
+      'A laplace head does not read `ridge`, which changes nothing.'
+    """
+    head = HeadConfig.parse(config.head)
+    kind = "laplace" if head.laplace else "mlp" if head.hidden else "linear"
+    defaults = {field.name: field.default for field in dataclasses.fields(config)}
+    names = [
+        f"`{name}`"
+        for name, kinds in _READ.items()
+        if kind not in kinds and name in defaults and getattr(config, name) != defaults[name]
+    ]
+    return f"A {kind} head does not read {' and '.join(names)}, which changes nothing." if names else ""

@@ -29,7 +29,7 @@ from jarm.report.backtest import with_prompts
 from jarm.report.curves import ACCURACY, by_rule
 from jarm.report.figures import learning_curves, require_matplotlib
 from jarm.report.summary import write_summary
-from jarm.reward.config import FitConfig
+from jarm.reward.config import FitConfig, unread
 from jarm.runs.config import RULES, TEXTS, CompareConfig, as_text, documented_by
 from jarm.runs.driver import Record, run_jobs
 from jarm.runs.grid import Setting
@@ -155,6 +155,8 @@ def backtest(config: BacktestConfig) -> dict[str, Any]:
     out = pathlib.Path(config.out)
     with in_step():
         job = read_job(config)
+        if remark := unread(config):
+            say(remark)
         draws = _can_draw()
 
     def finish(records: list[Record]) -> dict[str, Any]:

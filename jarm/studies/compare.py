@@ -11,9 +11,11 @@ from typing import Any
 
 from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
+from jarm.core.streams import say
 from jarm.report.curves import by_rule
 from jarm.report.figures import learning_curves, require_matplotlib
 from jarm.report.summary import write_summary
+from jarm.reward.config import unread
 from jarm.runs.config import CompareConfig
 from jarm.runs.driver import Record, run_jobs
 from jarm.runs.grid import Setting
@@ -47,6 +49,8 @@ def compare(config: CompareConfig) -> dict[str, Any]:
     with in_step():
         require_matplotlib()  # before the runs, not after them
         jobs = read_jobs([Setting({}, config)])
+    if remark := unread(config):
+        say(remark)
 
     def finish(records: list[Record]) -> dict[str, Any]:
         rules = config.rule_names()

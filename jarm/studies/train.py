@@ -29,7 +29,7 @@ from jarm.export.aggregate import read_aggregate
 from jarm.export.card import model_card
 from jarm.export.model import RewardModel, refuse_taken
 from jarm.report.held_out import calibrate, held_out
-from jarm.reward.config import FIT_CHECKS, FitConfig, HeadConfig
+from jarm.reward.config import FIT_CHECKS, FitConfig, HeadConfig, unread
 from jarm.reward.fit import make_fit
 from jarm.runs.config import CompareConfig, documented_by
 
@@ -167,6 +167,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
       (True, (80,))
     """
     refuse_taken(pathlib.Path(config.out))
+    if remark := unread(config):
+        say(remark)
     pairs = read_pairs(config)
     if config.standardise:
         pairs = pairs.with_tables(standardised(pairs.tables))

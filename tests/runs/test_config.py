@@ -6,6 +6,7 @@ import re
 import pytest
 
 from jarm.loop.config import LoopConfig
+from jarm.reward.config import unread
 from jarm.runs.config import CompareConfig, documented_by
 
 pytestmark = pytest.mark.core
@@ -30,3 +31,19 @@ def test_an_option_without_help_is_refused():
 
     with pytest.raises(TypeError, match="Config has no text for unheard_of"):
         documented_by(LoopConfig)(Config)
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({}, ""),
+        ({"prior_variance": 2.0}, ""),
+        ({"ridge": 2.0, "steps": 7}, "A laplace head does not read `ridge` and `steps`, which changes nothing."),
+        ({"prior_weight": 2.0}, "A laplace head does not read `prior_weight`, which changes nothing."),
+        ({"head": "linear", "prior_variance": 2.0}, "A linear head does not read `prior_variance`, which changes noth"),
+        ({"head": "mlp:4", "steps": 7, "prior_weight": 2.0}, ""),
+    ],
+)
+def test_options_that_the_head_does_not_read_are_named(options, said):
+    assert unread(CompareConfig(**options)).startswith(said)
+    assert bool(unread(CompareConfig(**options))) == bool(said)
