@@ -31,7 +31,9 @@ class Saved(NamedTuple):
     Attributes:
       labels, baseline_labels: labels after which the mean curves first reach the baseline's final value; `labels` is
         infinite where the curve does not reach it.
-      ratio: `baseline_labels / labels` with the ends of its 95 % interval; an upper bound where it is not reached.
+      ratio: `baseline_labels / labels` with the ends of its 95 % interval.
+      bound: what the ratio is beside exact: `or more` where the value is reached with the first labels there are,
+        `or less` where it is not reached.
       gain: mean height of the curve less the baseline's over label counts, likewise.
       ahead: share of the campaigns in which this difference is positive.
     """
@@ -39,6 +41,7 @@ class Saved(NamedTuple):
     labels: float
     baseline_labels: float
     ratio: tuple[float, float, float]
+    bound: str
     gain: tuple[float, float, float]
     ahead: float
 
@@ -92,6 +95,7 @@ def labels_saved(
         own,
         base,
         (base / min(own, limit), *ends(ratios, effective)),
+        "or more" if own <= labels[0] else "or less" if own > limit else "",
         (float(shares @ gains), *ends(drawn @ gains, effective)),
         float(shares @ (gains > 0)),
     )
@@ -145,9 +149,8 @@ def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], 
         best = max(useful, key=lambda arm: arms[arm].gain[0])
     saved = arms[best]
     gain = f"{saved.gain[0]:+.3f}".replace("0.", ".", 1)
-    ratio = (
-        f"{saved.ratio[0]:.1f} times fewer labels than random pairs {interval(*saved.ratio[1:], lambda x: f'{x:.1f}')}"
-    )
+    times = f"{saved.ratio[0]:.1f} times{f', {saved.bound},' * bool(saved.bound)} fewer labels than random pairs"
+    ratio = f"{times} {interval(*saved.ratio[1:], lambda x: f'{x:.1f}')}"
     if not useful and any(each.verdict == "not known" for each in arms.values()):
         return (
             f"Not known from {campaigns:,} campaigns: {arm_in_words(best)} is expected to gain most, {gain} in mean "
@@ -208,7 +211,7 @@ def _arms_table(summary: dict[str, Any]) -> list[str]:
         rows.append(
             [
                 arm_in_words(arm),
-                f"{row['ratio']:.2f} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
+                f"{_bounded(row)} ({row['ratio_low']:.2f} to {row['ratio_high']:.2f})",
                 f"{row['range'][0]:.1f} to {row['range'][1]:.1f}",
                 f"{number(row['gain'])} {interval(row['gain_low'], row['gain_high'])}",
                 f"{row['ahead']:.0%}",
@@ -218,11 +221,16 @@ def _arms_table(summary: dict[str, Any]) -> list[str]:
     return table(head, rows)
 
 
+def _bounded(row: Mapping[str, Any]) -> str:
+    """A ratio with two digits, `or more` or `or less` behind one that is a bound."""
+    return f"{row['ratio']:.2f} {row['bound']}".strip()
+
+
 def _budgets_table(summary: dict[str, Any]) -> list[str]:
     arms = summary["arms"]
     by_budget = zip(*(arm["budgets"] for arm in arms.values()), strict=True)
     rows = [
-        [str(some[0]["budget"]), *(f"{row['ratio']:.2f}, {number(row['gain'])}" for row in some)] for some in by_budget
+        [str(some[0]["budget"]), *(f"{_bounded(row)}, {number(row['gain'])}" for row in some)] for some in by_budget
     ]
     return table(["labels", *map(arm_in_words, arms)], rows)
 

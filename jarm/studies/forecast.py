@@ -294,6 +294,7 @@ def _row(saved: Saved) -> dict[str, Any]:
         "ratio": ratio,
         "ratio_low": ratio_low,
         "ratio_high": ratio_high,
+        "bound": saved.bound,
         "gain": gain,
         "gain_low": gain_low,
         "gain_high": gain_high,

@@ -41,6 +41,12 @@ def test_a_curve_that_does_not_reach_has_a_bound():
     _, random = curves()
     saved = labels_saved(LABELS, random - 0.1, random)
     assert np.isinf(saved.labels)
+    assert saved.bound == "or less"
+    assert labels_saved(LABELS, random, random).bound == ""
+    at_once = labels_saved(LABELS, random + 1, random)
+    assert (at_once.labels, at_once.bound) == (50, "or more")
+    said = forecast_in_words({"v_opt+random": at_once}, {"v_opt+random": (3.0, 4.0)}, False, 30)
+    assert "times, or more, fewer labels than random pairs" in said
     assert saved.ratio[0] == labels_to_reach(LABELS, random.mean(0), random.mean(0)[-1]) / 200
     assert saved.verdict == "random"
 
@@ -58,7 +64,7 @@ def test_a_curve_that_does_not_reach_has_a_bound():
     ],
 )
 def test_a_verdict_takes_the_whole_of_both_intervals(ratio, gain, verdict):
-    assert Saved(100, 200, (2.0, *ratio), (0.02, *gain), 0.8).verdict == verdict
+    assert Saved(100, 200, (2.0, *ratio), "", (0.02, *gain), 0.8).verdict == verdict
 
 
 def test_one_campaign_has_no_interval():
@@ -76,8 +82,8 @@ def test_weighted_quantiles_are_those_of_repeated_values():
 
 
 def test_sentences():
-    good = Saved(200.0, 440.0, (2.2, 1.8, 2.6), (0.03, 0.02, 0.04), 0.8)
-    half = Saved(400.0, 440.0, (1.1, 1.0, 1.3), (0.015, 0.01, 0.02), 0.6)
+    good = Saved(200.0, 440.0, (2.2, 1.8, 2.6), "", (0.03, 0.02, 0.04), 0.8)
+    half = Saved(400.0, 440.0, (1.1, 1.0, 1.3), "", (0.015, 0.01, 0.02), 0.6)
     text = forecast_in_words(
         {"v_opt+random": half, "v_opt+v_opt": good}, {"v_opt+v_opt": [1.2, 3.4]}, weighed=False, campaigns=2000
     )
