@@ -69,6 +69,8 @@ def train_command(config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, buil
         + (f", the longer response {length['mean']:.3f}" if length else "")
         + f", loss {found['nll']:.3f} nats, calibration error {found['calibration_error']:.3f}."
     )
+    if not accuracy["low"] > 0.5:
+        show("That it is better than chance is not shown: its rewards are not to be trusted as log odds.")
     for row in found["curve"]:
         show(f"{row['labels']:>9,} labels  accuracy {row['accuracy']:.3f}")
     show(f"\n{config.out}")

@@ -125,7 +125,7 @@ def load_pairs(
     if len(texts.places.columns) != 2:
         raise JarmError(
             f"{name} is read as {texts.layout}, and a pair has two columns of responses: name them "
-            "(`--response-columns first,second`)."
+            "(`--response-columns first second`); or, for a table with scores, a `--target`."
         )
     labels = pair_labels(name, columns, texts.places.columns, label, tuple(votes))
     rows = rows_of_texts(name, texts, store, embeddings)
@@ -145,12 +145,14 @@ def load_pairs(
     origin = Origin(name, texts.places.counted[0], texts.places.rows[number], number, prompts.ids, again)
     table = dataclasses.replace(_stated(whole.table, data, embeddings, store, rows), origin=origin)
     whole = dataclasses.replace(whole, table=table)
-    whole = whole.take(np.isfinite(whole.label) & _different(whole))
+    different = _different(whole)
+    whole = whole.take(np.isfinite(whole.label) & different)
     sides = PairSplit(_side(whole, ~is_test, "train"), _side(whole, is_test, "test"))
     for which, side in zip(("train", "test"), sides, strict=True):
         if not len(side):
             raise JarmError(
-                f"{name} has no {which} pair of two different responses with a label: give it more prompts, or a "
+                f"{name} has no {which} pair left: of {len(labels):,} pairs {int((~np.isfinite(labels)).sum()):,} have "
+                f"no votes, and {int((~different).sum()):,} have responses of equal embeddings; give others, or a "
                 "column `split` with pairs on both sides."
             )
     return sides

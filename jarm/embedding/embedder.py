@@ -27,6 +27,7 @@ from jarm.llm.weights import find_checkpoint
 
 SHORTEST = 16
 """Tokens of the shortest padded text; the others are twice as many each, so that few programs are compiled."""
+SURROGATE = "holds half of a character (a surrogate): repair it, or leave it out."
 FEW = np.array([1, 8, 64])
 """Texts of a batch on each device, where that is not full."""
 
@@ -102,12 +103,16 @@ class Embedder:
         """Embed each response with its prompt, float32.
 
         Args:
-          prompts, responses: `n` of each, texts or, under a chat template, lists of messages.
+          prompts, responses: `n` of each, texts or lists of messages; without a chat template of one message.
 
         Raises:
           JarmError: unequal numbers of them, a text that cannot be embedded, or a vector that is NaN or infinite.
         """
-        corpus = Corpus(texts_of(prompts, responses), self._tokenizer)
+        texts = texts_of(prompts, responses)
+        if not self.chat:
+            columns = {name: [_said(each) for each in values] for name, values in texts.columns.items()}
+            texts = texts._replace(columns=columns)
+        corpus = Corpus(texts, self._tokenizer)
         return self._embedded(corpus.encode(np.arange(len(corpus))))
 
     def whole(self, texts: Sequence[str]) -> Float[np.ndarray, "n d"]:
@@ -116,6 +121,8 @@ class Embedder:
         Raises:
           JarmError: a text without tokens, or a vector that is NaN or infinite.
         """
+        if odd := [text for text in texts if not _is_unicode(text)]:
+            raise JarmError(f"The text {odd[0][:40]!r} {SURROGATE}")
         ids, _ = self._tokenizer.encode(list(texts))
         for at, each in enumerate(ids):
             if not len(each):
@@ -189,7 +196,10 @@ def job_of(made_by: Mapping[str, Any], model: str | None = None, dtype: str | No
       JarmError: as `Embedder`.
     """
     config = _config(made_by, model, dtype)
-    job = read_job(config, texts_of([], []))
+    try:
+        job = read_job(config, texts_of([], []))
+    except JarmError as error:
+        raise JarmError(f"{config.model} is not the model of the training as it was: {error}") from error
     (made,) = job.made_by().values()
     if odd := differing(made_by, made):
         raise JarmError(
@@ -219,6 +229,9 @@ def texts_of(prompts: Sequence[Any], responses: Sequence[Any]) -> Texts:
       >>> texts_of(["2 + 2?"], ["4"]).row(0)
       {'prompt': '2 + 2?', 'response': '4'}
     """
+    for name, values in (("prompts", prompts), ("responses", responses)):
+        if isinstance(values, str):
+            raise JarmError(f"`{name}` is one text: give a list of texts.")
     columns = {"prompt": list(prompts), "response": list(responses)}
     if len(columns["prompt"]) != len(columns["response"]):
         raise JarmError(
@@ -229,8 +242,8 @@ def texts_of(prompts: Sequence[Any], responses: Sequence[Any]) -> Texts:
         for at, value in enumerate(values):
             if not _is_text(value):
                 raise JarmError(
-                    f"{name} {at} is {type(value).__name__}: give a text, or a list of messages with `role` and "
-                    "`content`."
+                    f"{name} {at} is {type(value).__name__} of another kind: give a text, or a list of messages with "
+                    "`role` and a text as `content`."
                 )
     count = len(columns["prompt"])
     places = Places(["the texts"], [0], ["row"], np.arange(count), np.zeros(count, np.int64), ("response",))
@@ -239,11 +252,26 @@ def texts_of(prompts: Sequence[Any], responses: Sequence[Any]) -> Texts:
 
 def _is_text(value: Any) -> bool:
     if isinstance(value, str):
+        if not _is_unicode(value):
+            raise JarmError(f"The text {value[:40]!r} {SURROGATE}")
         return True
     return isinstance(value, list) and all(
         isinstance(each, Mapping) and isinstance(each.get("role"), str) and isinstance(each.get("content"), str)
         for each in value
     )
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _said(value: Any) -> Any:
+    """The content of a single message, and all else as it is."""
+    return value[0]["content"] if isinstance(value, list) and len(value) == 1 else value
 
 
 def _config(made_by: Mapping[str, Any], model: str | None, dtype: str | None) -> EmbedConfig:

@@ -49,6 +49,8 @@ def rewards(embeddings):
 
 
 if __name__ == "__main__":
+    if len(sys.argv) != 3:
+        sys.exit("Give the embeddings and where the rewards go: python score.py embeddings.npy rewards.npy")
     np.save(sys.argv[2], rewards(np.load(sys.argv[1])))
 '''
 _REDUCED = {

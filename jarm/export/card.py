@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from jarm.export.model import RewardModel
 ASKED = (
     ("pooling", "pooling"),
     ("layer", "layer"),
-    ("template", "text"),
+    ("template", "text, with \x1e where a chat template puts the two together"),
     ("max_length", "largest number of tokens"),
     ("keep", "end of longer texts that stays"),
     ("normalize", "scaled to length 1"),
@@ -106,5 +107,10 @@ def _trained(trained: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def _share(found: Mapping[str, float]) -> str:
-    return f"{found['mean']:.3f} ({found['low']:.3f} to {found['high']:.3f})"
+def _share(found: Mapping[str, float | None]) -> str:
+    mean, low, high = (found[name] for name in ("mean", "low", "high"))
+    if mean is None or math.isnan(mean):
+        return "not known"
+    if low is None or high is None or math.isnan(low):
+        return f"{mean:.3f} (of too few prompts for an interval)"
+    return f"{mean:.3f} ({low:.3f} to {high:.3f})"

@@ -44,7 +44,7 @@ def write_language_model(
     for at, shard in enumerate(shards):
         file = "model.safetensors" if len(shards) == 1 else f"model-{at + 1:05}-of-{len(shards):05}.safetensors"
         tensors = {name: np.ascontiguousarray(read()) for name, read in shard.items()}
-        safetensors.numpy.save_file(tensors, folder / file, metadata={"format": "pt"})
+        write_whole(folder / file, safetensors.numpy.save(tensors, metadata={"format": "pt"}))
         places |= dict.fromkeys(tensors, file)
         size += sum(each.nbytes for each in tensors.values())
     if len(shards) > 1:

@@ -149,7 +149,7 @@ def _write_modules(job: Job, folder: pathlib.Path, layers: list[Layer]) -> list[
         }
         tensors = {"linear.weight": layer.kernel.T, "linear.bias": layer.bias}
         tensors = {name: np.ascontiguousarray(array, np.float32) for name, array in tensors.items()}
-        safetensors.numpy.save_file(tensors, folder / path / "model.safetensors", metadata={"format": "pt"})
+        write_whole(folder / path / "model.safetensors", safetensors.numpy.save(tensors, metadata={"format": "pt"}))
         _write(folder / path / "config.json", config)
         names.append(("Dense", path))
     return names

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 
@@ -69,6 +70,11 @@ def distilled(model: RewardModel, embeddings: Float[np.ndarray, "n d"], seed: in
         aggregate=MEAN,
     )
     found = rank_correlation(linear.score(embeddings[rest]), wanted[rest])
+    if math.isnan(found):
+        raise JarmError(
+            "The rewards of these embeddings are all equal, so nothing can be fitted to them: give embeddings of texts "
+            "that differ."
+        )
     kept = {name: model.training[name] for name in ("data", "labels", "labels_by") if name in model.training}
     training = {**kept, "distilled_from": str(model.head), "rank_correlation": found}
     return dataclasses.replace(linear, training=training), found

@@ -174,6 +174,8 @@ def trl_function(model: RewardModel, llm: str | None = None, *, name: str = "jar
         log_extra: Callable[[str, list], None] | None = None,
         **columns: Any,
     ) -> list[float]:
+        if isinstance(prompts, str) or isinstance(completions, str) or len(prompts) != len(completions):
+            raise JarmError("A reward function takes a list of prompts and a list of as many completions: give both.")
         scored = [at for at, completion in enumerate(completions) if _is_said(completion)]
         out = np.full((2, len(completions)), UNSCORED)
         if scored:
@@ -281,7 +283,9 @@ def _tensors(answer: dict[str, Any]) -> dict[str, Any]:
 def _is_said(completion: Any) -> bool:
     """Whether a completion is text, or messages of text alone."""
     if isinstance(completion, list):
-        return bool(completion) and all(isinstance(message.get("content"), str) for message in completion)
+        return bool(completion) and all(
+            isinstance(message, Mapping) and isinstance(message.get("content"), str) for message in completion
+        )
     return isinstance(completion, str)
 
 

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.files import PathLike, make_folder, plain, refuse_link, there, write_whole
+from jarm.core.files import PathLike, make_folder, plain_tree, refuse_link, there, write_whole
 from jarm.core.outside import integer, mapping, maybe, read_json, string, struct
 from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Params
@@ -222,7 +222,7 @@ class RewardModel:
             "members": self.members,
             "aggregate": str(self.aggregate),
             "made_by": None if self.made_by is None else dict(self.made_by),
-            "training": plain(dict(self.training)),
+            "training": plain_tree(dict(self.training)),
         }
 
     def save(self, folder: PathLike, card: str = "") -> None:

@@ -63,9 +63,10 @@ def write_sequence_classification(model: RewardModel, folder: PathLike, llm: str
     """
     folder = pathlib.Path(folder)
     refuse_taken(folder)
-    _refuse_head(model)
+    refuse_unmade(model)
     job = job_of(model.made_by or {}, llm)
-    _refuse_job(job)
+    _refuse_job(job)  # first what no option cures
+    _refuse_head(model)
     pad = pad_apart(job.corpus.tokenizer, job.model.vocab)
     if pad is None:
         raise JarmError(
@@ -95,7 +96,6 @@ def write_sequence_classification(model: RewardModel, folder: PathLike, llm: str
 
 
 def _refuse_head(model: RewardModel) -> None:
-    refuse_unmade(model)
     if model.head.hidden:
         raise JarmError(
             f"A sequence classification model has one linear layer, and this head is {model.head} (loaded there, its "

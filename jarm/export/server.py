@@ -187,6 +187,7 @@ def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm")
 
 def _answering(path: str, answer: Answer, token: str | None, metrics: _Metrics) -> Callable[[Any], Awaitable[Any]]:
     """What handles the requests of a path: every fault of a request is a status and a sentence."""
+    from starlette.requests import ClientDisconnect
     from starlette.responses import JSONResponse
 
     async def handle(request: Any) -> Any:
@@ -197,6 +198,8 @@ def _answering(path: str, answer: Answer, token: str | None, metrics: _Metrics) 
         except (Refusal, JarmError) as error:
             status = error.status if isinstance(error, Refusal) else 429 if isinstance(error, Busy) else 400
             found = {"error": printable(str(error))}
+        except ClientDisconnect:
+            status, found = 499, {"error": "The client has gone."}
         except Exception as error:
             status, found = 500, {"error": "The server failed, and its log says how."}
             say(f"jarm: {path} failed: {type(error).__name__}: {error}")
@@ -221,6 +224,8 @@ def _authorise(request: Any, token: str | None) -> None:
 
 async def _body(request: Any) -> dict[str, Any]:
     """The JSON object of a request."""
+    if int(request.headers.get("content-length") or 0) > MOST_BYTES:
+        raise Refusal(413, f"The request has more than {MOST_BYTES >> 20} MiB: send fewer texts at a time.")
     parts, size = [], 0
     async for part in request.stream():
         size += len(part)

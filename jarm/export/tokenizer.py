@@ -68,5 +68,10 @@ def write_tokenizer(tokenizer: Tokenizer, folder: pathlib.Path) -> None:
     own.model_max_length = before
     if there(folder / "tokenizer.json"):  # read as it is: the classes of families set special tokens of their own
         path = folder / "tokenizer_config.json"
-        said = {**read_json(path), "tokenizer_class": "PreTrainedTokenizerFast"}
+        said = {
+            **read_json(path),
+            "tokenizer_class": "PreTrainedTokenizerFast",
+            "truncation_side": "left" if tokenizer.keep == "end" else "right",
+            "padding_side": "right",
+        }
         write_whole(path, json.dumps(said, indent=1, ensure_ascii=False) + "\n")

@@ -140,7 +140,7 @@ def _learnt(row: Mapping[str, Any], baseline: str, reference: Mapping[str, Any])
     mean, low, high, _ = row["final"].values()
     longer = reference.get(LONGER, {}).get(ACCURACY)
     beside = "" if longer is None else f"; the longer response is right in {number(longer)}"
-    ends = f" {interval(low, high)}" if math.isfinite(low) else ""
+    ends = f" {interval(max(low, 0.0), min(high, 1.0))}" if math.isfinite(low) else ""
     chance = ", which may be chance" if low <= 0.5 else ""
     labels = f"After {row['labels'][-1]:.0f} labels"
     said = f"{labels} {baseline} is right in {number(mean)}{ends} of held-out pairs{chance}{beside}."

@@ -15,7 +15,8 @@ class Distance(NamedTuple):
     """The distance of two rewards, and what it is made of.
 
     Attributes:
-      distance: in [0, 1]: 0 where one is a positive multiple of the other within every prompt, 1 a negative one.
+      distance: in [0, 1]: 0 where one is a positive multiple of the other within every prompt, 1 a negative one;
+        NaN where both are the same for all responses to a prompt.
       correlation: cosine of the two canonical rewards, in [-1, 1]; NaN where one is the same within every prompt.
       a, b: `[n]` rewards centred within prompts and divided by their root mean square; 0 where that is 0.
     """
@@ -61,7 +62,7 @@ def reward_distance(a: Float[np.ndarray, "n"], b: Float[np.ndarray, "n"], prompt
     known = bool(units[0].any() and units[1].any())
     size = math.sqrt(len(prompts))
     return Distance(
-        float(np.linalg.norm(units[0] - units[1]) / 2),
+        float(np.linalg.norm(units[0] - units[1]) / 2) if units[0].any() or units[1].any() else math.nan,
         float(np.clip(units[0] @ units[1], -1, 1)) if known else math.nan,
         units[0] * size,
         units[1] * size,

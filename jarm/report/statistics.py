@@ -309,8 +309,8 @@ def number(value: float, places: int = 3) -> str:
 
 
 def interval(low: float, high: float, form: Callable[[float], str] = number) -> str:
-    """`(.020 to .042)`, or a remark where one seed gives no interval."""
-    return "(no interval from one seed)" if math.isnan(low) or math.isnan(high) else f"({form(low)} to {form(high)})"
+    """`(.020 to .042)`, or a remark where there is none, as of one seed or one prompt."""
+    return "(no interval: too few)" if math.isnan(low) or math.isnan(high) else f"({form(low)} to {form(high)})"
 
 
 def times_fewer(saving: LabelSaving) -> tuple[float, str, str]:

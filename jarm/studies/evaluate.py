@@ -124,6 +124,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     model = load_model(config.model)
     judged = read_judged(config, model)
     name = pathlib.Path(config.data).name
+    if config.side == "test" and model.training.get("data") == name:
+        say(
+            "The temperature of this model was set on these pairs, so that their loss and calibration flatter it: see "
+            "what `jarm train` said."
+        )
     if config.side == "all" and model.training.get("data") == name:
         say(f"The model was trained on a file {name}: `--side test` leaves out the prompts that it has seen in it.")
     rows = rows_of(judged)

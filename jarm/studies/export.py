@@ -65,7 +65,9 @@ class ExportConfig:
     def __post_init__(self) -> None:
         check_fields(self, _CHECKS)
         if self.llm is not None and self.to not in WITH_LLM:
-            raise JarmError(f"`llm` is for {' and '.join(WITH_LLM)}; a model for {self.to} reads embeddings: leave it.")
+            raise JarmError(
+                f"`llm` is for {' and '.join(WITH_LLM)}; a model for {self.to} reads embeddings: leave --llm out."
+            )
 
 
 def export(config: ExportConfig) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def score(config: ScoreConfig) -> dict[str, Any]:
     """Score the responses of a table, and write a line for each.
 
     A line has the `row` (from 0) or `line` (from 1) of the response in its file, its `response` number in it, the
-    `reward` in logits, its `deviation` over the members, and its `rank` among the responses to its prompt, 1 the best.
+    `reward` in logits, its `deviation` over the members, and its `rank` among the responses to its prompt, 1 the
+    best; equal rewards are ranked in the order of the file.
 
     Args:
       config: the settings.

@@ -74,7 +74,9 @@ def serve(config: ServeConfig) -> None:
       JarmError: the model or the language model is at fault, packages are missing, or the address is open to others and
         there is no token.
     """
-    token = os.environ.get(TOKEN) or None
+    token = os.environ.get(TOKEN, "").strip() or None
+    if token is not None and not (token.isascii() and token.isprintable()):
+        raise JarmError(f"{TOKEN} holds letters that no request can carry: take a token of plain letters and digits.")
     if token is None and not _is_loopback(config.host):
         raise JarmError(
             f"{config.host} can be reached from other machines, and no token is asked for: set {TOKEN}, or leave "
@@ -91,7 +93,7 @@ def serve(config: ServeConfig) -> None:
         "most": config.most_waiting,
     }
     with _bound(config.host, config.port) as listening:
-        score = TextScorer(model, config.llm, dtype=config.dtype, wait=config.wait_ms / 1000, **batching)
+        score = TextScorer(model, config.llm, dtype=config.dtype, **batching)
         score(["a"], ["a"])  # compiles what the first request needs
         app = make_app(score, token=token, name=pathlib.Path(config.model).name)
         host, port = listening.getsockname()[:2]

@@ -56,12 +56,17 @@ def test_another_model_and_unknown_texts_are_refused(tmp_path):
     with pytest.raises(JarmError, match=r"2 prompts and 1 responses: give one prompt for each response"):
         embedder(["a", "b"], ["c"])
     with pytest.raises(JarmError, match=r"the texts, row 0: .*list of messages"):
-        embedder([[{"role": "user", "content": "a"}]], ["c"])
+        embedder([[{"role": "user", "content": "a"}] * 2], ["c"])
+    np.testing.assert_array_equal(embedder([[{"role": "user", "content": "a"}]], ["c"]), embedder(["a"], ["c"]))
+    with pytest.raises(JarmError, match="`prompts` is one text: give a list of texts"):
+        embedder("a", ["c"])
+    with pytest.raises(JarmError, match=r"The text .*\\ud800.* holds half of a character"):
+        embedder(["a"], ["\ud800"])
     assert embedder([], []).shape == (0, embedder.width)
     np.testing.assert_allclose(embedder.whole(["a\n\nb"]), embedder(["a"], ["b"]), rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("odd", [None, 3, ["a"], [{"role": "user"}]])
 def test_what_is_no_text_is_named(odd):
-    with pytest.raises(JarmError, match=f"response 1 is {type(odd).__name__}: give a text, or a list of messages"):
+    with pytest.raises(JarmError, match=f"response 1 is {type(odd).__name__} of another kind: give a text, or a list"):
         texts_of(["a", "a"], ["b", odd])

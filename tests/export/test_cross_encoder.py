@@ -50,6 +50,7 @@ def test_what_it_cannot_hold_is_refused_with_the_ways_out(tmp_path, change, said
         ("gemma3", {"head": "linear", "chat": False, "pooling": ("mean",)}),
         ("qwen2", {"head": "mlp:5:silu", "chat": False, "template": "{prompt}\n\n{response}", "normalize": True}),
         ("bert", {"head": "mlp:6:tanh", "chat": False, "pooling": ("mean",)}),
+        ("llama", {"head": "linear", "chat": False, "max_length": 7}),  # keeps the end of longer texts
         ("gpt2", {"head": "mlp:6", "no_pad": True}),
         ("bert", {"head": "mlp:6:relu", "chat": False, "pooling": ("cls",), "max_length": 9}),
     ],

@@ -70,6 +70,10 @@ def test_trl_gets_floats_of_texts_and_of_messages_and_nan_for_what_is_no_text():
     assert metrics == {"mine/deviation": 1.0}
     np.testing.assert_allclose(extras["mine_deviation"], [1, 1, np.nan, np.nan])
     assert np.isnan(reward(["a"], [None])).all()
+    for odd in (("ab", "xyz"), (["ab"], ["x", "y"])):
+        with pytest.raises(JarmError, match="a list of prompts and a list of as many completions"):
+            reward(*odd)
+    assert np.isnan(reward(["ab"], [["x"]])).all()
     with pytest.raises(JarmError, match="has 2 messages, and this reward model was trained on plain texts"):
         reward([[{"role": "user", "content": "a"}] * 2], ["b"])
 

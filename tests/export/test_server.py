@@ -4,13 +4,18 @@ import base64
 import contextlib
 import http.client
 import json
+import signal
 import socket
+import subprocess
+import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import uvicorn
+from fixtures.tiny import write_checkpoint
+from reward_models import model_on
 from test_functions import Double, model
 
 from jarm.cli import main
@@ -156,3 +161,29 @@ def test_an_address_that_others_reach_needs_a_token(monkeypatch, capsys, tmp_pat
             serve(ServeConfig(str(tmp_path / "model"), port=port))
     assert main(["serve", "--model", str(tmp_path)]) == 1
     assert "holds no reward model of jarm" in capsys.readouterr().err
+
+
+def test_the_command_serves_a_model_until_it_is_told_to_stop(tmp_path):
+    folder = write_checkpoint(tmp_path / "llama", "llama")
+    trained = model_on(folder, chat=False)
+    trained.save(tmp_path / "model")
+    words = ["serve", "--model", str(tmp_path / "model"), "--llm", str(folder), "--port", "0"]
+    process = subprocess.Popen([sys.executable, "-m", "jarm.cli", *words], stderr=subprocess.PIPE, text=True)
+    try:
+        said = next(line for line in process.stderr if " at http://" in line)
+        port = int(said.partition("http://")[2].partition(":")[2].partition(":")[0])
+        _, answer = asked(port, "/score", {"text_1": "ab", "text_2": ["c", "de"]})
+        expected = trained.score_texts(["ab", "ab"], ["c", "de"], llm=str(folder))
+        np.testing.assert_allclose([each["score"] for each in answer["data"]], expected, rtol=1e-5, atol=1e-5)
+        assert asked(port, "/score", {"text_1": "a", "text_2": "\ud800"})[1]["error"].endswith("or leave it out.")
+    finally:
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(60) is not None
+        process.stderr.close()
+
+
+@pytest.mark.parametrize("token", ["s\u00e9cret", "a\tb"])
+def test_a_token_that_no_request_can_carry_is_refused(monkeypatch, tmp_path, token):
+    monkeypatch.setenv("JARM_TOKEN", token)
+    with pytest.raises(JarmError, match="JARM_TOKEN holds letters that no request can carry"):
+        serve(ServeConfig(str(tmp_path)))

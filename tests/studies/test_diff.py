@@ -61,7 +61,7 @@ def test_a_reward_that_is_the_same_within_prompts_is_half_way():
     found = reward_distance(a, 0.1 * prompts, prompts)
     assert found.distance == pytest.approx(0.5)
     assert math.isnan(found.correlation)
-    assert reward_distance(0.1 * prompts, np.ones(len(a)) / 3, prompts).distance == 0
+    assert math.isnan(reward_distance(0.1 * prompts, np.ones(len(a)) / 3, prompts).distance)
 
 
 @pytest.mark.parametrize("seed", range(3))

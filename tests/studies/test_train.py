@@ -199,5 +199,21 @@ def test_equal_pairs_teach_nothing_and_are_left_out(tmp_path):
     found = load_pairs(pathlib.Path(tmp_path / "pairs.jsonl"), tmp_path / "pairs.npy")
     assert sorted([*found.train.row, *found.test.row]) == list(range(1, 40, 2))
     np.save(tmp_path / "pairs.npy", np.zeros((80, 3)))
-    with pytest.raises(JarmError, match="no train pair of two different responses"):
+    with pytest.raises(
+        JarmError, match="no train pair left: of 40 pairs 0 have no votes, and 40 have respons"
+    ):
         load_pairs(tmp_path / "pairs.jsonl", tmp_path / "pairs.npy")
+
+
+def test_what_one_prompt_cannot_tell_is_null_and_the_model_can_be_read(tmp_path, capsys):
+    rows = [
+        {"prompt": f"p{p}", "chosen": "a", "rejected": "b", "split": "test" if p == 0 else "train"} for p in range(20)
+    ]
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    e = np.random.default_rng(0).normal(size=(40, 3)) + [[2, 0, 0], [0, 0, 0]] * 20
+    np.save(tmp_path / "pairs.npy", e)
+    words = ["train", "--data", str(tmp_path / "pairs.jsonl"), "--embeddings", str(tmp_path / "pairs.npy")]
+    assert main([*words, "--metric", "none", "--out", str(tmp_path / "model")]) == 0
+    assert "(no interval: too few)" in capsys.readouterr().out
+    assert load_model(tmp_path / "model").training["accuracy"]["low"] is None
+    assert "(of too few prompts for an interval)" in (tmp_path / "model" / "README.md").read_text()
