@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -93,6 +94,10 @@ def _measured(name: str, measure: Measure, rows: Mapping[str, Mapping[str, Any]]
     return aligned(["subset", unit, measure.title, "longer response", *numbers.values()], body)
 
 
+def _distance(value: float | None) -> str:
+    return "not known" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
 def diff_text(summary: Mapping[str, Any]) -> str:
     """The results of `jarm diff`, in sentences, and the pairs that differ most.
 
@@ -104,7 +109,7 @@ def diff_text(summary: Mapping[str, Any]) -> str:
         f"A is {printable(summary['a'])}, B is {printable(summary['b'])}; {summary['responses']:,} responses to "
         f"{summary['prompts']:,} prompts of {printable(summary['data'])}.",
         "",
-        f"distance {summary['distance']:.3f}, from 0 (the same but for a factor and offsets per prompt) to 1 (reverse)",
+        f"distance {_distance(summary['distance'])}, from 0 (the same but for a factor and offsets per prompt) to 1 (reverse)",
         f"pairs within prompts ordered alike {estimate(summary['agreement'])}, of {summary['pairs']:,} less those tied "
         f"by A {tied['a']:,}, by B {tied['b']:,}, by both {tied['both']:,}",
         f"Spearman within prompts {estimate(summary['spearman'])}",

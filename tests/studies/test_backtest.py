@@ -280,9 +280,7 @@ def test_one_prompt_is_refused(folder, tmp_path):
     rows = [{"prompt": "p", "chosen": f"yes {i}", "rejected": f"no {i}"} for i in range(5)]
     write(tmp_path / "one.jsonl", rows)
     np.save(tmp_path / "one.npy", np.random.default_rng(0).normal(size=(10, D)))
-    with pytest.raises(
-        JarmError, match="pair left: of 5 pairs 0 have no votes, and 0 have responses of eq"
-    ):
+    with pytest.raises(JarmError, match="pair left: of 5 pairs 0 have no votes, and 0 have responses of eq"):
         read_job(config(tmp_path, "one", **SMALL))
 
 

@@ -199,9 +199,7 @@ def test_equal_pairs_teach_nothing_and_are_left_out(tmp_path):
     found = load_pairs(pathlib.Path(tmp_path / "pairs.jsonl"), tmp_path / "pairs.npy")
     assert sorted([*found.train.row, *found.test.row]) == list(range(1, 40, 2))
     np.save(tmp_path / "pairs.npy", np.zeros((80, 3)))
-    with pytest.raises(
-        JarmError, match="no train pair left: of 40 pairs 0 have no votes, and 40 have respons"
-    ):
+    with pytest.raises(JarmError, match="no train pair left: of 40 pairs 0 have no votes, and 40 have respons"):
         load_pairs(tmp_path / "pairs.jsonl", tmp_path / "pairs.npy")
 
 
