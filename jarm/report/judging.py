@@ -109,7 +109,8 @@ def diff_text(summary: Mapping[str, Any]) -> str:
         f"A is {printable(summary['a'])}, B is {printable(summary['b'])}; {summary['responses']:,} responses to "
         f"{summary['prompts']:,} prompts of {printable(summary['data'])}.",
         "",
-        f"distance {_distance(summary['distance'])}, from 0 (the same but for a factor and offsets per prompt) to 1 (reverse)",
+        f"distance {_distance(summary['distance'])}, from 0 (the same but for a factor and offsets per prompt) to 1 "
+        "(reverse)",
         f"pairs within prompts ordered alike {estimate(summary['agreement'])}, of {summary['pairs']:,} less those tied "
         f"by A {tied['a']:,}, by B {tied['b']:,}, by both {tied['both']:,}",
         f"Spearman within prompts {estimate(summary['spearman'])}",
