@@ -119,7 +119,7 @@ def test_every_function_of_the_top_has_an_example():
 LONGEST = ("studies.backtest", "studies.compare", "studies.forecast", "studies.sweep")
 """Modules whose examples make whole comparisons."""
 COMPILE = ("bound", "criteria", "exchange", "fisher", "greedy", "passes", "top")
-LONG = (*LONGEST, *(f"design.{name}" for name in COMPILE))
+LONG = (*LONGEST, "selection.result", *(f"design.{name}" for name in COMPILE))
 """Modules whose examples compile programs, and those above."""
 
 

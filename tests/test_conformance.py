@@ -303,6 +303,7 @@ def test_an_unknown_rule_is_answered_with_the_nearest_name():
         get_rule("zzz")
 
 
+@pytest.mark.slow
 def test_a_rule_of_a_file(tmp_path):
     path = tmp_path / "mine.py"
     lines = [

@@ -92,6 +92,7 @@ def test_equal_scores_come_in_the_order_of_the_space(kind, tile):
             np.testing.assert_array_equal(best.pairs, pairs[order[:9]])
 
 
+@pytest.mark.slow
 def test_scores_that_overflow_do_not_pass_silently():
     features, rewards, space = problem(np.random.default_rng(0), "all")
     huge = jnp.asarray(features) * 1e25
@@ -277,6 +278,7 @@ def test_a_score_that_is_not_a_number_is_never_passed_over(kind):
         assert best(between, k=3).status == Status.OK
 
 
+@pytest.mark.slow
 def test_a_rule_that_breaks_its_contract_is_named():
     case = make_case("within")
     good = top_pairs(lambda margin, _: jnp.abs(margin), case.belief.rewards, None, case.space, 4)

@@ -265,6 +265,7 @@ def test_a_fit_that_blows_up_is_a_status(key):
             chex.assert_tree_all_finite(params)
 
 
+@pytest.mark.slow
 def test_linear_ensembles_need_a_bootstrap(key):
     with pytest.raises(JarmError, match="bootstrap"):
         make_fit(linear_head(), two_halves(members=2, ensemble="init"))

@@ -225,6 +225,7 @@ def made(monkeypatch):
     ],
     ids=["value", "seed", "rule"],
 )
+@pytest.mark.slow
 def test_an_extended_sweep_runs_what_is_missing(noise, changes, new, finished, tmp_path, monkeypatch):
     out = copied(finished[0], tmp_path / "more")
     calls = made(monkeypatch)
