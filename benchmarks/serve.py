@@ -18,6 +18,7 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import tyro
@@ -85,9 +86,9 @@ def random_model(llm: str) -> RewardModel:
 
 
 @contextlib.contextmanager
-def served(score: TextScorer) -> Iterator[int]:
-    """The port of a server."""
-    server = uvicorn.Server(uvicorn.Config(make_app(score), port=0, log_level="error"))
+def served(score: TextScorer, **options: Any) -> Iterator[int]:
+    """The port of a server; `options` of `make_app`."""
+    server = uvicorn.Server(uvicorn.Config(make_app(score, **options), port=0, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

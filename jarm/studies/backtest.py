@@ -19,7 +19,7 @@ from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.data.metric import read_metric, within_metric
-from jarm.data.pairs import PairSplit, load_pairs
+from jarm.data.pairs import PairSplit
 from jarm.data.standardise import standardised
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import check_run, limit_per_prompt
@@ -36,7 +36,7 @@ from jarm.runs.grid import Setting
 from jarm.runs.jobs import refuse_large_run
 from jarm.runs.records import BY_PROMPT
 from jarm.studies.recorded import RecordedJob, pool_of, shuffled
-from jarm.studies.train import TrainConfig, training_of
+from jarm.studies.train import TrainConfig, recorded_pairs, training_of
 
 
 @documented_by(TrainConfig, CompareConfig, LoopConfig, FitConfig, HParams)
@@ -204,15 +204,7 @@ def read_job(config: BacktestConfig) -> RecordedJob:
 
 def _read_pairs(config: BacktestConfig) -> PairSplit:
     """The recorded pairs as runs see them: in no order, standardised and mapped."""
-    pairs = load_pairs(
-        config.data,
-        config.embeddings,
-        prompt=config.prompt_column,
-        responses=config.response_columns,
-        label=config.label,
-        votes=config.votes,
-        split=config.split,
-    )
+    pairs = recorded_pairs(config)
     for which, side in zip(("training", "test"), pairs, strict=True):
         if (side.label == 0.5).all():
             raise JarmError(

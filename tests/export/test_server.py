@@ -1,43 +1,26 @@
 """`jarm serve` over real sockets, with a double in the place of the language model."""
 
 import base64
-import contextlib
 import http.client
 import json
 import signal
 import socket
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
-import uvicorn
 from fixtures.tiny import write_checkpoint
 from reward_models import model_on
 from test_functions import Double, model
 
+from benchmarks.serve import served
 from jarm.cli import main
 from jarm.core.status import JarmError
 from jarm.export.functions import TextScorer
-from jarm.export.server import Drift, make_app
+from jarm.export.server import Drift
 from jarm.studies.serve import ServeConfig, serve
-
-
-@contextlib.contextmanager
-def served(score, **options):
-    """The port of a server of a scorer."""
-    server = uvicorn.Server(uvicorn.Config(make_app(score, **options), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 def asked(port, path, body=None, **headers):
