@@ -24,6 +24,7 @@ import numpy as np
 import tyro
 import uvicorn
 
+from jarm.core.compiled import keep_compiled
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embedder import texts_of
 from jarm.embedding.job import read_job
@@ -31,7 +32,6 @@ from jarm.export.functions import TextScorer
 from jarm.export.model import RewardModel
 from jarm.export.server import make_app
 from jarm.reward.config import HeadConfig
-from jarm.runs.programs import keep_compiled
 
 WORDS = [
     "what",

@@ -24,9 +24,9 @@ import numpy as np
 import tyro
 
 from jarm import BacktestConfig, JarmError, backtest
+from jarm.core.compiled import keep_compiled
 from jarm.core.files import write_whole
 from jarm.core.streams import show
-from jarm.runs.programs import keep_compiled
 
 KEPT = ("labels", "pair_accuracy", "area", "final", "area_gain_together", "labels_needed", "verdict")
 """What the result has of each rule."""

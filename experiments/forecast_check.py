@@ -29,6 +29,7 @@ import tyro
 from league import rank_correlation
 
 from jarm import AnnotatorConfig, ForecastConfig
+from jarm.core.compiled import keep_compiled
 from jarm.core.files import write_whole
 from jarm.core.settings import make_key
 from jarm.core.streams import say, show
@@ -40,7 +41,6 @@ from jarm.evaluation.annotators import annotate
 from jarm.loop.device_table import prepare
 from jarm.report.forecast import Saved, labels_saved
 from jarm.report.markdown import table as markdown_table
-from jarm.runs.programs import keep_compiled
 from jarm.runs.simulated import BLOCK, Drawn, HeldOut, make_campaigns, simulate
 from jarm.studies.forecast import read_tables, summarise
 from jarm.studies.weighing import allocate, read_labels, teacher_weights

@@ -34,11 +34,11 @@ import tyro
 from suite import Outcome, Study
 
 from jarm import JarmError
+from jarm.core.compiled import keep_compiled
 from jarm.core.files import write_whole
 from jarm.core.messages import clock
 from jarm.report.markdown import code, escaped
 from jarm.report.markdown import table as markdown_table
-from jarm.runs.programs import keep_compiled
 
 STUDIES = (
     strategies.STUDY,

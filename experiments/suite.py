@@ -22,6 +22,7 @@ import numpy as np
 import tyro
 
 from jarm import CompareConfig, JarmError, SweepConfig, sweep
+from jarm.core.compiled import keep_compiled
 from jarm.core.files import write_whole
 from jarm.report.curves import METRIC, area, best_of_names, curves, runs_of
 from jarm.report.figures import drawing, short_names, style_of
@@ -31,7 +32,6 @@ from jarm.report.statistics import bootstrap_ci, interval, number, simultaneous_
 from jarm.report.summary import PROVENANCE, summarise
 from jarm.runs.config import PAPER
 from jarm.runs.grid import expand
-from jarm.runs.programs import keep_compiled
 from jarm.runs.records import read_records
 
 Records = list[dict[str, Any]]

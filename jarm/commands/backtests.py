@@ -7,9 +7,9 @@ from typing import Annotated
 import tyro
 
 from jarm.commands.options import built_by
+from jarm.core.compiled import keep_compiled
 from jarm.core.status import JarmError
 from jarm.core.streams import show
-from jarm.runs.programs import keep_compiled
 from jarm.studies.backtest import BacktestConfig, backtest
 
 

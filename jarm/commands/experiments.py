@@ -13,13 +13,13 @@ import tyro
 
 from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
 from jarm.commands.options import built_by, misused
+from jarm.core.compiled import keep_compiled
 from jarm.core.distributed import in_step, join_if_asked
 from jarm.core.status import JarmError
 from jarm.core.streams import show
 from jarm.report.figures import run_times
 from jarm.runs.config import CompareConfig
 from jarm.runs.grid import SweepConfig, read_sweep
-from jarm.runs.programs import keep_compiled
 from jarm.runs.sharing import sweep_status
 from jarm.studies.bench import BenchConfig, bench, table
 from jarm.studies.compare import compare

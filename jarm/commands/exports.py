@@ -7,8 +7,8 @@ from typing import Annotated
 import tyro
 
 from jarm.commands.options import built_by
+from jarm.core.compiled import keep_compiled
 from jarm.core.streams import show
-from jarm.runs.programs import keep_compiled
 from jarm.studies.export import ExportConfig, export
 from jarm.studies.serve import ServeConfig, serve
 

@@ -7,9 +7,9 @@ from typing import Annotated
 import tyro
 
 from jarm.commands.options import built_by
+from jarm.core.compiled import keep_compiled
 from jarm.core.streams import show
 from jarm.report.judging import diff_text, evaluation_text
-from jarm.runs.programs import keep_compiled
 from jarm.studies.diff import DiffConfig, diff
 from jarm.studies.evaluate import EvaluateConfig, evaluate
 

@@ -9,11 +9,11 @@ import jax
 import tyro
 
 from jarm.commands.options import built_by
+from jarm.core.compiled import keep_compiled
 from jarm.core.streams import show
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.report.statistics import interval
-from jarm.runs.programs import keep_compiled
 from jarm.studies.score import ScoreConfig, score
 from jarm.studies.train import TrainConfig, train
 

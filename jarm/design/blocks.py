@@ -79,7 +79,8 @@ class _Blocks(NamedTuple):
             # Slice by slice: a maximum over an axis is several times slower than one of arrays.
             return scorer.with_nan_first(functools.reduce(jnp.maximum, [slices[i] for i in range(SLICES)]))
 
-        wanted = tile < self.tiles
+        # Blocks of padding alone are skipped, so that sizes may be rounded up.
+        wanted = (tile < self.tiles) & self.cut(self.eligible, low).any() & self.cut(self.eligible, high).any()
         if scorer.bound is not None:
             wanted &= ~(scorer.bound(rows, columns) <= floor)
         return jax.lax.cond(wanted, compute, lambda: jnp.full((self.side // SLICES, self.side), -jnp.inf, jnp.float32))

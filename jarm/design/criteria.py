@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jarm.core.linalg import cholesky, distances, matmul, square_sum
 from jarm.core.pytree import record, static
@@ -65,7 +66,7 @@ class Criterion:
     gain: Callable[[Array], Array] = static()
     weight: Callable[[Array], Array] = static()
     ceiling: Callable[[Array, Array, Array, Array, Array], Array] | None = static()
-    targets: Float[Array, "G F"] | None = None
+    targets: Float[Array | np.ndarray, "G F"] | None = None
     is_log_det: bool = static(default=False)
 
     @property
@@ -173,7 +174,12 @@ def v_optimal(targets: Float[Array, "T F"], weights: Float[Array, "T"] | None = 
     if count > width:
         values, vectors = jnp.linalg.eigh(matmul(root.T, root))
         root = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    return Criterion(_fall_of_variance, _fall_of_variance_tile, _identity, fisher_weight, _v_ceiling, root)
+    return sum_of_variances(root)
+
+
+def sum_of_variances(directions: Float[Array | np.ndarray, "G F"]) -> Criterion:
+    """`v_optimal` of `[G, F]` directions of weight 1, of JAX or NumPy, as they are."""
+    return Criterion(fall_of_variance, _fall_of_variance_tile, _identity, fisher_weight, _v_ceiling, directions)
 
 
 def a_optimal(width: int) -> Criterion:
@@ -195,10 +201,11 @@ def a_optimal(width: int) -> Criterion:
       >>> batch.pairs.tolist(), batch.gains.round(3).tolist()
       ([[1, 2]], [0.192])
     """
-    return v_optimal(jnp.eye(width, dtype=jnp.float32), jnp.ones(width, jnp.float32))
+    return sum_of_variances(jnp.eye(width, dtype=jnp.float32))
 
 
-def _fall_of_variance(margin: Array, q: Array, c: Array, h: Array) -> Array:
+def fall_of_variance(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    """The worth of `v_optimal`: v |c|^2 / (1 + v q)."""
     v = fisher_weight(margin)
     return v * square_sum(c) / (1 + v * q)
 
@@ -249,8 +256,12 @@ def epig(targets: Float[Array, "T F"], target_margins: Float[Array, "T"]) -> Cri
     """
     known = jnp.sqrt(fisher_weight(jnp.asarray(target_margins, jnp.float32)))
     # Targets scaled by the root of their Fisher weight have v_t c_t^2 and v_t h_t as their c^2 and h.
-    scaled = known[:, None] * jnp.asarray(targets, jnp.float32)
-    return Criterion(_information, _information_tile, _identity, fisher_weight, None, scaled)
+    return mean_information(known[:, None] * jnp.asarray(targets, jnp.float32))
+
+
+def mean_information(scaled: Float[Array | np.ndarray, "T F"]) -> Criterion:
+    """`epig` of `[T, F]` targets, of JAX or NumPy, that are scaled by the root of their Fisher weight."""
+    return Criterion(information_about, _information_tile, _identity, fisher_weight, None, scaled)
 
 
 _FACTORS = 4
@@ -279,7 +290,8 @@ def _grouped(c: Array) -> Array:
     return padded.reshape(count, _FACTORS, *c.shape[1:])
 
 
-def _information(margin: Array, q: Array, c: Array, h: Array) -> Array:
+def information_about(margin: Array, q: Array, c: Array, h: Array) -> Array:
+    """The worth of `epig`, of targets scaled by the root of their weight."""
     v = fisher_weight(margin)
 
     def of_group(c: Array, h: Array) -> Array:

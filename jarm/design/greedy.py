@@ -47,6 +47,7 @@ class _State(NamedTuple):
     """The batch so far, between two passes.
 
     Attributes:
+      wanted: pairs to choose, at most k.
       picked, passes: pairs chosen and passes made so far.
       pairs, gains, ceilings, fresh: of each pair chosen; see `Selection` and `GreedyInfo`.
       root: R `[F, F]`, triangular: the information with the batch is R^T R. It grows by orthogonal factors, because a
@@ -56,6 +57,7 @@ class _State(NamedTuple):
       ended: whether a pass over all pairs found none to choose.
     """
 
+    wanted: Int[Array, ""]
     picked: Int[Array, ""]
     passes: Int[Array, ""]
     pairs: Int[Array, "k 2"]
@@ -128,6 +130,7 @@ def greedy(
     information: Float[Array, "F F"],
     k: int,
     *,
+    count: Int[Array, ""] | int | None = None,
     limits: Limits | None = None,
     shortlist: int | None = None,
     mesh: jax.sharding.Mesh | None = None,
@@ -145,6 +148,7 @@ def greedy(
       space: which pairs.
       information: `[F, F]` positive definite information to start from (labelled pairs and prior).
       k: pairs to pick, a Python int.
+      count: pick only so many of k, of which the rest is not valid: another number compiles nothing. None for all.
       limits: further limits on the batch.
       shortlist: K, pairs kept by a full pass; None for a number that suits the space.
       mesh: devices that share the passes over a space of `cross` or `all` pairs.
@@ -175,7 +179,8 @@ def greedy(
     keep = (default_shortlist(space) if shortlist is None else shortlist) + k
     total = pair_count(problem.space)
     unfinished = functools.partial(_unfinished, total)
-    end = jax.lax.while_loop(unfinished, functools.partial(_full_pass, problem, keep), _init(problem, k))
+    start = _init(problem, k, jnp.minimum(jnp.asarray(k if count is None else count, jnp.int32), k))
+    end = jax.lax.while_loop(unfinished, functools.partial(_full_pass, problem, keep), start)
     return _result(problem, total, end)
 
 
@@ -185,9 +190,10 @@ def default_shortlist(space: PairSpace) -> int:
     return 1024 if space.pairs is not None or space.kind == "within" or size <= 16_384 else 8192
 
 
-def _init(problem: Problem, k: int) -> _State:
+def _init(problem: Problem, k: int, wanted: Int[Array, ""]) -> _State:
     """The empty batch."""
     return _State(
+        wanted=wanted,
         picked=jnp.int32(0),
         passes=jnp.int32(0),
         pairs=jnp.full((k, 2), problem.size, jnp.int32),
@@ -205,8 +211,8 @@ def _init(problem: Problem, k: int) -> _State:
 
 def _unfinished(total: Float[Array, ""], state: _State) -> Bool[Array, ""]:
     """Whether another pass is due, over a space of `total` pairs."""
-    k = state.pairs.shape[0]
-    return (state.picked < jnp.minimum(total, k).astype(jnp.int32)) & ~state.ended & (state.status == Status.OK)
+    reachable = jnp.minimum(total, state.wanted.astype(jnp.float32)).astype(jnp.int32)
+    return (state.picked < reachable) & ~state.ended & (state.status == Status.OK)
 
 
 def _full_pass(problem: Problem, keep: int, state: _State) -> _State:
@@ -287,7 +293,7 @@ def _certified(problem: Problem, shortlist: _Shortlist, choice: _Choice) -> Bool
     # Right after a pass the best of the shortlist is the best of the space, whatever rounding says.
     fresh = choice.state.picked == shortlist.picked
     good = fresh | ((top >= choice.ceiling) & (top >= shortlist.top * min_share))
-    return (choice.state.picked < choice.state.pairs.shape[0]) & (top > -jnp.inf) & good
+    return (choice.state.picked < choice.state.wanted) & (top > -jnp.inf) & good
 
 
 def _pick(problem: Problem, shortlist: _Shortlist, choice: _Choice) -> _Choice:
@@ -350,9 +356,10 @@ def _grown(start: _State, shortlist: _Shortlist, choice: _Choice) -> _State:
 
 def _result(problem: Problem, total: Float[Array, ""], end: _State) -> tuple[Selection, GreedyInfo]:
     """The batch from a space of `total` pairs, and its certificate."""
-    k, criterion = end.pairs.shape[0], problem.criterion
-    valid = jnp.arange(k, dtype=jnp.int32) < end.picked
-    short = jnp.where(total < k, Status.EXHAUSTED, jnp.where(end.picked < k, Status.LIMITED, Status.OK))
+    criterion = problem.criterion
+    valid = jnp.arange(end.pairs.shape[0], dtype=jnp.int32) < end.picked
+    exhausted = total < end.wanted.astype(jnp.float32)
+    short = jnp.where(exhausted, Status.EXHAUSTED, jnp.where(end.picked < end.wanted, Status.LIMITED, Status.OK))
     idle = jnp.where((valid & (end.gains <= 0)).any(), Status.UNINFORMATIVE, Status.OK)
     ceilings = end.ceilings
     if problem.space.costs is None:  # otherwise they are in units of the gains

@@ -16,7 +16,7 @@ from jarm.core.types import Array, Float, Int
 from jarm.design.blocks import best_pairs_in_blocks
 from jarm.design.fisher import chunked
 from jarm.design.scorer import Best, Scorer, gather, top_k, top_k_and_rest
-from jarm.design.spaces import TILE, get_tile, tile_count
+from jarm.design.spaces import TILE, Tile, get_tile, tile_count
 
 
 def best_pairs(
@@ -96,7 +96,10 @@ def _best_listed(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
     def scored(pairs: Int[Array, "m 2"]) -> Float[Array, "m"]:
         first, second = jnp.minimum(pairs, size - 1).T
         valid = (pairs[:, 0] < size) & space.eligible[first] & space.eligible[second]
-        return jnp.where(valid, _scores_of(scorer, pairs, size), -jnp.inf)
+        nothing = jnp.full(len(pairs), -jnp.inf, jnp.float32)
+        # Chunks of padding alone are skipped, so that lengths may be rounded up.
+        scores = jax.lax.cond(valid.any(), lambda: _scores_of(scorer, pairs, size), lambda: nothing)
+        return jnp.where(valid, scores, -jnp.inf)
 
     scores = jax.lax.map(scored, chunks).reshape(-1)
     costs = space.costs
@@ -112,8 +115,13 @@ def _best_within(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
     """The best of a `within` space, tile by tile, and one more for `rest`."""
 
     def merge(carry: tuple[Array, Array], index: Array) -> tuple[tuple[Array, Array], None]:
+        # Tiles of padding alone are skipped, so that the number of prompts may be rounded up.
+        tile_of = get_tile(space, index, tile)
+        return jax.lax.cond(tile_of.mask.any(), better_of, lambda carry, _: carry, carry, tile_of), None
+
+    def better_of(carry: tuple[Array, Array], tile_of: Tile) -> tuple[Array, Array]:
         best, pairs = carry
-        rows, columns, mask = get_tile(space, index, tile)
+        rows, columns, mask = tile_of
         scores = jax.vmap(scorer.tile)(gather(scorer.stats, rows), gather(scorer.stats, columns))
         scores = jnp.where(mask, scorer.with_nan_first(scores), -jnp.inf).reshape(-1)
         values, places = top_k(scores, min(k + 1, scores.shape[0]))
@@ -125,7 +133,7 @@ def _best_within(scorer: Scorer, space: PairSpace, k: int, tile: int) -> Best:
             merged, order = jax.lax.top_k(jnp.concatenate([best, values]), k + 1)
             return merged, jnp.concatenate([pairs, found])[order]
 
-        return jax.lax.cond(values[0] <= best[-1], lambda _: (best, pairs), better, None), None
+        return jax.lax.cond(values[0] <= best[-1], lambda _: (best, pairs), better, None)
 
     start = (jnp.full(k + 1, -jnp.inf, jnp.float32), jnp.full((k + 1, 2), space.size, jnp.int32))
     best, pairs = jax.lax.scan(merge, start, jnp.arange(tile_count(space, tile), dtype=jnp.int32))[0]

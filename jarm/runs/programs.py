@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-import pathlib
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -22,7 +21,6 @@ from jarm.core.memory import host_bytes
 from jarm.core.messages import readable
 from jarm.core.settings import make_key
 from jarm.core.status import JarmError
-from jarm.core.streams import say
 from jarm.core.types import Array
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
@@ -255,21 +253,3 @@ def free_bytes() -> int | None:
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"]) - int(stats.get("bytes_in_use", 0))
     return host_bytes()
-
-
-def keep_compiled() -> None:
-    """Keep compiled programs in a cache on disk, where the user has chosen or in the home; without a place, say so."""
-    chosen = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
-    if chosen is not None and "://" in chosen:
-        return
-    try:
-        folder = pathlib.Path(chosen or pathlib.Path.home() / ".cache" / "jarm" / "compiled")
-        folder.mkdir(parents=True, exist_ok=True)
-        if not os.access(folder, os.W_OK):
-            raise PermissionError("it is read-only")
-    except (OSError, RuntimeError) as error:  # there may be no home
-        why = getattr(error, "strerror", None) or error
-        say(f"jarm: Compiled programs cannot be kept ({why}): set JAX_COMPILATION_CACHE_DIR to keep them elsewhere.")
-        jax.config.update("jax_compilation_cache_dir", None)
-    else:
-        jax.config.update("jax_compilation_cache_dir", str(folder))

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jarm.core.base import PairSpace, Selection
+from jarm.core.buckets import bucket, padded
 from jarm.core.ids import Id, code_ids, read_ids
 from jarm.core.messages import choose
 from jarm.core.rows import count_alike
@@ -22,6 +23,9 @@ from jarm.design.spaces import KINDS
 PADDING = 4
 """Prompts of unequal size are padded to a grid of at most this many times their responses, and listed pair by pair
 beyond: a listed pair takes some 27 times as long as a place of a grid."""
+FINE = 1 << 17
+"""Responses or pairs beyond which their number is rounded up by a quarter at most: passes skip most of the padding, but
+memory does not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +39,8 @@ class Candidates:
       copies: number of pairs left out of it, because their responses have equal features.
       excluded: `[E, 2]` int64 distinct pairs of the space that are not offered, in the caller's indices.
       costs: `[N]` float64 of the caller's responses, or None; costs of listed pairs are in the space.
+      prompts: `[N]` codes of the prompts, or None.
+      alike: `[N]` the same number for responses with equal features, or None.
     """
 
     space: PairSpace
@@ -43,6 +49,8 @@ class Candidates:
     copies: int
     excluded: np.ndarray
     costs: np.ndarray | None = None
+    prompts: np.ndarray | None = None
+    alike: np.ndarray | None = None
 
     @property
     def count(self) -> int:
@@ -64,13 +72,34 @@ class Candidates:
             listed = np.asarray(self.space.pairs)
             dropped = is_among(listed, pairs)
             return _changed(self.space, pairs=np.where(dropped[:, None], np.int32(size), listed))
-        if self.rows is not None:
-            place = np.empty(self.rows.max() + 1, np.int64)
-            place[self.rows[self.rows >= 0]] = np.flatnonzero(self.rows >= 0)
-            pairs = np.sort(place[pairs], axis=1)
-        padded = np.full((capacity, 2), size, np.int32)
-        padded[: len(pairs)] = pairs[np.lexsort(pairs.T[::-1])]
-        return _changed(self.space, excluded=padded)
+        places = self.places(pairs)
+        order = places[np.lexsort(places.T[::-1])].astype(np.int32)
+        return _changed(self.space, excluded=padded(order, capacity, size))
+
+    def places(self, pairs: np.ndarray) -> np.ndarray:
+        """The places in the space of pairs of the caller's responses, smaller place first, `[m, 2]` int64."""
+        if self.rows is None:
+            return pairs
+        place = np.zeros(self.rows.max() + 1, np.int64)
+        place[self.rows[self.rows >= 0]] = np.flatnonzero(self.rows >= 0)
+        return np.sort(place[pairs], axis=1)
+
+    def written_out(self) -> np.ndarray:
+        """Every pair of the space in the indices of the caller, excluded or not, in lexicographic order: `[M, 2]`."""
+        space = self.space
+        if space.pairs is not None:
+            listed = np.asarray(space.pairs, np.int64)
+            return listed[listed[:, 0] < space.size]
+        if space.kind == "within":
+            assert self.prompts is not None
+            pairs = _pairs_within(self.prompts)
+            pairs = pairs[np.argsort(_keys(pairs))]
+        else:
+            pairs = np.stack(np.triu_indices(int(np.asarray(space.eligible).sum()), 1), axis=1)
+        if space.kind == "cross":
+            assert self.prompts is not None
+            pairs = pairs[self.prompts[pairs[:, 0]] != self.prompts[pairs[:, 1]]]
+        return pairs if self.alike is None else pairs[self.alike[pairs[:, 0]] != self.alike[pairs[:, 1]]]
 
     def chosen(self, selection: Selection) -> np.ndarray:
         """The pairs of a batch in the caller's indices, smaller index first, `[m, 2]` int64."""
@@ -140,29 +169,40 @@ def find_candidates(
         if counts.max() * (counts > 1).sum() > PADDING * size:
             pairs = _pairs_within(prompts)
             return _listed(pairs, size, prompts, None if costs is None else costs[pairs].sum(axis=1), excluded, alike)
-        grid = _grid(prompts, counts)
-        width, total = int(counts.max()), within
-        rows = None if np.array_equal(grid, np.arange(size)) else grid
+        rows, width, total = _grid(prompts, counts), _width(counts), within
     else:
-        rows, width, total = None, 1, every - (within if space == "cross" else 0)
+        rows, width, total = padded(np.arange(size), _room(size), -1), 1, every - (within if space == "cross" else 0)
+    prompt = None if prompts is None or space == "within" else prompts.astype(np.int32)
     made = Candidates(
         _space(
             kind=space,
             width=width,
-            eligible=np.ones(size, bool) if rows is None else rows >= 0,
-            prompt=None if prompts is None or space == "within" else prompts.astype(np.int32),
-            alike=alike if alike is None or rows is None else alike[np.maximum(rows, 0)],
+            eligible=rows >= 0,
+            prompt=None if prompt is None else prompt[np.maximum(rows, 0)],
+            alike=None if alike is None else alike[np.maximum(rows, 0)],
         ),
-        rows,
+        None if np.array_equal(rows, np.arange(size)) else rows,
         total - copies,
         copies,
         excluded,
+        costs,
+        prompts,
+        alike,
     )
     if costs is None:
         return made
-    padded = made.gather(costs.astype(np.float32))
-    priced = _changed(made.space, costs=np.where(padded > 0, padded, np.float32(1)))
-    return dataclasses.replace(made, space=priced, costs=costs)
+    prices = made.gather(costs.astype(np.float32))
+    return dataclasses.replace(made, space=_changed(made.space, costs=np.where(prices > 0, prices, np.float32(1))))
+
+
+def _room(count: int) -> int:
+    """A number of responses, prompts or pairs rounded up."""
+    return bucket(count, per_octave=1 if count <= FINE else 4)
+
+
+def _width(counts: np.ndarray) -> int:
+    """Places for the responses of a prompt in a grid, where a prompt has so many."""
+    return bucket(int(counts.max()), per_octave=2)
 
 
 def codes_of(prompts: Any, size: int) -> tuple[np.ndarray, list[Id]]:
@@ -199,8 +239,9 @@ def _listed(
     excluded: np.ndarray,
     alike: np.ndarray | None,
 ) -> Candidates:
-    """A sorted list, each pair once, padded to its first length, so that repeats do not decide the compiled shapes."""
-    pairs, length, copies = np.sort(pairs, axis=1), len(pairs), 0
+    """A sorted list, each pair once, padded."""
+    pairs, copies, room = np.sort(pairs, axis=1), 0, _room(size)
+    length = _room(len(pairs))
     if alike is not None:
         same = alike[pairs[:, 0]] == alike[pairs[:, 1]]
         copies = len(np.unique(_keys(pairs[same])))
@@ -209,19 +250,16 @@ def _listed(
         order = np.lexsort((costs, pairs[:, 1], pairs[:, 0]))
         pairs, costs = pairs[order], costs[order].astype(np.float32)
     keys, first = np.unique(_keys(pairs), return_index=True)
-    distinct = np.full((length, 2), size, np.int32)
-    distinct[: len(first)] = pairs[first]
-    if costs is not None:
-        costs = np.append(costs[first], np.ones(length - len(first), np.float32))
     space = _space(
         kind="listed",
         width=1,
-        eligible=np.ones(size, bool),
-        pairs=distinct,
-        costs=costs,
-        prompt=None if prompts is None else prompts.astype(np.int32),
+        eligible=np.arange(room) < size,
+        pairs=padded(pairs[first].astype(np.int32), length, room),
+        costs=None if costs is None else padded(costs[first], length, 1),
+        prompt=None if prompts is None else padded(prompts.astype(np.int32), room),
     )
-    return Candidates(space, None, len(first), copies, excluded[np.isin(_keys(excluded), keys)])
+    rows = None if room == size else padded(np.arange(size), room, -1)
+    return Candidates(space, rows, len(first), copies, excluded[np.isin(_keys(excluded), keys)])
 
 
 def _count_copies(kind: str, prompts: np.ndarray | None, alike: np.ndarray | None) -> int:
@@ -237,13 +275,13 @@ def _count_copies(kind: str, prompts: np.ndarray | None, alike: np.ndarray | Non
 
 
 def _grid(prompts: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """The responses of every prompt with two or more, side by side, padded with -1 to the largest prompt, `[P R]`."""
+    """The responses of every prompt with two or more, side by side, padded with -1 to a width and number, `[P R]`."""
     order = np.argsort(prompts, kind="stable")
     place = np.arange(len(prompts)) - np.repeat(np.cumsum(counts) - counts, counts)
     row = np.cumsum(counts > 1) - 1
     sorted_prompts = prompts[order]
     paired = counts[sorted_prompts] > 1
-    grid = np.full(((counts > 1).sum(), counts.max()), -1, np.int64)
+    grid = np.full((_room(int((counts > 1).sum())), _width(counts)), -1, np.int64)
     grid[row[sorted_prompts[paired]], place[paired]] = order[paired]
     return grid.reshape(-1)
 

@@ -1,13 +1,20 @@
-"""The part of `jarm.select` that runs on a device: starting information, the batch, and the bound on every batch."""
+"""The work of `jarm.select`: starting information, the batch, and the bound on every batch.
+
+A space of few pairs is written out on the host (`jarm.selection.written_out`); others, swaps and bounds are programs
+for a device, whose sizes are rounded up so that calls of any sizes share a few.
+"""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
 from jarm.core.base import PairSpace, Selection
+from jarm.core.buckets import bucket
+from jarm.core.compiled import keep_compiled
 from jarm.core.status import JarmError, Status
 from jarm.design.bound import design_bound
 from jarm.design.exchange import ExchangeInfo, exchange
@@ -15,8 +22,10 @@ from jarm.design.fisher import space_information
 from jarm.design.greedy import GreedyInfo, greedy
 from jarm.selection.arguments import check_definite, read_prior
 from jarm.selection.candidates import is_among
-from jarm.selection.replay import log_det_of, weights_of, whitener
+from jarm.selection.replay import log_det_of, whitener
 from jarm.selection.request import Request
+from jarm.selection.worths import known, weights_of
+from jarm.selection.written_out import Written, greedy_written_out
 
 PRIOR_WEIGHT = 0.1
 """c of the prior that stands in where none is given."""
@@ -25,8 +34,10 @@ CAPACITY = 512
 that few programs are compiled. A pass over 12.5 million pairs takes a tenth longer for 512."""
 FIRST_EXCLUDED = 2048
 """Excluded pairs left out of the first pass, at most; for 2,048 the same pass takes half as long again."""
-AUTO_BOUND = 1 << 25
-"""Pairs of a space up to which `bound="auto"` computes the bound: seconds on one core."""
+WRITTEN_OUT = 1 << 21
+"""Numbers of a space, F + G of each pair for F features and G targets, up to which it is written out: 16 MiB."""
+WORK = 1 << 28
+"""Numbers times pairs of the batch up to which it is written out: half a second on one core."""
 CERTAIN = 80.0
 """Rewards so many logits apart leave nothing to learn from an answer."""
 
@@ -81,14 +92,26 @@ def _mean_information(request: Request) -> np.ndarray:
     weighted, candidates = request.criterion.weighted, request.candidates
     if weighted is None:
         raise JarmError("The mean information of a pair is not known for weights of your own: give prior_precision.")
-    rewards = request.device_rewards if weighted else None
-    total, _ = jax.device_get(jit_space_information(request.device_features, rewards, candidates.space))
+    if is_written_out(request):
+        total = request.information(candidates.written_out())
+    else:
+        keep_compiled()
+        rewards = request.device_rewards if weighted else None
+        total = jax.device_get(jit_space_information(request.device_features, rewards, candidates.space))[0]
     mean = np.asarray(total, np.float64) / candidates.total
     if not np.isfinite(mean).all():
         raise JarmError("The mean information of a pair overflows float32: scale the features down.")
     if not np.trace(mean) > 0:
         raise JarmError(_nothing(request))
     return mean
+
+
+def is_written_out(request: Request) -> bool:
+    """Whether every pair of the space fits into so little memory, and the batch takes so little time, on the host."""
+    criterion = request.criterion
+    of_pair = request.features.shape[1] + (0 if criterion.targets is None else len(criterion.targets))
+    numbers = request.candidates.total * of_pair
+    return known(criterion) and numbers <= WRITTEN_OUT and numbers * request.reachable <= WORK
 
 
 def grow(request: Request, information: np.ndarray) -> Grown:
@@ -98,6 +121,8 @@ def grow(request: Request, information: np.ndarray) -> Grown:
     would not help before. So passes leave out the excluded pairs of most leverage, and more only if a batch holds some.
     """
     candidates, excluded = request.candidates, request.candidates.excluded
+    if is_written_out(request) and not (request.swaps or request.bound):
+        return _run(request, information, excluded[:0], 0)
     # To leave pairs out of a list or a grid takes no time.
     first = min(len(excluded), FIRST_EXCLUDED) if candidates.space.kind in ("cross", "all") else len(excluded)
     capacity = CAPACITY
@@ -130,13 +155,45 @@ def _problem(request: Request, space: PairSpace, information: np.ndarray) -> tup
     return request.criterion, request.device_features, request.device_rewards, space, narrow
 
 
+def _on_host(request: Request, information: np.ndarray) -> tuple[Selection, GreedyInfo]:
+    """The greedy batch of a space that is written out."""
+    candidates, codes = request.candidates, request.prompts
+    pairs = candidates.written_out()
+    margin = request.margins(pairs)
+    written = Written(
+        pairs=pairs,
+        x=request.differences(pairs),
+        margin=margin,
+        weight=weights_of(request.criterion, margin),
+        costs=candidates.costs_of(pairs),
+        prompts=None if codes is None else codes[pairs],
+        offered=~is_among(pairs, candidates.excluded),
+    )
+    selection, info = greedy_written_out(request.criterion, written, information, request.reachable, request.limits)
+    places: Any = candidates.places(np.asarray(selection.pairs))
+    return dataclasses.replace(selection, pairs=places), info
+
+
+def _on_device(request: Request, information: np.ndarray, space: PairSpace) -> tuple[Selection, GreedyInfo]:
+    """The greedy batch of a space of any size."""
+    keep_compiled()
+    problem, count = _problem(request, space, information), request.reachable
+    room = bucket(max(count, 8), per_octave=2)
+    grown: tuple[Selection, GreedyInfo] = jax.device_get(
+        jit_greedy(*problem, room, count=np.int32(count), limits=request.limits)
+    )
+    return grown
+
+
 def _run(request: Request, information: np.ndarray, left_out: np.ndarray, capacity: int) -> Grown:
     """One greedy batch and its swaps, without some pairs."""
     space = request.candidates.without(left_out, capacity)
-    problem = _problem(request, space, information)
-    selection, info = jax.device_get(jit_greedy(*problem, request.reachable, limits=request.limits))
+    written = is_written_out(request)
+    selection, info = _on_host(request, information) if written else _on_device(request, information, space)
     if not request.swaps or selection.status not in (Status.OK, Status.EXHAUSTED, Status.LIMITED):
         return Grown(space, selection, info, None)
+    keep_compiled()
+    problem = _problem(request, space, information)
     better, swapped = jax.device_get(jit_exchange(*problem, selection, limits=request.limits, swaps=request.swaps))
     if not swapped.swaps:
         return Grown(space, better, info, swapped._replace(gained=0.0))
@@ -212,18 +269,24 @@ def _idle_because(request: Request, selection: Selection, useful: int, count: in
 
 
 def upper_bound(request: Request, information: np.ndarray, run: Grown) -> float | None:
-    """A bound on the log det of every batch of as many pairs, in nats; None where none is asked for or, unasked, known.
+    """A bound on the log det of every batch of as many pairs, in nats; None where none is asked for.
 
     Raises:
-      JarmError: the bound was asked for, and float32 does not suffice.
+      JarmError: float32 does not suffice.
     """
-    auto = request.bound == "auto"
-    if not (request.criterion.is_log_det and request.candidates.count <= AUTO_BOUND if auto else request.bound):
+    if not request.bound:
         return None
+    keep_compiled()
+    start = _cut(run.selection, request.reachable)
     problem = _problem(request, run.space, information)
-    design = jax.device_get(jit_design_bound(*problem, request.reachable, start=run.selection))
+    design = jax.device_get(jit_design_bound(*problem, request.reachable, start=start))
     if design.status == Status.OK:
         return float(design.upper)
-    if auto:
-        return None
     raise JarmError("The bound loses all digits in float32: give a larger prior_precision, or bound=False.")
+
+
+def _cut(selection: Selection, count: int) -> Selection:
+    """A batch without room for more pairs than `count`."""
+    return dataclasses.replace(
+        selection, pairs=selection.pairs[:count], gains=selection.gains[:count], valid=selection.valid[:count]
+    )

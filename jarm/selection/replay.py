@@ -1,15 +1,11 @@
-"""A batch replayed in float64: gains, weights and whitening."""
+"""A batch replayed in float64: gains and whitening."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
-import jax
 import numpy as np
 
-from jarm.core.types import Array
 from jarm.design.criteria import Criterion
+from jarm.selection.worths import gains_of, weights_of
 
 LOST = 2.0**-20
 """Share to which squared lengths may fall before the coordinates are made anew: so many of the digits of float64 are
@@ -45,46 +41,28 @@ def replay(
     price = np.ones(len(x)) if costs is None else costs
     both, scaled = np.concatenate([x, targets]), np.sqrt(weight)[:, None] * x
     y = both @ whitener(start).T
-    fresh = _squares(y)
+    fresh = squares(y)
     gains, later = np.empty(len(x)), np.full(len(x), -np.inf)
-    with jax.enable_x64(True):
-        for at in range(len(x)):
-            q, h = np.split(_squares(y), [len(x)])
-            worth = np.asarray(_gains(criterion, margin, q, y[: len(x)] @ y[len(x) :].T, h))
-            gains[at] = worth[at]
-            later[at] = np.max((worth / price)[at + 1 :], initial=-np.inf)
-            b = np.sqrt(weight[at]) * y[at]
-            grown = np.sqrt(1 + b @ b)
-            # (1 + b b^T)^-1/2 = 1 - s s^T
-            s = b / np.sqrt(grown * (1 + grown))
-            y = y - np.outer(y @ s, s)
-            left = np.r_[at + 1 : len(y)]
-            if (_squares(y[left]) < LOST * fresh[left]).any():
-                y = solved(root_of(start, scaled[: at + 1]), both)
-                fresh = _squares(y)
+    for at in range(len(x)):
+        q, h = np.split(squares(y), [len(x)])
+        worth = gains_of(criterion, margin, weight, q, y[: len(x)] @ y[len(x) :].T, h)
+        gains[at] = worth[at]
+        later[at] = np.max((worth / price)[at + 1 :], initial=-np.inf)
+        b = np.sqrt(weight[at]) * y[at]
+        grown = np.sqrt(1 + b @ b)
+        # (1 + b b^T)^-1/2 = 1 - s s^T
+        s = b / np.sqrt(grown * (1 + grown))
+        y = y - np.outer(y @ s, s)
+        left = np.r_[at + 1 : len(y)]
+        if (squares(y[left]) < LOST * fresh[left]).any():
+            y = solved(root_of(start, scaled[: at + 1]), both)
+            fresh = squares(y)
     return gains, later
 
 
-def _squares(y: np.ndarray) -> np.ndarray:
+def squares(y: np.ndarray) -> np.ndarray:
+    """|y|^2 of each row."""
     return np.asarray(np.square(y).sum(axis=1))
-
-
-@jax.jit
-def _gains(criterion: Criterion, margin: Array, q: Array, c: Array, h: Array) -> Array:
-    return criterion.gain(jax.vmap(criterion.worth, in_axes=(0, 0, 0, None))(margin, q, c, h))
-
-
-def weights_of(criterion: Criterion, margin: np.ndarray) -> np.ndarray:
-    """The weights v of the criterion, in float64; padded, so that rounds of a campaign share a program."""
-    padded = np.zeros(1 << max(6, (len(margin) - 1).bit_length()))
-    padded[: len(margin)] = margin
-    with jax.enable_x64(True):
-        return np.asarray(_weights(criterion.weight, padded))[: len(margin)]
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _weights(weight: Callable[[Array], Array], margin: Array) -> Array:
-    return weight(margin)
 
 
 def root_of(start: np.ndarray, scaled: np.ndarray) -> np.ndarray:
@@ -94,7 +72,7 @@ def root_of(start: np.ndarray, scaled: np.ndarray) -> np.ndarray:
     digits of small ones.
     """
     rows = np.concatenate([np.linalg.cholesky(start).T, scaled])
-    unit = np.sqrt(_squares(rows.T))
+    unit = np.sqrt(squares(rows.T))
     rows = rows / unit
     order = np.argsort(-np.abs(rows).max(axis=1), kind="stable")
     return np.asarray(np.linalg.qr(rows[order], mode="r") * unit)
@@ -102,7 +80,7 @@ def root_of(start: np.ndarray, scaled: np.ndarray) -> np.ndarray:
 
 def solved(root: np.ndarray, x: np.ndarray) -> np.ndarray:
     """Rows R^-T x, whose squared lengths are x^T A^-1 x, of rows x `[m, F]` and A = R^T R."""
-    unit = np.sqrt(_squares(root.T))
+    unit = np.sqrt(squares(root.T))
     return np.asarray(np.linalg.solve((root / unit).T, (x / unit).T).T)
 
 

@@ -6,17 +6,17 @@ import dataclasses
 from collections.abc import Callable
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jarm.core.base import Limits
+from jarm.core.buckets import bucket, padded
 from jarm.core.messages import choose
 from jarm.core.rows import group_rows
 from jarm.core.status import JarmError
-from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, epig, v_optimal
-from jarm.selection.arguments import as_array, finite, index_pairs, read_costs, read_limits, shown, single, truth, whole
+from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, mean_information, sum_of_variances
+from jarm.selection.arguments import as_array, finite, index_pairs, read_costs, read_limits, single, truth, whole
 from jarm.selection.candidates import Candidates, codes_of, find_candidates
-from jarm.selection.replay import weights_of
+from jarm.selection.worths import weights_of
 
 _CHUNK = 1 << 16
 """Pairs whose information is summed at once."""
@@ -24,9 +24,11 @@ _CHUNK = 1 << 16
 CRITERIA: dict[str, Callable[[int, np.ndarray, np.ndarray], Criterion]] = {
     "d": lambda width, targets, margins: D_OPTIMAL,
     "d-unweighted": lambda width, targets, margins: D_UNWEIGHTED,
-    "a": lambda width, targets, margins: a_optimal(width),
-    "v": lambda width, targets, margins: v_optimal(jnp.asarray(targets, jnp.float32)),
-    "epig": lambda width, targets, margins: epig(jnp.asarray(targets), jnp.asarray(margins)),
+    "a": lambda width, targets, margins: sum_of_variances(np.eye(width, dtype=np.float32)),
+    "v": lambda width, targets, margins: sum_of_variances(_mean_directions(targets)),
+    "epig": lambda width, targets, margins: mean_information(
+        (np.sqrt(weights_of(D_OPTIMAL, margins))[:, None] * targets).astype(np.float32)
+    ),
     "bald": lambda width, targets, margins: BALD,
 }
 """Criteria by name: `(F, targets [T, F], their margins [T]) -> criterion`."""
@@ -52,7 +54,7 @@ class Request:
       limits: limits on the batch.
       k: number of pairs asked for.
       swaps: maximum number of swaps.
-      bound: True, False, or "auto".
+      bound: whether to bound the log det of every batch.
       allow_fewer: whether a batch of fewer pairs is returned instead of an error.
     """
 
@@ -70,7 +72,7 @@ class Request:
     limits: Limits
     k: int
     swaps: int
-    bound: bool | str
+    bound: bool
     allow_fewer: bool
 
     @property
@@ -140,11 +142,8 @@ def read_request(
     _check_count(candidates, k, allow_fewer=allow_fewer)
     name = criterion if isinstance(criterion, str) else "of the caller"
     criterion = read_criterion(criterion, targets, features, rewards, codes)
-    swaps = whole("swaps", swaps, 0)
-    if not isinstance(bound, bool | np.bool_ | str) or (isinstance(bound, str) and bound != "auto"):
-        raise JarmError(f"bound is {shown(bound)}: give True, False or 'auto'.")
-    bound = bound if isinstance(bound, str) else bool(bound)
-    if (swaps or bound is True) and not criterion.is_log_det:
+    swaps, bound = whole("swaps", swaps, 0), truth("bound", bound)
+    if (swaps or bound) and not criterion.is_log_det:
         raise JarmError("Swaps and bounds are known for log det only: choose criterion 'd' or 'd-unweighted'.")
     return Request(
         features=features,
@@ -203,7 +202,7 @@ def read_criterion(
     with_targets = isinstance(criterion, str) and choose("criterion", criterion, CRITERIA) in WITH_TARGETS
     if with_targets and targets is None:
         if criterion == "v" and prompts is not None:
-            return v_optimal(jnp.asarray(_within_prompts(features, prompts), jnp.float32), jnp.ones(features.shape[1]))
+            return sum_of_variances(_within_prompts(features, prompts))
         instead = ", or prompts= for the rankings within them" if criterion == "v" else ""
         raise JarmError(
             f"Criterion {criterion!r} is about targets: give targets=, [T, 2] pairs or [T, F] directions{instead}."
@@ -247,8 +246,22 @@ def _within_prompts(features: np.ndarray, prompts: np.ndarray) -> np.ndarray:
             "No prompt has two responses with different features, so there is no ranking within prompts to learn: give "
             "targets=, or another criterion."
         )
-    variances, vectors = np.linalg.eigh(total / len(order))
-    return np.asarray(np.sqrt(np.maximum(variances, 0))[:, None] * vectors.T)
+    return _root(total / len(order))
+
+
+def _mean_directions(targets: np.ndarray) -> np.ndarray:
+    """Directions `[G, F]`, few of them, whose outer products have the sum mean t t^T over targets `[T, F]`."""
+    scaled = np.float64(targets) / np.sqrt(len(targets))
+    if len(targets) > targets.shape[1]:
+        return _root(scaled.T @ scaled)
+    # Zeros are no directions: room for other numbers of targets.
+    return padded(scaled.astype(np.float32), min(bucket(len(targets)), targets.shape[1]))
+
+
+def _root(matrix: np.ndarray) -> np.ndarray:
+    """Directions `[F, F]` in float32 whose outer products sum to a matrix."""
+    variances, vectors = np.linalg.eigh(matrix)
+    return np.asarray(np.sqrt(np.maximum(variances, 0))[:, None] * vectors.T, np.float32)
 
 
 def _differences(features: np.ndarray, pairs: np.ndarray) -> np.ndarray:

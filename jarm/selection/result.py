@@ -134,7 +134,7 @@ class SelectedBatch:
       >>> import jarm, numpy as np
       >>> features = np.array([[0, 0], [1, 0], [3, 0], [0, 0], [0, 1], [0, 2]])
       >>> prompts = list("aaabbb")
-      >>> print(jarm.select(features, space="within", prompts=prompts, k=2, prior_precision=1, bound=False))
+      >>> print(jarm.select(features, space="within", prompts=prompts, k=2, prior_precision=1))
          first  second   gain     p          95 %  prompt
       1      0       2   1.18  0.50  0.00 to 1.00  a
       2      3       5  0.693  0.50  0.02 to 0.98  b

@@ -28,7 +28,7 @@ def select(
     per_response: int | None = None,
     similarity: float | None = None,
     swaps: int = 0,
-    bound: bool | str = "auto",
+    bound: bool = False,
     allow_fewer: bool = False,
 ) -> SelectedBatch:
     """The k pairs of responses to label next: an exact greedy batch over every pair of a space.
@@ -62,8 +62,8 @@ def select(
       swaps: maximum number of swaps of a pair of the batch for one outside that raise log det further (Fedorov
         exchange).
       bound: whether to bound the log det of every batch of k pairs from above, for the D-efficiency of this one, at the
-        price of another batch; "auto" bounds it in spaces of up to 2^25 pairs. Both `swaps` and `bound` are for "d" and
-        "d-unweighted".
+        price of another batch or more. Both `swaps` and `bound` are for "d" and "d-unweighted", and for jitted
+        programs, which take seconds to compile.
       allow_fewer: return fewer pairs where there are no k, instead of raising.
 
     Returns:
@@ -79,7 +79,7 @@ def select(
       >>> features = np.array([[0, 0], [1, 0], [3, 0], [0, 0], [0, 1], [0, 2]])
       >>> rewards = np.zeros(6)  # logits
       >>> batch = jarm.select(
-      ...     features, rewards, space="within", prompts=list("aaabbb"), k=2, prior_precision=1, bound=False
+      ...     features, rewards, space="within", prompts=list("aaabbb"), k=2, prior_precision=1
       ... )
       >>> batch.pairs.tolist()  # [k, 2]
       [[0, 2], [3, 5]]
