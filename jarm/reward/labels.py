@@ -43,8 +43,9 @@ def label_pairs(embeddings: Any, pairs: Any, labels: Any, weights: Any = None) -
       >>> [(each.shape, labelled.mask.tolist()) for each, labelled in (some, more)]
       [((8, 5), [True, True, True, False]), ((8, 5), [True, True, True, True])]
       >>> params, info = fit(jax.random.key(0), HParams(), *more)
-      >>> print((embeddings @ params["out"]["kernel"][0, :, 0]).round(2))  # rewards
-      [ 0.39 -0.03 -0.6   0.54 -0.3 ]
+      >>> rewards = embeddings @ params["out"]["kernel"][0, :, 0]
+      >>> [round(reward, 2) for reward in rewards.tolist()]
+      [0.39, -0.03, -0.6, 0.54, -0.3]
     """
     embeddings, pairs = np.asarray(embeddings), np.asarray(pairs)
     labels = np.asarray(labels, np.float32)
