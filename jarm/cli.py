@@ -2,94 +2,66 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
-import functools
-import inspect
+import importlib
 import os
+import pathlib
 import sys
-import typing
 from collections.abc import Callable, Iterator, Sequence
-from typing import Annotated, Any, NoReturn
+from typing import Any, NoReturn
 
 import tyro
 
-from jarm.commands.backtests import backtest_command
-from jarm.commands.experiments import (
-    bench_command,
-    compare_command,
-    forecast_command,
-    plan_command,
-    rules_command,
-    sweep_command,
-)
-from jarm.commands.exports import export_command, serve_command
-from jarm.commands.judging import diff_command, evaluate_command
-from jarm.commands.models import embed_command, score_command, train_command
-from jarm.commands.options import Refused, complain, misused
-from jarm.commands.store import store_cut_command, store_export_command, store_info_command, store_verify_command
+from jarm.commands.options import Refused, complain, deferred, misused
 from jarm.core.interrupts import Stopped, leavable, was_left
 from jarm.core.messages import nearest
-from jarm.core.settings import set_process
 from jarm.core.status import JarmError
-from jarm.core.streams import any_text, quieted, show
+from jarm.core.streams import any_text, show
 from jarm.core.version import __version__
-from jarm.runs.grid import check_arguments
+from jarm.runs.arguments import check_arguments
 
-
-def _deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-    """A command with the option `--quiet`, as a function that returns what is to be run once all options are read."""
-
-    @functools.wraps(command)
-    def wrapper(*args: Any, quiet: bool = False, **options: Any) -> Callable[[], None]:
-        def run() -> None:
-            with quieted(quiet):
-                command(*args, **options)
-
-        return run
-
-    text = tyro.conf.arg(help="Leave progress and remarks out; results and errors stay.")
-    kind = Annotated[bool, tyro.conf.FlagCreatePairsOff, text]
-    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
-    signature = inspect.signature(command)
-    hints = {**typing.get_type_hints(command, include_extras=True), "quiet": kind}
-    parameters = [each.replace(annotation=hints[each.name]) for each in signature.parameters.values()]
-    wrapper.__dict__.update(__signature__=signature.replace(parameters=[*parameters, option]))
-    wrapper.__annotations__ = hints
-    del wrapper.__wrapped__
-    return wrapper
-
-
-_StoreCommand = (
-    Annotated[Callable, tyro.conf.subcommand("info", constructor=_deferred(store_info_command))]
-    | Annotated[Callable, tyro.conf.subcommand("verify", constructor=_deferred(store_verify_command))]
-    | Annotated[Callable, tyro.conf.subcommand("cut", constructor=_deferred(store_cut_command))]
-    | Annotated[Callable, tyro.conf.subcommand("export", constructor=_deferred(store_export_command))]
-)
-
-
-def _store(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_StoreCommand]]) -> Any:
-    """Inspect, check, repair or export a store of embeddings."""
-    return command
-
-
-COMMANDS: dict[str, Callable[..., Any]] = {
-    "backtest": _deferred(backtest_command),
-    "bench": _deferred(bench_command),
-    "compare": _deferred(compare_command),
-    "diff": _deferred(diff_command),
-    "embed": _deferred(embed_command),
-    "evaluate": _deferred(evaluate_command),
-    "export": _deferred(export_command),
-    "forecast": _deferred(forecast_command),
-    "plan": _deferred(plan_command),
-    "rules": _deferred(rules_command),
-    "score": _deferred(score_command),
-    "serve": _deferred(serve_command),
-    "store": _store,
-    "sweep": _deferred(sweep_command),
-    "train": _deferred(train_command),
+COMMANDS = {
+    "backtest": "backtests",
+    "bench": "experiments",
+    "compare": "experiments",
+    "diff": "judging",
+    "embed": "models",
+    "evaluate": "judging",
+    "export": "exports",
+    "forecast": "experiments",
+    "plan": "experiments",
+    "rules": "experiments",
+    "score": "models",
+    "serve": "exports",
+    "store": "store",
+    "sweep": "experiments",
+    "train": "models",
 }
+"""Command -> its module in `jarm.commands`, which is imported when the command is asked for."""
 STORE_COMMANDS = ("info", "verify", "cut", "export")
+
+
+def _commands(asked: str) -> dict[str, Callable[..., Any]]:
+    """Every command as a function: the one asked for, and the others as their descriptions alone, without an import."""
+    found: dict[str, Callable[..., Any]] = {}
+    for module in dict.fromkeys(COMMANDS.values()):
+        source = pathlib.Path(__file__).with_name("commands").joinpath(f"{module}.py")
+        for node in ast.parse(source.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.FunctionDef) and node.name.endswith("_command"):
+                found[node.name.removesuffix("_command")] = _described(ast.get_docstring(node))
+    if asked in COMMANDS:
+        command = getattr(importlib.import_module(f"jarm.commands.{COMMANDS[asked]}"), f"{asked}_command")
+        found[asked] = command if asked == "store" else deferred(command)  # those of a store are deferred one by one
+    return {name: found[name] for name in COMMANDS}
+
+
+def _described(text: str | None) -> Callable[[], None]:
+    def command() -> None:
+        pass
+
+    command.__doc__ = text
+    return command
 
 
 def _read(args: Sequence[str]) -> Callable[[], None]:
@@ -120,7 +92,7 @@ def _read(args: Sequence[str]) -> Callable[[], None]:
 
 def _parse(args: list[str]) -> Callable[[], None]:
     with _colours():
-        return tyro.extras.subcommand_cli_from_dict(COMMANDS, prog="jarm", args=args)
+        return tyro.extras.subcommand_cli_from_dict(_commands(args[0]), prog="jarm", args=args)
 
 
 @contextlib.contextmanager
@@ -147,12 +119,14 @@ def main(args: Sequence[str] | None = None) -> int:
       The exit code: 0 if all went well; 1 with one sentence on standard error if not; 2 if the words are no command
       line; 130 if a signal stopped it, with what was done on disk; 141 if the reader of standard output has gone.
     """
-    set_process()
     try:
         with any_text():
             words = sys.argv[1:] if args is None else args
             check_arguments(words)
             command = _read(words)
+            from jarm.core.settings import set_process  # with JAX, which help does without
+
+            set_process()
             leavable(command)
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else 2

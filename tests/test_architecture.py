@@ -147,6 +147,9 @@ def test_importing_jarm_loads_nothing_heavy_and_touches_no_device():
     code = """
 import sys
 import jarm
+early = {"jax", "numpy", "flax", "optax", "pyarrow", "tyro"} & set(sys.modules)
+assert not early, early
+every = [getattr(jarm, name) for name in jarm.__all__]
 heavy = {"transformers", "datasets", "matplotlib", "torch", "scipy.stats", "pandas", "pytest"} & set(sys.modules)
 assert not heavy, heavy
 from jax._src import xla_bridge

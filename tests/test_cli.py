@@ -27,6 +27,16 @@ def test_every_command_has_help_and_can_be_quiet(words, capsys):
     assert capsys.readouterr().out == 2 * shown.out
 
 
+def test_help_names_every_command_and_imports_none():
+    code = (
+        "import sys; from jarm.cli import main; main(['--help']); sys.exit(bool({'jax', 'pyarrow'} & {*sys.modules}))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for name in COMMANDS:
+        assert f"• {name} " in done.stdout
+
+
 @pytest.mark.parametrize(
     ("args", "said"),
     [

@@ -32,8 +32,8 @@ from jarm.testing.conformance import CHECKS, SPACES, check_rule
 def compare_command(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes, built_by(CompareConfig)]) -> None:
     """Compare acquisition rules: how fast does each teach a reward model, and does it beat random here?
 
-    With no options it runs on built-in data, a minute or two on two cores. Records are appended run by run: interrupt
-    it at any time, and the same command goes on. On your own data:
+    With no options it runs on built-in data, one to three minutes on two cores. Records are appended run by run:
+    interrupt it at any time, and the same command goes on. On your own data:
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """

@@ -8,12 +8,13 @@ import inspect
 import sys
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, NoReturn, TypeVar
 
 import tyro
 
 from jarm.core.status import JarmError, printable
+from jarm.core.streams import quieted
 
 T = TypeVar("T")
 
@@ -47,6 +48,29 @@ def built_by(config: type[T], positional: Mapping[str, str] = types.MappingProxy
     build.__annotations__ = hints
     del build.__wrapped__
     return tyro.conf.arg(constructor=build)
+
+
+def deferred(command: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+    """A command with the option `--quiet`, as a function that returns what is to be run once all options are read."""
+
+    @functools.wraps(command)
+    def wrapper(*args: Any, quiet: bool = False, **options: Any) -> Callable[[], None]:
+        def run() -> None:
+            with quieted(quiet):
+                command(*args, **options)
+
+        return run
+
+    text = tyro.conf.arg(help="Leave progress and remarks out; results and errors stay.")
+    kind = Annotated[bool, tyro.conf.FlagCreatePairsOff, text]
+    option = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=kind)
+    signature = inspect.signature(command)
+    hints = {**typing.get_type_hints(command, include_extras=True), "quiet": kind}
+    parameters = [each.replace(annotation=hints[each.name]) for each in signature.parameters.values()]
+    wrapper.__dict__.update(__signature__=signature.replace(parameters=[*parameters, option]))
+    wrapper.__annotations__ = hints
+    del wrapper.__wrapped__
+    return wrapper
 
 
 def misused(sentence: str) -> NoReturn:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import numpy as np
 import tyro
 
+from jarm.commands.options import deferred
 from jarm.core.messages import listed
 from jarm.core.status import JarmError
 from jarm.core.streams import show
@@ -77,3 +79,16 @@ def store_export_command(
             raise JarmError(f"{store} lacks {missing.size:,} of {len(keys):,} texts, {places}: embed them into it.")
     opened.export(out, keys)
     show(out)
+
+
+_StoreCommand = (
+    Annotated[Callable, tyro.conf.subcommand("info", constructor=deferred(store_info_command))]
+    | Annotated[Callable, tyro.conf.subcommand("verify", constructor=deferred(store_verify_command))]
+    | Annotated[Callable, tyro.conf.subcommand("cut", constructor=deferred(store_cut_command))]
+    | Annotated[Callable, tyro.conf.subcommand("export", constructor=deferred(store_export_command))]
+)
+
+
+def store_command(command: tyro.conf.OmitSubcommandPrefixes[tyro.conf.OmitArgPrefixes[_StoreCommand]]) -> Any:
+    """Inspect, check, repair or export a store of embeddings."""
+    return command

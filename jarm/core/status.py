@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import enum
 import re
+from typing import TYPE_CHECKING
 
-import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.types import Array, Int
+if TYPE_CHECKING:
+    from jarm.core.types import Array, Int
 
 
 class Status(enum.IntEnum):
@@ -99,6 +100,8 @@ class JarmError(ValueError):
 
 def worst(*statuses: Int[Array, ""]) -> Int[Array, ""]:
     """The worst of several statuses."""
+    import jax.numpy as jnp  # here, so that messages, and help on the command line, do without it
+
     return jnp.stack([jnp.asarray(status, jnp.int32) for status in statuses]).max()
 
 

@@ -87,29 +87,33 @@ def round_up(length: int) -> int:
     return -(-length // step) * step
 
 
-def choose_lengths(lengths: Sequence[int], max_count: int) -> tuple[int, ...]:
-    """The lengths on the grid that pad these texts least, exactly, by dynamic programming.
+def choose_lengths(lengths: Sequence[int], max_count: int, price: float = 0.0) -> tuple[int, ...]:
+    """The lengths on the grid whose padding and price of these texts are least, exactly, by dynamic programming.
 
     Args:
       lengths: tokens of each text, or of a sample of the texts.
       max_count: largest number of lengths to choose; the longest that is needed is among them.
+      price: of each length, in tokens of padding.
 
     Example:
       >>> choose_lengths([3, 5, 20, 22, 90], max_count=2)
       (24, 96)
+      >>> choose_lengths([3, 5, 20, 22, 90], max_count=2, price=300.0)
+      (96,)
     """
     grid, counts = np.unique([round_up(length) for length in lengths], return_counts=True)
     m = len(grid)
     texts = np.concatenate([[0], np.cumsum(counts)])
     # cost[j]: padded tokens of the texts up to grid[j - 1], where that is chosen; each turn adds one choice.
-    cost, chosen = np.where(np.arange(m + 1) == 0, 0.0, np.inf), []
+    cost, chosen, totals = np.where(np.arange(m + 1) == 0, 0.0, np.inf), [], []
     for _ in range(min(max_count, m)):
         step = [[cost[i] + (texts[j] - texts[i]) * float(grid[j - 1]) for i in range(j)] or [0.0] for j in range(m + 1)]
         before = np.array([int(np.argmin(row)) for row in step])
         cost = np.minimum(cost, [row[i] for row, i in zip(step, before, strict=True)])
         chosen.append(before)
+        totals.append(cost[-1] + len(chosen) * price)
     out, j = [], m
-    for before in reversed(chosen):
+    for before in reversed(chosen[: int(np.argmin(totals)) + 1]):
         if j:
             out.append(int(grid[j - 1]))
             j = int(before[j])

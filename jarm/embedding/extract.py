@@ -49,6 +49,8 @@ CACHE_BYTES = 1 << 32
 """Largest size of the keys and values of shared prompts, on each device."""
 KEPT_TOKENS = 1 << 26
 """Largest number of tokens of a corpus that are kept, 256 MiB; texts beyond them are tokenised whenever read."""
+COMPILING = 1e11
+"""Floating-point operations that a core of a CPU makes in the time in which a program is compiled, about a second."""
 _PER_TEXT = 64
 """Tokens that a kept text counts for beside its own: about what its array takes."""
 _AHEAD = 2
@@ -277,9 +279,16 @@ def _plain(model: Model, corpus: Corpus, rows: np.ndarray, budget: int) -> Itera
     """Work without shared prompts."""
     chunks = make_chunks(corpus.sizes[rows], None)
     sample = rows[np.concatenate(chunks)[_spread(len(rows), SAMPLE)]]
-    lengths = choose_lengths([len(ids) for _, ids in corpus.encode(sample)], SHAPES)
+    price = _price(model, len(sample) / len(rows))
+    lengths = choose_lengths([len(ids) for _, ids in corpus.encode(sample)], SHAPES, price)
     shapes = Shapes(lengths, (), budget, model.mesh.shape["data"], model.config.max_positions)
     yield from plain_work((corpus.encode(rows[chunk]) for chunk in chunks), shapes)
+
+
+def _price(model: Model, share: float) -> float:
+    """Tokens of padding, in a sample that is a share of all texts, that take as long as a program to compile."""
+    weights = sum(leaf.size for name, part in model.params.items() if name != "embed" for leaf in jax.tree.leaves(part))
+    return share * COMPILING / (2 * weights)
 
 
 def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: bool | None) -> Iterator[Work] | None:
@@ -299,11 +308,12 @@ def _shared(model: Model, corpus: Corpus, rows: np.ndarray, budget: int, share: 
     prefixes, rest, _ = split_prefixes(
         encode(np.concatenate([each[groups[each] == groups[each[0]]] for each in picked]))
     )
+    price = _price(model, len(rest) / len(rows))
     token_bytes = cache_bytes(model.config, str(model.params["embed"]["table"].dtype)) // model.mesh.shape["model"]
     room, devices = CACHE_BYTES // token_bytes, model.mesh.shape["data"]
     shapes = Shapes(
-        choose_lengths([len(ids) for _, ids in rest], SHARED_SHAPES),
-        choose_lengths([max(1, len(ids)) for _, ids in prefixes], PREFIX_SHAPES),
+        choose_lengths([len(ids) for _, ids in rest], SHARED_SHAPES, price),
+        choose_lengths([max(1, len(ids)) for _, ids in prefixes], PREFIX_SHAPES, price),
         # Several batches per filled cache, so that the last, partly empty one costs little.
         max(1, min(budget, room // (8 * devices))),
         devices,

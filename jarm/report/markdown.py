@@ -22,8 +22,7 @@ BATCH_COLUMNS = {
     "batch_mean_member_variance": "variance",
     "batch_mean_gold_gap": "gold gap",
     "label_error": "wrong labels",
-    "seconds_to_fit": "s to fit",
-    "seconds_to_select": "s to select",
+    "seconds": "s per run",
 }
 """Record field -> column of the table of what each rule selects."""
 OF_GOLD = ("batch_mean_gold_gap", "label_error")
@@ -142,7 +141,7 @@ def _selected(rules: dict[str, Any]) -> list[str]:
         "; gold gap: between the two responses, in units of the scale of gold; wrong labels: share of all labels that "
         "go against the gold order"
     )
-    legend += f"{gold * has_gold}."
+    legend += f"{gold * has_gold}. s per run: wall time of a whole run, other runs beside it."
     return ["", "## What each rule selects", "", *table(["rule", *columns.values()], rows), "", legend]
 
 

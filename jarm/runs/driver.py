@@ -49,8 +49,7 @@ def run_jobs(
       out: the folder.
       finish: all records of the folder -> the summary. Called by the first process while no other command can write to
         the folder, so that files beside the records agree with them.
-      grid: the axes of a sweep. Without a grid it is a comparison: the first call of each rule goes alone and is timed,
-        and nothing is written until a run has worked.
+      grid: the axes of a sweep. Without a grid it is a comparison: nothing is written until a run has worked.
       name: of the command, for its progress; by default `compare` or `sweep`.
 
     Returns:
@@ -61,7 +60,7 @@ def run_jobs(
     """
     with in_step():
         rules, axes, settings = base.rule_names(), tuple(grid or ()), settings_of(jobs, base, grid)
-        runner = make_runner(jobs, base, timed=grid is None)
+        runner = make_runner(jobs, base, placed=grid is not None)
         sources = {rule: source for rule in rules if (source := source_of(rule))}
     # In their order, since calls are dealt out in it.
     places = [setting.axes for job in jobs for setting in job.settings]
@@ -104,7 +103,7 @@ def run_jobs(
         if jax.process_count() > 1:
             missing = sum(len(call.runs) for call in mine)
             say(f"jarm: process {jax.process_index()} has {missing:,} of the missing runs.")
-        made = _make(runner, mine) if grid is not None else _make_timed(runner, mine, worked=bool(folder.done))
+        made = _make(runner, mine) if grid is not None else _make_checked(runner, mine, worked=bool(folder.done))
         for call, runs in _shown(made, mine, name or ("compare" if grid is None else "sweep")):
             own = common | ({"source": sources[call.rule]} if call.rule in sources else {})
             folder.append([{**line, **own} for lines in runs for line in lines])
@@ -143,8 +142,8 @@ def _make(runner: Runner, calls: Sequence[Call]) -> Iterator[Made]:
         yield call, runs
 
 
-def _make_timed(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Iterator[Made]:
-    """Make the first call of each rule alone, so that its timing has the machine to itself, then the others.
+def _make_checked(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Iterator[Made]:
+    """Make the first call of each rule, then the others.
 
     Until a run has worked, the settings may be at fault and not a seed: nothing is passed on.
 
@@ -156,12 +155,11 @@ def _make_timed(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Itera
       JarmError: no run of the first calls worked.
     """
     first = {call.rule: call for call in reversed(calls)}
-    alone = [call for call in calls if call is first[call.rule]]
+    ahead = [call for call in calls if call is first[call.rule]]
     rest = [call for call in calls if call is not first[call.rule]]
     held_back = list[Made]()
     worked |= jax.process_count() > 1  # other processes have other rules
-    # Alone, yet not in this thread, which an interrupt could not reach while it compiles.
-    first_ones = side_by_side(lambda call: (call, runner(call)), [(call,) for call in alone], 1)
+    first_ones = side_by_side(lambda call: (call, runner(call)), [(call,) for call in ahead], runner.workers)
     made = itertools.chain(first_ones, _make(runner, rest))
     for number, (call, runs) in enumerate(made, 1):
         worked |= any(lines[0]["kind"] == "run" for lines in runs)
@@ -169,7 +167,7 @@ def _make_timed(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Itera
         if worked:
             yield from held_back
             held_back = []
-        elif number == len(alone):
+        elif number == len(ahead):
             raise JarmError(f"No rule ran to its end with its first seed. {runs[-1][0]['message']}")
 
 

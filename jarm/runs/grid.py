@@ -26,15 +26,13 @@ from jarm.core.checks import distinct, settle
 from jarm.core.messages import brief, nearest
 from jarm.core.status import JarmError
 from jarm.loop.config import LoopConfig
+from jarm.runs.arguments import OLD_OPTIONS, RENAMED
 from jarm.runs.config import SOURCE, TEXTS, CompareConfig, as_text, refuse_many
-from jarm.runs.records import RENAMED
 
 OPTIONS = tuple(field.name for field in dataclasses.fields(CompareConfig))
 _TYPES = typing.get_type_hints(CompareConfig)
 WHOLE = ("out", "rules", "seeds", "workers", "vmap_runs", "max_runs")
 """Options of the sweep as a whole: no axis can have them."""
-OLD_OPTIONS = RENAMED | {"jobs": "workers", "together": "vmap_runs"}
-"""Options under the names of earlier versions -> their names now."""
 OUT = pathlib.Path("out/sweep")
 RESERVED = re.compile(
     "kind|rule|seed|round|labels|label_error|message|source|device|versions|commit|config|pair_accuracy|nll|brier|"
@@ -262,26 +260,6 @@ def _value(option: str, value: Any, where: str) -> Any:
         )
     value = settle(f"`{option}` in {where}", as_text(option, value) if option in TEXTS else value, _TYPES[option])
     return str(value) if isinstance(value, pathlib.Path) else value
-
-
-def check_arguments(arguments: Sequence[str]) -> None:
-    """Refuse arguments of the command line that are empty, or name an option as earlier versions did.
-
-    Raises:
-      JarmError: there is one.
-
-    Example:
-      >>> check_arguments(["compare", "--pool", "500"])
-      Traceback (most recent call last):
-      jarm.core.status.JarmError: `--pool` is `--candidates` now.
-    """
-    for before, argument in zip(["", *arguments], arguments, strict=False):
-        option, equals, value = argument.partition("=")
-        if not argument.strip() or (option.startswith("--") and equals and not value.strip()):
-            where = option if option.strip() else before if before.startswith("--") else ""
-            raise JarmError(f"`{where or 'an argument'}` is empty: give it a value, or leave it out.")
-        if option.startswith("--") and (old := option[2:].replace("-", "_")) in OLD_OPTIONS:
-            raise JarmError(f"`{option}` is `--{OLD_OPTIONS[old].replace('_', '-')}` now.")
 
 
 def by_program(settings: Sequence[Setting]) -> list[list[Setting]]:

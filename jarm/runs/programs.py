@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -55,19 +56,14 @@ class Program:
         not fit, and where memory runs out.
       devices: how many of this process's devices share the runs of a call.
       workers: calls at a time, whose memory adds up.
-      timed: whether a rule's first call also times a fit and a selection, two small programs more.
     """
 
-    def __init__(
-        self, config: LoopConfig, vmap_runs: int = 1, devices: int = 1, workers: int = 1, *, timed: bool = False
-    ):
+    def __init__(self, config: LoopConfig, vmap_runs: int = 1, devices: int = 1, workers: int = 1):
         self.config, self.vmap_runs, self.devices, self.workers = config, vmap_runs, devices, workers
         self.mesh = jax.make_mesh((devices,), ("runs",), devices=jax.local_devices()[:devices])
         self.seconds_to_compile = math.nan
-        self._timed, self._took = timed, dict[str, dict[str, float]]()
-        self._steps = _steps(config) if timed else {}
         self._compiled: Compiled | None = None
-        self._compiling, self._timing = threading.Lock(), threading.Lock()
+        self._compiling = threading.Lock()
 
     @property
     def capacity(self) -> int:
@@ -167,13 +163,8 @@ class Program:
             keys, hparams = jax.device_put((keys, hparams), NamedSharding(self.mesh, PartitionSpec("runs")))
         index = jnp.int32(self.config.rules.index(rule))
         start = time.perf_counter()
-        state, records = jax.block_until_ready(compiled(keys, hparams, table, index))
+        _, records = jax.block_until_ready(compiled(keys, hparams, table, index))
         seconds = (time.perf_counter() - start) / len(runs)
-        with self._timing:
-            if self._timed and rule not in self._took:
-                first = runs[0][1], jax.tree.map(lambda leaf: leaf[0], state), table, index
-                self._took[rule] = {name: _seconds(step, *first) for name, step in self._steps.items()}
-                self._took[rule] |= {"compile": self.seconds_to_compile}
         # Heads leave the device as well: those of many runs and rounds would fill it.
         host, params = jax.tree.map(np.asarray, (records._replace(params=None, noise_free=None), records.params))
         if records.noise_free is not None:
@@ -187,7 +178,6 @@ class Program:
                 params=jax.tree.map(lambda leaf, i=i: leaf[i], params),
                 failure=failure_of(host.status[i]),
                 seconds=seconds,
-                seconds_of=self._took.get(rule, {}),
             )
             for i, (seed, hparams) in enumerate(runs)
         ]
@@ -199,6 +189,7 @@ def jit_runs(config: LoopConfig, vmap_runs: int, mesh: Mesh) -> Any:
         # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
         config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
     run = make_loop(config).run
+    options = compiler_options(mesh.devices.flat[0].platform)
 
     def run_all(keys: Array, hparams: HParams, table: DeviceTable, rule: Array) -> tuple[LoopState, RunRecord]:
         if vmap_runs == 1:  # vmap would compute both sides of every branch
@@ -207,33 +198,31 @@ def jit_runs(config: LoopConfig, vmap_runs: int, mesh: Mesh) -> Any:
         return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, table, rule)
 
     if mesh.size == 1:
-        return jax.jit(run_all)
+        return jax.jit(run_all, compiler_options=options)
     split, whole = PartitionSpec("runs"), PartitionSpec()
     places = split, split, whole, whole
-    return jax.jit(jax.shard_map(run_all, mesh=mesh, in_specs=places, out_specs=split, check_vma=False))
+    spread = jax.shard_map(run_all, mesh=mesh, in_specs=places, out_specs=split, check_vma=False)
+    return jax.jit(spread, compiler_options=options)
+
+
+@functools.cache
+def compiler_options(platform: str) -> dict[str, bool]:
+    """Options of XLA for programs of hundreds of small kernels, as a run is: it has two ways to write those of a CPU.
+
+    The older one takes half the memory to compile, and less time; runs are the same (`benchmarks/README.md`). None
+    where this version of XLA has one way only.
+    """
+    options = {"xla_cpu_use_fusion_emitters": False} if platform == "cpu" else {}
+    try:
+        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+    except jax.errors.JaxRuntimeError:
+        return {}
+    return options
 
 
 def _with_last(leaves: np.ndarray, last: Array) -> np.ndarray:
     """`[V, T, ...]` and `[V, ...]` as `[V, T + 1, ...]` on the host."""
     return np.concatenate([leaves, np.asarray(last)[:, None]], axis=1)
-
-
-def _steps(config: LoopConfig) -> dict[str, Callable[..., Any]]:
-    """The steps that are timed, as functions of `(hparams, state, table, rule)`."""
-    loop = make_loop(config)
-    fit = jax.jit(loop.fit)
-    return {"fit": lambda hparams, state, table, _: fit(hparams, state, table), "select": jax.jit(loop.select)}
-
-
-def _seconds(step: Callable[..., Any], *args: Any) -> float:
-    """Median wall time of three calls, after one that compiles."""
-    jax.block_until_ready(step(*args))
-    times = []
-    for _ in range(3):
-        start = time.perf_counter()
-        jax.block_until_ready(step(*args))
-        times.append(time.perf_counter() - start)
-    return sorted(times)[1]
 
 
 def out_of_memory(error: jax.errors.JaxRuntimeError) -> bool:

@@ -37,6 +37,7 @@ from jarm.core.outside import (
 from jarm.core.settings import KEYS
 from jarm.core.status import JarmError
 from jarm.core.version import __version__
+from jarm.runs.arguments import RENAMED
 
 
 def fingerprint(settings: dict[str, Any]) -> str:
@@ -77,9 +78,6 @@ WRITTEN = (RECORDS, "summary.json", "summary.md", "curves.png", "curves.svg", "p
 """Files that a comparison or a sweep writes into its folder, beside `config.json` and `.lock`."""
 IMPLIED = {"keys": KEYS}
 """Settings that folders of earlier versions leave out, and what they had."""
-RENAMED = {"pool": "candidates", "prior": "prior_weight"}
-"""Old name -> new name, of options in the folders of earlier versions: their settings, axes and records."""
-
 BY_PROMPT = "right_by_prompt"
 """Field of records on recorded pairs: shares of right orders, prompt by prompt, packed (`jarm.report.held_out`)."""
 AGAIN = "remove that line, and its run is made again"

@@ -30,8 +30,6 @@ class Result:
       params: heads of every round, and of the noise-free refit if there is one.
       failure: sentence of the worst status, or None.
       seconds: wall time of the run, with other runs beside it; an equal share for one of several under `vmap`.
-      seconds_of: wall times of `fit` and `select` (medians of single calls on the last state of the rule's first run,
-        with nothing beside them), and of `compile` (the program that all runs share); empty if not timed.
     """
 
     rule: str
@@ -41,7 +39,6 @@ class Result:
     params: Params
     failure: str | None
     seconds: float
-    seconds_of: Mapping[str, float]
 
     def lines(self, metrics: Mapping[str, np.ndarray], place: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Flat records, one per round; batch_* describe the batch labelled just before. One line if the run failed.
@@ -72,7 +69,6 @@ class Result:
                 "fit_train_nll": records.fit.train_nll[t].mean(),
                 "fit_valid_nll": records.fit.valid_nll[t].mean(),
                 "fit_steps": records.fit.steps[t].mean(),
-                **{f"seconds_to_{step}": seconds for step, seconds in self.seconds_of.items()},
                 "seconds": self.seconds,
             }
             lines.append({name: plain(value) for name, value in line.items()})

@@ -88,12 +88,11 @@ class Runner:
       vmap_runs: maximum number of runs per device and call.
       devices: devices of this process, which share the runs of a call.
       workers: calls at a time; 1 where calls are split over devices.
-      timed: whether records have the seconds of a fit, a selection and the compilation; else they have the run's place
-        in the grid.
+      placed: whether records have the run's place in the grid.
     """
 
-    def __init__(self, vmap_runs: int, devices: int = 1, workers: int = 1, *, timed: bool = False):
-        self.vmap_runs, self.devices, self.workers, self.timed = vmap_runs, devices, workers, timed
+    def __init__(self, vmap_runs: int, devices: int = 1, workers: int = 1, *, placed: bool = True):
+        self.vmap_runs, self.devices, self.workers, self.placed = vmap_runs, devices, workers, placed
         self._programs: dict[Any, Program] = {}
         self._tables: dict[int, DeviceTable] = {}
         self._last: tuple[Any, DeviceTable] | None = None
@@ -113,9 +112,7 @@ class Runner:
         """The program of a job."""
         with self._lock:
             if job.program not in self._programs:
-                self._programs[job.program] = Program(
-                    job.loop, self.vmap_runs, self.devices, self.workers, timed=self.timed
-                )
+                self._programs[job.program] = Program(job.loop, self.vmap_runs, self.devices, self.workers)
             return self._programs[job.program]
 
     def table(self, job: Job) -> DeviceTable:
@@ -153,24 +150,24 @@ class Runner:
                     raise
                 program.halve(size, "memory ran out while runs were evaluated")
         # With its rounds, since an axis may set them under a name of its own.
-        places = [{} if self.timed else job.settings[at].axes | {"rounds": job.loop.rounds} for _, at in call.runs]
+        places = [job.settings[at].axes | {"rounds": job.loop.rounds} if self.placed else {} for _, at in call.runs]
         return [result.lines(*rest) for result, *rest in zip(results, found, places, strict=True)]
 
 
-def make_runner(jobs: Sequence[Job], base: RunOptions, *, timed: bool = False) -> Runner:
+def make_runner(jobs: Sequence[Job], base: RunOptions, *, placed: bool = True) -> Runner:
     """The runner of some jobs on all devices of this process; no call is larger than the runs of the largest job.
 
     Args:
       jobs: the jobs.
       base: for `seeds`, `workers` and `vmap_runs`.
-      timed: as for `Runner`; the mark of a comparison.
+      placed: as for `Runner`; not in a comparison.
     """
     runs, devices = max(len(job.settings) for job in jobs) * base.seeds, jax.local_device_count()
     share = -(-runs // devices)
-    calls = -(-share // (base.vmap_runs or default_vmap_runs(COMPARED if timed else SWEPT)))
+    calls = -(-share // (base.vmap_runs or default_vmap_runs(SWEPT if placed else COMPARED)))
     workers = 1 if devices > 1 else base.workers or default_workers()
     # Calls of equal size, so that none is filled up with copies.
-    return Runner(-(-share // calls), devices, workers, timed=timed)
+    return Runner(-(-share // calls), devices, workers, placed=placed)
 
 
 def _on_device(job: Job, program: Program) -> DeviceTable:

@@ -30,15 +30,17 @@ def test_grid():
     assert all(n <= round_up(n) <= max(n + 7, 1.13 * n) for n in range(1, 5000))
 
 
-@given(st.lists(st.integers(1, 200), min_size=1, max_size=30), st.integers(1, 5))
-def test_chosen_lengths_pad_least(lengths, most):
+@given(
+    st.lists(st.integers(1, 200), min_size=1, max_size=30), st.integers(1, 5), st.sampled_from([0.0, 10.0, 50.0, 1e4])
+)
+def test_chosen_lengths_pad_least_for_their_price(lengths, most, price):
     grid = sorted({round_up(length) for length in lengths})
 
     def cost(chosen):
-        return sum(min(c for c in chosen if c >= length) for length in lengths)
+        return sum(min(c for c in chosen if c >= length) for length in lengths) + price * len(chosen)
 
     subsets = (s for k in range(1, most + 1) for s in itertools.combinations(grid, k) if grid[-1] in s)
-    chosen = choose_lengths(lengths, most)
+    chosen = choose_lengths(lengths, most, price)
     assert len(chosen) <= most
     assert cost(chosen) == min(map(cost, subsets))
 

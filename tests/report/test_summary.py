@@ -32,7 +32,7 @@ def make_records(rules=("random", "dopt"), seeds=6, gain=0.05, scatter=0.01):
                         "best_of_5": 3 * height,
                         "best_of_900": None,
                         "batch_diversity_log_det": 7.0 if t else None,
-                        "seconds_to_fit": 0.1,
+                        "seconds": 0.1,
                         "device": "cpu",
                         "versions": {"jarm": "0"},
                     }

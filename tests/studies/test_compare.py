@@ -25,7 +25,7 @@ OWN = {**PAPER, "rules": "greedy_dopt", "head": "mlp:8"}
 SMALL = CompareConfig(**OWN, rounds=2, batch=5, initial=10, seeds=2, candidates=200, steps=20, members=1)
 ARGS = ["compare", *"--rounds 2 --batch 5 --initial 10 --seeds 2 --candidates 200 --steps 20 --members 1".split()]  # noqa: SIM905
 ARGS += [f"--{name}={value}" for name, value in OWN.items()]
-TIMES = ("seconds", "seconds_to_fit", "seconds_to_select", "seconds_to_compile")
+TIMES = ("seconds",)
 
 
 def lines(folder):
