@@ -82,6 +82,24 @@ def split_config(config: ModelConfig, mesh: Mesh) -> ModelConfig:
     return dataclasses.replace(config, kv_heads=math.lcm(config.kv_heads, groups))
 
 
+def suited(config: ModelConfig, devices: Sequence[jax.Device]) -> ModelConfig:
+    """The config of a model that computes in the form that suits some devices, all of one kind.
+
+    On a lone CPU texts and heads are computed in turn, so that operands stay in its cache; a loop would gather arrays
+    that are split over devices. On NVIDIA's devices attention is cuDNN's where that applies.
+
+    Args:
+      config: the model.
+      devices: where it will run; programs for other devices need another config.
+    """
+    try:
+        capability = float(getattr(devices[0], "compute_capability", 0))
+    except ValueError:  # "gfx942": not NVIDIA's
+        capability = 0.0
+    in_turn = len(devices) == 1 and devices[0].platform == "cpu"
+    return dataclasses.replace(config, in_turn=in_turn, capability=capability)
+
+
 def put_on(mesh: Mesh, config: ModelConfig) -> Put:
     """A `put` for `load_model` that gives each device its part of a parameter, by `RULES`.
 
@@ -140,7 +158,8 @@ def load_sharded(
     Raises:
       JarmError: as `load_model` and `split_config`.
     """
-    return split_config(config, mesh), load_params(folder, config, dtype=dtype, put=put_on(mesh, config))
+    split = suited(split_config(config, mesh), list(mesh.devices.flat))
+    return split, load_params(folder, config, dtype=dtype, put=put_on(mesh, config))
 
 
 def to_mesh(mesh: Mesh, batch: np.ndarray) -> Array:
