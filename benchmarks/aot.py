@@ -15,11 +15,13 @@ the bytes that it has to read at 819 GB/s.
 from __future__ import annotations
 
 import argparse
+import fnmatch
 import importlib.metadata
 import json
 import os
 import pathlib
 import re
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -27,6 +29,7 @@ from typing import Any, NamedTuple
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")
 CLOCK, FLOPS, BANDWIDTH = 1.5e9, 197e12, 819e9
 """Of a v5e: cycles, bfloat16 operations and bytes a second."""
 COLLECTIVES = r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-permute)(?:-start)?\("
@@ -192,7 +195,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--topology", default="v5e:2x2")
     parser.add_argument("--list", choices=("sizes", "short", "all"), default="sizes")
-    parser.add_argument("--only", nargs="*", default=[], help="parts of the names of programs")
+    parser.add_argument("--only", nargs="*", default=["*"], help="names of programs, or patterns of them")
     parser.add_argument("--out", type=pathlib.Path, help="JSON lines are appended here (default: only printed)")
     options = parser.parse_args()
     from benchmarks import programs, timing
@@ -205,11 +208,11 @@ def main() -> None:
         names = programs.SHORT if options.list == "short" else tuple(every)
         chosen = {name: Task(every[name]) for name in names}
     for name, task in chosen.items():
-        if options.only and not any(part in name for part in options.only):
+        if not any(fnmatch.fnmatchcase(name, pattern) for pattern in options.only):
             continue
-        print(name, end=": ", flush=True)
+        print(name, file=sys.stderr, flush=True)  # a failed check of the compiler ends the process
         row = compiled_row(name, task, options.topology)
-        print(json.dumps({key: value for key, value in row.items() if key not in ("name", "loops")}), flush=True)
+        print(json.dumps({key: value for key, value in row.items() if key != "loops"}), flush=True)
         if options.out:
             versions = timing.versions() | {"libtpu": importlib.metadata.version("libtpu")}
             row |= {"versions": versions, "commit": timing.commit(), "command": timing.command()}

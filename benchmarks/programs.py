@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AbstractMesh, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, NamedSharding, PartitionSpec
 
 from jarm.acquisition.registry import RULES, get_rule
 from jarm.core.base import HParams, Labelled, PairSpace, Selection
+from jarm.core.types import AnyMesh
 from jarm.design.bound import design_bound
 from jarm.design.criteria import D_OPTIMAL
 from jarm.design.exchange import exchange
@@ -35,8 +36,6 @@ from jarm.reward.fit import make_fit
 from jarm.runs.config import CompareConfig
 from jarm.runs.programs import jit_runs
 from jarm.testing.conformance import BATCH, make_case
-
-AnyMesh = Mesh | AbstractMesh
 
 
 class Program(NamedTuple):
@@ -206,11 +205,11 @@ def continued(config: ModelConfig, texts: int = 8, length: int = 32, dtype: str 
 def _model(config: ModelConfig, dtype: str, mesh: AnyMesh | None) -> tuple[ModelConfig, Any]:
     if mesh is None:
         return config, abstract_params(config, dtype)
-    config = split_config(config, mesh)  # type: ignore[arg-type]
+    config = split_config(config, mesh)
 
     def placed(path: Any, leaf: Any) -> jax.ShapeDtypeStruct:
         name = ".".join(str(entry.key) for entry in path)
-        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(name, leaf.shape, mesh))  # type: ignore[arg-type]
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding_of(name, leaf.shape, mesh))
 
     return config, jax.tree_util.tree_map_with_path(placed, abstract_params(config, dtype))
 
@@ -250,6 +249,7 @@ def table(mesh: Callable[[tuple[int, ...], tuple[str, ...]], AnyMesh]) -> dict[s
     programs: dict[str, Callable[[], Program]] = {
         "run: default": lambda: run(CompareConfig(), (200, 10, 128)),
         "run: default, vmap": lambda: run(CompareConfig(), (200, 10, 128), 4),
+        "run: few rules": lambda: run(dataclasses.replace(few, rules="random,greedy_dopt"), TABLE),
         "run: small": lambda: run(few, TABLE),
         "run: small, vmap": lambda: run(few, TABLE, 2),
         "run: small, mesh": lambda: run(few, TABLE, 1, runs()).on(runs()),

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import PairSpace
-from jarm.core.types import Array, Bool, Float, Int
+from jarm.core.types import AnyMesh, Array, Bool, Float, Int
 from jarm.design.scorer import Best, Scorer, gather, top_k_and_rest
 from jarm.design.spaces import contains, two_blocks
 
@@ -115,7 +115,7 @@ def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
 
 
 def best_pairs_in_blocks(
-    scorer: Scorer, space: PairSpace, k: int, floor: Float[Array, ""], mesh: jax.sharding.Mesh | None
+    scorer: Scorer, space: PairSpace, k: int, floor: Float[Array, ""], mesh: AnyMesh | None
 ) -> Best:
     """`jarm.design.passes.best_pairs` of a `cross` or `all` space, without costs."""
     size = space.size
@@ -153,9 +153,7 @@ _Chunks = tuple[Float[Array, "c"], Int[Array, "c"], Int[Array, "c"]]
 """Some chunks: their maxima, their tiles, and their places in these."""
 
 
-def _best_chunks_of_mesh(
-    mesh: jax.sharding.Mesh, blocks: _Blocks, scorer: Scorer, keep: int, floor: Float[Array, ""]
-) -> _Chunks:
+def _best_chunks_of_mesh(mesh: AnyMesh, blocks: _Blocks, scorer: Scorer, keep: int, floor: Float[Array, ""]) -> _Chunks:
     """`_best_chunks` by all devices of a mesh: each has all responses and takes every `mesh.size`-th group of tiles."""
     nowhere = jax.sharding.PartitionSpec()
 

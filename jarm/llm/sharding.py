@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jarm.core.status import JarmError
-from jarm.core.types import Array, Params
+from jarm.core.types import AnyMesh, Array, Params
 from jarm.llm.config import ModelConfig
 from jarm.llm.model import Prefix
 from jarm.llm.weights import Put, load_params
@@ -58,7 +58,7 @@ def make_mesh(tensor_parallel: int = 1, devices: Sequence[jax.Device] | None = N
     return Mesh(np.array(ordered).reshape(-1, tensor_parallel), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def split_config(config: ModelConfig, mesh: Mesh) -> ModelConfig:
+def split_config(config: ModelConfig, mesh: AnyMesh) -> ModelConfig:
     """The config of a model as `put_on` places it: with copies of key-value heads where they are too few to split.
 
     Query head h of H reads key-value head floor(h K / H) of K. With each of the K repeated r times in a row it reads
@@ -126,7 +126,7 @@ def put_on(mesh: Mesh, config: ModelConfig) -> Put:
     return put
 
 
-def sharding_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def sharding_of(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> NamedSharding:
     """Sharding of a parameter, by its name; whole on every device if a table's rows cannot be divided."""
     split = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), ())
     if name.endswith(".table") and shape[0] % mesh.shape[MODEL]:
