@@ -38,7 +38,7 @@ COLLECTIVES = r" (all-reduce|all-gather|all-to-all|reduce-scatter|collective-per
 class Task(NamedTuple):
     """A program at a size that matters, and what it cannot do without: operations, and bytes read or written.
 
-    `loop` is a part of the name of the loop of which one turn is the task; "" for the whole program.
+    `loop` ends the source of the loop of which one turn is the task; "" for the whole program.
     """
 
     build: Callable[[], Any]
@@ -150,7 +150,7 @@ def tasks() -> dict[str, Task]:
             lambda: programs.fit("mlp:64,64,64", heads, labels=labels, batching="vmap"),
             heads * 2 * labels * 2 * (3 * layers - 128 * 64),
             6 * 4 * heads * layers,
-            "while/body/while",
+            "/vmap()/while",
         ),
         f"decoder, {texts} texts of {length} tokens": Task(
             lambda: programs.embedding(decoder, texts, length),
