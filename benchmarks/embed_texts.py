@@ -107,15 +107,18 @@ def torch_forms(folder: pathlib.Path, *, both: bool) -> dict[str, Any]:
 
 def same_batches(kind: str, folder: pathlib.Path, shapes: Sequence[str]) -> None:
     """The part `model`."""
+    import jax
     import jax.numpy as jnp
     import numpy as np
     import torch
 
     from jarm.llm.model import embed_tokens
     from jarm.llm.pooling import Pooling
+    from jarm.llm.sharding import suited
     from jarm.llm.weights import load_model
 
     config, params = load_model(folder)
+    config = suited(config, jax.devices()[:1])
     forms, pooling, rng = torch_forms(folder, both=True), POOLING[kind], np.random.default_rng(0)
     rate = timing.gemm_rate()
     run = functools.partial(embed_tokens, config=config, poolings=(Pooling(pooling),))

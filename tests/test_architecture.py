@@ -101,6 +101,44 @@ def test_no_module_imports_itself_by_a_detour():
         graph = {name: others for name, others in graph.items() if name not in free}
 
 
+ASKING = {"default_backend", "devices", "local_devices", "device_count", "local_device_count"}
+"""Functions of JAX that say where this process would run a program, which is not where one that it traces will run."""
+HOSTS = {
+    "embedding.embedder.own_devices",
+    "embedding.job.Job.budget",
+    "embedding.job.Job.dtype",
+    "embedding.job.plan_rows",
+    "evaluation.metrics.evaluate",
+    "llm.sharding.make_mesh",
+    "runs.programs.Program.__init__",
+    "runs.programs.default_vmap_runs",
+    "runs.programs.default_workers",
+    "runs.programs.free_bytes",
+    "runs.records.provenance",
+    "runs.runner.make_runner",
+    "studies.plan.plan",
+}
+"""What asks, for it is never traced; forms for a platform go through `jax.lax.platform_dependent` or an argument."""
+
+
+def asking(tree: ast.AST, name: str) -> set[str]:
+    """Dotted names of the functions below a node, and of the node itself, that ask JAX where programs run."""
+    found = set()
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found |= asking(node, f"{name}.{node.name}")
+        elif isinstance(node, ast.Attribute) and node.attr in ASKING and getattr(node.value, "id", "") == "jax":
+            found.add(name)
+        else:
+            found |= asking(node, name)
+    return found
+
+
+def test_no_code_that_is_traced_asks_where_it_runs():
+    found = set().union(*(asking(ast.parse(path.read_text()), name_of(path)) for path in MODULES))
+    assert found == HOSTS
+
+
 def test_no_name_of_a_package_shadows_a_module_of_it():
     for folder in [PACKAGE, *(path for path in PACKAGE.rglob("*") if (path / "__init__.py").exists())]:
         package = importlib.import_module(".".join(folder.relative_to(PACKAGE.parent).parts))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any, TypeAlias
 
+from jax.sharding import AbstractMesh, Mesh
 from jaxtyping import Array, Bool, Float, Int, Key, Shaped, UInt32
 
 Params: TypeAlias = Any
@@ -19,4 +20,7 @@ PRNGKey: TypeAlias = Key[Array, ""]
 AnyKey: TypeAlias = Key[Array, ""] | UInt32[Array, "words"]
 """A key of any kind, also one of `jax.random.PRNGKey`; `jarm.core.settings.as_key` makes a `PRNGKey` of it."""
 
-__all__ = ["AnyKey", "Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "Shaped"]
+AnyMesh: TypeAlias = Mesh | AbstractMesh
+"""A mesh of devices, or the shape of one, for programs that are lowered elsewhere than they run."""
+
+__all__ = ["AnyKey", "AnyMesh", "Array", "Bool", "Float", "Int", "Key", "PRNGKey", "Params", "Shaped"]

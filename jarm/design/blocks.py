@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jarm.core.base import PairSpace
-from jarm.core.types import Array, Bool, Float, Int
+from jarm.core.types import AnyMesh, Array, Bool, Float, Int
 from jarm.design.scorer import Best, Scorer, gather, top_k_and_rest
 from jarm.design.spaces import contains, two_blocks
 
@@ -19,6 +20,8 @@ SLICES = 16
 """Pairs in a chunk. A slice of a tile is a sixteenth of its rows, so that maxima are of whole vectors."""
 GROUP = 64
 """Tiles whose chunks compete at once, 4 MiB of maxima: a top-k takes as long for a few numbers as for many."""
+TPU_BLOCK, TPU_GROUP = 2048, 4
+"""The same for a TPU, with as many pairs at once: a tile there costs as much for being one as for its arithmetic."""
 _RESCORED = 256
 """Chunks whose pairs are scored again at once."""
 
@@ -93,9 +96,9 @@ class _Blocks(NamedTuple):
         return low * self.side + row + step * jnp.arange(SLICES, dtype=jnp.int32), high * self.side + column
 
 
-def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
+def _make_blocks(scorer: Scorer, space: PairSpace, block: int) -> _Blocks:
     size = space.size
-    count = max(1, -(-size // BLOCK))
+    count = max(1, -(-size // block))
     side = -(-size // (count * SLICES)) * SLICES
     response = jnp.arange(size, dtype=jnp.int32)
     if scorer.order is not None:
@@ -116,16 +119,35 @@ def _make_blocks(scorer: Scorer, space: PairSpace) -> _Blocks:
 
 
 def best_pairs_in_blocks(
-    scorer: Scorer, space: PairSpace, k: int, floor: Float[Array, ""], mesh: jax.sharding.Mesh | None
+    scorer: Scorer, space: PairSpace, k: int, floor: Float[Array, ""], mesh: AnyMesh | None
 ) -> Best:
-    """`jarm.design.passes.best_pairs` of a `cross` or `all` space, without costs."""
+    """`jarm.design.passes.best_pairs` of a `cross` or `all` space, without costs, in tiles of the platform's size."""
+
+    def cut(block: int, group: int) -> Callable[[Float[Array, ""]], Best]:
+        return lambda floor: _best_of_blocks(scorer, space, k, floor, mesh, block, group)
+
+    if space.size <= BLOCK:  # one tile anywhere
+        return cut(BLOCK, GROUP)(floor)
+    return jax.lax.platform_dependent(floor, tpu=cut(TPU_BLOCK, TPU_GROUP), default=cut(BLOCK, GROUP))
+
+
+def _best_of_blocks(
+    scorer: Scorer,
+    space: PairSpace,
+    k: int,
+    floor: Float[Array, ""],
+    mesh: AnyMesh | None,
+    block: int,
+    group: int,
+) -> Best:
+    """The same in blocks of at most so many responses, so many tiles at once."""
     size = space.size
-    blocks = _make_blocks(scorer, space)
+    blocks = _make_blocks(scorer, space, block)
     keep = k + 1 + space.excluded.shape[0]
     if mesh is None:
-        values, tiles, places = _best_chunks(blocks, scorer, keep, floor)
+        values, tiles, places = _best_chunks(blocks, scorer, keep, floor, group=group)
     else:
-        values, tiles, places = _best_chunks_of_mesh(mesh, blocks, scorer, keep, floor)
+        values, tiles, places = _best_chunks_of_mesh(mesh, blocks, scorer, keep, floor, group)
 
     def rescored(chunk: tuple[Array, Array]) -> tuple[Array, Array]:
         rows, column = blocks.ends(*chunk)
@@ -155,7 +177,7 @@ _Chunks = tuple[Float[Array, "c"], Int[Array, "c"], Int[Array, "c"]]
 
 
 def _best_chunks_of_mesh(
-    mesh: jax.sharding.Mesh, blocks: _Blocks, scorer: Scorer, keep: int, floor: Float[Array, ""]
+    mesh: AnyMesh, blocks: _Blocks, scorer: Scorer, keep: int, floor: Float[Array, ""], group: int
 ) -> _Chunks:
     """`_best_chunks` by all devices of a mesh: each has all responses and takes every `mesh.size`-th group of tiles."""
     nowhere = jax.sharding.PartitionSpec()
@@ -163,7 +185,7 @@ def _best_chunks_of_mesh(
     def share(stats: Any, eligible: Array) -> _Chunks:
         own = blocks._replace(stats=stats, eligible=eligible)
         start = jax.lax.axis_index(mesh.axis_names)
-        found = _best_chunks(own, scorer, keep, floor, start=start, step=mesh.size)
+        found = _best_chunks(own, scorer, keep, floor, group=group, start=start, step=mesh.size)
         values, *where = (jax.lax.all_gather(leaf, mesh.axis_names, tiled=True) for leaf in found)
         values, chosen = jax.lax.top_k(values, keep)
         tiles, places = (leaf[chosen] for leaf in where)
@@ -179,18 +201,19 @@ def _best_chunks(
     keep: int,
     floor: Float[Array, ""],
     *,
+    group: int,
     start: Int[Array, ""] | int = 0,
     step: int = 1,
 ) -> _Chunks:
     """The `keep` chunks with the largest maxima among every `step`-th group of tiles; tile -1 where there are fewer."""
     # Groups of one size, and as many for each device.
-    groups = step * -(-blocks.tiles // (step * GROUP))
+    groups = step * -(-blocks.tiles // (step * group))
     per_group = -(-blocks.tiles // groups)
     chunks = blocks.side * blocks.side // SLICES
 
-    def merge(carry: _Chunks, group: Array) -> tuple[_Chunks, None]:
+    def merge(carry: _Chunks, number: Array) -> tuple[_Chunks, None]:
         best, tiles, places = carry
-        first = group * per_group
+        first = number * per_group
         numbers = first + jnp.arange(per_group, dtype=jnp.int32)
         maxima = jax.lax.map(lambda tile: blocks.maxima(scorer, tile, best[-1]), numbers).reshape(-1)
 

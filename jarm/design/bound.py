@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jarm.core.base import Limits, PairSpace, Selection
 from jarm.core.linalg import inverse_factor, matmul
 from jarm.core.status import Status, worst
-from jarm.core.types import Array, Bool, Float, Int
+from jarm.core.types import AnyMesh, Array, Bool, Float, Int
 from jarm.design.criteria import Criterion, Numbers
 from jarm.design.greedy import greedy
 from jarm.design.problem import Problem, make_problem, overflow, require_log_det, whitener
@@ -105,7 +105,7 @@ def design_bound(
     steps: int = 20,
     gap: Float[Array, ""] | float = 1e-3,
     exchanges: int = 1000,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: AnyMesh | None = None,
     tile: int = TILE,
 ) -> Design:
     """Bound the log det of every batch of k pairs from above, by the best design with weights between 0 and 1.

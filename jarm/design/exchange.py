@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jarm.core.base import Limits, PairSpace, Selection
 from jarm.core.linalg import distances, grown_root, matmul
 from jarm.core.status import Status, worst
-from jarm.core.types import Array, Bool, Float, Int
+from jarm.core.types import AnyMesh, Array, Bool, Float, Int
 from jarm.design.criteria import Criterion
 from jarm.design.fisher import with_weights
 from jarm.design.greedy import greedy
@@ -124,7 +124,7 @@ def exchange(
     limits: Limits | None = None,
     shortlist: int = 1024,
     swaps: Int[Array, ""] | int | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: AnyMesh | None = None,
     tile: int = TILE,
 ) -> tuple[Selection, ExchangeInfo]:
     """Swap pairs of a batch for others of the space while that raises the log det of the information.

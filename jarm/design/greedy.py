@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from jarm.core.base import Limits, PairSpace, Selection
 from jarm.core.linalg import distances, grown_root, matmul, square_sum
 from jarm.core.status import Status, worst
-from jarm.core.types import Array, Bool, Float, Int
+from jarm.core.types import AnyMesh, Array, Bool, Float, Int
 from jarm.design.criteria import Criterion, Numbers
 from jarm.design.problem import Problem, make_problem, near_copies, overflow, whitener
 from jarm.design.scorer import Best, Scorer
@@ -133,7 +133,7 @@ def greedy(
     count: Int[Array, ""] | int | None = None,
     limits: Limits | None = None,
     shortlist: int | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: AnyMesh | None = None,
     tile: int = TILE,
 ) -> tuple[Selection, GreedyInfo]:
     """Grow a batch one pair at a time, each the best of the whole space given those before it.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from jarm.core.base import PairSpace
-from jarm.core.types import Array, Float, Int
+from jarm.core.types import AnyMesh, Array, Float, Int
 from jarm.design.blocks import best_pairs_in_blocks
 from jarm.design.fisher import chunked
 from jarm.design.scorer import Best, Scorer, gather, top_k, top_k_and_rest
@@ -25,7 +25,7 @@ def best_pairs(
     k: int,
     *,
     floor: Float[Array, ""] | float = -jnp.inf,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: AnyMesh | None = None,
     tile: int = TILE,
 ) -> Best:
     """The k pairs of a space with the largest scores, or the largest scores per cost where the space has costs.

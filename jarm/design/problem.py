@@ -11,7 +11,7 @@ from jarm.core.base import Limits, PairSpace
 from jarm.core.linalg import cholesky
 from jarm.core.pytree import record, static
 from jarm.core.status import JarmError, Status
-from jarm.core.types import Array, Bool, Float, Int
+from jarm.core.types import AnyMesh, Array, Bool, Float, Int
 from jarm.design.criteria import Criterion
 from jarm.design.fisher import centred
 from jarm.design.passes import best_pairs
@@ -51,7 +51,7 @@ class Problem:
     finite: Bool[Array, ""]
     prompts: int = static()
     whitens_late: bool = static()
-    mesh: jax.sharding.Mesh | None = static()
+    mesh: AnyMesh | None = static()
     tile: int = static()
 
     @property
@@ -102,7 +102,7 @@ def make_problem(
     information: Float[Array, "F F"],
     *,
     limits: Limits | None = None,
-    mesh: jax.sharding.Mesh | None = None,
+    mesh: AnyMesh | None = None,
     tile: int = TILE,
 ) -> Problem:
     """The problem of arrays of JAX or NumPy, of any number type; arguments as those of `jarm.design.greedy.greedy`."""

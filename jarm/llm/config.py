@@ -241,7 +241,11 @@ class LayerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """All settings that decide the shapes and the arithmetic of a model; hashable, for a static argument."""
+    """All settings that decide the shapes and the arithmetic of a model; hashable, for a static argument.
+
+    Two are of the devices, not of the checkpoint (`jarm.llm.sharding.suited`): `in_turn`, whether texts and heads are
+    computed one after the other; and `capability`, the CUDA compute capability, 0 for devices without one.
+    """
 
     family: str
     encoder: bool
@@ -270,6 +274,8 @@ class ModelConfig:
     attention_scale: float
     softcap: float | None
     embed_scale: float
+    in_turn: bool = False
+    capability: float = 0.0
 
 
 def read_config(folder: pathlib.Path) -> ModelConfig:

@@ -89,24 +89,10 @@ class Embedding(nnx.Module):
         return jnp.take(self.table[...], index, axis=0, mode="clip")
 
 
-def flash_applies(platform: str, capability: float, dtype: Any, head_dim: int) -> bool:
+def flash_applies(capability: float, dtype: Any, head_dim: int) -> bool:
     """Whether cuDNN's flash attention applies: Ampere, half precision, head_dim of 8 n up to 128 (256 on Hopper)."""
     half = dtype in (jnp.bfloat16, jnp.float16)
-    return (
-        platform == "gpu"
-        and capability >= 8
-        and half
-        and head_dim % 8 == 0
-        and head_dim <= (256 if capability >= 9 else 128)
-    )
-
-
-def _implementation(q: Array) -> Any:
-    try:
-        capability = float(getattr(jax.devices()[0], "compute_capability", 0))
-    except ValueError:  # "gfx942": not NVIDIA's
-        capability = 0.0
-    return "cudnn" if flash_applies(jax.default_backend(), capability, q.dtype, q.shape[-1]) else "xla"
+    return capability >= 8 and half and head_dim % 8 == 0 and head_dim <= (256 if capability >= 9 else 128)
 
 
 def visible(
@@ -137,11 +123,6 @@ TOKENS = 2048
 """Tokens that an MLP maps at once, if `in_turn`."""
 
 
-def in_turn() -> bool:
-    """Whether texts and heads are computed one after the other: on a lone CPU, so that operands stay in its cache."""
-    return jax.default_backend() == "cpu" and jax.device_count() == 1  # a loop would gather arrays split over devices
-
-
 def attend(
     q: Float[Array, "B T H D"],
     k: Float[Array, "B S K D"],
@@ -153,6 +134,8 @@ def attend(
     window: int | None,
     softcap: float | None,
     prefix: Int[Array, "B"] | None = None,
+    in_turn: bool = False,
+    capability: float = 0.0,
 ) -> Float[Array, "B T H D"]:
     """Attention of right-padded texts, softmax(scale q k^T) v; H heads share K pairs of keys and values.
 
@@ -164,16 +147,17 @@ def attend(
       window: positions that a token sees, its own included; None for all.
       softcap: c of soft-capped scores c tanh(s / c), or None.
       prefix: tokens that precede each text among the first S - T keys; None if S = T.
+      in_turn, capability: as in `ModelConfig`.
 
     Returns:
       One vector for each query. Soft caps and `in_turn` are computed here, and the rest by
       `jax.nn.dot_product_attention`, which has neither.
     """
-    turns = in_turn()
-    if softcap is None and not turns:
+    implementation: Any = "cudnn" if flash_applies(capability, q.dtype, q.shape[-1]) else "xla"
+    if softcap is None and not in_turn:
         if prefix is not None:
             seen = visible(q.shape[1], k.shape[1], window, prefix)[:, None]
-            return jax.nn.dot_product_attention(q, k, v, scale=scale, mask=seen, implementation=_implementation(q))
+            return jax.nn.dot_product_attention(q, k, v, scale=scale, mask=seen, implementation=implementation)
         return jax.nn.dot_product_attention(
             q,
             k,
@@ -182,10 +166,10 @@ def attend(
             is_causal=causal,
             key_value_seq_lengths=None if causal else lengths,
             local_window_size=None if window is None else (window - 1, 0),
-            implementation=_implementation(q),
+            implementation=implementation,
         )
-    over = jax.lax.map if turns else lambda f, xs: jax.vmap(f)(xs)
-    block = BLOCK if turns else q.shape[1]
+    over = jax.lax.map if in_turn else lambda f, xs: jax.vmap(f)(xs)
+    block = BLOCK if in_turn else q.shape[1]
     one: Callable[..., Array] = functools.partial(_attend_one, causal=causal, scale=scale, softcap=softcap, block=block)
 
     def text(given: tuple[Array, Array, Array, Array, Array | None]) -> Array:
@@ -287,6 +271,8 @@ class Attention(nnx.Module):
             window=layer.window,
             softcap=config.softcap,
             prefix=None if past is None else past.lengths,
+            in_turn=config.in_turn,
+            capability=config.capability,
         )
         return self.out(y.reshape(*x.shape[:-1], -1)), (k, v)
 
@@ -296,14 +282,14 @@ class MLP(nnx.Module):
 
     def __init__(self, config: ModelConfig, dtype: Any, lead: Lead):
         shape = (config.width, config.mlp_width)
-        self.activation = config.activation
+        self.activation, self.in_turn = config.activation, config.in_turn
         self.gate = Linear(*shape, config.mlp_bias, dtype, lead) if config.gated else None
         self.up = Linear(*shape, config.mlp_bias, dtype, lead)
         self.down = Linear(*shape[::-1], config.mlp_bias, dtype, lead)
 
     def __call__(self, x: Array) -> Array:
         """Map each token by itself."""
-        act, step = ACTIVATIONS[self.activation], max(1, TOKENS // x.shape[1]) if in_turn() else len(x)
+        act, step = ACTIVATIONS[self.activation], max(1, TOKENS // x.shape[1]) if self.in_turn else len(x)
 
         def some(x: Array) -> Array:
             return self.down(act(self.up(x)) if self.gate is None else act(self.gate(x)) * self.up(x))

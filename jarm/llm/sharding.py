@@ -20,7 +20,7 @@ import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jarm.core.status import JarmError
-from jarm.core.types import Array, Params
+from jarm.core.types import AnyMesh, Array, Params
 from jarm.llm.config import ModelConfig
 from jarm.llm.model import Prefix
 from jarm.llm.weights import Put, load_params
@@ -58,7 +58,7 @@ def make_mesh(tensor_parallel: int = 1, devices: Sequence[jax.Device] | None = N
     return Mesh(np.array(ordered).reshape(-1, tensor_parallel), (DATA, MODEL), axis_types=(AxisType.Auto,) * 2)
 
 
-def split_config(config: ModelConfig, mesh: Mesh) -> ModelConfig:
+def split_config(config: ModelConfig, mesh: AnyMesh) -> ModelConfig:
     """The config of a model as `put_on` places it: with copies of key-value heads where they are too few to split.
 
     Query head h of H reads key-value head floor(h K / H) of K. With each of the K repeated r times in a row it reads
@@ -80,6 +80,24 @@ def split_config(config: ModelConfig, mesh: Mesh) -> ModelConfig:
                 f"`tensor_parallel` that divides {math.gcd(config.heads, config.mlp_width)}."
             )
     return dataclasses.replace(config, kv_heads=math.lcm(config.kv_heads, groups))
+
+
+def suited(config: ModelConfig, devices: Sequence[jax.Device]) -> ModelConfig:
+    """The config of a model that computes in the form that suits some devices, all of one kind.
+
+    On a lone CPU texts and heads are computed in turn, so that operands stay in its cache; a loop would gather arrays
+    that are split over devices. On NVIDIA's devices attention is cuDNN's where that applies.
+
+    Args:
+      config: the model.
+      devices: where it will run; programs for other devices need another config.
+    """
+    try:
+        capability = float(getattr(devices[0], "compute_capability", 0))
+    except ValueError:  # "gfx942": not NVIDIA's
+        capability = 0.0
+    in_turn = len(devices) == 1 and devices[0].platform == "cpu"
+    return dataclasses.replace(config, in_turn=in_turn, capability=capability)
 
 
 def put_on(mesh: Mesh, config: ModelConfig) -> Put:
@@ -108,7 +126,7 @@ def put_on(mesh: Mesh, config: ModelConfig) -> Put:
     return put
 
 
-def sharding_of(name: str, shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+def sharding_of(name: str, shape: tuple[int, ...], mesh: AnyMesh) -> NamedSharding:
     """Sharding of a parameter, by its name; whole on every device if a table's rows cannot be divided."""
     split = next((axes for pattern, axes in RULES if re.fullmatch(pattern, name)), ())
     if name.endswith(".table") and shape[0] % mesh.shape[MODEL]:
@@ -140,7 +158,8 @@ def load_sharded(
     Raises:
       JarmError: as `load_model` and `split_config`.
     """
-    return split_config(config, mesh), load_params(folder, config, dtype=dtype, put=put_on(mesh, config))
+    split = suited(split_config(config, mesh), list(mesh.devices.flat))
+    return split, load_params(folder, config, dtype=dtype, put=put_on(mesh, config))
 
 
 def to_mesh(mesh: Mesh, batch: np.ndarray) -> Array:

@@ -54,19 +54,18 @@ def _unlabelled(
     if table.recorded is not None:
         return None, recorded_space(table.recorded, table.mask, jnp.where(labelled.mask[:, None], ends, count * width))
     if config.prompts is None:
-        prompts = jnp.arange(count, dtype=jnp.int32)
+        local, mask, alike, responses = ends, table.mask, table.alike, None
     else:
         prompts = jax.random.choice(key, count, (config.prompts,), replace=False).astype(jnp.int32)
-    size = prompts.shape[0] * width
-    # Place of each prompt among those drawn; one that is not drawn is beyond them, and so are its responses.
-    place = jnp.full(count, prompts.shape[0], jnp.int32).at[prompts].set(jnp.arange(prompts.shape[0], dtype=jnp.int32))
-    local = jnp.where(labelled.mask[:, None], place[ends // width] * width + ends % width, size)
-    alike = None if table.alike is None else table.alike[prompts].reshape(-1)
-    space = pair_space(config.pairs, width, table.mask[prompts].reshape(-1), local, alike)
-    responses = None
-    if config.prompts is not None:
+        # Place of each prompt among those drawn; one that is not drawn is beyond them, and so are its responses.
+        drawn = jnp.arange(config.prompts, dtype=jnp.int32)
+        place = jnp.full(count, config.prompts, jnp.int32).at[prompts].set(drawn)
+        local = place[ends // width] * width + ends % width
+        mask, alike = table.mask[prompts], None if table.alike is None else table.alike[prompts]
         responses = (prompts[:, None] * width + jnp.arange(width, dtype=jnp.int32)[None, :]).reshape(-1)
-    return responses, space
+    local = jnp.where(labelled.mask[:, None], local, mask.size)
+    alike = None if alike is None else alike.reshape(-1)
+    return responses, pair_space(config.pairs, width, mask.reshape(-1), local, alike)
 
 
 def form_belief(

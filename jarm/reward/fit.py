@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
@@ -68,9 +70,8 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
     if linear_ensemble and config.ensemble == "init":
         raise JarmError("All members of a linear ensemble would be equal: set FitConfig.ensemble to 'bootstrap'.")
     bootstrap = config.ensemble == "bootstrap" or (config.ensemble == "auto" and linear_ensemble)
-    sequential = config.batching == "map" or (config.batching == "auto" and jax.default_backend() == "cpu")
-    parts, members = FitParts(head, config, sequential), config.members
-    fit_members = fit_by_laplace if is_laplace else fit_by_newton if head.linear else fit_by_descent
+    members, method = config.members, fit_by_laplace if is_laplace else fit_by_newton if head.linear else fit_by_descent
+    forms = {way: functools.partial(method, FitParts(head, config, way == "map")) for way in ("map", "vmap")}
 
     @jax.jit
     def fit(
@@ -89,7 +90,11 @@ def make_fit(head: RewardHead, config: FitConfig = FitConfig()) -> Fit:
         weights = jnp.tile(weight, (members, 1))
         if bootstrap:
             weights *= jax.random.poisson(key_weight, 1.0, weights.shape, jnp.int32).astype(jnp.float32)
-        params, info = fit_members(parts, key_fit, FitProblem(hparams, warm, embeddings, pairs, weights))
+        problem = FitProblem(hparams, warm, embeddings, pairs, weights)
+        if config.batching == "auto":  # where the program runs decides, and not where it is traced
+            params, info = jax.lax.platform_dependent(key_fit, problem, cpu=forms["map"], default=forms["vmap"])
+        else:
+            params, info = forms[config.batching](key_fit, problem)
         return params, info._replace(status=info.status.max())
 
     return fit

@@ -14,7 +14,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.stages import Compiled
 
 from jarm.core.base import HParams
@@ -22,7 +22,7 @@ from jarm.core.memory import host_bytes
 from jarm.core.messages import readable
 from jarm.core.settings import make_key
 from jarm.core.status import JarmError
-from jarm.core.types import Array
+from jarm.core.types import AnyMesh, Array
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
 from jarm.loop.loop import make_loop
@@ -183,7 +183,7 @@ class Program:
         ]
 
 
-def jit_runs(config: LoopConfig, vmap_runs: int, mesh: Mesh) -> Any:
+def jit_runs(config: LoopConfig, vmap_runs: int, mesh: AnyMesh) -> Any:
     """A jitted function of `(keys, hparams, table, rule)` for `vmap_runs` runs on each device of a mesh."""
     if vmap_runs > 1 and config.fit.batching == "auto":
         # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.

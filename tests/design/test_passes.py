@@ -86,8 +86,13 @@ def test_many_blocks_are_as_good_as_a_full_sort(monkeypatch, kind, block, group,
         check_best(run(jnp.asarray(y), space, whole), y, space, whole)
 
 
-def test_blocks_of_their_shipped_size():
-    """1,200 responses, 719,400 pairs, three blocks of 400."""
+@pytest.mark.parametrize("platform", ["cpu", slow("tpu")])
+def test_blocks_of_their_shipped_size(platform, monkeypatch):
+    """1,200 responses, 719,400 pairs, three blocks of 400; one on a TPU."""
+    blocks = jarm.design.blocks
+    if platform == "tpu":
+        monkeypatch.setattr(blocks, "BLOCK", blocks.TPU_BLOCK)
+        monkeypatch.setattr(blocks, "GROUP", blocks.TPU_GROUP)
     rng = np.random.default_rng(0)
     size = 1200
     y = rng.normal(size=(size, F)).astype(np.float32)

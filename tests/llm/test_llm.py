@@ -19,6 +19,7 @@ from jarm.llm.config import FAMILIES
 from jarm.llm.layers import attend, flash_applies, scan_plan
 from jarm.llm.model import abstract_params, embed_tokens
 from jarm.llm.pooling import Pooling, pool
+from jarm.llm.sharding import suited
 from jarm.llm.weights import load_model
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "llm"
@@ -27,7 +28,8 @@ TOLERANCE = 2e-5  # a wrong eps already shows as 1e-4
 
 @functools.cache
 def loaded(case):
-    return load_model(FIXTURES / case)
+    config, params = load_model(FIXTURES / case)
+    return suited(config, jax.devices()[:1]), params
 
 
 @functools.cache
@@ -157,12 +159,11 @@ def test_bfloat16_keeps_norms_in_float32_and_stays_close():
     [(True, None, None), (True, 3, None), (True, None, 1.5), (True, 3, 1.5), (False, None, None)],
 )
 def test_attention_is_what_its_formula_says(causal, window, softcap, turns, monkeypatch):
-    monkeypatch.setattr(layers, "in_turn", lambda: turns)
     monkeypatch.setattr(layers, "BLOCK", 3)
     rng = np.random.default_rng(0)
     q, k, v = (rng.normal(size=(2, 7, heads, 5)).astype(np.float32) for heads in (4, 2, 2))
     lengths = np.array([7, 4], np.int32)
-    options = {"causal": causal, "window": window, "softcap": softcap, "scale": 0.7}
+    options = {"causal": causal, "window": window, "softcap": softcap, "scale": 0.7, "in_turn": turns}
     out = attend(*map(jnp.asarray, (q, k, v, lengths)), **options)
     for b, t, h in np.ndindex(2, 7, 4):
         first = 0 if window is None else max(0, t - window + 1)
@@ -176,13 +177,12 @@ def test_attention_is_what_its_formula_says(causal, window, softcap, turns, monk
 def test_an_mlp_maps_tokens_in_turn_as_it_does_all_at_once(monkeypatch):
     config, params = loaded("llama")
     stacked = params["stack"]["cycle"][0]["mlp"]
-    mlp = layers.MLP(config, jnp.float32, ())
-    nnx.update(mlp, jax.tree.map(lambda leaf: leaf[0], stacked))
     x = jax.random.normal(jax.random.key(0), (5, 3, config.width))
     monkeypatch.setattr(layers, "TOKENS", 6)
     outs = []
     for turns in (True, False):
-        monkeypatch.setattr(layers, "in_turn", lambda turns=turns: turns)
+        mlp = layers.MLP(dataclasses.replace(config, in_turn=turns), jnp.float32, ())
+        nnx.update(mlp, jax.tree.map(lambda leaf: leaf[0], stacked))
         outs.append(mlp(x))
     np.testing.assert_allclose(*outs, rtol=0, atol=1e-6)
 
@@ -231,12 +231,12 @@ def test_scans_cover_whole_periods():
 
 
 def test_flash_attention_is_asked_for_where_it_applies():
-    assert flash_applies("gpu", 8.0, jnp.bfloat16, 128)
-    assert not flash_applies("gpu", 8.0, jnp.bfloat16, 256)
-    assert flash_applies("gpu", 9.0, jnp.bfloat16, 256)
-    assert not flash_applies("gpu", 9.0, jnp.float32, 64)
-    assert not flash_applies("gpu", 9.0, jnp.bfloat16, 60)
-    assert not flash_applies("cpu", 0.0, jnp.bfloat16, 64)
+    assert flash_applies(8.0, jnp.bfloat16, 128)
+    assert not flash_applies(8.0, jnp.bfloat16, 256)
+    assert flash_applies(9.0, jnp.bfloat16, 256)
+    assert not flash_applies(9.0, jnp.float32, 64)
+    assert not flash_applies(9.0, jnp.bfloat16, 60)
+    assert not flash_applies(0.0, jnp.bfloat16, 64)
 
 
 def test_pooling_counts_real_tokens_only():

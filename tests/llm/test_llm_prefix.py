@@ -15,6 +15,7 @@ from jarm.llm import layers
 from jarm.llm.layers import attend, visible
 from jarm.llm.model import cache_bytes, can_share, concatenate, embed_tokens, prefill
 from jarm.llm.pooling import Pooling, follow, pool
+from jarm.llm.sharding import suited
 from jarm.llm.weights import load_model
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "llm"
@@ -30,7 +31,8 @@ BEFORE, GROUP, AFTER = np.array([13, 0, 6, 1]), np.array([2, 0, 3, 1, 0, 2, 0]),
 
 @functools.cache
 def loaded(case, dtype="float32"):
-    return load_model(FIXTURES / case, dtype=dtype)
+    config, params = load_model(FIXTURES / case, dtype=dtype)
+    return suited(config, jax.devices()[:1]), params
 
 
 def texts():
@@ -116,13 +118,12 @@ def test_joined_prefixes_are_those_of_one_batch_and_nothing_recompiles():
 @pytest.mark.parametrize(("window", "softcap"), [(None, None), (4, None), (4, 1.5)])
 def test_attention_behind_a_prefix_is_that_of_the_whole(window, softcap, turns, monkeypatch):
     """Keys and values that must not be seen are enormous."""
-    monkeypatch.setattr(layers, "in_turn", lambda: turns)
     monkeypatch.setattr(layers, "BLOCK", 4)
     rng = np.random.default_rng(3)
     prefix, room, length = np.array([0, 3, 6]), 6, 5
     q, k, v = (rng.normal(size=(3, room + length, heads, 8)).astype(np.float32) for heads in (4, 2, 2))
     total = jnp.full(3, room + length, jnp.int32)
-    options = {"causal": True, "scale": 0.4, "window": window, "softcap": softcap}
+    options = {"causal": True, "scale": 0.4, "window": window, "softcap": softcap, "in_turn": turns}
     attention = jax.jit(functools.partial(attend, **options))
     whole = np.asarray(attention(*map(jnp.asarray, (q, k, v)), total))
 
