@@ -17,11 +17,11 @@ from jarm.data.arrow import is_number
 from jarm.data.prompts import Prompts, on_test_side
 from jarm.data.readers import Columns, read_columns, refuse_nonfinite
 from jarm.data.rows import open_embeddings, rows_of_texts
+from jarm.data.sources import CHOSEN
 from jarm.data.store import EmbeddingStore
 from jarm.data.tables import stated
 from jarm.data.texts import Texts, extra_fields, read_texts
 
-CHOSEN = ("chosen", "rejected")
 SPLIT = "split"
 
 
@@ -125,7 +125,7 @@ def load_pairs(
     if len(texts.places.columns) != 2:
         raise JarmError(
             f"{name} is read as {texts.layout}, and a pair has two columns of responses: name them "
-            "(`--response-columns first second`); or, for a table with scores, a `--target`."
+            "(`--response-columns first second`); or, for a table with scores, a `--target` (`jarm.load_table`)."
         )
     labels = pair_labels(name, columns, texts.places.columns, label, tuple(votes))
     rows = rows_of_texts(name, texts, store, embeddings)

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from jarm.core.messages import nearest
 from jarm.core.status import JarmError
 from jarm.data.arrow import is_list, is_messages, is_number, is_text
-from jarm.data.pairs import CHOSEN, SPLIT, pair_labels
+from jarm.data.pairs import SPLIT, pair_labels
 from jarm.data.prompts import Prompts, on_test_side
 from jarm.data.readers import Columns, read_columns
 from jarm.data.rows import rows_of_texts
+from jarm.data.sources import CHOSEN
 from jarm.data.store import EmbeddingStore
 from jarm.data.tables import whole_table
 from jarm.data.texts import Texts

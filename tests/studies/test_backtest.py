@@ -15,8 +15,12 @@ from jarm.core.status import JarmError
 from jarm.data.store import fill, key_of
 from jarm.data.writer import StoreWriter
 from jarm.loop.loop import make_loop
+from jarm.runs.config import CompareConfig
+from jarm.runs.grid import Setting
+from jarm.runs.jobs import read_jobs
 from jarm.runs.records import read_records
 from jarm.studies.backtest import BacktestConfig, backtest, read_job
+from jarm.studies.compare import compare
 from jarm.testing.tracing import count_compilations
 
 D, PROMPTS = 4, 30
@@ -306,3 +310,24 @@ def test_the_remark_says_how_much_could_be_chosen_within_prompts(folder, counts,
     job = dataclasses.replace(job, pool=job.pool._replace(counts=np.array(counts)))
     assert job.remark.startswith(begins)
     assert "judged by 40 pairs of 10 others." in job.remark
+
+
+def test_a_comparison_on_pairs_is_the_backtest(folder, tmp_path, monkeypatch):
+    shared = {**SMALL, "data": str(folder / "single.jsonl"), "embeddings": str(folder / "single.npy"), "out": tmp_path}
+    monkeypatch.setattr("jarm.studies.compare.backtest", lambda config: {"of": config})
+    assert compare(CompareConfig(**shared))["of"] == BacktestConfig(**shared)
+
+
+def test_a_comparison_without_scores_says_what_can_be_done(folder, tmp_path):
+    pairs = {"data": str(folder / "single.jsonl"), "embeddings": str(folder / "single.npy")}
+    with pytest.raises(JarmError, match=r"takes no `noise`: leave it out, as in `jarm backtest .*single\.jsonl"):
+        compare(CompareConfig(**pairs, noise=1.0, out=tmp_path))
+    with pytest.raises(JarmError, match=r"labelled pairs, and no scores to sweep over: `jarm backtest .*single\.jsonl"):
+        read_jobs([Setting({}, CompareConfig(**pairs))])
+    write(tmp_path / "plain.jsonl", [{"prompt_id": p // 2} for p in range(8)])
+    np.save(tmp_path / "plain.npy", np.eye(8))
+    plain = {"data": str(tmp_path / "plain.jsonl"), "embeddings": str(tmp_path / "plain.npy")}
+    with pytest.raises(
+        JarmError, match=r"\(`--target`\); columns of numbers are prompt_id; .* `jarm forecast "
+    ):
+        compare(CompareConfig(**plain, out=tmp_path / "out"))
