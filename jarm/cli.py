@@ -27,6 +27,7 @@ from jarm.commands.judging import diff_command, evaluate_command
 from jarm.commands.models import embed_command, score_command, train_command
 from jarm.commands.options import Refused, complain, misused
 from jarm.commands.store import store_cut_command, store_export_command, store_info_command, store_verify_command
+from jarm.core.files import remove_drafts
 from jarm.core.interrupts import Stopped, leavable, was_left
 from jarm.core.messages import nearest
 from jarm.core.settings import set_process
@@ -174,6 +175,7 @@ def command() -> NoReturn:
     """Run the command line of this process, and end it."""
     code = main()
     if was_left():  # a thread may be compiling, and would be waited for
+        remove_drafts()
         os._exit(code)
     sys.exit(code)
 
