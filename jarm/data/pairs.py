@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -34,6 +34,7 @@ class PairTable:
       first, second: `[M]` int64, responses by index into the N.
       label: `[M]` float32 in [0, 1], the share of votes, or probability, that `first` is preferred.
       row: `[M]` int64, row of each pair in its file, from 0.
+      left_out: why pairs of these prompts are not among them -> how many.
     """
 
     table: ResponseTable
@@ -41,6 +42,7 @@ class PairTable:
     second: np.ndarray
     label: np.ndarray
     row: np.ndarray
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -145,15 +147,15 @@ def load_pairs(
     origin = Origin(name, texts.places.counted[0], texts.places.rows[number], number, prompts.ids, again)
     table = dataclasses.replace(_stated(whole.table, data, embeddings, store, rows), origin=origin)
     whole = dataclasses.replace(whole, table=table)
-    different = _different(whole)
-    whole = whole.take(np.isfinite(whole.label) & different)
-    sides = PairSplit(_side(whole, ~is_test, "train"), _side(whole, is_test, "test"))
+    unlabelled = ~np.isfinite(whole.label)
+    left_out = {"without votes": unlabelled, "of equal embeddings": _equal(whole) & ~unlabelled}
+    sides = PairSplit(_side(whole, ~is_test, left_out, "train"), _side(whole, is_test, left_out, "test"))
     for which, side in zip(("train", "test"), sides, strict=True):
         if not len(side):
             raise JarmError(
-                f"{name} has no {which} pair left: of {len(labels):,} pairs {int((~np.isfinite(labels)).sum()):,} have "
-                f"no votes, and {int((~different).sum()):,} have responses of equal embeddings; give others, or a "
-                "column `split` with pairs on both sides."
+                f"{name} has no {which} pair left: of {len(labels):,} pairs {int(unlabelled.sum()):,} have no votes, "
+                f"and {int(left_out['of equal embeddings'].sum()):,} have responses of equal embeddings; give others, "
+                "or a column `split` with pairs on both sides."
             )
     return sides
 
@@ -246,20 +248,36 @@ def _texts(data: PathLike, prompt: str | None, responses: Sequence[str], extra: 
     return columns["prompt"], columns["response"]
 
 
-def _different(pairs: PairTable) -> np.ndarray:
-    """`[M]` whether the two responses of each pair have different embeddings."""
+def left_out_text(left_out: Mapping[str, int]) -> str:
+    """Why pairs were left out, and how many; empty where none was.
+
+    Example:
+      >>> left_out_text({"without votes": 1200, "of equal embeddings": 0})
+      'left out: 1,200 pairs without votes'
+    """
+    said = ", ".join(f"{count:,} {'pair' if count == 1 else 'pairs'} {why}" for why, count in left_out.items() if count)
+    return f"left out: {said}" if said else ""
+
+
+def _equal(pairs: PairTable) -> np.ndarray:
+    """`[M]` whether the two responses of each pair have equal embeddings, as equal texts do."""
     alike = np.arange(pairs.table.mask.size) if pairs.table.alike is None else pairs.table.alike.reshape(-1)
-    return alike[pairs.first] != alike[pairs.second]
+    return alike[pairs.first] == alike[pairs.second]
 
 
-def _side(pairs: PairTable, prompts: np.ndarray, name: str) -> PairTable:
-    """The pairs of some prompts, `[P]` bool, and the table of these prompts."""
+def _side(pairs: PairTable, prompts: np.ndarray, left_out: Mapping[str, np.ndarray], name: str) -> PairTable:
+    """The pairs of some prompts, `[P]` bool, but for those left out, `[M]` bool by reason; and their table."""
     width = pairs.table.rows.shape[1]
-    number = np.cumsum(prompts) - 1
-    own = pairs.take(prompts[pairs.prompt])
+    number, here = np.cumsum(prompts) - 1, prompts[pairs.prompt]
+    own = pairs.take(here & ~np.any(list(left_out.values()), axis=0))
     moved = (number[own.prompt] - own.prompt) * width
-    table = stated(pairs.table.take(prompts), name)
-    return dataclasses.replace(own, table=table, first=own.first + moved, second=own.second + moved)
+    return dataclasses.replace(
+        own,
+        table=stated(pairs.table.take(prompts), name),
+        first=own.first + moved,
+        second=own.second + moved,
+        left_out={why: int((here & which).sum()) for why, which in left_out.items()},
+    )
 
 
 def _stated(table: ResponseTable, data: PathLike, embeddings: PathLike, store: Any, rows: np.ndarray) -> ResponseTable:

@@ -88,9 +88,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a reward model by a file, write the results, and a line per unit if asked.
 
     Accuracy is the share of right pairs (RewardBench 1: reward of the chosen over that of the rejected; other pairs:
-    equal rewards count half), or of right items (RewardBench 2, and its score of the subset Ties). Intervals are of
-    95 % with prompts as clusters. Beside each measure stands that of preferring the longer response. Losses and
-    calibration errors are those of the rewards as they are.
+    share of votes for the response that the model prefers; equal rewards count half), or of right items (RewardBench
+    2, and its score of the subset Ties). Intervals are of 95 % with prompts as clusters. Beside each measure stands
+    that of preferring the longer response. Losses and calibration errors are those of the rewards as they are.
 
     Args:
       config: the settings.

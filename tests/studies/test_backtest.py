@@ -327,7 +327,5 @@ def test_a_comparison_without_scores_says_what_can_be_done(folder, tmp_path):
     write(tmp_path / "plain.jsonl", [{"prompt_id": p // 2} for p in range(8)])
     np.save(tmp_path / "plain.npy", np.eye(8))
     plain = {"data": str(tmp_path / "plain.jsonl"), "embeddings": str(tmp_path / "plain.npy")}
-    with pytest.raises(
-        JarmError, match=r"\(`--target`\); columns of numbers are prompt_id; .* `jarm forecast "
-    ):
+    with pytest.raises(JarmError, match=r"\(`--target`\); columns of numbers are prompt_id; .* `jarm forecast "):
         compare(CompareConfig(**plain, out=tmp_path / "out"))

@@ -201,7 +201,12 @@ def test_pairs_have_the_numbers_of_held_out(judged):
     assert found["overall"]["calibration_error"] == pytest.approx(expected["calibration_error"])
     longer = np.array([np.sign(len(row["a"]) - 2) for row in rows], float)
     same(found["overall"]["length"]["accuracy"], held_out(longer, labels, prompts)["accuracy"]["mean"])
-    assert [line["right"] is None for line in lines] == [label == 0.5 for label in labels]
+    right = [label if margin > 0 else 1 - label for margin, label in zip(margins, labels, strict=True)]
+    right = [None if label == 0.5 else each for label, each in zip(labels, right, strict=True)]
+    assert [line["right"] for line in lines] == right
+    known = [each for each in right if each is not None]
+    assert found["overall"]["accuracy"]["mean"] == pytest.approx(np.mean(known))
+    assert found["overall"]["majority"] == pytest.approx(7 / 8)
 
 
 def test_pairs_without_votes_are_left_out(judged):
