@@ -115,7 +115,7 @@ def refuse_link(path: Path) -> None:
       JarmError: it is one.
     """
     if os.path.islink(path):
-        raise JarmError(f"{path} is a link, and jarm writes through none that it was not given: give another --out.")
+        raise JarmError(f"{path} is a link, and jarm writes through none: remove it, or give --out where it leads.")
 
 
 def claim(folder: Path) -> IO[bytes]:
@@ -180,7 +180,9 @@ def write_whole(path: PathLike, content: str | bytes | Callable[[IO[bytes]], Non
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise JarmError(f"Cannot write {path} ({error}): make room, or give another --out.") from error
+        raise JarmError(
+            f"Cannot write {path} ({error.strerror or error}): make room, or give another --out."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -305,7 +307,9 @@ def whole_folder(folder: PathLike) -> Iterator[Path]:
             folder.rmdir()  # an empty one
         draft.rename(folder)
     except OSError as error:
-        raise JarmError(f"Cannot write {folder} ({error}): make room, or give another --out.") from error
+        raise JarmError(
+            f"Cannot write {folder} ({error.strerror or error}): make room, or give another --out."
+        ) from error
     finally:
         remove_drafts(draft)
 

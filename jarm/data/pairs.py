@@ -17,7 +17,7 @@ from jarm.data.arrow import is_number
 from jarm.data.prompts import Prompts, on_test_side
 from jarm.data.readers import Columns, read_columns, refuse_nonfinite
 from jarm.data.rows import open_embeddings, rows_of_texts
-from jarm.data.sources import CHOSEN
+from jarm.data.sources import CHOSEN, Source
 from jarm.data.store import EmbeddingStore
 from jarm.data.tables import stated
 from jarm.data.texts import Texts, extra_fields, read_texts
@@ -139,7 +139,7 @@ def load_pairs(
         raise JarmError(
             f"{name} has no column {split!r}{nearest(split, columns.names)}: it has {', '.join(columns.names)}."
         )
-    is_test = on_test_side(name, columns.table, prompts, split)
+    is_test = on_test_side(name, columns.table, prompts, split, at=Source(name, columns).at)
     whole = _pair_table(prompts, rows, labels, texts, store)
     number = np.zeros(whole.table.mask.shape, np.int64)
     number.reshape(-1)[np.stack([whole.first, whole.second], 1).reshape(-1)] = np.arange(len(texts.places))
@@ -176,12 +176,17 @@ def pair_labels(
     """
     if label is not None and votes:
         raise JarmError("A pair has a label or votes, not both: leave `--label` or `--votes` out.")
+    at = Source(name, columns).at
+
+    def place(row: int) -> str:
+        return at(row).removeprefix(f"{name}, ")
+
     if label is not None:
         found = _numbers(name, columns, label)
         bad = np.flatnonzero(~((found >= 0) & (found <= 1)))
         if bad.size:
             raise JarmError(
-                f"{name}: {label} is {found[bad[0]]:g} in {listed(bad)}; write the "
+                f"{name}: {label} is {found[bad[0]]:g} in {listed(bad, place=place)}; write the "
                 "probability that the first response is preferred, from 0 to 1."
             )
         return found.astype(np.float32)
@@ -193,7 +198,7 @@ def pair_labels(
         counts = np.stack([_numbers(name, columns, column) for column in votes])
         bad = np.flatnonzero(~(counts >= 0).all(axis=0) | ~np.isfinite(counts).all(axis=0))
         if bad.size:
-            raise JarmError(f"{name}, row {bad[0]}: votes are {counts[:, bad[0]].tolist()}; write counts from 0.")
+            raise JarmError(f"{at(int(bad[0]))}: votes are {counts[:, bad[0]].tolist()}; write counts from 0.")
         total = counts.sum(axis=0)
         won = counts[0] + (0.5 * counts[2] if len(votes) == 3 else 0)
         return np.divide(won, total, out=np.full(len(total), np.nan), where=total > 0).astype(np.float32)
@@ -215,7 +220,8 @@ def _numbers(name: str, columns: Columns, column: str) -> np.ndarray:
         raise JarmError(f"{name}: column {column!r} holds {values.type}, not numbers: give one of numbers.")
     if values.null_count:
         row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        raise JarmError(f"{name}, row {row}: {column} is missing; write a number, or leave the row out.")
+        where = Source(name, columns).at(row)
+        raise JarmError(f"{where}: {column} is missing; write a number, or leave the pair out.")
     return np.asarray(values.to_pylist(), np.float64)
 
 

@@ -172,6 +172,11 @@ def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm")
     async def metric_text(request: Any) -> Any:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    async def refused(request: Any, error: Any) -> Any:
+        known = ", ".join([*(f"POST {path}" for path in posts), *(f"GET {path}" for path in gets)])
+        said = f"{error.detail}: this server has {known}."
+        return JSONResponse({"error": said}, error.status_code, headers=error.headers)
+
     posts = {"/get_reward": service.get_reward, "/score": service.score_pairs}
     gets = {"/health": health, "/metrics": metric_text}
     return Starlette(
@@ -181,7 +186,8 @@ def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm")
                 for path, answer in posts.items()
             ),
             *(Route(path, handle) for path, handle in gets.items()),
-        ]
+        ],
+        exception_handlers={404: refused, 405: refused},
     )
 
 

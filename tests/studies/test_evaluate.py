@@ -348,7 +348,7 @@ SCORED = {"prompt": "p", "response": "a", "score": 1.0}
         ([PAIR], [1, 2, 3], {}, r"has shape \(3, 2\), and .* has 2 responses"),
         ([PAIR], [1, np.nan], {}, "is NaN or infinite"),
         ([PAIR], [1, 2], {"subset": "part"}, "no column 'part'"),
-        ([{**PAIR, "subset": None}, {**PAIR, "subset": "x"}], [1] * 4, {}, "row 0: subset is missing"),
+        ([{**PAIR, "subset": None}, {**PAIR, "subset": "x"}], [1] * 4, {}, "line 1: subset is missing"),
         ([{**PAIR, "subset": 0.5}], [1, 2], {}, "subset holds double"),
         ([PAIR], [1, 2], {"side": "test", "split": "fold"}, "no column 'fold'"),
         ([{**PAIR, "split": "train"}], [1, 2], {"side": "test"}, "nothing to judge by of the test side"),
