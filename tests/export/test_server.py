@@ -171,6 +171,7 @@ def test_the_command_serves_a_model_until_it_is_told_to_stop(tmp_path):
         expected = trained.score_texts(["ab", "ab"], ["c", "de"], llm=str(folder))
         np.testing.assert_allclose([each["score"] for each in answer["data"]], expected, rtol=1e-5, atol=1e-5)
         assert asked(port, "/score", {"text_1": "a", "text_2": "\ud800"})[1]["error"].endswith("or leave it out.")
+        assert "shapes of texts meanwhile, up to" in next(process.stderr)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) is not None
