@@ -7,18 +7,23 @@ import base64
 import contextlib
 import hmac
 import json
+import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jarm.core.messages import brief
 from jarm.core.status import JarmError, printable
 from jarm.core.streams import say
 from jarm.core.version import __version__
 from jarm.export.batcher import Busy, Scores
 from jarm.export.functions import TextScorer, answer_of
+
+if TYPE_CHECKING:
+    from jarm.embedding.embedder import Embedder
 
 MOST_BYTES = 16 << 20
 """Largest body of a request."""
@@ -254,3 +259,30 @@ def _texts(body: dict[str, Any], name: str) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise Refusal(400, f"`{name}` is no list of texts: give one or more.")
     return texts
+
+
+@contextlib.contextmanager
+def warming(embed: Embedder) -> Iterator[None]:
+    """Compile what texts of other lengths and numbers need in a thread of its own, while requests are served."""
+    stop, shapes = threading.Event(), embed.shapes
+
+    def work() -> None:
+        since = time.monotonic()
+        try:
+            for count, length in shapes:
+                if stop.is_set():
+                    return
+                embed.warm(count, length)
+        except Exception as error:
+            say(f"jarm: not all {len(shapes)} shapes of texts could be compiled ahead ({brief(error)}).")
+        else:
+            say(f"all {len(shapes)} shapes of texts are compiled, after {time.monotonic() - since:.0f} s.")
+
+    say(f"compiling {len(shapes)} shapes of texts meanwhile, up to {embed.max_length:,} tokens")
+    thread = threading.Thread(target=work, daemon=True, name="jarm-warming")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

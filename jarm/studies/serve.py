@@ -2,28 +2,21 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import ipaddress
 import os
 import pathlib
 import socket
-import threading
-import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any
 
 from jarm.core.checks import INT32, Check, between, check_fields, one_of
-from jarm.core.messages import brief
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.export.aggregate import read_aggregate
 from jarm.export.functions import TextScorer
 from jarm.export.model import load_model
-from jarm.export.server import make_app
-
-if TYPE_CHECKING:
-    from jarm.embedding.embedder import Embedder
+from jarm.export.server import make_app, warming
 
 TOKEN = "JARM_TOKEN"
 """Environment variable of the token that requests have to carry: in a command line, others could read it."""
@@ -107,35 +100,8 @@ def serve(config: ServeConfig) -> None:
         host, port = listening.getsockname()[:2]
         say(f"{config.model} at http://{host}:{port}: POST /get_reward, POST /score, GET /health, /metrics")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=CLIENTS))
-        with _warming(embed):
+        with warming(embed):
             server.run([listening])
-
-
-@contextlib.contextmanager
-def _warming(embed: Embedder) -> Iterator[None]:
-    """Compile what texts of other lengths and numbers need in a thread of its own, while requests are served."""
-    stop, shapes = threading.Event(), embed.shapes
-
-    def work() -> None:
-        since = time.monotonic()
-        try:
-            for count, length in shapes:
-                if stop.is_set():
-                    return
-                embed.warm(count, length)
-        except Exception as error:
-            say(f"jarm: not all {len(shapes)} shapes of texts could be compiled ahead ({brief(error)}).")
-        else:
-            say(f"all {len(shapes)} shapes of texts are compiled, after {time.monotonic() - since:.0f} s.")
-
-    say(f"compiling {len(shapes)} shapes of texts meanwhile, up to {embed.max_length:,} tokens")
-    thread = threading.Thread(target=work, daemon=True, name="jarm-warming")
-    thread.start()
-    try:
-        yield
-    finally:
-        stop.set()
-        thread.join()
 
 
 def _bound(host: str, port: int) -> socket.socket:
