@@ -5,7 +5,7 @@ Command   python experiments/backtest.py --data human_pairs_small.parquet \\
               --embeddings out/human_minilm,out/human_wordllama --response-columns response_a response_b \\
               --votes n_votes_a n_votes_b n_votes_tie
 Hardware  2 CPU cores.
-Time      4 to 10 minutes for each store of embeddings, beside `jarm embed`.
+Time      4 to 10 minutes for each store of embeddings, beside `jarm embed` (WordLlama: see the README).
 Expected  `experiments/README.md` has the readings, and `experiments/results/backtest_*.json` the curves.
 
 For each store of embeddings a folder of `jarm backtest`, and a file beside it with its answer, the mean learning curve

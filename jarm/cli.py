@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import tyro
 
 from jarm.commands.options import Refused, complain, deferred, misused
+from jarm.core.files import remove_drafts
 from jarm.core.interrupts import Stopped, leavable, was_left
 from jarm.core.messages import nearest
 from jarm.core.status import JarmError
@@ -148,6 +149,7 @@ def command() -> NoReturn:
     """Run the command line of this process, and end it."""
     code = main()
     if was_left():  # a thread may be compiling, and would be waited for
+        remove_drafts()
         os._exit(code)
     sys.exit(code)
 

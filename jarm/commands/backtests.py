@@ -6,10 +6,9 @@ from typing import Annotated
 
 import tyro
 
+from jarm.commands.experiments import show_comparison
 from jarm.commands.options import built_by
 from jarm.core.compiled import keep_compiled
-from jarm.core.status import JarmError
-from jarm.core.streams import show
 from jarm.studies.backtest import BacktestConfig, backtest
 
 
@@ -26,12 +25,4 @@ def backtest_command(
     jarm backtest pairs.parquet --embeddings out/embeddings --out out/backtest
     """
     keep_compiled()
-    summary = backtest(config)
-    left = summary["left_to_learn"] and summary["left_to_learn"]["sentence"]
-    show(f"{summary['answer']} {left or ''}".rstrip() + "\n")
-    for rule, row in summary["rules"].items():
-        failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
-        show(f"{rule:>18}  {row['verdict']}{failed}")
-    show(f"\n{config.out / 'summary.md'}")
-    if lost := [rule for rule, row in summary["rules"].items() if row["failed_seeds"] and not row["seeds"]]:
-        raise JarmError(f"No run of {', '.join(lost)} ran to its end, for the reason above.")
+    show_comparison(backtest(config), config.out)

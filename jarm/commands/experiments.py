@@ -33,17 +33,27 @@ def compare_command(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes, 
     """Compare acquisition rules: how fast does each teach a reward model, and does it beat random here?
 
     With no options it runs on built-in data, one to three minutes on two cores. Records are appended run by run:
-    interrupt it at any time, and the same command goes on. On your own data:
+    interrupt it at any time, and the same command goes on. On your own data (of chosen and rejected responses it is
+    `jarm backtest`):
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """
     keep_compiled()
-    summary = compare(config)
+    show_comparison(compare(config), config.out)
+
+
+def show_comparison(summary: dict[str, Any], out: pathlib.Path) -> None:
+    """Print the answer of a comparison or a backtest, a line for each rule, and where the rest stands.
+
+    Raises:
+      JarmError: a rule has no whole run.
+    """
     _show_answer(summary["answer"], summary["left_to_learn"] and summary["left_to_learn"]["sentence"])
     for rule, row in summary["rules"].items():
         failed = f" [{row['failed_seeds']} failed: {row['failure']}]" if row["failed_seeds"] else ""
         show(f"{rule:>18}  {row['verdict']}{failed}")
-    show(f"\n{config.out / 'summary.md'}\n{config.out / 'curves.png'}")
+    shown = (out / name for name in ("summary.md", "curves.png"))
+    show("\n" + "\n".join(str(path) for path in shown if os.path.isfile(path)))
     _refuse_lost(summary["rules"].items(), ", for the reason above")
 
 

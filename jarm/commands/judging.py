@@ -18,6 +18,8 @@ def evaluate_command(config: Annotated[EvaluateConfig, tyro.conf.OmitArgPrefixes
     """Measure a saved reward model: by RewardBench 1 or 2, by labelled pairs, or by scores of responses.
 
     jarm evaluate --model out/model --data rewardbench2.parquet --embeddings out/rewardbench2 --out out/rb2.json
+
+    jarm evaluate --model out/model --data pairs.parquet --llm models/SmolLM2-135M-Instruct --out out/pairs.json
     """
     keep_compiled()
     show(f"{evaluation_text(evaluate(config))}\n\n{config.out}")

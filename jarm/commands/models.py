@@ -11,6 +11,7 @@ import tyro
 from jarm.commands.options import built_by
 from jarm.core.compiled import keep_compiled
 from jarm.core.streams import show
+from jarm.data.pairs import left_out_text
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.report.statistics import interval
@@ -66,9 +67,14 @@ def train_command(config: Annotated[TrainConfig, tyro.conf.OmitArgPrefixes, buil
         f"{found['labels']:,} labels of {found['prompts']['train']:,} prompts. On {found['test_pairs']:,} pairs of "
         f"{found['prompts']['test']:,} other prompts: accuracy {accuracy['mean']:.3f} "
         f"{interval(accuracy['low'], accuracy['high'])}"
+        + (f" (the majority of votes: {found['majority']:.3f})" if found["majority"] < 1 else "")
         + (f", the longer response {length['mean']:.3f}" if length else "")
         + f", loss {found['nll']:.3f} nats, calibration error {found['calibration_error']:.3f}."
     )
+    if said := left_out_text(found["left_out"]):
+        show(f"{said[0].upper()}{said[1:]}.")
+    if ties := sum(found["ties"].values()):
+        show(f"{ties:,} pairs have the label 1/2: they teach, and take no part in accuracy.")
     if not accuracy["low"] > 0.5:
         show("That it is better than chance is not shown: its rewards are not to be trusted as log odds.")
     for row in found["curve"]:

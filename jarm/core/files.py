@@ -10,8 +10,9 @@ import math
 import os
 import reprlib
 import secrets
+import shutil
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -33,6 +34,7 @@ WHOLE = 1 << 26
 LOCK = ".lock"
 """File in a folder of jarm that is locked by the process that writes there; empty."""
 
+_drafts = set[Path]()
 _SAMPLES, _BLOCK = 256, 1 << 16
 _SEAL = len(', "line": "01234567"}')
 
@@ -113,7 +115,7 @@ def refuse_link(path: Path) -> None:
       JarmError: it is one.
     """
     if os.path.islink(path):
-        raise JarmError(f"{path} is a link, and jarm writes through none that it was not given: give another --out.")
+        raise JarmError(f"{path} is a link, and jarm writes through none: remove it, or give --out where it leads.")
 
 
 def claim(folder: Path) -> IO[bytes]:
@@ -178,7 +180,9 @@ def write_whole(path: PathLike, content: str | bytes | Callable[[IO[bytes]], Non
             os.fsync(file.fileno())
         draft.replace(path)
     except OSError as error:
-        raise JarmError(f"Cannot write {path} ({error}): make room, or give another --out.") from error
+        raise JarmError(
+            f"Cannot write {path} ({error.strerror or error}): make room, or give another --out."
+        ) from error
     finally:
         with contextlib.suppress(OSError):
             draft.unlink(missing_ok=True)
@@ -268,6 +272,53 @@ def make_folder(path: PathLike) -> None:
                 "--out."
             ) from None
         raise JarmError(f"{there} is a file, where a folder is wanted: give another --out.") from None
+
+
+@contextlib.contextmanager
+def whole_folder(folder: PathLike) -> Iterator[Path]:
+    """A folder to fill, which takes the name `folder` when the block ends: there is nothing there before, or all.
+
+    Until then it stands beside it as `.NAME.xxxxxxxx.tmp`. Where the block fails it is removed; a kill leaves it.
+
+    Args:
+      folder: a new or empty one.
+
+    Raises:
+      JarmError: it cannot be written, or is no longer empty.
+
+    Example:
+      >>> import tempfile
+      >>> folder = Path(tempfile.mkdtemp()) / "model"
+      >>> with whole_folder(folder) as draft:
+      ...     write_whole(draft / "config.json", "{}")
+      ...     there(folder)
+      False
+      >>> there(folder / "config.json"), len(list(folder.parent.iterdir()))
+      (True, 1)
+    """
+    folder = Path(os.path.abspath(folder))
+    draft = folder.with_name(f".{folder.name[:200]}.{secrets.token_hex(4)}.tmp")
+    make_folder(folder.parent)
+    _drafts.add(draft)
+    try:
+        draft.mkdir()
+        yield draft
+        with contextlib.suppress(FileNotFoundError):
+            folder.rmdir()  # an empty one
+        draft.rename(folder)
+    except OSError as error:
+        raise JarmError(
+            f"Cannot write {folder} ({error.strerror or error}): make room, or give another --out."
+        ) from error
+    finally:
+        remove_drafts(draft)
+
+
+def remove_drafts(*drafts: Path) -> None:
+    """Remove folders that `whole_folder` fills; all of this process, where none is named, as it is about to end."""
+    for draft in drafts or tuple(_drafts):
+        shutil.rmtree(draft, ignore_errors=True)
+        _drafts.discard(draft)
 
 
 def inside(folder: Path, name: str, source: Path) -> Path:

@@ -106,7 +106,7 @@ class ResponseTable:
     def embeddings(self, prompts: slice | np.ndarray = slice(None)) -> np.ndarray:
         """Embeddings of some prompts, `[p, R, d]` float32, zero where `mask` is false."""
         rows, mask = self.rows[prompts], self.mask[prompts]
-        gathered = np.asarray(self.store[rows.reshape(-1)], dtype=np.float32).reshape(*rows.shape, -1)
+        gathered = np.asarray(self.store[rows.reshape(-1)], dtype=np.float32).reshape(*rows.shape, self.store.shape[1])
         if self.mean is not None:
             gathered -= self.mean
         if self.deviation is not None:

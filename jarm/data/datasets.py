@@ -24,7 +24,7 @@ from jarm.data.metric import read_metric, within_metric
 from jarm.data.readers import open_npy, read_columns, refuse_nonfinite
 from jarm.data.standardise import standardised
 from jarm.data.synthetic import VARIANTS, synthetic
-from jarm.data.tables import attribute_names, check_sides, choice, load_table, stated
+from jarm.data.tables import attribute_names, check_sides, load_table, stated
 
 
 def load(
@@ -46,8 +46,9 @@ def load(
 
     Args:
       data: a folder is read by `load_published`, a table by `load_table`.
-      embeddings, target: required for a table: the `.npy` of its rows or the store that has its texts, and the column
-        of its gold scores.
+      embeddings: required for a table: the `.npy` of its rows or the store that has its texts.
+      target: for a table: the column of its gold scores; without one the tables have no gold, and all prompts are in
+        the training table, unless a column `split` says otherwise.
       attributes: for a table: further columns of numbers to read as attributes; names, or a text with commas between.
       gen, emb, task: for a folder: the setting, if the folder holds several.
       seed: seed of the synthetic tables.
@@ -93,13 +94,11 @@ def load(
         tables = load_published(name, gen, emb, task, validate=validate)
     else:
         _refuse(name, "a table", folder_options)
-        if embeddings is None or target is None:
-            numeric = read_columns(name, []).numeric  # a file that is no table comes first
-            if embeddings is None:
-                raise JarmError(
-                    f"{name} is a table without embeddings: give the .npy of its rows, or their store (`--embeddings`)."
-                )
-            raise JarmError(f"{name} needs the name of its score column (`--target`); {choice(numeric)}.")
+        if embeddings is None:
+            read_columns(name, [])  # a file that is no table comes first
+            raise JarmError(
+                f"{name} is a table without embeddings: give the .npy of its rows, or their store (`--embeddings`)."
+            )
         tables = load_table(
             name, embeddings, target, attributes=columns, validate=validate, allow_leakage=allow_leakage
         )

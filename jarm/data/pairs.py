@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -17,11 +17,11 @@ from jarm.data.arrow import is_number
 from jarm.data.prompts import Prompts, on_test_side
 from jarm.data.readers import Columns, read_columns, refuse_nonfinite
 from jarm.data.rows import open_embeddings, rows_of_texts
+from jarm.data.sources import CHOSEN, Source
 from jarm.data.store import EmbeddingStore
 from jarm.data.tables import stated
 from jarm.data.texts import Texts, extra_fields, read_texts
 
-CHOSEN = ("chosen", "rejected")
 SPLIT = "split"
 
 
@@ -34,6 +34,7 @@ class PairTable:
       first, second: `[M]` int64, responses by index into the N.
       label: `[M]` float32 in [0, 1], the share of votes, or probability, that `first` is preferred.
       row: `[M]` int64, row of each pair in its file, from 0.
+      left_out: why pairs of these prompts are not among them -> how many.
     """
 
     table: ResponseTable
@@ -41,6 +42,7 @@ class PairTable:
     second: np.ndarray
     label: np.ndarray
     row: np.ndarray
+    left_out: Mapping[str, int] = dataclasses.field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -125,7 +127,7 @@ def load_pairs(
     if len(texts.places.columns) != 2:
         raise JarmError(
             f"{name} is read as {texts.layout}, and a pair has two columns of responses: name them "
-            "(`--response-columns first second`); or, for a table with scores, a `--target`."
+            "(`--response-columns first second`); or, for a table with scores, a `--target` (`jarm.load_table`)."
         )
     labels = pair_labels(name, columns, texts.places.columns, label, tuple(votes))
     rows = rows_of_texts(name, texts, store, embeddings)
@@ -137,7 +139,7 @@ def load_pairs(
         raise JarmError(
             f"{name} has no column {split!r}{nearest(split, columns.names)}: it has {', '.join(columns.names)}."
         )
-    is_test = on_test_side(name, columns.table, prompts, split)
+    is_test = on_test_side(name, columns.table, prompts, split, at=Source(name, columns).at)
     whole = _pair_table(prompts, rows, labels, texts, store)
     number = np.zeros(whole.table.mask.shape, np.int64)
     number.reshape(-1)[np.stack([whole.first, whole.second], 1).reshape(-1)] = np.arange(len(texts.places))
@@ -145,15 +147,15 @@ def load_pairs(
     origin = Origin(name, texts.places.counted[0], texts.places.rows[number], number, prompts.ids, again)
     table = dataclasses.replace(_stated(whole.table, data, embeddings, store, rows), origin=origin)
     whole = dataclasses.replace(whole, table=table)
-    different = _different(whole)
-    whole = whole.take(np.isfinite(whole.label) & different)
-    sides = PairSplit(_side(whole, ~is_test, "train"), _side(whole, is_test, "test"))
+    unlabelled = ~np.isfinite(whole.label)
+    left_out = {"without votes": unlabelled, "of equal embeddings": _equal(whole) & ~unlabelled}
+    sides = PairSplit(_side(whole, ~is_test, left_out, "train"), _side(whole, is_test, left_out, "test"))
     for which, side in zip(("train", "test"), sides, strict=True):
         if not len(side):
             raise JarmError(
-                f"{name} has no {which} pair left: of {len(labels):,} pairs {int((~np.isfinite(labels)).sum()):,} have "
-                f"no votes, and {int((~different).sum()):,} have responses of equal embeddings; give others, or a "
-                "column `split` with pairs on both sides."
+                f"{name} has no {which} pair left: of {len(labels):,} pairs {int(unlabelled.sum()):,} have no votes, "
+                f"and {int(left_out['of equal embeddings'].sum()):,} have responses of equal embeddings; give others, "
+                "or a column `split` with pairs on both sides."
             )
     return sides
 
@@ -174,12 +176,17 @@ def pair_labels(
     """
     if label is not None and votes:
         raise JarmError("A pair has a label or votes, not both: leave `--label` or `--votes` out.")
+    at = Source(name, columns).at
+
+    def place(row: int) -> str:
+        return at(row).removeprefix(f"{name}, ")
+
     if label is not None:
         found = _numbers(name, columns, label)
         bad = np.flatnonzero(~((found >= 0) & (found <= 1)))
         if bad.size:
             raise JarmError(
-                f"{name}: {label} is {found[bad[0]]:g} in {listed(bad)}; write the "
+                f"{name}: {label} is {found[bad[0]]:g} in {listed(bad, place=place)}; write the "
                 "probability that the first response is preferred, from 0 to 1."
             )
         return found.astype(np.float32)
@@ -191,7 +198,7 @@ def pair_labels(
         counts = np.stack([_numbers(name, columns, column) for column in votes])
         bad = np.flatnonzero(~(counts >= 0).all(axis=0) | ~np.isfinite(counts).all(axis=0))
         if bad.size:
-            raise JarmError(f"{name}, row {bad[0]}: votes are {counts[:, bad[0]].tolist()}; write counts from 0.")
+            raise JarmError(f"{at(int(bad[0]))}: votes are {counts[:, bad[0]].tolist()}; write counts from 0.")
         total = counts.sum(axis=0)
         won = counts[0] + (0.5 * counts[2] if len(votes) == 3 else 0)
         return np.divide(won, total, out=np.full(len(total), np.nan), where=total > 0).astype(np.float32)
@@ -213,7 +220,8 @@ def _numbers(name: str, columns: Columns, column: str) -> np.ndarray:
         raise JarmError(f"{name}: column {column!r} holds {values.type}, not numbers: give one of numbers.")
     if values.null_count:
         row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        raise JarmError(f"{name}, row {row}: {column} is missing; write a number, or leave the row out.")
+        where = Source(name, columns).at(row)
+        raise JarmError(f"{where}: {column} is missing; write a number, or leave the pair out.")
     return np.asarray(values.to_pylist(), np.float64)
 
 
@@ -246,20 +254,36 @@ def _texts(data: PathLike, prompt: str | None, responses: Sequence[str], extra: 
     return columns["prompt"], columns["response"]
 
 
-def _different(pairs: PairTable) -> np.ndarray:
-    """`[M]` whether the two responses of each pair have different embeddings."""
+def left_out_text(left_out: Mapping[str, int]) -> str:
+    """Why pairs were left out, and how many; empty where none was.
+
+    Example:
+      >>> left_out_text({"without votes": 1200, "of equal embeddings": 0})
+      'left out: 1,200 pairs without votes'
+    """
+    said = ", ".join(f"{count:,} {'pair' if count == 1 else 'pairs'} {why}" for why, count in left_out.items() if count)
+    return f"left out: {said}" if said else ""
+
+
+def _equal(pairs: PairTable) -> np.ndarray:
+    """`[M]` whether the two responses of each pair have equal embeddings, as equal texts do."""
     alike = np.arange(pairs.table.mask.size) if pairs.table.alike is None else pairs.table.alike.reshape(-1)
-    return alike[pairs.first] != alike[pairs.second]
+    return alike[pairs.first] == alike[pairs.second]
 
 
-def _side(pairs: PairTable, prompts: np.ndarray, name: str) -> PairTable:
-    """The pairs of some prompts, `[P]` bool, and the table of these prompts."""
+def _side(pairs: PairTable, prompts: np.ndarray, left_out: Mapping[str, np.ndarray], name: str) -> PairTable:
+    """The pairs of some prompts, `[P]` bool, but for those left out, `[M]` bool by reason; and their table."""
     width = pairs.table.rows.shape[1]
-    number = np.cumsum(prompts) - 1
-    own = pairs.take(prompts[pairs.prompt])
+    number, here = np.cumsum(prompts) - 1, prompts[pairs.prompt]
+    own = pairs.take(here & ~np.any(list(left_out.values()), axis=0))
     moved = (number[own.prompt] - own.prompt) * width
-    table = stated(pairs.table.take(prompts), name)
-    return dataclasses.replace(own, table=table, first=own.first + moved, second=own.second + moved)
+    return dataclasses.replace(
+        own,
+        table=stated(pairs.table.take(prompts), name),
+        first=own.first + moved,
+        second=own.second + moved,
+        left_out={why: int((here & which).sum()) for why, which in left_out.items()},
+    )
 
 
 def _stated(table: ResponseTable, data: PathLike, embeddings: PathLike, store: Any, rows: np.ndarray) -> ResponseTable:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -98,7 +98,13 @@ def _count(rows: np.ndarray, what: str) -> str:
 
 
 def on_test_side(
-    name: str, columns: pa.Table, prompts: Prompts, split: str | None = None, *, allow_leakage: bool = False
+    name: str,
+    columns: pa.Table,
+    prompts: Prompts,
+    split: str | None = None,
+    *,
+    allow_leakage: bool = False,
+    at: Callable[[int], str] | None = None,
 ) -> np.ndarray:
     """Whether each prompt is a test prompt, `[P]` bool: as a column says, or by a hash of the prompt.
 
@@ -110,11 +116,12 @@ def on_test_side(
       prompts: its prompts.
       split: column of `train` or `test`; by default `split`, if there is one.
       allow_leakage: whether one text may stand on both sides, under two ids.
+      at: a row in words, for messages; by default its number.
 
     Raises:
       JarmError: a value is neither, rows of one prompt differ, or prompts of one text do.
     """
-    column = split or "split"
+    column, at = split or "split", at or f"{name}, row {{}}".format
     if column not in columns.column_names:
         of = np.arange(len(prompts.ids))
         if not allow_leakage:
@@ -125,14 +132,14 @@ def on_test_side(
     values, code = columns[column].to_pylist(), prompts.code
     for row, value in enumerate(values):
         if value not in ("train", "test"):
-            raise JarmError(f"{name}, row {row}: {column} is {value!r}; write train or test.")
+            raise JarmError(f"{at(row)}: {column} is {value!r}; write train or test.")
     is_test = np.array([value == "test" for value in values])
     per_prompt = np.zeros(len(prompts.ids), bool)
     per_prompt[code] = is_test
     mixed = np.flatnonzero(per_prompt[code] != is_test)
     if mixed.size:
         raise JarmError(
-            f"{name}, row {mixed[0]}: {column} is {values[mixed[0]]!r}, but other rows of that prompt say otherwise; "
+            f"{at(int(mixed[0]))}: {column} is {values[mixed[0]]!r}, but other rows of that prompt say otherwise; "
             f"put all responses of a prompt on one side."
         )
     if not allow_leakage:

@@ -21,6 +21,8 @@ from jarm.data.readers import Columns, Pick, read_columns
 
 RESPONSES = ("response", "responses", "completion")
 """Names of a column of responses, by precedence."""
+CHOSEN = ("chosen", "rejected")
+"""Names of the columns of pairs whose first response is preferred."""
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 _ENDINGS = (".parquet", ".jsonl")
@@ -66,6 +68,16 @@ class Source(NamedTuple):
             row = int(rows[np.flatnonzero(np.asarray(elements.is_null()))[0]])
             raise JarmError(f"{self.at(row)}: {name} has an element that is missing; write it, or leave it out.")
         return rows, elements
+
+
+def are_pairs(names: Sequence[str]) -> bool:
+    """Whether columns of these names hold pairs, and not responses one by one.
+
+    Example:
+      >>> are_pairs(["prompt", "chosen", "rejected"]), are_pairs(["prompt", "response", "chosen", "rejected"])
+      (True, False)
+    """
+    return set(CHOSEN) <= set(names) and not set(RESPONSES) & set(names)
 
 
 def read_sources(

@@ -20,9 +20,10 @@ from jarm.data.arrow import is_number, is_text
 from jarm.data.prompts import TEST_SHARE, on_test_side, read_prompts
 from jarm.data.readers import read_columns, refuse_nonfinite
 from jarm.data.rows import open_embeddings, stored_rows
-from jarm.data.sources import RESPONSES, Source, one_row_a_response
+from jarm.data.sources import CHOSEN, RESPONSES, Source, are_pairs, one_row_a_response
 from jarm.data.store import EmbeddingStore, fields, fill, key_of
 from jarm.data.texts import content
+from jarm.data.words import bag_cosine
 
 AUTOMATIC = {"length": "response", "position": None, "prompt_cosine": "prompt and response"}
 """Attributes that a table has by itself, and the columns that they are made of."""
@@ -30,14 +31,11 @@ AUTOMATIC = {"length": "response", "position": None, "prompt_cosine": "prompt an
 RESERVED = ("gold", "oracle", "mean response", "first component", "ceiling")
 """Names that an attribute cannot have: those of the target and of reference lines."""
 
-COSINE_ROWS = 4096
-"""Pairs of texts whose words are counted at a time."""
-
 
 def load_table(
     table: PathLike,
     embeddings: PathLike,
-    target: str | None,
+    target: str | None = None,
     *,
     attributes: str | Sequence[str] = (),
     split: str | None = None,
@@ -56,11 +54,12 @@ def load_table(
       table: `.parquet` or `.jsonl`.
       embeddings: `.npy` (n, d) in the table's order, or the folder of an `EmbeddingStore`, whose rows are found by
         their texts: its template filled in with the table's columns. Either is memory-mapped and never copied.
-      target: column of gold scores (arbitrary units, larger is better), or None for a table without scores.
+      target: column of gold scores (arbitrary units, larger is better); None for a table without scores, whose
+        prompts are all in the training table, unless a column says otherwise.
       attributes: further columns of numbers, each read as an attribute of its name; names, or a text with commas
         between.
       split: column of `train` or `test`, the same in all rows of a prompt; by default `split` if the table has it,
-        else a hash of each prompt puts about a quarter of the prompts in the test set.
+        else a hash of each prompt puts about a quarter of the prompts in the test set of a table with scores.
       validate: whether to read all embeddings of an `.npy` once in search of NaN and infinities; a store has none.
       allow_leakage: whether one prompt may be in the training and in the test set, under two ids.
 
@@ -71,8 +70,8 @@ def load_table(
 
     Raises:
       JarmError: a file is missing or damaged, a column is missing or has gaps, the two files disagree, the store
-        lacks a text, a value is not finite, ids and prompts disagree, a prompt is on both sides of the split, or a side
-        has no prompt with two responses.
+        lacks a text, a value is not finite, ids and prompts disagree, a prompt is on both sides of the split, a side
+        has no prompt with two responses, or the rows are pairs, which `load_pairs` reads.
 
     Example:
       >>> import json, pathlib, tempfile
@@ -85,6 +84,9 @@ def load_table(
       ((2, 3), 6)
       >>> train.gold[0], train.attributes["length"][0]
       (array([1., 2.], dtype=float32), array([2., 4.], dtype=float32))
+      >>> train, test = load_table(folder / "rows.jsonl", folder / "rows.npy")  # without scores nothing is held out
+      >>> len(train.rows), len(test.rows), train.gold
+      (6, 0, None)
     """
     whole = whole_table(
         table,
@@ -94,8 +96,10 @@ def load_table(
         split=split,
         validate=validate,
         allow_leakage=allow_leakage,
+        hold_out=target is not None,
     )
-    return check_sides(split_by(whole.table, whole.is_test), str(table))
+    tables = split_by(whole.table, whole.is_test)
+    return check_sides(tables, str(table), one_side=target is None)
 
 
 class Whole(NamedTuple):
@@ -121,8 +125,12 @@ def whole_table(
     split: str | None = None,
     validate: bool = True,
     allow_leakage: bool = False,
+    hold_out: bool = True,
 ) -> Whole:
-    """The table that `load_table` splits, with arguments and errors as there; a side may be empty."""
+    """The table that `load_table` splits, with arguments and errors as there; a side may be empty.
+
+    Without `hold_out`, no prompt is a test prompt unless a column says so.
+    """
     name, store = str(table), open_embeddings(embeddings)
     attributes = attribute_names(name, attributes)
     for what, column in (("target", target), ("split", split)):
@@ -136,8 +144,15 @@ def whole_table(
     names, numeric = source.columns.names, source.columns.numeric
     if split is not None and split not in names:
         raise JarmError(f"{name} has no column {split!r}{nearest(split, names)}: it has {', '.join(names)}.")
+    if target is None and are_pairs(names):
+        raise JarmError(f"{name} holds pairs, {' and '.join(CHOSEN)}, and no responses: read it by `jarm.load_pairs`.")
     prompts = read_prompts(name, source.columns.table)
-    is_test = on_test_side(name, source.columns.table, prompts, split, allow_leakage=allow_leakage)
+    split_by = f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test"
+    is_test = np.zeros(len(prompts.ids), bool)
+    if hold_out or (split or "split") in names:
+        is_test = on_test_side(name, source.columns.table, prompts, split, allow_leakage=allow_leakage)
+    else:
+        split_by = "no test set"
     columns, row_of = one_row_a_response(source, scores)
     n = len(columns)
 
@@ -180,7 +195,7 @@ def whole_table(
             "dtype": str(store.dtype),
             "target": target,
             **({"attributes": list(attributes)} if attributes else {}),
-            "split_by": f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test",
+            "split_by": split_by,
         },
     )
     lines = source.columns.lines
@@ -230,13 +245,15 @@ def stated(table: ResponseTable, split: str) -> ResponseTable:
     return dataclasses.replace(table, provenance={**table.provenance, **counts})
 
 
-def check_sides(tables: TrainTest, name: str) -> TrainTest:
-    """The tables, if each side has a prompt with two responses.
+def check_sides(tables: TrainTest, name: str, *, one_side: bool = False) -> TrainTest:
+    """The tables, if each side has a prompt with two responses; with `one_side`, that of the test may be empty.
 
     Raises:
       JarmError: a side has no prompts, or none with two responses.
     """
     for split, table in zip(("train", "test"), tables, strict=True):
+        if split == "test" and one_side and not len(table.rows):
+            continue
         if not len(table.rows):
             raise JarmError(f"{name} has no {split} prompts: give it more prompts, or a split column with both sides.")
         if (table.mask.sum(axis=1) < 2).all():
@@ -342,43 +359,6 @@ def _grouped(code: np.ndarray, P: int) -> tuple[np.ndarray, np.ndarray]:
     starts = np.cumsum(counts) - counts
     mask = np.arange(counts.max()) < counts[:, None]
     return order[np.where(mask, starts[:, None] + np.arange(counts.max()), starts[:, None])], mask
-
-
-def bag_cosine(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
-    """Cosine of the word counts of two columns of texts, `[n]` float32; 0 where either text has no words.
-
-    Words are runs of letters and digits, in lower case.
-
-    Example:
-      >>> first, second = pa.chunked_array([["Say a!"]]), pa.chunked_array([["say A, a"]])
-      >>> bag_cosine(first, second)  # say 1, a 1 against say 1, a 2: 3 / sqrt(2 * 5)
-      array([0.9486833], dtype=float32)
-    """
-    parts = [
-        _bag_cosine(first.slice(at, COSINE_ROWS), second.slice(at, COSINE_ROWS))
-        for at in range(0, len(first), COSINE_ROWS)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
-
-
-def _bag_cosine(first: pa.ChunkedArray, second: pa.ChunkedArray) -> np.ndarray:
-    n = len(first)
-    texts = pa.concat_arrays([*first.cast(pa.large_string()).chunks, *second.cast(pa.large_string()).chunks])
-    words = pc.split_pattern_regex(pc.utf8_lower(pc.fill_null(texts, "")), r"[^\pL\pN]+")
-    text, word = np.asarray(pc.list_parent_indices(words)), pc.list_flatten(words)
-    filled = np.asarray(pc.not_equal(word, ""))
-    codes = pc.dictionary_encode(word)
-    V = len(codes.dictionary)
-    cells, counts = np.unique(text[filled] * V + np.asarray(codes.indices)[filled], return_counts=True)
-    squares = np.bincount(cells // V, counts.astype(np.float64) ** 2, minlength=2 * n)
-    split = np.searchsorted(cells, n * V)
-    _, at_first, at_second = np.intersect1d(
-        cells[:split], cells[split:] - n * V, assume_unique=True, return_indices=True
-    )
-    products = counts[:split][at_first] * counts[split:][at_second]
-    dots = np.bincount(cells[:split][at_first] // V, products, minlength=n)
-    norms = np.sqrt(squares[:n] * squares[n:])
-    return np.divide(dots, norms, out=np.zeros(n), where=norms > 0).astype(np.float32)
 
 
 def _is_text(columns: pa.Table, name: str) -> bool:

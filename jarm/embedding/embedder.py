@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -176,11 +177,25 @@ class Embedder:
         texts, at = sorted(texts, key=lambda text: -len(text[1])), 0
         while at < len(texts):
             length = self._shapes.padded(len(texts[at][1]))
-            full = self._shapes.rows(length)
-            sizes = [*(size for size in (FEW * self._shapes.devices).tolist() if size < full), full]
-            count = next(size for size in sizes if size >= min(full, len(texts) - at))
+            sizes = self._counts(length)
+            count = next(size for size in sizes if size >= min(sizes[-1], len(texts) - at))
             yield pad(texts[at : at + count], count, length)
             at += count
+
+    def _counts(self, length: int) -> list[int]:
+        """Numbers of texts that batches of a padded length have, ascending."""
+        full = self._shapes.rows(length)
+        return [*(size for size in (FEW * self._shapes.devices).tolist() if size < full), full]
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Texts and padded length of every batch there may be, small ones first."""
+        lengths = dict.fromkeys(map(self._shapes.padded, self._shapes.lengths))
+        return sorted(((count, length) for length in lengths for count in self._counts(length)), key=math.prod)
+
+    def warm(self, count: int, length: int) -> None:
+        """Compute a batch of a shape, so that the first texts of it need not wait for its program."""
+        jax.block_until_ready(embed_batch(self._model, pad([], count, length), self._job.poolings))
 
 
 def own_devices() -> list[jax.Device]:

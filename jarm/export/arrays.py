@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.files import PathLike, make_folder, write_whole
+from jarm.core.files import PathLike, whole_folder, write_whole
 from jarm.core.status import JarmError
 from jarm.export.card import model_card
 from jarm.export.layers import IDENTITY, Layer, member_layers
@@ -77,15 +77,16 @@ def write_numpy(model: RewardModel, folder: PathLike) -> dict[str, Any]:
     folder = pathlib.Path(folder)
     refuse_taken(folder)
     layers = member_layers(model)
-    make_folder(folder)
-    write_whole(folder / CARD, model_card(model, library="numpy", remarks=["`score.py` computes it with NumPy alone."]))
     arrays: dict[str, Any] = {"activations": np.array([layer.activation for layer in layers])}
     for at, layer in enumerate(layers):
         arrays |= {f"kernel.{at}": layer.kernel, f"bias.{at}": layer.bias}
-    np.savez(folder / "weights.npz", **arrays)
     reduced = _REDUCED[model.aggregate.kind].format(repr(model.aggregate.number))
     script = SCRIPT.replace("AGGREGATE", f"the {model.aggregate}").replace("REDUCED", reduced)
-    write_whole(folder / "score.py", script)
+    with whole_folder(folder) as draft:
+        card = model_card(model, library="numpy", remarks=["`score.py` computes it with NumPy alone."])
+        write_whole(draft / CARD, card)
+        np.savez(draft / "weights.npz", **arrays)
+        write_whole(draft / "score.py", script)
     return {"layers": len(layers)}
 
 
@@ -119,10 +120,10 @@ def write_onnx(model: RewardModel, folder: PathLike) -> dict[str, Any]:
         graph, opset_imports=[onnx.helper.make_opsetid("", OPSET)], ir_version=10, producer_name="jarm"
     )
     onnx.checker.check_model(made, full_check=True)
-    make_folder(folder)
     remark = "`model.onnx` takes `embeddings` `[n, d]` float32 and gives `rewards` `[n]` and `members` `[n, K]`."
-    write_whole(folder / CARD, model_card(model, library="onnx", remarks=[remark]))
-    write_whole(folder / "model.onnx", made.SerializeToString())
+    with whole_folder(folder) as draft:
+        write_whole(draft / CARD, model_card(model, library="onnx", remarks=[remark]))
+        write_whole(draft / "model.onnx", made.SerializeToString())
     return {"layers": len(layers)}
 
 

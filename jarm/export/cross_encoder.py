@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.files import PathLike, make_folder, write_whole
+from jarm.core.files import PathLike, make_folder, whole_folder, write_whole
 from jarm.core.status import JarmError
 from jarm.embedding.embedder import job_of
 from jarm.embedding.job import Job
@@ -70,18 +70,18 @@ def write_cross_encoder(model: RewardModel, folder: PathLike, llm: str | None = 
         )
     if pad_apart(tokenizer, job.model.vocab) is None:
         tokenizer.own.pad_token = tokenizer.own.eos_token  # poolings go by the mask
-    make_folder(folder)
-    write_tokenizer(tokenizer, folder)
-    names = _write_modules(job, folder, layers)
-    modules = [
-        {"idx": at, "name": str(at), "path": path, "type": _TYPES[kind]} for at, (kind, path) in enumerate(names)
-    ]
-    _write(folder / "modules.json", modules)
-    _write(folder / "sentence_bert_config.json", _FORWARD)
-    _write(folder / "config_sentence_transformers.json", _CROSS)
-    write_whole(folder / CARD, model_card(model, **_said(job)))
     settings = {"dtype": (model.made_by or {}).get("compute_dtype", "float32"), "architectures": None}
-    write_language_model(job, folder, settings)
+    with whole_folder(folder) as draft:
+        write_tokenizer(tokenizer, draft)
+        names = _write_modules(job, draft, layers)
+        modules = [
+            {"idx": at, "name": str(at), "path": path, "type": _TYPES[kind]} for at, (kind, path) in enumerate(names)
+        ]
+        _write(draft / "modules.json", modules)
+        _write(draft / "sentence_bert_config.json", _FORWARD)
+        _write(draft / "config_sentence_transformers.json", _CROSS)
+        write_whole(draft / CARD, model_card(model, **_said(job)))
+        write_language_model(job, draft, settings)
     return {"layers": len(layers)}
 
 

@@ -141,7 +141,10 @@ def response_in(query: str, prompt: str, ends: Sequence[str] = ()) -> str:
     """
     at = query.find(prompt)
     if at < 0 or len(query[:at]) > 40:  # special tokens may stand before the prompt
-        raise JarmError(f"The query {query[:40]!r} does not begin with its prompt {prompt[:40]!r}: give both as text.")
+        raise JarmError(
+            f"The query {query[:40]!r} does not begin with its prompt {prompt[:40]!r}: give both as text, and whole: "
+            "nothing says where the response to a cut prompt begins."
+        )
     response, before = query[at + len(prompt) :], None
     while response != before:
         before = response

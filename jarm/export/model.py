@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jarm.core.files import PathLike, make_folder, plain_tree, refuse_link, there, write_whole
+from jarm.core.files import PathLike, plain_tree, refuse_link, there, whole_folder, write_whole
 from jarm.core.outside import integer, mapping, maybe, read_json, string, struct
 from jarm.core.status import JarmError
 from jarm.core.types import Array, Float, Params
@@ -241,12 +241,11 @@ class RewardModel:
         refuse_taken(folder)
         weights = safetensors.numpy.save(self.tensors())
         config = {**self.config(), "weights": hashlib.sha256(weights).hexdigest()}
-        make_folder(folder)
-        write_whole(folder / WEIGHTS, weights)
-        if card:
-            write_whole(folder / CARD, card)
-        # Last, so that a folder with a config is whole.
-        write_whole(folder / CONFIG, json.dumps({**config, "seal": _seal(config)}, indent=1) + "\n")
+        with whole_folder(folder) as draft:
+            write_whole(draft / WEIGHTS, weights)
+            if card:
+                write_whole(draft / CARD, card)
+            write_whole(draft / CONFIG, json.dumps({**config, "seal": _seal(config)}, indent=1) + "\n")
 
 
 def load_model(folder: PathLike) -> RewardModel:
@@ -306,6 +305,8 @@ def refuse_taken(folder: Path) -> None:
       JarmError: a link, a file, or a folder that is not empty.
     """
     refuse_link(folder)
+    if there(folder) and not folder.is_dir():
+        raise JarmError(f"{folder} is a file, where a folder is wanted: give another --out.")
     if folder.is_dir() and any(folder.iterdir()):
         raise JarmError(f"{folder} holds files already, and they stay: give another --out.")
 

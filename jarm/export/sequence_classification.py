@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from jarm.core.files import PathLike, make_folder, write_whole
+from jarm.core.files import PathLike, whole_folder, write_whole
 from jarm.core.status import JarmError
 from jarm.data.texts import JOINED, WHOLE
 from jarm.embedding.embedder import job_of
@@ -75,23 +75,19 @@ def write_sequence_classification(model: RewardModel, folder: PathLike, llm: str
         )
     (layer,) = reward_layers(model)
     constant = float(layer.bias[0])
-    make_folder(folder)
-    write_tokenizer(job.corpus.tokenizer, folder)
-    write_whole(folder / CARD, model_card(model, **_said(job, constant, pad)))
-    write_language_model(
-        job,
-        folder,
-        {
-            "architectures": [f"{CLASSES[job.model.family]}ForSequenceClassification"],
-            "id2label": {"0": "reward"},
-            "label2id": {"reward": 0},
-            "problem_type": "regression",
-            "pad_token_id": pad,
-            "dtype": (model.made_by or {}).get("compute_dtype", "float32"),
-        },
-        base=BASES.get(job.model.family, "model."),
-        beside={"score.weight": layer.kernel.T.astype(np.float32)},
-    )
+    settings = {
+        "architectures": [f"{CLASSES[job.model.family]}ForSequenceClassification"],
+        "id2label": {"0": "reward"},
+        "label2id": {"reward": 0},
+        "problem_type": "regression",
+        "pad_token_id": pad,
+        "dtype": (model.made_by or {}).get("compute_dtype", "float32"),
+    }
+    base, score = BASES.get(job.model.family, "model."), {"score.weight": layer.kernel.T.astype(np.float32)}
+    with whole_folder(folder) as draft:
+        write_tokenizer(job.corpus.tokenizer, draft)
+        write_whole(draft / CARD, model_card(model, **_said(job, constant, pad)))
+        write_language_model(job, draft, settings, base=base, beside=score)
     return {"constant": constant, "pad_token_id": pad}
 
 

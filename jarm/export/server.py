@@ -7,18 +7,23 @@ import base64
 import contextlib
 import hmac
 import json
+import threading
 import time
 import uuid
-from collections.abc import Awaitable, Callable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterator
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from jarm.core.messages import brief
 from jarm.core.status import JarmError, printable
 from jarm.core.streams import say
 from jarm.core.version import __version__
 from jarm.export.batcher import Busy, Scores
 from jarm.export.functions import TextScorer, answer_of
+
+if TYPE_CHECKING:
+    from jarm.embedding.embedder import Embedder
 
 MOST_BYTES = 16 << 20
 """Largest body of a request."""
@@ -172,6 +177,11 @@ def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm")
     async def metric_text(request: Any) -> Any:
         return PlainTextResponse(metrics.text(), media_type="text/plain; version=0.0.4")
 
+    async def refused(request: Any, error: Any) -> Any:
+        known = ", ".join([*(f"POST {path}" for path in posts), *(f"GET {path}" for path in gets)])
+        said = f"{error.detail}: this server has {known}."
+        return JSONResponse({"error": said}, error.status_code, headers=error.headers)
+
     posts = {"/get_reward": service.get_reward, "/score": service.score_pairs}
     gets = {"/health": health, "/metrics": metric_text}
     return Starlette(
@@ -181,7 +191,8 @@ def make_app(score: TextScorer, *, token: str | None = None, name: str = "jarm")
                 for path, answer in posts.items()
             ),
             *(Route(path, handle) for path, handle in gets.items()),
-        ]
+        ],
+        exception_handlers={404: refused, 405: refused},
     )
 
 
@@ -248,3 +259,30 @@ def _texts(body: dict[str, Any], name: str) -> list[str]:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise Refusal(400, f"`{name}` is no list of texts: give one or more.")
     return texts
+
+
+@contextlib.contextmanager
+def warming(embed: Embedder) -> Iterator[None]:
+    """Compile what texts of other lengths and numbers need in a thread of its own, while requests are served."""
+    stop, shapes = threading.Event(), embed.shapes
+
+    def work() -> None:
+        since = time.monotonic()
+        try:
+            for count, length in shapes:
+                if stop.is_set():
+                    return
+                embed.warm(count, length)
+        except Exception as error:
+            say(f"jarm: not all {len(shapes)} shapes of texts could be compiled ahead ({brief(error)}).")
+        else:
+            say(f"all {len(shapes)} shapes of texts are compiled, after {time.monotonic() - since:.0f} s.")
+
+    say(f"compiling {len(shapes)} shapes of texts meanwhile, up to {embed.max_length:,} tokens")
+    thread = threading.Thread(target=work, daemon=True, name="jarm-warming")
+    thread.start()
+    try:
+        yield
+    finally:
+        stop.set()
+        thread.join()

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from jarm.core.types import Float, Int
-from jarm.report.answer import answer
+from jarm.report.answer import MIN_SEEDS, answer
 from jarm.report.curves import ACCURACY, curves, runs_of
 from jarm.report.held_out import unpack
 from jarm.report.statistics import (
@@ -154,20 +154,32 @@ def _row(
     row: dict[str, Any] = {"test_prompts": len(counts), "seeds_to_see": None}
     heights = {name: (_heights(labels, own, name), _heights(labels, base, name)) for name in ("area", "final")}
     for name, (mine, theirs) in heights.items():
-        row[name] = two_way_ci(mine, counts)._asdict()
-        row[f"{name}_gain"] = two_way_ci(mine - theirs, counts)._asdict()
+        row[name] = _ends(two_way_ci(mine, counts))._asdict()
+        row[f"{name}_gain"] = _ends(two_way_ci(mine - theirs, counts))._asdict()
     if baseline is None:
         return row
     area, reference = heights["area"]
-    together = two_way_ci(area - reference, counts, others)
+    together = _ends(two_way_ci(area - reference, counts, others))
     saving = two_way_saving(labels, own, base, counts, others)
+    saving = saving._replace(ratio=_ends(saving.ratio))
     said = verdict(together, saving, baseline=baseline, metric="mean accuracy")
+    if len(own) < MIN_SEEDS:
+        sign = "+" if together.mean >= 0 else ""
+        said = (
+            f"nothing shown: {sign}{number(together.mean)} in mean accuracy against {baseline}; {len(own)} are too few "
+            f"seeds for an interval, run at least {MIN_SEEDS}"
+        )
     return row | {
         "area_gain_together": together._asdict(),
         "saving": saving._asdict() | {"ratio": saving.ratio._asdict()},
         "labels_needed": labels_needed(saving, baseline=False),
         "verdict": said,
     }
+
+
+def _ends(found: Interval) -> Interval:
+    """The interval, without ends where seeds are too few for any."""
+    return found._replace(low=math.nan, high=math.nan) if found.seeds < MIN_SEEDS else found
 
 
 def _heights(labels: np.ndarray, right: np.ndarray, name: str) -> np.ndarray:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import math
 from typing import Any
 
 import numpy as np
@@ -136,26 +137,31 @@ def held_out(
 ) -> dict[str, Any]:
     """Accuracy, loss and calibration on held-out pairs.
 
-    Accuracy is over pairs whose label is not 1/2, a margin of 0 counting half.
+    Accuracy is the share of votes for the response of larger reward (`right_of`), over pairs whose label is not 1/2:
+    a vote counts the same in a row of its own as in a row of many.
 
     Args:
       margins, labels, prompts: as of `calibrate`.
 
     Returns:
       `accuracy`: its mean and the ends `low` and `high` of its 95 % interval, whose standard error takes prompts as
-      clusters; `nll`, in nats;
-      and `calibration_error`, the mean distance of probabilities from labels in ten bins.
+      clusters; `majority`, the accuracy of always siding with the majority: none is higher, and it is 1 where all votes
+      of a pair agree; `nll`, in nats; and `calibration_error`, the mean distance of probabilities from labels in ten
+      bins.
 
     Example:
-      >>> held_out(np.array([1.0, -1.0, 2.0]), np.array([1.0, 0.0, 0.0]), np.arange(3))["accuracy"]["mean"]
-      0.6666666666666666
+      >>> found = held_out(np.array([1.0, -1.0, 2.0]), np.array([1.0, 0.25, 0.25]), np.arange(3))
+      >>> round(found["accuracy"]["mean"], 3), round(found["majority"], 3)  # 1, .75 and .25; at most 1, .75 and .75
+      (0.667, 0.833)
     """
     decided = labels != 0.5
-    right = np.where(margins == 0, 0.5, (margins > 0) == (labels > 0.5))[decided]
+    right = right_of(margins[None], labels)[0, decided]
     accuracy = clustered_mean(right, prompts[decided], bounds=(0.0, 1.0))
+    majority = float(np.maximum(labels, 1 - labels)[decided].mean()) if decided.any() else math.nan
     chance = 1 / (1 + np.exp(-np.clip(margins, -500, 500)))
     # Of each pair both ways round, so that which response comes first does not matter.
     chance, target = np.concatenate([chance, 1 - chance]), np.concatenate([labels, 1 - labels])
     bins = np.minimum((chance * BINS).astype(int), BINS - 1)
     gap = np.abs(np.bincount(bins, chance - target, minlength=BINS)).sum() / len(chance)
-    return {"accuracy": accuracy, "nll": float(_nll(margins, labels).mean()), "calibration_error": float(gap)}
+    nll = float(_nll(margins, labels).mean())
+    return {"accuracy": accuracy, "majority": majority, "nll": nll, "calibration_error": float(gap)}

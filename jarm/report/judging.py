@@ -57,7 +57,11 @@ class Measure(NamedTuple):
 
 
 MEASURES = {
-    "accuracy": Measure("accuracy", ("items", "pairs"), {"nll": "loss", "calibration_error": "calibration error"}),
+    "accuracy": Measure(
+        "accuracy",
+        ("items", "pairs"),
+        {"majority": "majority", "nll": "loss", "calibration_error": "calibration error"},
+    ),
     "spearman": Measure("Spearman", ("prompts",), {}),
     "best_of_n": Measure("best of n", ("prompts",), {"random_of_n": "any", "oracle_of_n": "the best"}),
 }

@@ -214,8 +214,8 @@ class CompareConfig:
 
     Attributes:
       data: "synthetic:hidden" (built in, like hidden states of a decoder), "synthetic" (like sentence embeddings),
-        "synthetic:outliers" (where active selection does not help), a Parquet or JSONL table of responses, or a folder
-        in the layout embd_{gen}_{emb}_{task}_{split}.npy.
+        "synthetic:outliers" (where active selection does not help), a Parquet or JSONL table of responses, or of
+        chosen and rejected ones, or a folder in the layout embd_{gen}_{emb}_{task}_{split}.npy.
       embeddings: .npy array with one row for each row of the table, or a store that has its texts.
       standardise: give every dimension of the embeddings mean 0 and variance 1 over the training responses.
       metric: map of the embeddings by differences of responses to one prompt, made without labels or gold:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
 
@@ -16,11 +17,15 @@ from jarm.core.memory import refuse_too_large
 from jarm.core.status import JarmError
 from jarm.core.tables import TrainTest
 from jarm.data.datasets import load
+from jarm.data.readers import read_columns
+from jarm.data.sources import are_pairs
+from jarm.data.tables import choice
 from jarm.evaluation.ceiling import NAMES, linear_scores
 from jarm.evaluation.metrics import reference_lines
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable, check_run, limit_per_prompt, make_device_table
 from jarm.loop.loop import make_loop
+from jarm.runs.config import CompareConfig
 from jarm.runs.grid import Setting, by_program
 from jarm.runs.programs import free_bytes
 from jarm.runs.results import Result, evaluate_runs
@@ -111,9 +116,8 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
     for shared in by_program(settings):
         first, source, hparams = shared[0], tuple(shared[0].source.values()), list[HParams]()
         with first.named_in_errors():
+            _refuse_unscored(first.config)
             data = loaded[source] = loaded[source] if source in loaded else load(**first.source)
-            if data.train.gold is None or data.test.gold is None:
-                raise JarmError("The data has no gold rewards, so no model can be evaluated: give a `target`.")
             if data.test.alike is not None and not differ(data.test.alike, data.test.mask, "within"):
                 raise JarmError(
                     "The embeddings of the test prompts are equal in every pair within prompts, so no model can be "
@@ -147,6 +151,20 @@ def read_jobs(settings: Sequence[Setting]) -> list[Job]:
             make_loop(loop)  # refuses fits and rules that do not go together
         jobs.append(Job(shared, loop, first.config.sizes(), data, scale, hparams))
     return jobs
+
+
+def _refuse_unscored(config: CompareConfig) -> None:
+    """Refuse a table whose column of scores is not named: no model could be judged."""
+    if config.target is not None or config.embeddings is None or not os.path.isfile(config.data):
+        return
+    columns, words = read_columns(config.data, []), f"{config.data} --embeddings {config.embeddings}"
+    if are_pairs(columns.names):
+        raise JarmError(f"{config.data} holds labelled pairs, and no scores to sweep over: `jarm backtest {words}`.")
+    raise JarmError(
+        f"{config.data} has no scores to judge models by unless you name their column (`--target`); "
+        f"{choice(columns.numeric)}; without scores, `jarm forecast --data {words}` says what choosing may save, "
+        "`jarm.init` and `ask` choose pairs for people, and `jarm backtest` reads pairs that are labelled."
+    )
 
 
 def refuse_large_run(loop: LoopConfig, width: int) -> None:

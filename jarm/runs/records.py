@@ -196,12 +196,13 @@ class RecordFolder:
             if name in self.growing and isinstance(there, dict) and isinstance(here, dict):
                 other |= {key: (there[key], here[key]) for key in there.keys() & here.keys() if there[key] != here[key]}
                 self.settings[name] = there | here
-            elif there != here:
-                other[name] = there, here
+            else:
+                other |= _differing(name, there, here)
         if other:
             shown = ", ".join(
                 f"{name} {_short(there)} there, {_short(here)} here" for name, (there, here) in list(other.items())[:4]
             )
+            shown += f", and {len(other) - 4:,} more" if len(other) > 4 else ""
             raise JarmError(
                 f"The folder {self.path} holds runs with other settings ({shown}): "
                 "give another --out, or the same settings."
@@ -340,9 +341,24 @@ def _is_record(found: Any, rounds: int | None) -> bool:
     return isinstance(kind, str) and valid.get(kind, False)
 
 
+def _differing(name: str, there: Any, here: Any) -> dict[str, tuple[Any, Any]]:
+    """Entries that differ, those of records of provenance by their names behind that of the record.
+
+    Example:
+      >>> _differing("train", {"table": "a.jsonl", "prompts": 9}, {"table": "b.jsonl", "prompts": 9})
+      {'train table': ('a.jsonl', 'b.jsonl')}
+    """
+    if isinstance(there, dict) and isinstance(here, dict):
+        found = dict[str, tuple[Any, Any]]()
+        for key in dict.fromkeys([*there, *here]):
+            found |= _differing(f"{name} {key}", there.get(key), here.get(key))
+        return found
+    return {} if there == here else {name: (there, here)}
+
+
 def _short(value: Any) -> str:
     shown = repr(value)
-    return shown if len(shown) <= 300 else f"{shown[:300]}..."
+    return shown if len(shown) <= 40 else f"{shown[:37]}..."
 
 
 def _jarm(record: dict[str, Any]) -> str:

@@ -7,6 +7,7 @@ recorded label: with votes their share, the same in every run. Models are judged
 from __future__ import annotations
 
 import dataclasses
+import os
 import pathlib
 from typing import Any
 
@@ -20,6 +21,8 @@ from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.data.metric import read_metric, within_metric
 from jarm.data.pairs import PairSplit
+from jarm.data.readers import read_columns
+from jarm.data.sources import are_pairs
 from jarm.data.standardise import standardised
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import check_run, limit_per_prompt
@@ -119,6 +122,26 @@ class BacktestConfig:
     def rule_names(self) -> list[str]:
         """Names of the rules in the order given, `random` first."""
         return self.comparison().rule_names()
+
+
+def backtest_of(config: CompareConfig) -> BacktestConfig | None:
+    """The backtest that a comparison on chosen and rejected responses is; None where its data are others.
+
+    Raises:
+      JarmError: an option was given that recorded labels leave no room for.
+    """
+    if config.target is not None or config.embeddings is None or not os.path.isfile(config.data):
+        return None
+    if not are_pairs(read_columns(config.data, []).names):
+        return None
+    names = [field.name for field in dataclasses.fields(BacktestConfig)]
+    for field in dataclasses.fields(config):
+        if field.name not in names and getattr(config, field.name) != field.default:
+            raise JarmError(
+                f"{config.data} holds pairs that are labelled already, and a comparison on them takes no "
+                f"`{field.name}`: leave it out, as in `jarm backtest {config.data} --embeddings {config.embeddings}`."
+            )
+    return BacktestConfig(**{name: getattr(config, name) for name in names if hasattr(config, name)})
 
 
 def backtest(config: BacktestConfig) -> dict[str, Any]:

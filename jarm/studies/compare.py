@@ -20,6 +20,7 @@ from jarm.runs.config import CompareConfig
 from jarm.runs.driver import Record, run_jobs
 from jarm.runs.grid import Setting
 from jarm.runs.jobs import read_jobs
+from jarm.studies.backtest import backtest, backtest_of
 
 
 def compare(config: CompareConfig) -> dict[str, Any]:
@@ -40,12 +41,17 @@ def compare(config: CompareConfig) -> dict[str, Any]:
       config: the settings.
 
     Returns:
-      The summary, as in `summary.json`; of processes other than the first, an empty one.
+      The summary, as in `summary.json`; of processes other than the first, an empty one. Of a file of chosen and
+      rejected responses, that of `backtest`.
 
     Raises:
       JarmError: the settings, the data or the folder are at fault; the message says which and what to do.
     """
     out = pathlib.Path(config.out)
+    with in_step():
+        recorded = backtest_of(config)
+    if recorded is not None:
+        return backtest(recorded)
     with in_step():
         require_matplotlib()  # before the runs, not after them
         jobs = read_jobs([Setting({}, config)])

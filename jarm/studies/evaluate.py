@@ -5,21 +5,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import tempfile
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from jarm.core.checks import INT32, Check, between, check_fields, one_of
 from jarm.core.files import make_folder, plain_tree, there, write_whole
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.export.aggregate import read_aggregate
-from jarm.export.model import load_model
+from jarm.export.model import RewardModel, load_model
 from jarm.studies.judged import rows_of
 from jarm.studies.judged_files import read_judged
+from jarm.studies.score import embedded_now, refuse_both_embedded
 from jarm.studies.train import refuse_both
 
 EVALUATE_CHECKS: Mapping[str, Check] = {
     "aggregate": lambda _, text: read_aggregate(text),
+    "dtype": one_of("float32", "bfloat16"),
     "side": one_of("all", "train", "test"),
     "max_pairs": between(1, INT32),
     "seed": between(0, INT32),
@@ -41,7 +46,9 @@ class EvaluateConfig:
       data: a Parquet or JSONL file: RewardBench 1 or 2, pairs as `jarm train` reads them, or, with `--target`, a table
         of responses with scores.
       embeddings: a store that has the texts, or an .npy with one row for each response, those of one row of the file
-        one behind the other.
+        one behind the other; without one, the texts are embedded now, as the model's training texts were.
+      llm: folder of the language model that embeds them, or its id on the hub; by default the one of the training.
+      dtype: of the language model, "float32" or "bfloat16"; by default that of the training embeddings.
       target: column of scores; pairs are then drawn within prompts, and the higher score is preferred.
       aggregate: in the place of the model's own: "mean", "worst", "lower:C" or "quantile:LEVEL".
       prompt_column: column of the prompts, where it is not `prompt`.
@@ -60,7 +67,9 @@ class EvaluateConfig:
 
     model: str
     data: str
-    embeddings: str
+    embeddings: str | None = None
+    llm: str | None = None
+    dtype: str | None = None
     target: str | None = None
     aggregate: str | None = None
     prompt_column: str | None = None
@@ -78,6 +87,7 @@ class EvaluateConfig:
     def __post_init__(self) -> None:
         check_fields(self, EVALUATE_CHECKS)
         refuse_both(self)
+        refuse_both_embedded(self)
         if self.split is not None and self.side == "all":
             raise JarmError("`split` chooses prompts for a `side`, and `side` is 'all': give 'train' or 'test'.")
         if self.each == self.out:
@@ -88,9 +98,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure a reward model by a file, write the results, and a line per unit if asked.
 
     Accuracy is the share of right pairs (RewardBench 1: reward of the chosen over that of the rejected; other pairs:
-    equal rewards count half), or of right items (RewardBench 2, and its score of the subset Ties). Intervals are of
-    95 % with prompts as clusters. Beside each measure stands that of preferring the longer response. Losses and
-    calibration errors are those of the rewards as they are.
+    share of votes for the response that the model prefers; equal rewards count half), or of right items (RewardBench
+    2, and its score of the subset Ties). Intervals are of 95 % with prompts as clusters. Beside each measure stands
+    that of preferring the longer response. Losses and calibration errors are those of the rewards as they are.
 
     Args:
       config: the settings.
@@ -122,7 +132,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if path is not None and there(path):
             raise JarmError(f"{path} stands there already, and stays: give another --{_option(config, path)}.")
     model = load_model(config.model)
-    judged = read_judged(config, model)
+    with tempfile.TemporaryDirectory() as folder:
+        judged = read_judged(_embedded(config, model, pathlib.Path(folder)), model)
     name = pathlib.Path(config.data).name
     if config.side == "test" and model.training.get("data") == name:
         say(
@@ -149,6 +160,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
                 "target": config.target,
                 "aggregate": str(model.aggregate) if config.aggregate is None else config.aggregate,
                 "side": config.side,
+                **({} if config.llm is None else {"llm": config.llm}),
             },
         }
     )
@@ -158,6 +170,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     make_folder(config.out.parent)
     write_whole(config.out, json.dumps(summary, indent=1) + "\n")
     return summary
+
+
+def _embedded(config: EvaluateConfig, model: RewardModel, folder: pathlib.Path) -> EvaluateConfig:
+    """The settings with embeddings: where they have none, those of the texts, which are embedded now."""
+    if config.embeddings is not None:
+        return config
+    _, parts = embedded_now(config, model)
+    np.save(folder / "embeddings.npy", np.concatenate(list(parts)))
+    return dataclasses.replace(config, embeddings=str(folder / "embeddings.npy"), llm=None, dtype=None)
 
 
 def _option(config: EvaluateConfig, path: pathlib.Path) -> str:

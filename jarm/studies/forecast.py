@@ -23,7 +23,7 @@ from jarm.core.tables import ResponseTable, TrainTest
 from jarm.data.datasets import load
 from jarm.data.metric import read_metric, within_metric
 from jarm.data.standardise import standardised
-from jarm.data.tables import load_table
+from jarm.data.tables import check_sides, split_by, whole_table
 from jarm.data.teachers import Teacher, TeacherSpace, family, teacher_space
 from jarm.loop.config import FIRST, LoopConfig
 from jarm.loop.device_table import check_run, limit_per_prompt
@@ -202,7 +202,8 @@ def read_tables(config: ForecastConfig) -> TrainTest:
     source = {name: getattr(config, name) for name in SOURCE}
     if config.embeddings is None:
         return load(source.pop("data"), **source)
-    tables = load_table(config.data, config.embeddings, None, allow_leakage=config.allow_leakage)
+    whole = whole_table(config.data, config.embeddings, None, allow_leakage=config.allow_leakage)
+    tables = check_sides(split_by(whole.table, whole.is_test), config.data)
     return standardised(tables) if config.standardise else tables
 
 

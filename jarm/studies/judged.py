@@ -15,7 +15,7 @@ import numpy as np
 from jarm.core.tables import ResponseTable
 from jarm.data.pairs import PairTable
 from jarm.report.clusters import clustered_mean, spearman_within
-from jarm.report.held_out import held_out
+from jarm.report.held_out import held_out, right_of
 from jarm.report.rewardbench import TIES_BOUNDS, TiesIds, best_is_right, section_scores, ties_values
 
 Row = dict[str, Any]
@@ -95,20 +95,21 @@ class PairCase(Judged):
         return scores[2 * units] - scores[2 * units + 1]
 
     def measure(self, scores: np.ndarray, units: np.ndarray) -> Row:
-        """`accuracy`, over pairs whose label is not 1/2."""
+        """`accuracy`, the share of votes for the response it prefers, over pairs whose label is not 1/2."""
         margins = self._margins(scores, units)
         if self.strict:
             return {"accuracy": clustered_mean((margins > 0).astype(float), self.prompts[units], bounds=(0.0, 1.0))}
         return {"accuracy": held_out(np.sign(margins), self.label[units], self.prompts[units])["accuracy"]}
 
     def counts(self, units: np.ndarray) -> Row:
-        """Numbers of pairs, prompts and pairs of equal rewards; loss in nats and calibration error."""
+        """Numbers of pairs, prompts and pairs of equal rewards; accuracy of the majority, loss, calibration error."""
         margins = self._margins(self.rewards, units)
         found = held_out(margins, self.label[units], self.prompts[units])
         return {
             "pairs": len(units),
             "prompts": len(np.unique(self.prompts[units])),
             "ties": int((margins == 0).sum()),
+            **({} if found["majority"] == 1 else {"majority": found["majority"]}),
             "nll": found["nll"],
             "calibration_error": found["calibration_error"],
         }
@@ -121,9 +122,9 @@ class PairCase(Judged):
         return dict(section_scores(right, [self.subsets[unit] for unit in self.units], self.prompts[self.units]))
 
     def lines(self) -> list[Row]:
-        """With `right` 1, 0, or 1/2 for equal rewards, and None where the label is 1/2."""
+        """With `right` the share of votes for the preferred one, 1/2 for equal rewards, None where the label is 1/2."""
         margins, label = self._margins(self.rewards, self.units), self.label[self.units]
-        right = np.where((margins == 0) & (not self.strict), 0.5, (margins > 0) == (label > 0.5))
+        right = (margins > 0).astype(float) if self.strict else right_of(margins[None], label)[0]
         return [
             {
                 **self.place(unit),

@@ -16,10 +16,11 @@ import pyarrow.compute as pc
 from jarm.core.messages import nearest
 from jarm.core.status import JarmError
 from jarm.data.arrow import is_list, is_messages, is_number, is_text
-from jarm.data.pairs import CHOSEN, SPLIT, pair_labels
+from jarm.data.pairs import SPLIT, pair_labels
 from jarm.data.prompts import Prompts, on_test_side
 from jarm.data.readers import Columns, read_columns
 from jarm.data.rows import rows_of_texts
+from jarm.data.sources import CHOSEN, Source
 from jarm.data.store import EmbeddingStore
 from jarm.data.tables import whole_table
 from jarm.data.texts import Texts
@@ -176,7 +177,7 @@ def _units(config: Any, columns: Columns, texts: Texts, firsts: np.ndarray) -> t
     if config.side == "all":
         return code, np.arange(len(code))
     prompts = Prompts(code, list(dict.fromkeys(ids)), np.full(code.max() + 1, -1))
-    is_test = on_test_side(config.data, columns.table, prompts, config.split)
+    is_test = on_test_side(config.data, columns.table, prompts, config.split, at=Source(config.data, columns).at)
     return code, np.flatnonzero(_on_side(config, is_test)[code])
 
 
@@ -204,7 +205,7 @@ def _texts(name: str, columns: Columns, column: str) -> list[str]:
         raise JarmError(f"{name}: column {column} holds {values.type}: give text or whole numbers.")
     if values.null_count:
         row = int(np.flatnonzero(np.asarray(values.is_null()))[0])
-        raise JarmError(f"{name}, row {row}: {column} is missing; write it, or leave the row out.")
+        raise JarmError(f"{Source(name, columns).at(row)}: {column} is missing; write it, or leave it out.")
     return [str(value) for value in values.to_pylist()]
 
 
@@ -217,8 +218,8 @@ def _num_correct(name: str, columns: Columns, sizes: np.ndarray) -> np.ndarray:
     bad = np.flatnonzero((found < 1) | (found >= sizes) | (found != np.floor(found)))
     if bad.size:
         raise JarmError(
-            f"{name}, row {bad[0]}: num_correct is {found[bad[0]]:g}, and the row has {sizes[bad[0]]} responses: "
-            "give a whole number from 1 to one less."
+            f"{Source(name, columns).at(int(bad[0]))}: num_correct is {found[bad[0]]:g}, and the row has "
+            f"{sizes[bad[0]]} responses: give a whole number from 1 to one less."
         )
     return found.astype(np.int64)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -64,8 +64,7 @@ class ScoreConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, SCORE_CHECKS)
-        if self.llm is not None and self.embeddings is not None:
-            raise JarmError("`llm` embeds the texts now, and `embeddings` names those there are: give one of the two.")
+        refuse_both_embedded(self)
 
 
 def score(config: ScoreConfig) -> dict[str, Any]:
@@ -138,12 +137,30 @@ def _scored(config: ScoreConfig, model: RewardModel) -> tuple[Texts, Float[np.nd
         store = open_for(model, config.embeddings)
         texts = texts_for([store], config.data, config.prompt_column, config.response_columns)
         return texts, member_rewards(model, store, rows_of_texts(config.data, texts, store, config.embeddings))
+    texts, parts = embedded_now(config, model)
+    return texts, np.concatenate([model.member_scores(part) for part in parts], axis=1)
+
+
+def refuse_both_embedded(config: Any) -> None:
+    """Refuse a config with embeddings and with what would make others.
+
+    Raises:
+      JarmError: it has both.
+    """
+    for name in ("llm", "dtype"):
+        if getattr(config, name) is not None and config.embeddings is not None:
+            raise JarmError(
+                f"`{name}` embeds the texts now, and `embeddings` names those there are: give one of the two."
+            )
+
+
+def embedded_now(config: Any, model: RewardModel) -> tuple[Texts, Iterator[Float[np.ndarray, "n d"]]]:
+    """The texts of a config without embeddings, and their embeddings, some at a time, as the model's texts were."""
     embed = model.embedder(config.llm, config.dtype)
     texts = texts_for([], config.data, config.prompt_column, config.response_columns)
     prompts, responses = texts.columns["prompt"], texts.columns["response"]
     parts = [slice(at, at + TEXTS) for at in range(0, len(responses), TEXTS)]
-    members = [model.member_scores(embed(prompts[part], responses[part])) for part in parts]
-    return texts, np.concatenate(members, axis=1)
+    return texts, (embed(prompts[part], responses[part]) for part in parts)
 
 
 def open_for(model: RewardModel, embeddings: str) -> Any:

@@ -16,7 +16,7 @@ from jarm.core.streams import say
 from jarm.export.aggregate import read_aggregate
 from jarm.export.functions import TextScorer
 from jarm.export.model import load_model
-from jarm.export.server import make_app
+from jarm.export.server import make_app, warming
 
 TOKEN = "JARM_TOKEN"
 """Environment variable of the token that requests have to carry: in a command line, others could read it."""
@@ -93,13 +93,15 @@ def serve(config: ServeConfig) -> None:
         "most": config.most_waiting,
     }
     with _bound(config.host, config.port) as listening:
-        score = TextScorer(model, config.llm, dtype=config.dtype, **batching)
+        embed = model.embedder(config.llm, config.dtype)
+        score = TextScorer(model, embed=embed, **batching)
         score(["a"], ["a"])  # compiles what the first request needs
         app = make_app(score, token=token, name=pathlib.Path(config.model).name)
         host, port = listening.getsockname()[:2]
         say(f"{config.model} at http://{host}:{port}: POST /get_reward, POST /score, GET /health, /metrics")
         server = uvicorn.Server(uvicorn.Config(app, log_level="warning", limit_concurrency=CLIENTS))
-        server.run([listening])
+        with warming(embed):
+            server.run([listening])
 
 
 def _bound(host: str, port: int) -> socket.socket:

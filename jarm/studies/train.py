@@ -188,6 +188,8 @@ def train(config: TrainConfig) -> dict[str, Any]:
         "labels": len(training.first),
         "test_pairs": len(test.first),
         "prompts": {"train": len(np.unique(training.prompt)), "test": len(np.unique(test.prompt))},
+        "left_out": {why: count + pairs.test.left_out[why] for why, count in pairs.train.left_out.items()},
+        "ties": {"train": int((training.label == 0.5).sum()), "test": int((test.label == 0.5).sum())},
         "labels_by": f"scores of {config.target}" if config.target else "recorded pairs",
         "train_nll": float(np.mean(info.train_nll)),
         "temperature": temperature,
@@ -239,12 +241,15 @@ def drawn_pairs(table: ResponseTable, most: int, rng: np.random.Generator) -> Pa
     width, gold = table.mask.shape[1], table.column("gold")
     upper = np.stack(np.triu_indices(width, 1))
     alike = np.arange(table.mask.size).reshape(table.mask.shape) if table.alike is None else table.alike
-    prompt, column = np.nonzero(
-        table.mask[:, upper[0]]
-        & table.mask[:, upper[1]]
-        & (gold[:, upper[0]] != gold[:, upper[1]])
-        & (alike[:, upper[0]] != alike[:, upper[1]])
-    )
+    real = table.mask[:, upper[0]] & table.mask[:, upper[1]]
+    tied = real & (gold[:, upper[0]] == gold[:, upper[1]])
+    same = real & ~tied & (alike[:, upper[0]] == alike[:, upper[1]])
+    prompt, column = np.nonzero(real & ~tied & ~same)
+    left_out = {
+        "of equal scores": int(tied.sum()),
+        "of equal embeddings": int(same.sum()),
+        "beyond --max-pairs": max(0, len(prompt) - most),
+    }
     if len(prompt) > most:
         kept = np.sort(rng.choice(len(prompt), most, replace=False))
         prompt, column = prompt[kept], column[kept]
@@ -252,7 +257,7 @@ def drawn_pairs(table: ResponseTable, most: int, rng: np.random.Generator) -> Pa
     ends = np.where(rng.random(len(prompt)) < 0.5, ends, ends[::-1])
     first, second = prompt * width + ends[0], prompt * width + ends[1]
     higher = gold.reshape(-1)[first] > gold.reshape(-1)[second]
-    return PairTable(table, first, second, higher.astype(np.float32), np.arange(len(first)))
+    return PairTable(table, first, second, higher.astype(np.float32), np.arange(len(first)), left_out)
 
 
 def training_of(pairs: PairTable) -> Training:

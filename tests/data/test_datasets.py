@@ -17,7 +17,7 @@ from scipy.stats import spearmanr
 
 from jarm.core.status import JarmError
 from jarm.core.tables import ResponseTable, TrainTest
-from jarm.data import readers, standardise, tables
+from jarm.data import readers, standardise, tables, words
 from jarm.data.datasets import load, load_published
 from jarm.data.standardise import standardised
 from jarm.data.tables import load_table, split_by
@@ -337,7 +337,25 @@ def test_categories_blank_lines_and_extra_columns_are_fine(tmp_path):
 
 
 def test_without_scores_there_is_no_gold(tmp_path):
-    assert load_table(*write(tmp_path, ROWS), None).train.gold is None
+    assert load_table(*write(tmp_path, ROWS)).train.gold is None
+
+
+def test_without_scores_nothing_is_held_out_unasked(tmp_path):
+    rows = [{key: row[key] for key in ("prompt_id",)} for row in ROWS]
+    table, array = write(tmp_path, rows)
+    for train, test in (load_table(table, array), load(table, embeddings=array)):
+        assert (train.mask.sum(), train.provenance["split_by"]) == (len(ROWS), "no test set")
+        assert test.shape == (0, *train.shape[1:])
+        assert test.embeddings().shape == test.shape
+    within = load(table, embeddings=array, metric="within:1")
+    assert within.test.embeddings().shape == (0, *within.train.shape[1:])
+    train, test = load_table(*write(tmp_path, ROWS))
+    assert (train.provenance["split_by"], len(test.rows)) == ("column split", 1)
+
+
+def test_a_table_of_pairs_is_sent_to_its_reader(tmp_path):
+    table, array = write(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2)
+    assert "`jarm.load_pairs`" in complaint(load_table, table, array)
 
 
 def test_only_the_attributes_that_the_columns_allow(tmp_path):
@@ -433,7 +451,6 @@ def test_truncated_tables(tmp_path):
 def test_load_says_what_is_missing(tmp_path):
     table, array = write(tmp_path, ROWS)
     assert "(`--embeddings`)" in complaint(load, table, target="score")
-    assert "(`--target`); columns of numbers are score" in complaint(load, table, embeddings=array)
     assert "does not exist" in complaint(load, tmp_path / "none.jsonl", embeddings=array, target="score")
     assert "does not exist" in complaint(load, table, embeddings=tmp_path / "none.npy", target="score")
     assert "is a folder" in complaint(load, table, embeddings=tmp_path, target="score")
@@ -469,8 +486,8 @@ def test_load_synthetic():
 )
 def test_bag_cosine_against_counting(pairs, rows):
     def counts(text):
-        words = "".join(c if c.isalnum() else " " for c in (text or "").lower()).split()
-        return {word: words.count(word) for word in words}
+        found = "".join(c if c.isalnum() else " " for c in (text or "").lower()).split()
+        return {word: found.count(word) for word in found}
 
     expected = []
     for first, second in pairs:
@@ -479,8 +496,8 @@ def test_bag_cosine_against_counting(pairs, rows):
         expected.append(sum(a[w] * b.get(w, 0) for w in a) / norm if norm else 0.0)
     first, second = (pa.chunked_array([pa.array(side, pa.string())]) for side in zip(*pairs, strict=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tables, "COSINE_ROWS", rows)
-        np.testing.assert_allclose(tables.bag_cosine(first, second), expected, rtol=1e-6)
+        patch.setattr(words, "COSINE_ROWS", rows)
+        np.testing.assert_allclose(words.bag_cosine(first, second), expected, rtol=1e-6)
 
 
 def test_split_by_shares_the_store():

@@ -11,6 +11,7 @@ from jarm.data.store import EmbeddingStore
 from jarm.embedding.config import EmbedConfig
 from jarm.embedding.embed import embed
 from jarm.embedding.embedder import Embedder, texts_of
+from jarm.testing.tracing import count_compilations
 
 PROMPTS = ["what now", "a", "a", "tell me a long story about the sea and the wind and the rain"]
 RESPONSES = ["nothing", "b", "c", "no"]
@@ -70,3 +71,18 @@ def test_another_model_and_unknown_texts_are_refused(tmp_path):
 def test_what_is_no_text_is_named(odd):
     with pytest.raises(JarmError, match=f"response 1 is {type(odd).__name__} of another kind: give a text, or a list"):
         texts_of(["a", "a"], ["b", odd])
+
+
+@pytest.mark.slow  # compiles all of them
+def test_after_all_shapes_are_warm_nothing_compiles(tmp_path):
+    model = write_checkpoint(tmp_path / "llama", "llama")
+    embedder = Embedder(store_of(tmp_path, model, max_length=24).meta.made_by, str(model))
+    embedder(["a"], ["b"])
+    with count_compilations() as compiled:
+        for shape in embedder.shapes:
+            embedder.warm(*shape)
+    assert len(compiled) == len(embedder.shapes) - 1  # the first is there
+    with count_compilations() as compiled:
+        for count in (1, 2, 30, 70, 200):
+            embedder(["a", "a b c d e f g h i j k l m n o p q r s t"] * count, ["b", "c"] * count)
+    assert not compiled

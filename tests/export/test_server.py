@@ -45,6 +45,18 @@ def test_the_request_of_openrlhf_gets_its_answer():
     assert answer["extra_logs"]["deviation"] == pytest.approx([1, 1])
 
 
+def test_another_path_or_method_is_refused_as_all_else():
+    with served(TextScorer(model(), embed=Double())) as port:
+        for status, said, answer in (
+            (404, "Not Found: this server has POST /get_reward", asked(port, "/rewards")),
+            (404, "Not Found", asked(port, "/rewards", {})),
+            (405, "Method Not Allowed: ", asked(port, "/score")),
+            (405, "Method Not Allowed: ", asked(port, "/health", {})),
+        ):
+            assert answer[0] == status
+            assert answer[1]["error"].startswith(said)
+
+
 def test_a_score_like_that_of_vllm_health_and_metrics():
     with served(TextScorer(model(), embed=Double()), name="mine") as port:
         status, answer = asked(port, "/score", {"model": "mine", "text_1": "ab", "text_2": ["x", "xy"]})
@@ -159,6 +171,7 @@ def test_the_command_serves_a_model_until_it_is_told_to_stop(tmp_path):
         expected = trained.score_texts(["ab", "ab"], ["c", "de"], llm=str(folder))
         np.testing.assert_allclose([each["score"] for each in answer["data"]], expected, rtol=1e-5, atol=1e-5)
         assert asked(port, "/score", {"text_1": "a", "text_2": "\ud800"})[1]["error"].endswith("or leave it out.")
+        assert "shapes of texts meanwhile, up to" in next(process.stderr)
     finally:
         process.send_signal(signal.SIGTERM)
         assert process.wait(60) is not None

@@ -114,6 +114,17 @@ def test_a_gain_that_hangs_on_a_few_prompts_is_not_shown(gain, spread, begins):
         assert 100 < row["saving"]["labels"] < 200
 
 
+def test_few_seeds_have_no_interval():
+    lines = records(0.05, 0.01, seeds=4)
+    found = plain_tree(with_prompts(summarise(lines, metric=ACCURACY), lines, np.ones(40, int), "right_by_prompt"))
+    row = found["rules"]["dopt"]
+    assert "; 4 are too few seeds for an interval, run at least 5" in row["verdict"]
+    for gain in (row["area_gain_together"], row["final"], row["area_gain"], row["saving"]["ratio"]):
+        assert (gain["low"], gain["high"]) == (None, None)
+    assert found["answer"].startswith("Too few seeds to say: 4 of the 5")
+    assert comparison_text(found)
+
+
 @pytest.mark.parametrize("chance", [True, False])
 def test_the_answer_says_what_the_baseline_teaches_beside_the_longer_response(chance):
     shift = -0.2 if chance else 0.1  # of an accuracy of .7

@@ -7,16 +7,23 @@ import json
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from jarm.cli import main
 from jarm.core.settings import make_key
 from jarm.core.status import JarmError
+from jarm.data.pairs import load_pairs
 from jarm.data.store import fill, key_of
 from jarm.data.writer import StoreWriter
 from jarm.loop.loop import make_loop
+from jarm.runs.config import CompareConfig
+from jarm.runs.grid import Setting
+from jarm.runs.jobs import read_jobs
 from jarm.runs.records import read_records
 from jarm.studies.backtest import BacktestConfig, backtest, read_job
+from jarm.studies.compare import compare
 from jarm.testing.tracing import count_compilations
 
 D, PROMPTS = 4, 30
@@ -306,3 +313,45 @@ def test_the_remark_says_how_much_could_be_chosen_within_prompts(folder, counts,
     job = dataclasses.replace(job, pool=job.pool._replace(counts=np.array(counts)))
     assert job.remark.startswith(begins)
     assert "judged by 40 pairs of 10 others." in job.remark
+
+
+def test_a_folder_of_others_is_refused_in_a_short_sentence(folder, finished, tmp_path):
+    (tmp_path / "summary.md").write_text("mine")
+    with pytest.raises(JarmError, match=r"summary\.md stands there without a config\.json and may be yours"):
+        backtest(config(folder, **SMALL, out=tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if path.name != ".lock"] == ["summary.md"]
+    single = config(folder, "single", **SMALL, out=finished[0])
+    with pytest.raises(JarmError, match=r"test table 'voted.* there, .* here, and \d+ more\): give another") as error:
+        backtest(single)
+    assert len(str(error.value)) < 600
+
+
+def test_faults_of_pairs_name_lines_of_jsonl_and_rows_of_parquet(tmp_path):
+    rows = [{"prompt": "p", "a": "x", "b": "y", "p": p, "n": n} for p, n in ((1.0, 1), (2.0, -1), (0.5, None))]
+    table = pa.Table.from_pylist(rows)
+    pq.write_table(table, tmp_path / "pairs.parquet")
+    (tmp_path / "pairs.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    np.save(tmp_path / "pairs.npy", np.eye(6))
+    for name, places in (("pairs.parquet", ("row 1", "row 2")), ("pairs.jsonl", ("line 3", "line 5"))):
+        for options, place in (({"label": "p"}, places[0]), ({"votes": ("n", "n")}, places[1])):
+            with pytest.raises(JarmError, match=place):
+                load_pairs(tmp_path / name, tmp_path / "pairs.npy", responses=("a", "b"), **options)
+
+
+def test_a_comparison_on_pairs_is_the_backtest(folder, tmp_path, monkeypatch):
+    shared = {**SMALL, "data": str(folder / "single.jsonl"), "embeddings": str(folder / "single.npy"), "out": tmp_path}
+    monkeypatch.setattr("jarm.studies.compare.backtest", lambda config: {"of": config})
+    assert compare(CompareConfig(**shared))["of"] == BacktestConfig(**shared)
+
+
+def test_a_comparison_without_scores_says_what_can_be_done(folder, tmp_path):
+    pairs = {"data": str(folder / "single.jsonl"), "embeddings": str(folder / "single.npy")}
+    with pytest.raises(JarmError, match=r"takes no `noise`: leave it out, as in `jarm backtest .*single\.jsonl"):
+        compare(CompareConfig(**pairs, noise=1.0, out=tmp_path))
+    with pytest.raises(JarmError, match=r"labelled pairs, and no scores to sweep over: `jarm backtest .*single\.jsonl"):
+        read_jobs([Setting({}, CompareConfig(**pairs))])
+    write(tmp_path / "plain.jsonl", [{"prompt_id": p // 2} for p in range(8)])
+    np.save(tmp_path / "plain.npy", np.eye(8))
+    plain = {"data": str(tmp_path / "plain.jsonl"), "embeddings": str(tmp_path / "plain.npy")}
+    with pytest.raises(JarmError, match=r"\(`--target`\); columns of numbers are prompt_id; .* `jarm forecast "):
+        compare(CompareConfig(**plain, out=tmp_path / "out"))

@@ -8,12 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from fixtures.tiny import write_checkpoint
+from reward_models import model_on
 from scipy import stats
 
 from jarm.cli import main
 from jarm.core.status import JarmError
 from jarm.data.store import key_of
 from jarm.data.tables import load_table
+from jarm.data.texts import read_texts
 from jarm.data.writer import StoreWriter
 from jarm.export.model import RewardModel, load_model
 from jarm.report.held_out import held_out
@@ -201,7 +204,12 @@ def test_pairs_have_the_numbers_of_held_out(judged):
     assert found["overall"]["calibration_error"] == pytest.approx(expected["calibration_error"])
     longer = np.array([np.sign(len(row["a"]) - 2) for row in rows], float)
     same(found["overall"]["length"]["accuracy"], held_out(longer, labels, prompts)["accuracy"]["mean"])
-    assert [line["right"] is None for line in lines] == [label == 0.5 for label in labels]
+    right = [label if margin > 0 else 1 - label for margin, label in zip(margins, labels, strict=True)]
+    right = [None if label == 0.5 else each for label, each in zip(labels, right, strict=True)]
+    assert [line["right"] for line in lines] == right
+    known = [each for each in right if each is not None]
+    assert found["overall"]["accuracy"]["mean"] == pytest.approx(np.mean(known))
+    assert found["overall"]["majority"] == pytest.approx(7 / 8)
 
 
 def test_pairs_without_votes_are_left_out(judged):
@@ -343,7 +351,7 @@ SCORED = {"prompt": "p", "response": "a", "score": 1.0}
         ([PAIR], [1, 2, 3], {}, r"has shape \(3, 2\), and .* has 2 responses"),
         ([PAIR], [1, np.nan], {}, "is NaN or infinite"),
         ([PAIR], [1, 2], {"subset": "part"}, "no column 'part'"),
-        ([{**PAIR, "subset": None}, {**PAIR, "subset": "x"}], [1] * 4, {}, "row 0: subset is missing"),
+        ([{**PAIR, "subset": None}, {**PAIR, "subset": "x"}], [1] * 4, {}, "line 1: subset is missing"),
         ([{**PAIR, "subset": 0.5}], [1, 2], {}, "subset holds double"),
         ([PAIR], [1, 2], {"side": "test", "split": "fold"}, "no column 'fold'"),
         ([{**PAIR, "split": "train"}], [1, 2], {"side": "test"}, "nothing to judge by of the test side"),
@@ -385,3 +393,27 @@ def test_embeddings_of_another_width_and_one_file_for_two_are_refused(tmp_path, 
     with pytest.raises(JarmError, match="give two files"):
         EvaluateConfig(model, "rows.jsonl", "rows.npy", out=tmp_path / "a", each=tmp_path / "a")
     assert load_model(model).width == 2
+
+
+@pytest.mark.slow  # loads a language model
+def test_texts_as_they_come_have_the_numbers_of_their_embeddings(tmp_path):
+    llm = str(write_checkpoint(tmp_path / "llama", "llama"))
+    model = model_on(llm, chat=False)
+    model.save(tmp_path / "model")
+    pairs = [{"prompt": f"p{n}", "chosen": "x" * (n + 1), "rejected": "yy"} for n in range(3)]
+    items = [{"prompt": "a", "chosen": ["x"], "rejected": ["y", "no"], "subset": "s", "id": "1"}]
+    scored = [{"prompt": f"p{n // 3}", "response": "z" * (n + 1), "score": n % 3} for n in range(6)]
+    for at, (rows, options) in enumerate(((pairs, {}), (items, {}), (scored, {"target": "score"}))):
+        data = tmp_path / f"{at}.jsonl"
+        data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        texts = read_texts([data], as_given=True).columns
+        np.save(tmp_path / f"{at}.npy", model.embedder(llm)(texts["prompt"], texts["response"]))
+        ways = {"embeddings": str(tmp_path / f"{at}.npy")}, {"llm": llm}
+        made = [
+            evaluate(EvaluateConfig(str(tmp_path / "model"), str(data), **way, **options, out=tmp_path / f"{at}{n}"))
+            for n, way in enumerate(ways)
+        ]
+        assert made[1]["settings"].pop("llm") == llm
+        assert made[0] == made[1]
+    with pytest.raises(JarmError, match="`llm` embeds the texts now, and `embeddings` names those there are"):
+        EvaluateConfig("m", "d", "e", llm=llm)

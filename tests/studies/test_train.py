@@ -1,5 +1,6 @@
 """`jarm train` and `jarm score`: a planted reward is found, and what is said of it is what pairs say."""
 
+import dataclasses
 import json
 import pathlib
 
@@ -14,7 +15,7 @@ from jarm.data.writer import StoreWriter
 from jarm.export.model import load_model
 from jarm.report.held_out import calibrate, held_out
 from jarm.studies.score import ScoreConfig, score
-from jarm.studies.train import TrainConfig, train
+from jarm.studies.train import TrainConfig, drawn_pairs, read_pairs, train
 
 TEMPLATE = "{prompt}\n\n{response}"
 D = 6
@@ -75,7 +76,8 @@ def test_a_planted_reward_is_found(folder, tmp_path, data, options):
     scores = model.score(np.stack([embedding(text) for text in texts]))
     truth = np.array([embedding(text) @ DIRECTION for text in texts])
     assert np.corrcoef(scores, truth)[0, 1] > 0.95
-    assert found["accuracy"]["low"] < found["accuracy"]["mean"] > 0.85
+    assert found["majority"] == (0.75 if data == "voted" else 1)  # of votes, which accuracy counts
+    assert found["accuracy"]["low"] < found["accuracy"]["mean"] > 0.85 * found["majority"]
     assert [row["labels"] for row in found["curve"]] == sorted(row["labels"] for row in found["curve"])
     assert model.made_by["template"] == TEMPLATE
     assert model.training == json.loads((tmp_path / "model" / "config.json").read_text())["training"]
@@ -198,9 +200,34 @@ def test_equal_pairs_teach_nothing_and_are_left_out(tmp_path):
     np.save(tmp_path / "pairs.npy", embeddings)
     found = load_pairs(pathlib.Path(tmp_path / "pairs.jsonl"), tmp_path / "pairs.npy")
     assert sorted([*found.train.row, *found.test.row]) == list(range(1, 40, 2))
+    assert sum(side.left_out["of equal embeddings"] for side in found) == 20
     np.save(tmp_path / "pairs.npy", np.zeros((80, 3)))
     with pytest.raises(JarmError, match="no train pair left: of 40 pairs 0 have no votes, and 40 have respons"):
         load_pairs(tmp_path / "pairs.jsonl", tmp_path / "pairs.npy")
+
+
+@pytest.mark.slow
+def test_what_was_left_out_is_said(folder, tmp_path, capsys):
+    rows = [json.loads(line) for line in (folder / "voted.jsonl").read_text().splitlines()]
+    rows = [row | {"b": row["a" if at % 20 == 1 else "b"], "for_a": 3 * (at % 20 != 2)} for at, row in enumerate(rows)]
+    rows = [row | {"for_b": (1, 0, 3)[(at % 20 == 2) + 2 * (at % 20 == 3)]} for at, row in enumerate(rows)]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    words = ["train", f"--data={tmp_path / 'pairs.jsonl'}", f"--embeddings={folder / 'store'}", "--metric=none"]
+    words += ["--response-columns", "a", "b", "--votes", "for_a", "for_b", "tie", f"--out={tmp_path / 'model'}"]
+    assert main(words) == 0
+    said = capsys.readouterr().out
+    assert "Left out: 12 pairs without votes, 12 pairs of equal embeddings.\n" in said
+    assert "12 pairs have the label 1/2: they teach, and take no part in accuracy.\n" in said
+    assert "(the majority of votes: 0.750)" in said
+
+
+def test_what_is_left_out_of_drawn_pairs_is_counted(folder):
+    for most in (500, 20_000):
+        for side in read_pairs(config(folder, "scored", target="score", max_pairs=most)):
+            beyond = 15 * len(side.table.rows) - len(side)
+            assert side.left_out == {"of equal scores": 0, "of equal embeddings": 0, "beyond --max-pairs": beyond}
+    table = dataclasses.replace(side.table, gold=np.zeros_like(side.table.gold))
+    assert drawn_pairs(table, 9, np.random.default_rng(0)).left_out["of equal scores"] == 15 * len(table.rows)
 
 
 def test_what_one_prompt_cannot_tell_is_null_and_the_model_can_be_read(tmp_path, capsys):
