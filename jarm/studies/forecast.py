@@ -239,7 +239,7 @@ def summarise(
     cells = list[dict[str, Any]]()
     for shape, noise in dict.fromkeys((teacher.shape, teacher.noise) for teacher in teachers):
         inside = np.array([(teacher.shape, teacher.noise) == (shape, noise) for teacher in teachers])
-        if (some := inside[which]).any() and weights[inside].sum() > 0:
+        if importance[some := inside[which]].any():
             cells.append(
                 {
                     "shape": shape,
