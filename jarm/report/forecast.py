@@ -31,6 +31,8 @@ CAVEAT = (
     "where you have gold rewards."
 )
 """What is known of forecasts."""
+FEW = 5
+"""Campaigns below which intervals of a bootstrap are too narrow (see `jarm.report.statistics.tail`)."""
 DRAWS = 1000
 """Resamples of an interval, of which a forecast has a hundred."""
 
@@ -50,8 +52,13 @@ class Saved(NamedTuple):
 
     @property
     def verdict(self) -> str:
-        """`choose` where it pays, `random` where random pairs are enough, else `not known`: see `ENOUGH_RATIO`."""
+        """`choose` where it pays, `random` where random pairs are enough, else `not known`: see `ENOUGH_RATIO`.
+
+        Of fewer than `FEW` campaigns, by effective number, nothing is known: their intervals are too narrow.
+        """
         ratio, gain = self.saving.ratio, self.gain
+        if gain.seeds < FEW:
+            return "not known"
         if ratio.low > ENOUGH_RATIO and gain.low >= ENOUGH_GAIN:
             return "choose"
         return "random" if ratio.high <= ENOUGH_RATIO or gain.high < ENOUGH_GAIN else "not known"

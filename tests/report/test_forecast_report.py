@@ -102,6 +102,14 @@ def test_a_verdict_takes_the_whole_of_both_intervals(ratio, gain, verdict):
     assert made((2.0, *ratio), (0.02, *gain), 0.8).verdict == verdict
 
 
+@pytest.mark.parametrize(("campaigns", "verdict"), [(2, "not known"), (4, "not known"), (5, "choose")])
+def test_few_campaigns_tell_nothing(campaigns, verdict):
+    """Even where they agree; by effective number, so that small weights do not count."""
+    random = np.tile([0.2, 0.3, 0.35, 0.38], (campaigns + 1, 1)) + 0.001 * np.arange(campaigns + 1)[:, None]
+    weights = np.array([1.0] * campaigns + [1e-6])
+    assert labels_saved(LABELS, random + 0.05, random, weights).verdict == verdict
+
+
 def test_one_campaign_has_no_interval():
     arm, random = curves()
     assert np.isnan(labels_saved(LABELS, arm[:1], random[:1]).saving.ratio[1:3]).all()
