@@ -19,6 +19,7 @@ import jax
 import numpy as np
 import tyro
 
+from benchmarks.referee import fisher_weight, rank_one_trace
 from jarm.acquisition.optimal_design import prior_information
 from jarm.core.base import Belief, HParams, PairSpace
 from jarm.studies.bench import BenchConfig, Peer, bench, table
@@ -224,6 +225,25 @@ def eubo(belief: Belief, space: PairSpace, k: int) -> Run:
     return run
 
 
+def v_greedy(belief: Belief, space: PairSpace, k: int) -> Run:
+    """V-optimal greedy in NumPy, float64, two products of all pairs a pick: the same pairs as `v_opt`, by gain."""
+    phi, prompt_of, eligible = (np.asarray(each) for each in (belief.features, space.prompt_of, space.eligible))
+    prompts, of_prompt = np.unique(prompt_of[eligible], return_inverse=True)
+    z = phi[eligible].astype(np.float64)
+    sums = np.zeros((len(prompts), z.shape[1]))
+    np.add.at(sums, of_prompt, z)
+    z -= (sums / np.bincount(of_prompt)[:, None])[of_prompt]
+    pairs, x, _ = differences(belief, space)
+    v = fisher_weight(np.asarray(belief.rewards, np.float64)[pairs] @ [1, -1])
+    prior = np.asarray(jax.jit(prior_information, static_argnums=3)(HParams(), belief, space, k), np.float64)
+
+    def run() -> np.ndarray:
+        picks, gains = rank_one_trace(x.astype(np.float64), v, prior, z.T @ z / len(z), k)
+        return pairs[picks[np.argsort(-gains, kind="stable")]]
+
+    return run
+
+
 def _torch() -> Any:
     """PyTorch, on the cores that this process may use."""
     import torch
@@ -252,6 +272,7 @@ PACKAGES: tuple[Package, ...] = (
     Package("scikit-activeml: UncertaintySampling", skactiveml("UncertaintySampling"), _SKACTIVE, "entropy"),
     Package("modAL: ranked batch", ranked_batch, "modAL.batch", "k_centre"),
     Package("apricot: facility location", facility_location, "apricot", "lcmd"),
+    Package("NumPy: V-optimal greedy", v_greedy, "numpy", "v_opt"),
     Package("BoTorch: EUBO", eubo, "botorch.acquisition.preference", "eubo"),
 )
 

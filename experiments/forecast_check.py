@@ -180,7 +180,7 @@ def rows_of(config: Config, data: str, embeddings: str, pairs: str) -> list[dict
             forecasts[count]["effective"] = float(importance.sum() ** 2 / np.square(importance).sum())
         for arm, saved in true.items():
             told = {str(n): {**found["arms"][arm], "effective": found["effective"]} for n, found in forecasts.items()}
-            truth = {"ratio": saved.ratio, "gain": saved.gain, "verdict": saved.verdict}
+            truth = {"ratio": saved.saving.ratio[:3], "gain": saved.gain[:3], "verdict": saved.verdict}
             rows.append({"setting": own, "arm": arm, "realised": truth, "forecast": told})
     return rows
 

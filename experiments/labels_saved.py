@@ -143,9 +143,8 @@ def rows_of(name: str, labels: np.ndarray, arms: dict[str, Curves], base: str, t
                 sure = "**" if found.low > 0 or found.high < 0 else ""
                 cells.append(f"{sure}{found.mean:+.3f}{sure} {interval(found.low, found.high)}")
             saving = saving_of(labels, own, arms[base])
-            rows.append(
-                ["", arm, *cells, f"{saving.ratio.mean:.1f} ({saving.ratio.low:.1f} to {saving.ratio.high:.1f})"]
-            )
+            fewer = f"{saving.ratio.mean:.1f} {saving.bound}".strip()
+            rows.append(["", arm, *cells, f"{fewer} ({saving.ratio.low:.1f} to {saving.ratio.high:.1f})"])
     return rows
 
 

@@ -5,8 +5,10 @@ import pytest
 
 from benchmarks.packages import PACKAGES, Package, available, installed
 from jarm.acquisition.registry import RULES
+from jarm.core.settings import make_key
 from jarm.studies.bench import BenchConfig, Peer, bench, make_problem
 from jarm.testing.references import list_pairs
+from jarm.testing.tracing import quick_jit
 
 SMALL = {"responses": 40, "batch": 8, "width": 4, "members": 3, "labelled": 5, "turns": 2, "sizes": "20"}
 
@@ -37,12 +39,23 @@ def test_every_package_has_a_rule_of_jarm_beside_it():
     assert all(": " in package.name for package in PACKAGES)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("package", available(), ids=lambda package: package.name)
 def test_a_package_chooses_pairs_of_the_list(package):
     problem = make_problem(BenchConfig(**SMALL), 60)
     pairs = package.make(problem.belief, problem.space, 8)()
     offered = {tuple(pair) for pair in list_pairs(problem.space).tolist()}
     assert len({tuple(sorted(pair)) for pair in np.asarray(pairs).tolist()} & offered) == 8
+
+
+@pytest.mark.slow
+def test_v_opt_chooses_what_numpy_does():
+    problem = make_problem(BenchConfig(**SMALL), 60)
+    (numpy,) = [package for package in PACKAGES if package.like == "v_opt"]
+    wanted = np.sort(numpy.make(problem.belief, problem.space, 8)(), axis=1)
+    rule = quick_jit(RULES["v_opt"].rule, static_argnums=4)
+    found = rule(make_key(0), problem.hparams, problem.belief, problem.space, 8)
+    np.testing.assert_array_equal(found.pairs, wanted)
 
 
 def test_a_peer_that_fails_gets_a_sentence_and_no_row(tmp_path, capsys):

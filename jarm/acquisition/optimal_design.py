@@ -19,7 +19,7 @@ from jarm.core.linalg import inverse_factor, jitter
 from jarm.core.status import Status, worst
 from jarm.core.types import Array, Float, PRNGKey
 from jarm.design.criteria import D_OPTIMAL, D_UNWEIGHTED, Criterion, a_optimal, v_optimal
-from jarm.design.fisher import fisher_weight, pair_information, space_information, within_prompts
+from jarm.design.fisher import fisher_weight, pair_information, space_information, within_covariance
 from jarm.design.greedy import greedy
 from jarm.design.top import best_first, top_pairs
 
@@ -150,6 +150,13 @@ def _smallest_trace(hparams: HParams, criterion: Criterion, belief: Belief, spac
     return best_first(greedy(criterion, belief.features, belief.rewards, space, information, k)[0])
 
 
+def _about(mean: Float[Array, "F F"]) -> Criterion:
+    """The criterion that a pair lowers tr(A^-1 mean): `v_optimal`, for F targets whose outer products add up to it."""
+    values, vectors = jnp.linalg.eigh(mean)
+    targets = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
+    return v_optimal(targets, jnp.ones(len(targets), jnp.float32))
+
+
 def a_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """A-optimal greedy batch: each pair lowers tr A^-1, the total variance of the head's weights, the most.
 
@@ -170,22 +177,21 @@ def bait(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: in
     Source: Ash et al. (arXiv 2106.09675), whose prior is lambda I: `prior_mix` 0. They pick 2 k pairs forward and prune
     k of them; here the forward picks are exact over the space, without pruning.
     """
-    mean = _mean_information(belief, space)
-    values, vectors = jnp.linalg.eigh(mean)
-    targets = jnp.sqrt(jnp.maximum(values, 0))[:, None] * vectors.T
-    return _smallest_trace(hparams, v_optimal(targets, jnp.ones(len(targets), jnp.float32)), belief, space, k)
+    return _smallest_trace(hparams, _about(_mean_information(belief, space)), belief, space, k)
 
 
 def v_opt(key: PRNGKey, hparams: HParams, belief: Belief, space: PairSpace, k: int) -> Selection:
     """V-optimal greedy batch for rankings within prompts: each pair lowers tr(A^-1 G), their variance, the most.
 
-    G is the mean of z z^T over the eligible responses, z = phi - its prompt's mean (`within_prompts`): tr(A^-1 G) is
-    the mean variance of a reward less that of its prompt, whichever pairs are on offer.
+    G is the mean of z z^T over the eligible responses, z = phi - its prompt's mean (`within_covariance`): tr(A^-1 G) is
+    the mean variance of a reward less that of its prompt, whichever pairs are on offer. A loop that scores some of the
+    responses of a round gives that of all of them (`Belief.within_covariance`).
 
     Gain: its fall, v x^T A^-1 G A^-1 x / (1 + v x^T A^-1 x), A as in `greedy_dopt`. It may rise as the batch grows, so
     the batch is listed by gain. `bait` has the pairs on offer as its targets, weighted by v.
     Source: the classical criterion of optimal design (Box and Draper, JASA 1959), with these targets.
     """
-    real = space.eligible.astype(jnp.float32)
-    share = real / jnp.maximum(real.sum(), 1)
-    return _smallest_trace(hparams, v_optimal(within_prompts(belief.features, space), share), belief, space, k)
+    covariance = belief.within_covariance
+    if covariance is None:
+        covariance = within_covariance(belief.features, space)
+    return _smallest_trace(hparams, _about(covariance), belief, space, k)

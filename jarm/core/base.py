@@ -119,6 +119,8 @@ class Belief:
       labelled_rewards: `[L, 2]` mean rewards of these ends.
       prior_precision: precision of the Gaussian prior on each weight of the last layer, of a head that has one: rules
         that start from a prior information take it in the place of theirs. None for other heads.
+      within_covariance: `[F, F]` mean outer product of features less the mean of their prompt, over all responses of
+        the round; None where `features` are those of all of them, or no rule asks (`v_opt` does).
     """
 
     features: Float[Array, "N F"]
@@ -129,6 +131,7 @@ class Belief:
     labelled_features: Float[Array, "L 2 F"]
     labelled_rewards: Float[Array, "L 2"]
     prior_precision: Float[Array, ""] | None = None
+    within_covariance: Float[Array, "F F"] | None = None
 
 
 @record

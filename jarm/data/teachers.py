@@ -3,7 +3,10 @@
 A teacher's rewards are `sqrt(1 - u) f + sqrt(u) e + tau o`: f what embeddings can tell of the order within a prompt, e
 what they cannot, drawn for each response, and o an offset of each prompt. f has mean variance 1 within prompts, and so
 has e but for the mean of its prompt; a share of f may be log length. An annotator answers with
-P = sigmoid(beta x difference of rewards / their standard deviation), as in `jarm compare`.
+P = sigmoid(beta x difference of rewards / sqrt(1 + tau^2)), their standard deviation over all draws.
+
+That deviation is the expected one, not that of each draw, which `jarm compare` divides its gold rewards by: margins are
+then Gaussian, and evidence (`jarm.studies.weighing`) is the probability of labels under the very draws of a forecast.
 """
 
 from __future__ import annotations
@@ -177,7 +180,7 @@ def _column(table: ResponseTable, name: str) -> np.ndarray:
 
 
 def draw_gold(space: TeacherSpace, teacher: Teacher, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """Gold rewards of a teacher for all responses, in standard deviations of those of training responses.
+    """Gold rewards of a teacher for all responses, in standard deviations over all draws: `sqrt(teacher.variance)`.
 
     Args:
       space: the responses.
@@ -191,8 +194,8 @@ def draw_gold(space: TeacherSpace, teacher: Teacher, rng: np.random.Generator) -
       >>> from jarm.data.synthetic import synthetic
       >>> space = teacher_space(synthetic(seed=0))
       >>> train, test = draw_gold(space, Teacher("linear:3"), np.random.default_rng(0))
-      >>> train.shape, test.shape, round(float(train.std()), 3)
-      ((200, 10), (100, 20), 1.0)
+      >>> train.shape, test.shape, round(float(train.std()), 2)
+      ((200, 10), (100, 20), 1.03)
     """
     features, scales = space.features(teacher.shape)
     size, share = len(features), teacher.length if space.length is not None else 0.0
@@ -203,13 +206,13 @@ def draw_gold(space: TeacherSpace, teacher: Teacher, rng: np.random.Generator) -
     rest = np.sqrt(teacher.unlearnable) * rng.standard_normal(size)
     offsets = teacher.offsets * rng.standard_normal(space.prompt[-1] + 1)[space.prompt]
     gold = np.where(space.mask, np.sqrt(1 - teacher.unlearnable) * told + rest + offsets, 0)
-    train, test = space.tables
-    gold = (gold / gold[: train.mask.size][train.mask.reshape(-1)].std()).astype(np.float32)
-    return gold[: train.mask.size].reshape(train.mask.shape), gold[train.mask.size :].reshape(test.mask.shape)
+    gold = (gold / np.sqrt(teacher.variance)).astype(np.float32)
+    train, test = (table.mask for table in space.tables)
+    return gold[: train.size].reshape(train.shape), gold[train.size :].reshape(test.shape)
 
 
 def pair_covariance(space: TeacherSpace, teacher: Teacher, first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Covariance `[L, L]` float64 of the differences of rewards of L pairs, in standard deviations of all rewards.
+    """Covariance `[L, L]` float64 of the differences of rewards of L pairs, in the unit of `draw_gold`.
 
     Args:
       space: the responses.

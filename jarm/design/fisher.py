@@ -7,6 +7,7 @@ Phi^T (diag(V 1) - V) Phi, so memory holds one tile of weights V at a time.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -67,7 +68,7 @@ def centred(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N 
 
 
 def within_prompts(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "N F"]:
-    """Features of the eligible responses less the mean of their prompt; 0 for others.
+    """Features of the eligible responses less the mean of their prompt, be they in a listed pair or not; 0 for others.
 
     Where every prompt has one eligible response, the mean is that of all of them.
 
@@ -79,7 +80,7 @@ def within_prompts(features: Float[Array, "N F"], space: PairSpace) -> Float[Arr
       [[-1.0], [1.0], [0.0], [0.0]]
     """
     eligible = space.eligible[:, None]
-    features = jnp.where(eligible, centred(features, space), 0)
+    features = jnp.where(eligible, centred(features, dataclasses.replace(space, pairs=None)), 0)
 
     def by_prompt(numbers: Float[Array, "N n"], prompt_of: Int[Array, "N"]) -> Float[Array, "P n"]:
         return jax.ops.segment_sum(numbers, prompt_of, space.num_prompts)
@@ -88,6 +89,12 @@ def within_prompts(features: Float[Array, "N F"], space: PairSpace) -> Float[Arr
     prompt_of = jnp.where((by_prompt(real, space.prompt_of) > 1).any(), space.prompt_of, 0)
     mean = by_prompt(features, prompt_of) / jnp.maximum(by_prompt(real, prompt_of), 1)
     return jnp.where(eligible, features - mean[prompt_of], 0)
+
+
+def within_covariance(features: Float[Array, "N F"], space: PairSpace) -> Float[Array, "F F"]:
+    """Mean over the eligible responses of z z^T, z the features less the mean of their prompt (`within_prompts`)."""
+    z = within_prompts(features, space)
+    return matmul(z.T, z) / jnp.maximum(space.eligible.sum(dtype=jnp.int32), 1).astype(z.dtype)
 
 
 def space_information(

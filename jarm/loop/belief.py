@@ -3,46 +3,70 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from jarm.core.base import Belief, Labelled, PairSpace, RewardHead
+from jarm.core.base import Belief, Labelled, PairSpace, RewardHead, Rule
 from jarm.core.types import Array, Float, Int, Params, PRNGKey
-from jarm.design.fisher import fisher_weight, pair_information
+from jarm.design.fisher import fisher_weight, pair_information, within_covariance
 from jarm.design.spaces import compact, pair_space, subset
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable
 from jarm.loop.recorded import recorded_space
 
 
-def draw_candidates(
-    config: LoopConfig, key: PRNGKey, labelled: Labelled, table: DeviceTable
-) -> tuple[Int[Array, "n"] | None, PairSpace]:
+class Offer(NamedTuple):
     """The unlabelled pairs on offer in one round.
+
+    Attributes:
+      responses: `[n]` the responses that the pairs are about, None for all `N`.
+      space: the pairs, in indices into these responses.
+      everyone: where the responses are some of those of the round, all of them and their space; else None.
+    """
+
+    responses: Int[Array, "n"] | None
+    space: PairSpace
+    everyone: tuple[Int[Array, "m"] | None, PairSpace] | None = None
+
+
+def draw_candidates(config: LoopConfig, key: PRNGKey, labelled: Labelled, table: DeviceTable) -> Offer:
+    """The unlabelled pairs on offer in one round, the same whichever rules are compared.
 
     Args:
       config: how many prompts and candidate pairs are drawn, and the kind of pairs.
       key: chance of the draws.
       labelled: pairs that are left out.
       table: the training table.
-
-    Returns:
-      `[n]` the responses that the pairs are about, None for all `N`; and the space, in indices into these responses.
     """
     key_prompts, key_candidates = jax.random.split(key)
-    responses, space = _unlabelled(config, key_prompts, labelled, table)
+    responses, whole = _unlabelled(config, key_prompts, labelled, table)
     if config.per_prompt is not None:
-        space = dataclasses.replace(space, per_prompt=jnp.int32(config.per_prompt))
-    if config.candidates is None or (space.pairs is not None and len(space.pairs) <= config.candidates):
-        return responses, space
-    space = subset(key_candidates, space, config.candidates)
-    # V-optimality is about all responses of a round, whichever pairs are on offer.
-    if 2 * config.candidates >= space.size or "v_opt" in (*config.rules, config.first):
-        return responses, space
+        whole = dataclasses.replace(whole, per_prompt=jnp.int32(config.per_prompt))
+    if config.candidates is None or (whole.pairs is not None and len(whole.pairs) <= config.candidates):
+        return Offer(responses, whole)
+    space = subset(key_candidates, whole, config.candidates)
+    if 2 * config.candidates >= space.size:
+        return Offer(responses, space)
     # Few pairs of many responses: only the responses at their ends are scored.
     used, space = compact(space)
-    return (used if responses is None else responses[used]), space
+    return Offer(used if responses is None else responses[used], space, (responses, whole))
+
+
+def covariance_of_round(
+    rules: tuple[str | Rule, ...],
+    offer: Offer,
+    featurise: Callable[[Float[Array, "m d"]], Float[Array, "m F"]],
+    table: DeviceTable,
+) -> Float[Array, "F F"] | None:
+    """`Belief.within_covariance`: None where the features of the offer tell it, or no rule of these asks."""
+    if offer.everyone is None or "v_opt" not in rules:
+        return None
+    responses, space = offer.everyone
+    return within_covariance(featurise(table.flat if responses is None else table.flat[responses]), space)
 
 
 def _unlabelled(
@@ -74,21 +98,21 @@ def form_belief(
     params: Params,
     labelled: Labelled,
     table: DeviceTable,
-    responses: Int[Array, "n"] | None,
+    offer: Offer,
 ) -> Belief:
     """The belief of an ensemble about some responses, and about the ends of the labelled pairs.
 
     Features are the first member's, since those of different heads have no common mean; rewards are the ensemble's.
 
     Args:
-      config: of the loop; read for the number of members.
+      config: of the loop; read for its rules and the number of members.
       head: the reward head.
       params: its parameters, with a leading axis K.
       labelled: the pairs labelled so far.
       table: the training table.
-      responses: `[n]` indices of the responses, None for all `N`.
+      offer: the pairs on offer, and their responses.
     """
-    flat = table.flat
+    flat, responses = table.flat, offer.responses
     first_member = jax.tree.map(lambda leaf: leaf[0], params)
     others = jax.tree.map(lambda leaf: leaf[1:], params)
 
@@ -122,4 +146,7 @@ def form_belief(
         labelled_features=jnp.where(real[:, :, None], jnp.stack([phi_first, phi_second], axis=1), 0),
         labelled_rewards=jnp.where(real, jnp.stack([r_first, r_second], axis=1), 0),
         prior_precision=None if head.prior_precision is None else head.prior_precision(first_member),
+        within_covariance=covariance_of_round(
+            config.rules, offer, functools.partial(head.features, first_member), table
+        ),
     )

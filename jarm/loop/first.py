@@ -12,7 +12,7 @@ from jarm.acquisition.registry import get_rule
 from jarm.core.base import Belief, HParams, Labelled, Selection
 from jarm.core.status import Status
 from jarm.core.types import Array, Bool, Int, PRNGKey
-from jarm.loop.belief import draw_candidates
+from jarm.loop.belief import covariance_of_round, draw_candidates
 from jarm.loop.config import FIRST, LoopConfig
 from jarm.loop.device_table import DeviceTable
 
@@ -40,7 +40,8 @@ def choose_first(
       The pairs, in indices into the `N` responses of the table.
     """
     key_space, key_rule = jax.random.split(key)
-    responses, space = draw_candidates(config, key_space, labelled, table)
+    offer = draw_candidates(config, key_space, labelled, table)
+    rule, (responses, space, _) = FIRST[config.first], offer
     features = table.flat if responses is None else table.flat[responses]
     size, width = features.shape
     belief = Belief(
@@ -52,8 +53,9 @@ def choose_first(
         labelled_features=jnp.zeros((0, 2, width), jnp.float32),
         labelled_rewards=jnp.zeros((0, 2), jnp.float32),
         prior_precision=table.spread_within / hparams.prior_variance,
+        within_covariance=covariance_of_round((rule,), offer, lambda rows: rows, table),
     )
-    rule, k = FIRST[config.first], config.initial
+    k = config.initial
     smallest, largest = _caps(config, table) if space.per_prompt is None else (space.per_prompt, space.per_prompt)
 
     def wider(tried: tuple[Int[Array, ""], Selection]) -> tuple[Int[Array, ""], Selection]:

@@ -146,14 +146,14 @@ def choose(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable,
     """The next batch, picked with the heads of the state."""
     config = parts.config
     key_space, key_rule = jax.random.split(jax.random.fold_in(as_key(state.key), 2 * state.round + 1))
-    responses, space = draw_candidates(config, key_space, state.labelled, table)
+    offer = draw_candidates(config, key_space, state.labelled, table)
     # On some accelerators a plain product has a third of the digits of its type, too few for differences.
     with jax.default_matmul_precision("highest"):
-        belief = form_belief(config, parts.head, state.params, state.labelled, table, responses)
-    selection = pick(config, parts.rules, key_rule, hparams.as_float32(), belief, space, rule)
+        belief = form_belief(config, parts.head, state.params, state.labelled, table, offer)
+    selection = pick(config, parts.rules, key_rule, hparams.as_float32(), belief, offer.space, rule)
     weight = fisher_weight(belief.rewards[selection.pairs[:, 0]] - belief.rewards[selection.pairs[:, 1]])
     variance = pair_variance(belief.member_rewards, selection.pairs)
-    return Choice(in_table(selection, responses), weight, variance)
+    return Choice(in_table(selection, offer.responses), weight, variance)
 
 
 def select(parts: Parts, hparams: HParams, state: LoopState, table: DeviceTable, rule: int | Array = 0) -> Selection:

@@ -11,7 +11,17 @@ import numpy as np
 
 from jarm.report.figures import drawing, files_of
 from jarm.report.markdown import table
-from jarm.report.statistics import area_under_curve, ends, interval, labels_to_reach, number
+from jarm.report.statistics import (
+    Interval,
+    LabelSaving,
+    area_under_curve,
+    ends,
+    interval,
+    label_saving,
+    number,
+    resampled_shares,
+    times,
+)
 
 ENOUGH_RATIO, ENOUGH_GAIN = 1.1, 0.01
 """Random pairs are enough where the labels saved are less than this ratio, or the gain in mean Spearman is below this,
@@ -21,84 +31,65 @@ CAVEAT = (
     "where you have gold rewards."
 )
 """What is known of forecasts."""
+FEW = 5
+"""Campaigns below which intervals of a bootstrap are too narrow (see `jarm.report.statistics.tail`)."""
 DRAWS = 1000
-"""Resamples of an interval."""
+"""Resamples of an interval, of which a forecast has a hundred."""
 
 
 class Saved(NamedTuple):
-    """Labels that a way of choosing saves against random pairs, over simulated campaigns or real ones.
+    """What a way of choosing saves against random pairs, over simulated campaigns or real ones.
 
     Attributes:
-      labels, baseline_labels: labels after which the mean curves first reach the baseline's final value; `labels` is
-        infinite where the curve does not reach it.
-      ratio: `baseline_labels / labels` with the ends of its 95 % interval.
-      bound: what the ratio is beside exact: `or more` where the value is reached with the first labels there are,
-        `or less` where it is not reached.
-      gain: mean height of the curve less the baseline's over label counts, likewise.
+      saving: labels after which the mean curves first reach the baseline's final value, as of a comparison.
+      gain: mean height of the curve less the baseline's over label counts.
       ahead: share of the campaigns in which this difference is positive.
     """
 
-    labels: float
-    baseline_labels: float
-    ratio: tuple[float, float, float]
-    bound: str
-    gain: tuple[float, float, float]
+    saving: LabelSaving
+    gain: Interval
     ahead: float
 
     @property
     def verdict(self) -> str:
-        """`choose` where it pays, `random` where random pairs are enough, else `not known`: see `ENOUGH_RATIO`."""
-        if self.ratio[1] > ENOUGH_RATIO and self.gain[1] >= ENOUGH_GAIN:
+        """`choose` where it pays, `random` where random pairs are enough, else `not known`: see `ENOUGH_RATIO`.
+
+        Of fewer than `FEW` campaigns, by effective number, nothing is known: their intervals are too narrow.
+        """
+        ratio, gain = self.saving.ratio, self.gain
+        if gain.seeds < FEW:
+            return "not known"
+        if ratio.low > ENOUGH_RATIO and gain.low >= ENOUGH_GAIN:
             return "choose"
-        return "random" if self.ratio[2] <= ENOUGH_RATIO or self.gain[2] < ENOUGH_GAIN else "not known"
+        return "random" if ratio.high <= ENOUGH_RATIO or gain.high < ENOUGH_GAIN else "not known"
 
 
 def labels_saved(
     labels: np.ndarray, curves: np.ndarray, baseline: np.ndarray, weights: np.ndarray | None = None, seed: int = 0
 ) -> Saved:
-    """Labels saved for the baseline's final value, from curves averaged over campaigns.
+    """Labels saved for the baseline's final value, and the gain in mean height, from campaigns of some weights.
 
-    Intervals are Bayesian bootstraps: each resample weighs the campaigns by exponential variates, the same for both
-    curves, and has its own final value of the baseline as its target. They are wider for few campaigns, by
-    effective number, as `jarm.report.statistics.tail` says, and NaN for one.
+    Intervals are those of `jarm.report.statistics.label_saving`, by the effective number of campaigns; NaN for one.
 
     Args:
       labels: `[T]` label counts.
       curves, baseline: `[S, T]`, campaign by campaign with the same gold rewards, first labels and annotator.
-      weights: `[S]` weights of the campaigns, by default equal.
+      weights: `[S]` weights of the campaigns, by default equal; those of weight 0 do not count.
       seed: of the resampling.
 
     Example:
       >>> labels, random = np.array([50, 100, 150]), np.array([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]])
       >>> saved = labels_saved(labels, random + 0.1, random)
-      >>> saved.labels, saved.baseline_labels, saved.ratio[0], saved.verdict
+      >>> saved.saving.labels, saved.saving.baseline_labels, saved.saving.ratio.mean, saved.verdict
       (100.0, 150.0, 1.5, 'choose')
-
-    Source: Rubin, "The Bayesian bootstrap", Annals of Statistics 1981.
     """
     weights = np.ones(len(curves)) if weights is None else np.asarray(weights, np.float64)
-    limit = float(labels[-1])
-
-    def needed(shares: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        mean, base = shares @ curves, shares @ baseline
-        return labels_to_reach(labels, mean, base[..., -1]), labels_to_reach(labels, base, base[..., -1])
-
-    gains = area_under_curve(labels, curves) - area_under_curve(labels, baseline)
-    drawn = np.random.default_rng(seed).exponential(size=(DRAWS, len(curves))) * weights
-    drawn /= drawn.sum(axis=1, keepdims=True)
-    shares = weights / weights.sum()
-    effective = int(np.rint(1 / np.square(shares).sum()))
-    own, base = (float(each) for each in needed(shares))
-    resampled, resampled_base = needed(drawn)
-    ratios = resampled_base / np.minimum(resampled, limit)
-    return Saved(
-        own,
-        base,
-        (base / min(own, limit), *ends(ratios, effective)),
-        "or more" if own <= labels[0] else "or less" if own > limit else "",
-        (float(shares @ gains), *ends(drawn @ gains, effective)),
-        float(shares @ (gains > 0)),
-    )
+    curves, baseline, weights = curves[weights > 0], baseline[weights > 0], weights[weights > 0]
+    saving = label_saving(labels, curves, labels, baseline, weights, draws=DRAWS, seed=seed)
+    gains, effective = area_under_curve(labels, curves) - area_under_curve(labels, baseline), saving.ratio.seeds
+    shares, drawn = weights / weights.sum(), resampled_shares(weights, DRAWS, seed)
+    gain = Interval(float(shares @ gains), *ends(drawn @ gains, effective), effective)
+    return Saved(saving, gain, float(shares @ (gains > 0)))
 
 
 def quantiles(values: np.ndarray, weights: np.ndarray, shares: Sequence[float]) -> list[float]:
@@ -143,35 +134,35 @@ def forecast_in_words(
 
 
 def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], weighed: bool, campaigns: int) -> str:
-    best = max(arms, key=lambda arm: arms[arm].gain[0])
+    best = max(arms, key=lambda arm: arms[arm].gain.mean)
     useful = [arm for arm in arms if arms[arm].verdict == "choose"]
     if useful:
-        best = max(useful, key=lambda arm: arms[arm].gain[0])
-    saved = arms[best]
-    gain = f"{saved.gain[0]:+.3f}".replace("0.", ".", 1)
-    times = f"{saved.ratio[0]:.1f} times{f', {saved.bound},' * bool(saved.bound)} fewer labels than random pairs"
-    ratio = f"{times} {interval(*saved.ratio[1:], lambda x: f'{x:.1f}')}"
+        best = max(useful, key=lambda arm: arms[arm].gain.mean)
+    saved, saving = arms[best], arms[best].saving
+    gain = f"{saved.gain.mean:+.3f}".replace("0.", ".", 1)
+    ends = interval(saving.ratio.low, saving.ratio.high, lambda x: f"{x:.1f}")
+    ratio = f"{times(saving.ratio.mean, saving.bound)} fewer labels than random pairs {ends}"
     if not useful and any(each.verdict == "not known" for each in arms.values()):
         return (
             f"Not known from {campaigns:,} campaigns: {arm_in_words(best)} is expected to gain most, {gain} in mean "
-            f"Spearman {interval(*saved.gain[1:])}, and needs {ratio}; simulate more (`--campaigns`)."
+            f"Spearman {interval(saved.gain.low, saved.gain.high)}, and needs {ratio}; simulate more (`--campaigns`)."
         )
     if not useful:
         return (
             f"Random pairs are enough on embeddings like these: of the other ways, {arm_in_words(best)} is expected "
             f"to gain most, {gain} in mean Spearman, and needs {ratio} for what "
-            f"{saved.baseline_labels:.0f} of them teach."
+            f"{saving.baseline_labels:.0f} of them teach."
         )
     likely = "weighed by the labels" if weighed else "all as likely"
     text = (
-        f"Expect {arm_in_words(best)}: it needs {ratio}, {saved.labels:.0f} for what {saved.baseline_labels:.0f} "
+        f"Expect {arm_in_words(best)}: it needs {ratio}, {saving.labels:.0f} for what {saving.baseline_labels:.0f} "
         f"teach; mean Spearman {gain}, ahead in {saved.ahead:.0%} of the simulated campaigns. Over shapes and "
         f"noises of teachers, {likely}, the ratio is {ranges[best][0]:.1f} to {ranges[best][1]:.1f} (80 %)."
     )
     first, _, rule = best.partition("+")
     alone = arms.get(f"{first}+random")
-    if first != "random" and rule != "random" and alone is not None and saved.gain[0] > 0:
-        text += f" The first batch alone gains {max(alone.gain[0], 0) / saved.gain[0]:.0%} of that."
+    if first != "random" and rule != "random" and alone is not None and saved.gain.mean > 0:
+        text += f" The first batch alone gains {max(alone.gain.mean, 0) / saved.gain.mean:.0%} of that."
     return text
 
 

@@ -38,6 +38,8 @@ class LabelSaving(NamedTuple):
         its last label count takes the place of `labels`, and the ratio is an upper bound.
       unreached: share of the resamples in which the rule does not reach the value.
       limit: the rule's last label count.
+      bound: what the ratio is beside exact: `or more` where the rule has the value with its first labels and the
+        baseline has not, `or less` where the rule does not reach it.
     """
 
     labels: float
@@ -45,6 +47,7 @@ class LabelSaving(NamedTuple):
     ratio: Interval
     unreached: float
     limit: float
+    bound: str = ""
 
 
 def t_quantile(p: float, df: int) -> float:
@@ -93,6 +96,14 @@ def tail(seeds: int, level: float = 0.95) -> float:
 def resamples(seeds: int, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
     """`[draws, seeds]` indices drawn with replacement; the same for the same arguments."""
     return np.random.default_rng(seed).integers(0, seeds, (draws, seeds))
+
+
+def resampled_shares(weights: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:
+    """`[draws, S]` share of each seed in the mean of a resample: how often `resamples` draws it, times its weight."""
+    S = len(weights)
+    places = resamples(S, draws, seed) + S * np.arange(draws)[:, None]
+    counts = np.bincount(places.ravel(), minlength=draws * S).reshape(draws, S) * weights
+    return np.asarray(counts / counts.sum(axis=1, keepdims=True))
 
 
 def ends(values: np.ndarray, seeds: int, level: float = 0.95) -> tuple[float, float]:
@@ -237,6 +248,7 @@ def label_saving(
     curves: np.ndarray,
     baseline_labels: np.ndarray,
     baseline_curves: np.ndarray,
+    weights: np.ndarray | None = None,
     *,
     level: float = 0.95,
     draws: int = DRAWS,
@@ -251,15 +263,16 @@ def label_saving(
     Args:
       labels, baseline_labels: `[T]` label counts.
       curves, baseline_curves: `[S, T]`, the same seeds in the same order.
+      weights: `[S]` positive weights of the seeds, by default equal; `ratio.seeds` is then their effective number
+        `(sum w)^2 / sum w^2`, rounded, which the interval goes by.
       level, draws, seed: as for `bootstrap_ci`.
     """
-    S = len(curves)
-
-    def means(index: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        return curves[index].mean(-2), baseline_curves[index].mean(-2)
-
-    drawn = means(resamples(S, draws, seed)) if S > 1 else means(np.arange(1)[None])
-    return saving_of_means(labels, baseline_labels, means(np.arange(S)), drawn, S, level=level)
+    weights = np.ones(len(curves)) if weights is None else np.asarray(weights, np.float64)
+    shares, drawn = weights / weights.sum(), resampled_shares(weights, draws, seed)
+    effective = int(np.rint(1 / np.square(shares).sum()))
+    means = shares @ curves, shares @ baseline_curves
+    resampled = drawn @ curves, drawn @ baseline_curves
+    return saving_of_means(labels, baseline_labels, means, resampled, effective, level=level)
 
 
 def saving_of_means(
@@ -297,7 +310,10 @@ def saving_of_means(
     (rule, base), resampled = needed(*means), needed(*drawn)
     found = ends(ratio(*resampled), seeds, level)
     unreached = float(np.isinf(resampled[0]).mean())
-    return LabelSaving(float(rule), float(base), Interval(float(ratio(rule, base)), *found, seeds), unreached, limit)
+    bound = "or less" if rule > limit else "or more" if rule <= labels[0] < base else ""
+    return LabelSaving(
+        float(rule), float(base), Interval(float(ratio(rule, base)), *found, seeds), unreached, limit, bound
+    )
 
 
 def number(value: float, places: int = 3) -> str:
@@ -311,6 +327,11 @@ def number(value: float, places: int = 3) -> str:
 def interval(low: float, high: float, form: Callable[[float], str] = number) -> str:
     """`(.020 to .042)`, or a remark where there is none, as of one seed or one prompt."""
     return "(no interval: too few)" if math.isnan(low) or math.isnan(high) else f"({form(low)} to {form(high)})"
+
+
+def times(ratio: float, bound: str) -> str:
+    """`3.1 times`, or `9.0 times, or more,` of a ratio that is a bound."""
+    return f"{ratio:.1f} times{f', {bound},' * bool(bound)}"
 
 
 def times_fewer(saving: LabelSaving) -> tuple[float, str, str]:
@@ -334,7 +355,7 @@ def _saving_in_words(saving: LabelSaving, baseline: str) -> str:
     if saving.ratio.low <= 1 <= saving.ratio.high:
         words = f"labels needed: no difference shown ({ends} times {which})"
     else:
-        words = f"needs {ratio:.1f} times {which} labels{f' ({ends})' if ends else ''}"
+        words = f"needs {times(ratio, saving.bound)} {which} labels{f' ({ends})' if ends else ''}"
     if saving.unreached > CENSORED and which == "fewer":
         words += f", though {saving.unreached:.0%} of resamples never reach {baseline}'s final value"
     return words

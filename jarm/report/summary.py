@@ -249,8 +249,9 @@ def write_sweep_summary(
 
 
 def labels_needed(saving: LabelSaving, baseline: bool) -> str:
-    """Labels to the baseline's final value, for a cell of a table: `138 (1.2 to 4.2 times fewer)`."""
+    """Labels to the baseline's final value, for a cell of a table: `138 (1.2 to 4.2 times fewer)`, `50 or fewer`."""
     if math.isinf(saving.labels):
         return f"not within {saving.limit:.0f}"
     _, ends, which = times_fewer(saving)
-    return f"{saving.labels:.0f}" + (f" ({ends} times {which})" if ends and not baseline else "")
+    needed = f"{saving.labels:.0f}{' or fewer' * (saving.bound == 'or more')}"
+    return needed + (f" ({ends} times {which})" if ends and not baseline else "")

@@ -240,7 +240,7 @@ def summarise(
     cells = list[dict[str, Any]]()
     for shape, noise in dict.fromkeys((teacher.shape, teacher.noise) for teacher in teachers):
         inside = np.array([(teacher.shape, teacher.noise) == (shape, noise) for teacher in teachers])
-        if (some := inside[which]).any() and weights[inside].sum() > 0:
+        if importance[some := inside[which]].any():
             cells.append(
                 {
                     "shape": shape,
@@ -260,7 +260,7 @@ def summarise(
     useful = [arm for arm in arms if expected[arm].verdict == "choose"] or arms
     return {
         "answer": forecast_in_words(expected, ranges, config.labels is not None, int(len(curves) * len(whole))),
-        "best": max(useful, key=lambda arm: expected[arm].gain[0]),
+        "best": max(useful, key=lambda arm: expected[arm].gain.mean),
         "campaigns": int(len(curves) * len(whole)),
         "draws": len(whole),
         "failed": int((~whole).sum()),
@@ -290,18 +290,18 @@ def summarise(
 
 
 def _row(saved: Saved) -> dict[str, Any]:
-    (ratio, ratio_low, ratio_high), (gain, gain_low, gain_high) = saved.ratio, saved.gain
+    (ratio, ratio_low, ratio_high, _), (gain, gain_low, gain_high, _) = saved.saving.ratio, saved.gain
     row = {
         "ratio": ratio,
         "ratio_low": ratio_low,
         "ratio_high": ratio_high,
-        "bound": saved.bound,
+        "bound": saved.saving.bound,
         "gain": gain,
         "gain_low": gain_low,
         "gain_high": gain_high,
         "ahead": saved.ahead,
-        "labels": saved.labels,
-        "baseline_labels": saved.baseline_labels,
+        "labels": saved.saving.labels,
+        "baseline_labels": saved.saving.baseline_labels,
         "verdict": saved.verdict,
     }
     return {name: plain(value) for name, value in row.items()}

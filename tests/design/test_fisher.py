@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from references import leverages64
 
-from jarm.design.fisher import centred, chunked, fisher_weight, pair_information, pair_variance, space_information
+from jarm.design.fisher import (
+    centred,
+    chunked,
+    fisher_weight,
+    pair_information,
+    pair_variance,
+    space_information,
+    within_covariance,
+)
 from jarm.design.spaces import listed_space, pair_space
 from jarm.testing.conformance import SPACES
 from jarm.testing.references import information64, list_pairs
@@ -44,6 +52,21 @@ def test_information_of_a_space_is_the_sum_over_its_pairs(kind, shape, tile):
             assert count == len(pairs)
             np.testing.assert_allclose(total, expected, rtol=1e-5, atol=2e-6 * max(np.trace(expected), 1e-6))
             np.testing.assert_array_equal(total, total.T)
+
+
+@pytest.mark.parametrize("kind", SPACES)
+def test_the_covariance_within_prompts_is_of_every_eligible_response(kind):
+    """Of those in no pair of a list, too."""
+    for seed in range(3):
+        phi, _, space = problem(seed, kind)
+        prompts = np.float64(phi).reshape(5, 4, -1)
+        real = np.asarray(space.eligible).reshape(5, 4)
+        rows = [own[some] - own[some].mean(axis=0) for own, some in zip(prompts, real, strict=True) if some.any()]
+        wanted = sum(row.T @ row for row in rows) / real.sum()
+        np.testing.assert_allclose(within_covariance(jnp.asarray(phi), space), wanted, rtol=1e-4, atol=1e-6)
+        if kind == "listed":
+            few = listed_space(space.pairs[:3], space.eligible, 4)
+            np.testing.assert_allclose(within_covariance(jnp.asarray(phi), few), wanted, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", SPACES)

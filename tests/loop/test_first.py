@@ -5,18 +5,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from marks import sampled
+from marks import nightly, sampled, slow
 from references import d_optimal64, greedy_steps64, v_optimal64
 from test_loop_laplace import LAPLACE, WIDTH, make_table, within64
 
+from jarm.acquisition.registry import RULES
 from jarm.core.base import HParams, Limits
 from jarm.core.status import JarmError, Status, check
-from jarm.design.spaces import pair_space
+from jarm.design.spaces import listed_space, pair_space
 from jarm.loop.belief import draw_candidates
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import prepare
 from jarm.loop.loop import make_loop
 from jarm.reward.config import FitConfig, HeadConfig
+from jarm.testing.references import list_pairs
 from jarm.testing.tracing import count_compilations
 from jarm.testing.tracing import quick_jit as jit
 
@@ -85,17 +87,57 @@ def test_the_baseline_is_random_from_its_first_batch_on():
     assert set(map(tuple, labelled(chosen, 1)[:6])) != set(map(tuple, labelled(drawn, 1)[:6]))
 
 
+def covariance64():
+    """Mean outer product of the responses less the mean of their prompt, all of the table."""
+    rows = [np.float64(e[real] - e[real].mean(axis=0)) for e, real in zip(TABLE.embeddings(), TABLE.mask, strict=True)]
+    return sum(row.T @ row for row in rows) / TABLE.mask.sum()
+
+
+@pytest.mark.parametrize("candidates", [10, nightly(20)])
 @pytest.mark.slow
-@pytest.mark.nightly
-def test_targets_are_all_responses_of_a_round_whichever_pairs_are_on_offer():
-    wide = dataclasses.replace(CONFIG, candidates=6, per_prompt=None)
-    for rule, whole in (("v_opt", True), ("greedy_dopt", False)):
-        config = dataclasses.replace(wide, rules=(rule,))
-        table, *_ = prepare(config, TABLE)
-        labelled = make_loop(config).init(jax.random.key(0), table)[0].labelled
-        responses, space = draw_candidates(config, jax.random.key(1), labelled, table)
-        assert (responses is None) == whole
-        assert (space.size == TABLE.mask.size) == whole
+def test_targets_are_all_responses_of_a_round_whichever_pairs_are_on_offer(candidates):
+    """A first batch among few pairs, of whose responses alone features are made, is that of brute force."""
+    config = dataclasses.replace(CONFIG, first="v_opt", candidates=candidates, per_prompt=None)
+    table, hparams, _ = prepare(config, TABLE)
+    key = jax.random.split(jax.random.split(jax.random.key(0), 3)[1])[0]
+    offer = draw_candidates(config, key, make_loop(CONFIG).init(jax.random.key(0), table)[0].labelled, table)
+    assert (offer.everyone is not None) == (2 * candidates < TABLE.mask.size)
+    pairs = list_pairs(offer.space) if offer.responses is None else np.asarray(offer.responses)[list_pairs(offer.space)]
+    values, vectors = np.linalg.eigh(covariance64())
+    criterion = v_optimal64(np.sqrt(np.maximum(values, 0))[:, None] * vectors.T, np.ones(len(values)))
+    flat, prior = np.float64(TABLE.embeddings()).reshape(TABLE.mask.size, -1), within64(TABLE) / 0.1 * np.eye(5)
+    space = listed_space(jnp.asarray(pairs, jnp.int32), jnp.asarray(TABLE.mask.reshape(-1)), WIDTH)
+    limit = max(limit for limit in (1, 2, 4, 6) if limit <= uses(first_batch(config, hparams).pairs))
+    best = greedy_steps64(criterion, flat, np.zeros(len(flat)), space, prior, 6, limits=Limits(per_prompt=limit))
+    batch = first_batch(config, hparams)
+    assert set(map(tuple, best.pairs.tolist())) == set(map(tuple, np.asarray(batch.pairs).tolist()))
+    np.testing.assert_allclose(batch.gains, np.sort(best.gains)[::-1], rtol=1e-3)
+
+
+def chosen(names, candidates=10):
+    """Rule -> its second batch, of a loop that compares all of these; few pairs of many responses are on offer."""
+    config = dataclasses.replace(CONFIG, rules=tuple(names), candidates=candidates, fit=FitConfig(members=3))
+    table, hparams, _ = prepare(config, TABLE)
+    loop = make_loop(config)
+    state, first = loop.init(jax.random.key(0), table, hparams)
+    state = loop.tell(state, first, (first.pairs.sum(axis=1) % 2).astype(jnp.float32))
+    ask = jit(loop.ask)
+    return {name: ask(hparams, state, table, at)[1] for at, name in enumerate(names)}
+
+
+@pytest.mark.parametrize(
+    ("together", "alone"),
+    [
+        slow(("power_bald", "v_opt"), ("power_bald",)),
+        nightly(tuple(name for name in RULES if name != "then_random"), ("drts", "v_opt", "softmax_dopt", "coreset")),
+    ],
+)
+def test_a_rule_chooses_the_same_whatever_is_compared_with_it(together, alone):
+    of_all = chosen(together)
+    for name in alone:
+        own = chosen((name,))[name]
+        np.testing.assert_array_equal(of_all[name].pairs, own.pairs, err_msg=name)
+        np.testing.assert_allclose(of_all[name].gains, own.gains, rtol=1e-5, err_msg=name)
 
 
 @pytest.mark.parametrize("kind", ["within", pytest.param("cross", marks=pytest.mark.nightly)])

@@ -68,7 +68,7 @@ def test_first_pairs_and_candidates_are_those_that_differ(kind):
     labelled = Labelled(nothing + known[0], nothing + known[1], jnp.ones(1), jnp.ones(1), jnp.ones(1, bool))
     for options in ({}, {"prompts": 4, "candidates": 5}):
         drawn = config_of(kind, **options)
-        responses, space = draw_candidates(drawn, jax.random.key(1), labelled, table)
+        responses, space, _ = draw_candidates(drawn, jax.random.key(1), labelled, table)
         pairs = list_pairs(space)
         pairs = np.sort(pairs if responses is None else np.asarray(responses)[pairs], axis=1)
         found = {tuple(pair) for pair in pairs.tolist()}

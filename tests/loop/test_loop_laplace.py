@@ -10,7 +10,7 @@ from jarm.core.base import HParams
 from jarm.core.status import JarmError, check
 from jarm.core.tables import ResponseTable
 from jarm.design.spaces import pair_space
-from jarm.loop.belief import form_belief
+from jarm.loop.belief import Offer, form_belief
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import prepare
 from jarm.loop.loop import make_loop
@@ -53,7 +53,8 @@ def test_the_prior_of_a_rule_is_that_of_the_head():
     np.testing.assert_allclose(device_table.spread_within, within64(table), rtol=1e-6)
     state, _ = run(jax.random.key(0), hparams, device_table, 0)
     labelled, eligible = state.labelled, device_table.mask.reshape(-1)
-    belief = jit(lambda *args: form_belief(CONFIG, LAPLACE.head(), *args, None))(state.params, labelled, device_table)
+    offer = Offer(None, pair_space("within", WIDTH, eligible))
+    belief = jit(lambda *args: form_belief(CONFIG, LAPLACE.head(), *args))(state.params, labelled, device_table, offer)
     x = device_table.flat[labelled.first] - device_table.flat[labelled.second]
     weight, margin = labelled.mask.astype(jnp.float32), x @ state.params["out"]["kernel"].mean(axis=0)[:, 0]
     sigma = jit(covariance)(x, weight, margin, 0.4 / device_table.spread_within)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from jarm.report.forecast import Saved, arm_in_words, forecast_in_words, labels_saved, quantiles
-from jarm.report.statistics import label_saving, labels_to_reach
+from jarm.report.statistics import (
+    Interval,
+    LabelSaving,
+    area_under_curve,
+    label_saving,
+    labels_to_reach,
+    paired_difference,
+    saving_of_means,
+    tail,
+)
 
 LABELS = np.array([50, 100, 150, 200])
 
@@ -16,12 +25,32 @@ def curves(seed=0, S=30):
     return random + np.array([0.05, 0.04, 0.02, 0.01]) + 0.01 * rng.normal(size=(S, 4)), random
 
 
+def made(ratio, gain, ahead, labels=100.0, baseline_labels=200.0):
+    return Saved(LabelSaving(labels, baseline_labels, Interval(*ratio, 10), 0.0, 450.0), Interval(*gain, 10), ahead)
+
+
 def test_equal_weights_are_the_saving_of_a_comparison():
     arm, random = curves()
-    saved, wanted = labels_saved(LABELS, arm, random), label_saving(LABELS, arm, LABELS, random)
-    assert (saved.labels, saved.baseline_labels) == pytest.approx((wanted.labels, wanted.baseline_labels))
-    assert saved.ratio == pytest.approx(wanted.ratio[:3], rel=0.1)  # its interval is another bootstrap
-    assert saved.gain[1] < saved.gain[0] < saved.gain[2]
+    saved = labels_saved(LABELS, arm, random)
+    assert saved.saving == label_saving(LABELS, arm, LABELS, random, draws=1000)
+    areas = [area_under_curve(LABELS, each) for each in (arm, random)]
+    assert saved.gain == pytest.approx(paired_difference(*areas, draws=1000))
+
+
+def test_a_bootstrap_written_out():
+    """Campaigns drawn one by one, their weights beside them; the ends at the percentiles of the effective number."""
+    arm, random = curves(S=12)
+    weights = np.random.default_rng(1).uniform(0.2, 2, 12)
+    rng, ratios, gains = np.random.default_rng(0), [], []
+    for drawn in rng.integers(0, 12, (1000, 12)):
+        own, base = (np.average(each[drawn], axis=0, weights=weights[drawn]) for each in (arm, random))
+        needed = [float(labels_to_reach(LABELS, each, base[-1])) for each in (own, base)]
+        ratios.append(needed[1] / min(needed[0], 200))
+        gains.append(np.trapezoid(own - base, LABELS) / 150)
+    saved = labels_saved(LABELS, arm, random, weights)
+    cut = tail(round(weights.sum() ** 2 / np.square(weights).sum()))
+    assert saved.saving.ratio[1:3] == pytest.approx(np.quantile(ratios, [cut, 1 - cut]))
+    assert saved.gain[1:3] == pytest.approx(np.quantile(gains, [cut, 1 - cut]))
 
 
 def test_weights_count_campaigns():
@@ -32,23 +61,29 @@ def test_weights_count_campaigns():
         LABELS, np.concatenate([arm[:1], arm[:1], arm[2:]]), np.concatenate([random[:1], random[:1], random[2:]])
     )
     weighed = labels_saved(LABELS, arm, random, weights)
-    assert weighed.ratio[0] == pytest.approx(doubled.ratio[0])
-    assert weighed.gain[0] == pytest.approx(doubled.gain[0])
+    assert weighed.saving.ratio.mean == pytest.approx(doubled.saving.ratio.mean)
+    assert weighed.gain.mean == pytest.approx(doubled.gain.mean)
     assert weighed.ahead == pytest.approx(doubled.ahead)
 
 
 def test_a_curve_that_does_not_reach_has_a_bound():
     _, random = curves()
     saved = labels_saved(LABELS, random - 0.1, random)
-    assert np.isinf(saved.labels)
-    assert saved.bound == "or less"
-    assert labels_saved(LABELS, random, random).bound == ""
+    assert np.isinf(saved.saving.labels)
+    assert saved.saving.bound == "or less"
+    assert saved.saving.ratio.mean == labels_to_reach(LABELS, random.mean(0), random.mean(0)[-1]) / 200
+    assert saved.verdict == "random"
+    assert labels_saved(LABELS, random, random).saving.bound == ""
     at_once = labels_saved(LABELS, random + 1, random)
-    assert (at_once.labels, at_once.bound) == (50, "or more")
+    assert (at_once.saving.labels, at_once.saving.bound) == (50, "or more")
     said = forecast_in_words({"v_opt+random": at_once}, {"v_opt+random": (3.0, 4.0)}, False, 30)
     assert "times, or more, fewer labels than random pairs" in said
-    assert saved.ratio[0] == labels_to_reach(LABELS, random.mean(0), random.mean(0)[-1]) / 200
-    assert saved.verdict == "random"
+
+
+def test_where_both_have_the_value_at_once_neither_saves():
+    flat = np.full(4, 0.5)
+    found = saving_of_means(LABELS, LABELS, (flat, flat), (flat[None], flat[None]), 1)
+    assert (found.ratio.mean, found.bound) == (1, "")
 
 
 @pytest.mark.parametrize(
@@ -64,12 +99,20 @@ def test_a_curve_that_does_not_reach_has_a_bound():
     ],
 )
 def test_a_verdict_takes_the_whole_of_both_intervals(ratio, gain, verdict):
-    assert Saved(100, 200, (2.0, *ratio), "", (0.02, *gain), 0.8).verdict == verdict
+    assert made((2.0, *ratio), (0.02, *gain), 0.8).verdict == verdict
+
+
+@pytest.mark.parametrize(("campaigns", "verdict"), [(2, "not known"), (4, "not known"), (5, "choose")])
+def test_few_campaigns_tell_nothing(campaigns, verdict):
+    """Even where they agree; by effective number, so that small weights do not count."""
+    random = np.tile([0.2, 0.3, 0.35, 0.38], (campaigns + 1, 1)) + 0.001 * np.arange(campaigns + 1)[:, None]
+    weights = np.array([1.0] * campaigns + [1e-6])
+    assert labels_saved(LABELS, random + 0.05, random, weights).verdict == verdict
 
 
 def test_one_campaign_has_no_interval():
     arm, random = curves()
-    assert np.isnan(labels_saved(LABELS, arm[:1], random[:1]).ratio[1:]).all()
+    assert np.isnan(labels_saved(LABELS, arm[:1], random[:1]).saving.ratio[1:3]).all()
 
 
 def test_weighted_quantiles_are_those_of_repeated_values():
@@ -82,8 +125,8 @@ def test_weighted_quantiles_are_those_of_repeated_values():
 
 
 def test_sentences():
-    good = Saved(200.0, 440.0, (2.2, 1.8, 2.6), "", (0.03, 0.02, 0.04), 0.8)
-    half = Saved(400.0, 440.0, (1.1, 1.0, 1.3), "", (0.015, 0.01, 0.02), 0.6)
+    good = made((2.2, 1.8, 2.6), (0.03, 0.02, 0.04), 0.8, 200.0, 440.0)
+    half = made((1.1, 1.0, 1.3), (0.015, 0.01, 0.02), 0.6, 400.0, 440.0)
     text = forecast_in_words(
         {"v_opt+random": half, "v_opt+v_opt": good}, {"v_opt+v_opt": [1.2, 3.4]}, weighed=False, campaigns=2000
     )
@@ -95,7 +138,7 @@ def test_sentences():
     assert text.endswith("hold this against `jarm compare` where you have gold rewards.")
     text = forecast_in_words({"v_opt+random": half}, {"v_opt+random": [0.9, 1.2]}, weighed=True, campaigns=2000)
     assert text.startswith("Not known from 2,000 campaigns: v_opt first, then random is expected to gain most, +.015")
-    small = half._replace(gain=(0.004, 0.001, 0.008))
+    small = half._replace(gain=Interval(0.004, 0.001, 0.008, 10))
     text = forecast_in_words({"v_opt+random": small}, {"v_opt+random": [0.9, 1.2]}, weighed=True, campaigns=2000)
     assert text.startswith("Random pairs are enough on embeddings like these")
     assert arm_in_words("random+greedy_dopt") == "random first, then greedy_dopt"

@@ -22,6 +22,7 @@ from jarm.report.statistics import (
     times_fewer,
     verdict,
 )
+from jarm.report.summary import labels_needed
 
 LABELS = np.array([50, 100, 200, 400])
 
@@ -103,8 +104,11 @@ def test_label_saving_of_known_curves():
     assert saved.labels == pytest.approx(100)
     assert saved.ratio[:3] == pytest.approx((4, 4, 4))
     assert saved.unreached == 0
+    assert saved.bound == same.bound == ""
+    assert label_saving(LABELS, base + 1, LABELS, base).bound == "or more"
     slow = label_saving(LABELS, base - 0.05, LABELS, base)
     assert math.isinf(slow.labels)
+    assert slow.bound == "or less"
     assert slow.unreached == 1
     assert slow.ratio.mean == 1
 
@@ -125,6 +129,11 @@ def test_the_verdict_says_what_the_numbers_say():
     more = LabelSaving(450, 300, Interval(0.667, 0.5, 0.8, 10), 0.1, 450)
     assert "needs 1.5 times more labels (1.2 to 2.0 or beyond)" in verdict(Interval(-0.1, -0.2, -0.05, 10), more)
     assert verdict(Interval(0.005, 0.001, 0.009, 4)).endswith("with 4 seeds the interval is too narrow, run at least 5")
+    at_once = LabelSaving(50, 450, Interval(9.0, 5.0, 9.0, 10), 0.0, 450, "or more")
+    assert verdict(Interval(0.1, 0.05, 0.2, 10), at_once).endswith(
+        "needs 9.0 times, or more, fewer labels (5.0 to 9.0)"
+    )
+    assert labels_needed(at_once, baseline=False) == "50 or fewer (5.0 to 9.0 times fewer)"
     either = LabelSaving(200, 300, Interval(1.5, 0.8, 3.0, 10), 0.0, 450)
     assert verdict(Interval(0.005, -0.01, 0.021, 10), either) == (
         "no gain shown: .005 (-.010 to .021) against random in mean Spearman, "

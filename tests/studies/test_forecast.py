@@ -10,7 +10,7 @@ from jarm import ForecastConfig, JarmError, forecast
 from jarm.cli import main
 from jarm.data.teachers import family, teacher_space
 from jarm.runs import simulated
-from jarm.studies.forecast import read_tables
+from jarm.studies.forecast import read_tables, summarise
 from jarm.testing.tracing import count_compilations
 
 PROMPTS, WIDTH, D = 16, 5, 6
@@ -110,6 +110,65 @@ def test_arms_share_first_labels(small, parts):
     tables, space, loops = parts
     curves = simulated.simulate(loops, small.hparams(), tables, space, family(length=True)[:2], workers=1)
     np.testing.assert_array_equal(curves["random+random"][:, 0], curves["random+dopt"][:, 0])
+
+
+def made_up(parts, teachers, per_teacher=3):
+    """Arguments of `summarise`: random learning curves of some draws of each teacher, and equal weights."""
+    rng, draws = np.random.default_rng(0), per_teacher * len(teachers)
+    base = np.array([0.2, 0.3, 0.4]) + 0.02 * rng.normal(size=(draws, 3))
+    curves = {"random+random": base, "random+dopt": base + 0.05 + 0.02 * rng.normal(size=(draws, 3))}
+    weights, which = np.full(len(teachers), 1 / len(teachers)), np.repeat(np.arange(len(teachers)), per_teacher)
+    return parts[1], teachers, weights, which, np.ones(draws), curves
+
+
+@pytest.mark.parametrize(
+    ("failed", "sentence"),
+    [
+        ({"random+dopt": [0, 1, 2]}, r"with random\+dopt: leave it out of `--rules` or `--firsts`"),
+        ({"random+dopt": [0], "random+random": [1, 2]}, r"with every way of choosing: leave it out"),
+    ],
+)
+def test_no_whole_campaign_is_one_sentence(small, parts, failed, sentence):
+    *given, curves = made_up(parts, family(length=False)[:1])
+    for arm, draws in failed.items():
+        curves[arm][draws, -1] = np.nan
+    with pytest.raises(JarmError, match=f"No campaign ran to its end {sentence}"):
+        summarise(small, *given, curves)
+
+
+def test_a_draw_that_failed_with_one_way_counts_for_none(small, parts):
+    space, teachers, weights, which, importance, curves = made_up(parts, family(length=False)[:2])
+    alone = {arm: each[1:] for arm, each in curves.items()}
+    curves["random+dopt"][0, 1] = np.nan
+    found = summarise(small, space, teachers, weights, which, importance, curves)
+    assert (found["failed"], found["draws"]) == (1, 6)
+    assert found["arms"] == summarise(small, space, teachers, weights, which[1:], importance[1:], alone)["arms"]
+
+
+def test_teachers_of_no_weight_are_no_cell_and_no_part_of_the_answer(small, parts):
+    """Nor is a cell of which only such teachers were drawn."""
+    low, high = (tuple(t for t in family(length=False)[:24] if t.noise == noise) for noise in (0.5, 4.0))
+    space, teachers, _, which, _, curves = made_up(parts, low + high)
+    weights = np.where(np.arange(len(teachers)) < len(low), 1 / len(low), 0.0)
+    found = summarise(small, space, teachers, weights, which, weights[which] * len(teachers), curves)
+    assert {cell["noise"] for cell in found["cells"]} == {0.5}
+    assert sum(cell["weight"] for cell in found["cells"]) == pytest.approx(1)
+    some = which < len(low)
+    alone = summarise(
+        small,
+        space,
+        low,
+        weights[: len(low)],
+        which[some],
+        np.ones(some.sum()),
+        {a: c[some] for a, c in curves.items()},
+    )
+    for name in ("ratio", "gain", "ahead", "labels", "bound"):
+        assert found["arms"]["random+dopt"][name] == pytest.approx(alone["arms"]["random+dopt"][name]), name
+    weights[-1] = 1e-9  # never drawn: its draws are the others'
+    drawn = np.where(which == len(teachers) - 1, len(low), which)
+    found = summarise(small, space, teachers, weights, drawn, np.where(some, 2.0, 0.0), curves)
+    assert {cell["noise"] for cell in found["cells"]} == {0.5}
 
 
 @pytest.mark.slow

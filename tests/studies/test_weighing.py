@@ -67,6 +67,23 @@ def test_evidence_is_the_integral_over_three_margins(space, noise):
     )
 
 
+@pytest.mark.parametrize("noise", [0.5, 4.0])
+def test_evidence_is_that_of_the_draws_of_a_forecast(space, noise):
+    """Its margins have the variance of the draws', and it is their mean likelihood: no draw has a scale of its own."""
+    teacher = Teacher("linear:6", unlearnable=0.25, offsets=0.0, noise=noise)
+    first, second = some_pairs(4)
+    draws = [draw_gold(space, teacher, np.random.default_rng(seed))[0].reshape(-1) for seed in range(3000)]
+    margins = noise * (np.array(draws, np.float64)[:, first] - np.array(draws, np.float64)[:, second])
+    variance = noise**2 * np.diag(pair_covariance(space, teacher, first, second))
+    np.testing.assert_allclose(np.square(margins).mean(axis=0), variance, rtol=0.1)  # noise: .026
+    for label in (np.array([1.0, 1, 1, 1]), np.array([0.0, 0, 1, 1])):
+        likelihood = (1 / (1 + np.exp(np.where(label == 1, -1, 1) * margins))).prod(axis=1)
+        error = likelihood.std() / np.sqrt(len(likelihood))
+        assert np.exp(log_evidence(space, teacher, Pairs(first, second, label))) == pytest.approx(
+            likelihood.mean(), abs=4 * error
+        )
+
+
 def test_evidence_of_one_label_is_that_of_a_coin(space):
     for noise in (0.5, 4.0):
         pair = Pairs(np.array([0]), np.array([1]), np.array([1.0]))
