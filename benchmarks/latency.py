@@ -5,9 +5,12 @@
 
 Processor seconds of the process and its threads, wall seconds beside them, and the largest resident memory. Parts:
 `import`, `import jarm`; `jax`, `import jax` alone, the same on both sides; `help`, `jarm --help`; `command help`,
-`jarm compare --help`; `compare`, the command without options, first with an empty cache of compiled programs
-(cold), then with the one it left (warm); `embed`, the texts of a file by an encoder (`--texts`, `--model`), cold and
-warm, and with `--peer`, the Python of an environment with sentence-transformers, the same by that library.
+`jarm compare --help`; `compare`, the command without options, first with an empty cache of compiled programs (cold),
+then with the one it left (warm); `select small`, calls of `jarm.select` for 32 of all pairs of 300 responses with 16
+features, and `select large`, for 500 of those of 5,000 with 64: the first call of a process, cold and warm, and the
+slowest of five after it, each with 37 responses and a pair more, all without the import; `embed`, the texts of a file
+by an encoder (`--texts`, `--model`), cold and warm, and with `--peer`, the Python of an environment with
+sentence-transformers, the same by that library.
 
 Ratios are after / before of one turn. The command is that of the checkout; the instrument is this file on both sides.
 """
@@ -34,6 +37,20 @@ model.max_seq_length = 512
 rows = [json.loads(line) for line in open(sys.argv[2])]
 numpy.save(sys.argv[3], model.encode([row["prompt"] + "\\n\\n" + row["response"] for row in rows]))
 """
+SELECT = """
+import json, sys, time
+import numpy as np, jarm
+jarm.select  # imported
+size, width, k = map(int, sys.argv[1:])
+rng, found = np.random.default_rng(0), []
+for number in range(6):
+    features, rewards = rng.normal(size=(size + 37 * number, width)), rng.normal(size=size + 37 * number)
+    cpu, wall = time.process_time(), time.perf_counter()
+    jarm.select(features, rewards, space="all", k=k + number)
+    found.append({"cpu": time.process_time() - cpu, "wall": time.perf_counter() - wall, "peak_mb": 0.0})
+print(json.dumps([found[0], max(found[1:], key=lambda each: each["wall"])]))
+"""
+SIZES = {"select small": ("300", "16", "32"), "select large": ("5000", "64", "500")}
 Measure = dict[str, float]
 
 
@@ -51,6 +68,16 @@ def took(words: Sequence[str], tree: pathlib.Path, folder: str) -> Measure:
     return {"cpu": usage.ru_utime + usage.ru_stime, "wall": wall, "peak_mb": usage.ru_maxrss / 1e3}
 
 
+def selections(part: str, tree: pathlib.Path, home: str) -> list[Measure]:
+    """The first call of a process, and the slowest of those after it; programs are kept where the library does."""
+    environment = {"JAX_PLATFORMS": "cpu", **os.environ, "PYTHONPATH": str(tree), "HOME": home}
+    environment.pop("JAX_COMPILATION_CACHE_DIR", None)
+    words = [sys.executable, "-c", SELECT, *SIZES[part]]
+    done = subprocess.run(words, env=environment, cwd=home, check=True, capture_output=True)
+    found: list[Measure] = json.loads(done.stdout)
+    return found
+
+
 def measures(part: str, tree: pathlib.Path, texts: str, model: str) -> dict[str, Measure]:
     """Name -> what one turn of a part took."""
     jarm = [sys.executable, "-m", "jarm.cli"]
@@ -63,6 +90,12 @@ def measures(part: str, tree: pathlib.Path, texts: str, model: str) -> dict[str,
     with tempfile.TemporaryDirectory() as folder:
         if part in simple:
             return {part: took(simple[part], tree, folder)}
+        if part in SIZES:
+            return {
+                f"{part}, {what}, {cache}": measure
+                for cache in ("cold", "warm")
+                for what, measure in zip(("first", "later"), selections(part, tree, folder), strict=True)
+            }
         words = [*jarm, part]
         if part == "embed":
             words += ["--model", model, "--input", texts, "--max-length", "512"]
@@ -87,7 +120,7 @@ def rows_of(name: str, sides: dict[str, list[Measure]], first: str) -> list[dict
 
 
 def main() -> None:
-    parts = ["jax", "import", "help", "command help", "compare"]
+    parts = ["jax", "import", "help", "command help", *SIZES, "compare"]
     options = timing.start(before="", after=".", parts=parts, texts="", model="", peer="")
     trees = {side: pathlib.Path(getattr(options, side)).resolve() for side in SIDES}
     texts, rows = str(pathlib.Path(options.texts).resolve()), []
