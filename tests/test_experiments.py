@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ElementTree
 
 import label_noise
 import numpy as np
+import planted
 import pytest
 import reproduce_all
 import run_time
@@ -274,3 +275,17 @@ def test_what_is_done_is_not_done_again(small):
     again = reproduce_all.run_all(config)
     assert {path: path.read_bytes() for path in files} == files
     assert [outcome for _, outcome, _ in again] == [outcome for _, outcome, _ in found]
+
+
+@pytest.mark.parametrize("directions", [1, 3])
+def test_a_planted_reward_is_the_scores_of_its_directions(directions):
+    """In equal parts: its loadings on standardised scores, by least squares, are +-1 / sqrt(K), and nothing is left."""
+    rng = np.random.default_rng(0)
+    prompts, train = np.repeat(np.arange(20), 5), np.arange(100) < 75
+    features = rng.normal(size=(100, 6)) * np.geomspace(4, 1, 6) + 9 * rng.normal(size=(20, 6))[prompts]
+    gold = planted.planted(features, prompts, train, directions)
+    within = np.concatenate([rows - rows.mean(axis=0) for rows in np.split(features, 20)])
+    scores = within @ np.linalg.eigh(within[train].T @ within[train])[1][:, ::-1][:, :directions]
+    loadings, left, *_ = np.linalg.lstsq(scores / scores[train].std(axis=0), gold, rcond=None)
+    np.testing.assert_allclose(np.abs(loadings), directions**-0.5)
+    np.testing.assert_allclose(left, 0, atol=1e-20)

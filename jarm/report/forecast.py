@@ -78,7 +78,7 @@ def labels_saved(
       seed: of the resampling.
 
     Example:
-      >>> labels, random = np.array([50, 100, 150]), np.array([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]])
+      >>> labels, random = np.array([50, 100, 150]), np.array([[0.2, 0.3, 0.4], [0.3, 0.4, 0.5]] * 3)
       >>> saved = labels_saved(labels, random + 0.1, random)
       >>> saved.saving.labels, saved.saving.baseline_labels, saved.saving.ratio.mean, saved.verdict
       (100.0, 150.0, 1.5, 'choose')
