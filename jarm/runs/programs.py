@@ -209,8 +209,8 @@ def jit_runs(config: LoopConfig, vmap_runs: int, mesh: AnyMesh) -> Any:
 def compiler_options(platform: str) -> dict[str, bool]:
     """Options of XLA for programs of hundreds of small kernels, as a run is: it has two ways to write those of a CPU.
 
-    The older one takes half the memory to compile, and less time; runs are the same (`benchmarks/README.md`). None
-    where this version of XLA has one way only.
+    The older one takes half the memory to compile; answers are the same (`benchmarks/README.md`). None where this
+    version of XLA has one way only.
     """
     options = {"xla_cpu_use_fusion_emitters": False} if platform == "cpu" else {}
     try:
