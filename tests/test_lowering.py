@@ -17,7 +17,7 @@ import sys
 import pytest
 from jax import export
 from jax.sharding import AbstractMesh, AxisType
-from marks import sampled
+from marks import slow
 
 from benchmarks import programs
 
@@ -47,7 +47,7 @@ OFTEN = (
 )
 
 
-@pytest.mark.parametrize("name", sampled([name for name in TABLE if name not in LARGE], *OFTEN))
+@pytest.mark.parametrize("name", [name if name in OFTEN else slow(name) for name in TABLE if name not in LARGE])
 def test_a_program_lowers_for_gpus_and_tpus(name):
     program = TABLE[name]()
     assert export.export(program.function, platforms=PLATFORMS)(*program.args).platforms == PLATFORMS
@@ -114,4 +114,5 @@ def test_the_compiler_takes_meshes_of_sixteen():
 
 
 def test_groups_match_every_program():
+    assert {*OFTEN, *programs.SHORT} <= set(TABLE)
     assert all(any(fnmatch.fnmatchcase(name, pattern) for pattern in GROUPS) for name in TABLE)
