@@ -7,6 +7,8 @@ the rest. Heads are given by their last layer: features of the first and second 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 JITTER = 1e-6
@@ -75,6 +77,22 @@ def closed_form_dopt(
     factor = torch.linalg.cholesky(information)
     white = torch.linalg.solve_triangular(factor, scaled.T, upper=False)
     return torch.topk(white.square().sum(dim=0), k).indices
+
+
+def gemm_dopt(xp: Any, x: Any, margin: Any, k: int, past: tuple[Any, Any] | None = None) -> Any:
+    """The same by one general product with the inverse, v sum_f (x M^-1)_f x_f, in NumPy or in PyTorch (`xp`)."""
+
+    def weight(margin: Any) -> Any:
+        p = 1 / (1 + xp.exp(-margin))
+        return p * (1 - p)
+
+    v = weight(margin)
+    information = x.T @ (v[:, None] * x)
+    if past is not None:
+        past_x, past_margin = past
+        information = information + past_x.T @ (weight(past_margin)[:, None] * past_x)
+    scores = v * xp.einsum("mf,mf->m", x @ xp.linalg.inv(information), x)
+    return torch.topk(scores, k).indices if xp is torch else xp.argpartition(-scores, k)[:k]
 
 
 def closed_form_xtx(x: torch.Tensor, k: int) -> torch.Tensor:
