@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import io
 import json
@@ -278,7 +279,8 @@ def make_folder(path: PathLike) -> None:
 def whole_folder(folder: PathLike) -> Iterator[Path]:
     """A folder to fill, which takes the name `folder` when the block ends: there is nothing there before, or all.
 
-    Until then it stands beside it as `.NAME.xxxxxxxx.tmp`. Where the block fails it is removed; a kill leaves it.
+    Until then it stands beside it as `.NAME.xxxxxxxx.tmp`, or in it where it is there already: then its files move up,
+    `config.json` last. Where the block fails it is removed; a kill leaves it.
 
     Args:
       folder: a new or empty one.
@@ -297,21 +299,31 @@ def whole_folder(folder: PathLike) -> Iterator[Path]:
       (True, 1)
     """
     folder = Path(os.path.abspath(folder))
-    draft = folder.with_name(f".{folder.name[:200]}.{secrets.token_hex(4)}.tmp")
+    made = not folder.is_dir()
     make_folder(folder.parent)
+    place = folder.parent if made else folder
+    draft = place / f".{folder.name[:200]}.{secrets.token_hex(4)}.tmp"
     _drafts.add(draft)
     try:
         draft.mkdir()
         yield draft
-        with contextlib.suppress(FileNotFoundError):
-            folder.rmdir()  # an empty one
-        draft.rename(folder)
+        if made:
+            draft.rename(folder)
+        else:
+            _move_up(draft)
     except OSError as error:
-        raise JarmError(
-            f"Cannot write {folder} ({error.strerror or error}): make room, or give another --out."
-        ) from error
+        cure = "make room, or give" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "give"
+        raise JarmError(f"Cannot write {folder} ({error.strerror or error}): {cure} another --out.") from error
     finally:
         remove_drafts(draft)
+
+
+def _move_up(draft: Path) -> None:
+    """Move the files of a folder into the one that it stands in, which is otherwise empty."""
+    if len(os.listdir(draft.parent)) > 1:
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+    for path in sorted(draft.iterdir(), key=lambda each: each.name == "config.json"):
+        path.rename(draft.parent / path.name)
 
 
 def remove_drafts(*drafts: Path) -> None:

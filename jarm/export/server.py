@@ -285,4 +285,4 @@ def warming(embed: Embedder) -> Iterator[None]:
         yield
     finally:
         stop.set()
-        thread.join()
+        thread.join(GRACE)

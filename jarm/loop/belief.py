@@ -62,8 +62,8 @@ def covariance_of_round(
     featurise: Callable[[Float[Array, "m d"]], Float[Array, "m F"]],
     table: DeviceTable,
 ) -> Float[Array, "F F"] | None:
-    """`Belief.within_covariance`: None where the features of the offer tell it, or no rule of these asks."""
-    if offer.everyone is None or "v_opt" not in rules:
+    """`Belief.within_covariance`: None where the features of the offer tell it, or no rule of these may ask."""
+    if offer.everyone is None or ("v_opt" not in rules and all(isinstance(rule, str) for rule in rules)):
         return None
     responses, space = offer.everyone
     return within_covariance(featurise(table.flat if responses is None else table.flat[responses]), space)

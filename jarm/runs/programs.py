@@ -111,7 +111,8 @@ class Program:
             while self._compiled is None:
                 start = time.perf_counter()
                 try:
-                    compiled = jit_runs(self.config, self.vmap_runs, self.mesh).lower(*self._arguments(table)).compile()
+                    lowered = jit_runs(self.config, self.vmap_runs, self.mesh).lower(*self._arguments(table))
+                    compiled = lowered.compile(compiler_options(self.mesh.devices.flat[0]))
                 except jax.errors.JaxRuntimeError as error:
                     if not out_of_memory(error):
                         raise
@@ -189,7 +190,6 @@ def jit_runs(config: LoopConfig, vmap_runs: int, mesh: AnyMesh) -> Any:
         # Under vmap the branches that make fits in turn cheap on a CPU would all be taken.
         config = dataclasses.replace(config, fit=dataclasses.replace(config.fit, batching="vmap"))
     run = make_loop(config).run
-    options = compiler_options(mesh.devices.flat[0].platform)
 
     def run_all(keys: Array, hparams: HParams, table: DeviceTable, rule: Array) -> tuple[LoopState, RunRecord]:
         if vmap_runs == 1:  # vmap would compute both sides of every branch
@@ -198,26 +198,32 @@ def jit_runs(config: LoopConfig, vmap_runs: int, mesh: AnyMesh) -> Any:
         return jax.vmap(run, in_axes=(0, 0, None, None))(keys, hparams, table, rule)
 
     if mesh.size == 1:
-        return jax.jit(run_all, compiler_options=options)
+        return jax.jit(run_all)
     split, whole = PartitionSpec("runs"), PartitionSpec()
     places = split, split, whole, whole
     spread = jax.shard_map(run_all, mesh=mesh, in_specs=places, out_specs=split, check_vma=False)
-    return jax.jit(spread, compiler_options=options)
+    return jax.jit(spread)
 
 
-@functools.cache
-def compiler_options(platform: str) -> dict[str, bool]:
+def compiler_options(device: jax.Device) -> dict[str, bool]:
     """Options of XLA for programs of hundreds of small kernels, as a run is: it has two ways to write those of a CPU.
 
     The older one takes half the memory to compile; answers are the same (`benchmarks/README.md`). None where this
     version of XLA has one way only.
     """
-    options = {"xla_cpu_use_fusion_emitters": False} if platform == "cpu" else {}
+    return {"xla_cpu_use_fusion_emitters": False} if device.platform == "cpu" and _two_ways(device) else {}
+
+
+@functools.cache
+def _two_ways(device: jax.Device) -> bool:
+    """Whether this version of XLA knows both for a CPU."""
+    with jax.default_device(device):
+        lowered = jax.jit(lambda: 0).lower()
     try:
-        jax.jit(lambda: 0, compiler_options=options).lower().compile()
+        lowered.compile({"xla_cpu_use_fusion_emitters": False})
     except jax.errors.JaxRuntimeError:
-        return {}
-    return options
+        return False
+    return True
 
 
 def _with_last(leaves: np.ndarray, last: Array) -> np.ndarray:

@@ -23,7 +23,7 @@ from jarm.evaluation.ranking import spearman
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable, check_run, make_device_table
 from jarm.loop.loop import make_loop
-from jarm.runs.programs import compiler_options, default_workers
+from jarm.runs.programs import default_workers
 from jarm.runs.runner import side_by_side
 
 BLOCK = 8
@@ -78,7 +78,7 @@ def make_campaigns(config: LoopConfig) -> Callable[[HParams, DeviceTable, HeldOu
     """
     run, head = make_loop(config).run, config.head.head()
 
-    @functools.partial(jax.jit, compiler_options=compiler_options(jax.default_backend()))
+    @jax.jit
     def campaigns(hparams: HParams, table: DeviceTable, test: HeldOut, drawn: Drawn, rule: Int[Array, ""]) -> Curves:
         flat = test.embeddings.reshape(-1, test.embeddings.shape[2])
 

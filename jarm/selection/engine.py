@@ -36,8 +36,8 @@ FIRST_EXCLUDED = 2048
 """Excluded pairs left out of the first pass, at most; for 2,048 the same pass takes half as long again."""
 WRITTEN_OUT = 1 << 21
 """Numbers of a space, F + G of each pair for F features and G targets, up to which it is written out: 16 MiB."""
-WORK = 1 << 28
-"""Numbers times pairs of the batch up to which it is written out: half a second on one core."""
+WORK = 1 << 26
+"""Numbers times pairs of the batch up to which it is written out: some tenths of a second on one core."""
 CERTAIN = 80.0
 """Rewards so many logits apart leave nothing to learn from an answer."""
 
@@ -139,8 +139,8 @@ def grow(request: Request, information: np.ndarray) -> Grown:
         if not len(chosen):
             return run
         capacity *= 4
-        known = np.concatenate([left_out, chosen])
-        left_out = np.concatenate([known, order[~is_among(order, known)]])[:capacity]
+        certain = np.concatenate([left_out, chosen])
+        left_out = np.concatenate([certain, order[~is_among(order, certain)]])[:capacity]
 
 
 def _leverages(request: Request, information: np.ndarray, pairs: np.ndarray) -> np.ndarray:

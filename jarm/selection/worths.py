@@ -15,13 +15,13 @@ from jarm.design.criteria import (
     D_OPTIMAL,
     D_UNWEIGHTED,
     Criterion,
-    fall_of_variance,
-    information_about,
+    mean_information,
+    sum_of_variances,
 )
 
 
 def _fall_of_variance(v: np.ndarray, q: np.ndarray, c: np.ndarray, h: np.ndarray) -> np.ndarray:
-    return np.asarray(v * np.square(c).sum(axis=1) / (1 + v * q))
+    return np.asarray(v * np.einsum("mg,mg->m", c, c) / (1 + v * q))
 
 
 def _information_about(v: np.ndarray, q: np.ndarray, c: np.ndarray, h: np.ndarray) -> np.ndarray:
@@ -30,18 +30,24 @@ def _information_about(v: np.ndarray, q: np.ndarray, c: np.ndarray, h: np.ndarra
     return np.asarray(-np.log1p(-(v / (1 + v * q))[:, None] * square / (1 + h)).mean(axis=1) / 2)
 
 
+def _form(criterion: Criterion) -> tuple[Any, ...]:
+    """What the worths and gains of pairs follow from, beside the targets."""
+    return criterion.worth, criterion.gain, criterion.weight
+
+
+_V, _E = (make(np.zeros((0, 1), np.float32)) for make in (sum_of_variances, mean_information))
 _GAINS: dict[Any, Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]] = {
-    D_OPTIMAL.worth: lambda v, q, c, h: np.log1p(v * q),
-    D_UNWEIGHTED.worth: lambda v, q, c, h: np.log1p(q),
-    fall_of_variance: _fall_of_variance,
-    information_about: _information_about,
+    _form(D_OPTIMAL): lambda v, q, c, h: np.log1p(v * q),
+    _form(D_UNWEIGHTED): lambda v, q, c, h: np.log1p(q),
+    _form(_V): _fall_of_variance,
+    _form(_E): _information_about,
 }
-"""Gains `[m]` of pairs by the worth of their criterion: of their weights v `[m]`, q `[m]`, c `[m, G]` and h `[G]`."""
+"""Gains `[m]` of pairs by the form of their criterion: of their weights v `[m]`, q `[m]`, c `[m, G]` and h `[G]`."""
 
 
 def known(criterion: Criterion) -> bool:
     """Whether nothing has to be compiled for a criterion."""
-    return criterion.worth in _GAINS and criterion.weighted is not None
+    return _form(criterion) in _GAINS
 
 
 def gains_of(
@@ -58,7 +64,7 @@ def gains_of(
       h: `[G]` variances of the targets.
     """
     if known(criterion):
-        return _GAINS[criterion.worth](v, q, c, h)
+        return _GAINS[_form(criterion)](v, q, c, h)
     room = bucket(len(q))
     with jax.enable_x64(True):
         gains = _compiled_gains(criterion, padded(margin, room), padded(q, room), padded(c, room), h)

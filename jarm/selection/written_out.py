@@ -87,11 +87,11 @@ class _Coordinates:
         along = self._inverse @ self._y[place]
         share = weight / (1 + weight * self.q[place])
         with_pairs, with_targets = self._y @ along, self._z @ along
-        self._inverse = self._inverse - share * np.outer(along, along)
+        self._inverse -= share * np.outer(along, along)
         self.q = np.maximum(self.q - share * np.square(with_pairs), 0)
         self.h = np.maximum(self.h - share * np.square(with_targets), 0)
         if self.c.size:
-            self.c = self.c - share * np.outer(with_pairs, with_targets)
+            self.c -= np.outer(share * with_pairs, with_targets)
 
 
 def _allowed(written: Written, chosen: list[int], limits: Limits) -> np.ndarray:
