@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
@@ -19,6 +20,7 @@ from jarm.core.status import JarmError
 from jarm.core.streams import show
 from jarm.report.figures import run_times
 from jarm.runs.config import CompareConfig
+from jarm.runs.elsewhere import dask_executor
 from jarm.runs.grid import SweepConfig, read_sweep
 from jarm.runs.sharing import sweep_status
 from jarm.studies.bench import BenchConfig, bench, table
@@ -64,6 +66,7 @@ def sweep_command(
     workers: int | None = None,
     vmap_runs: int | None = None,
     dry_run: bool = False,
+    dask: str | None = None,
     distributed: bool = False,
     coordinator: str | None = None,
     processes: int | None = None,
@@ -85,6 +88,7 @@ def sweep_command(
       workers: calls at a time, instead of the file's; 0 takes one per core on a CPU, else 1.
       vmap_runs: runs per call, instead of the file's; 0 takes 1 on a CPU, else as many as fit, up to 64.
       dry_run: plan only, as `jarm plan` does.
+      dask: HOST:PORT of a Dask scheduler, whose workers make the runs.
       distributed: join the processes that SLURM, Open MPI, Kubernetes or a TPU pod started.
       coordinator: HOST:PORT of process 0, to join processes that were started by hand.
       processes: their number.
@@ -106,7 +110,8 @@ def sweep_command(
     if dry_run:
         _print_plan(read)
         return
-    summary = sweep(read)
+    with dask_executor(dask) if dask is not None else contextlib.nullcontext() as executor:
+        summary = sweep(read, executor=executor)
     if jax.process_index() == 0:
         _show_answer(summary["answer"], summary["left_to_learn"])
         failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import itertools
 import pathlib
@@ -20,15 +21,14 @@ from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.loop.device_table import count_pairs
 from jarm.runs.config import ADDED, FREE, SOURCE
+from jarm.runs.elsewhere import make_elsewhere
 from jarm.runs.grid import OPTIONS
-from jarm.runs.jobs import Call, Job, calls_of, share_of
+from jarm.runs.jobs import Call, Job, Made, calls_of, share_of
 from jarm.runs.records import IMPLIED, RECORDS, RecordFolder, fingerprint, provenance
 from jarm.runs.runner import Runner, RunOptions, make_runner, side_by_side
 from jarm.runs.sharing import GROWING, shared_folder, write_progress
 
 Record: TypeAlias = dict[str, Any]
-Made: TypeAlias = tuple[Call, list[list[Record]]]
-"""A call and the records of each of its runs."""
 
 
 def run_jobs(
@@ -38,6 +38,7 @@ def run_jobs(
     finish: Callable[[list[Record]], dict[str, Any]],
     grid: Mapping[str, Any] | None = None,
     name: str = "",
+    executor: concurrent.futures.Executor | None = None,
 ) -> dict[str, Any]:
     """Make the runs of some jobs that a folder lacks, and its summary.
 
@@ -51,6 +52,7 @@ def run_jobs(
         the folder, so that files beside the records agree with them.
       grid: the axes of a sweep. Without a grid it is a comparison: nothing is written until a run has worked.
       name: of the command, for its progress; by default `compare` or `sweep`.
+      executor: makes the runs of a sweep, instead of this process.
 
     Returns:
       The summary; of processes other than the first, an empty one.
@@ -103,9 +105,15 @@ def run_jobs(
         if jax.process_count() > 1:
             missing = sum(len(call.runs) for call in mine)
             say(f"jarm: process {jax.process_index()} has {missing:,} of the missing runs.")
-        made = _make(runner, mine) if grid is not None else _make_checked(runner, mine, worked=bool(folder.done))
-        for call, runs in _shown(made, mine, name or ("compare" if grid is None else "sweep")):
-            own = common | ({"source": sources[call.rule]} if call.rule in sources else {})
+        if executor is not None:
+            config = str(common["config"])
+            made = make_elsewhere(executor, mine, config, size=runner.capacity, vmap_runs=base.vmap_runs)
+        elif grid is not None:
+            made = _make(runner, mine)
+        else:
+            made = _make_checked(runner, mine, worked=bool(folder.done))
+        for call, runs, by in _shown(made, mine, name or ("compare" if grid is None else "sweep")):
+            own = common | (by or {}) | ({"source": sources[call.rule]} if call.rule in sources else {})
             folder.append([{**line, **own} for lines in runs for line in lines])
         if grid is not None and jax.process_index() == 0:
             write_progress(out, progress | {"compiled": runner.compiled})
@@ -135,11 +143,11 @@ def _say_copies(jobs: Sequence[Job]) -> None:
 def _make(runner: Runner, calls: Sequence[Call]) -> Iterator[Made]:
     """Make calls side by side, each job's table for as long as it has calls."""
     left = collections.Counter(id(call.job) for call in calls)
-    for call, runs in side_by_side(lambda call: (call, runner(call)), [(call,) for call in calls], runner.workers):
-        left[id(call.job)] -= 1
-        if not left[id(call.job)]:
-            runner.forget(call.job)
-        yield call, runs
+    for made in side_by_side(lambda call: Made(call, runner(call)), [(call,) for call in calls], runner.workers):
+        left[id(made.call.job)] -= 1
+        if not left[id(made.call.job)]:
+            runner.forget(made.call.job)
+        yield made
 
 
 def _make_checked(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Iterator[Made]:
@@ -159,26 +167,28 @@ def _make_checked(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Ite
     rest = [call for call in calls if call is not first[call.rule]]
     held_back = list[Made]()
     worked |= jax.process_count() > 1  # other processes have other rules
-    first_ones = side_by_side(lambda call: (call, runner(call)), [(call,) for call in ahead], runner.workers)
+    first_ones = side_by_side(lambda call: Made(call, runner(call)), [(call,) for call in ahead], runner.workers)
     made = itertools.chain(first_ones, _make(runner, rest))
-    for number, (call, runs) in enumerate(made, 1):
-        worked |= any(lines[0]["kind"] == "run" for lines in runs)
-        held_back.append((call, runs))
+    for number, each in enumerate(made, 1):
+        worked |= any(lines[0]["kind"] == "run" for lines in each.runs)
+        held_back.append(each)
         if worked:
             yield from held_back
             held_back = []
         elif number == len(ahead):
-            raise JarmError(f"No rule ran to its end with its first seed. {runs[-1][0]['message']}")
+            raise JarmError(f"No rule ran to its end with its first seed. {each.runs[-1][0]['message']}")
 
 
 def _shown(made: Iterable[Made], calls: Sequence[Call], name: str) -> Iterator[Made]:
     """The same with the progress of the first process."""
     total = sum(len(call.runs) for call in calls)
     with Progress(name, total, f"{total:,} runs, compiling first", show=jax.process_index() == 0) as progress:
-        for call, runs in made:
-            yield call, runs
-            done = progress.done + len(runs)
-            progress.update(len(runs), f"{done:,} of {total:,} runs, {call.rule}, seed {call.runs[-1][0]}")
+        for each in made:
+            yield each
+            done = progress.done + len(each.runs)
+            progress.update(
+                len(each.runs), f"{done:,} of {total:,} runs, {each.call.rule}, seed {each.call.runs[-1][0]}"
+            )
 
 
 def settings_of(jobs: Sequence[Job], base: RunOptions, grid: Mapping[str, Any] | None) -> dict[str, Any]:

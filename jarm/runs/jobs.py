@@ -86,6 +86,10 @@ class Job:
         """Metrics of all heads of some runs, as `evaluate_runs` returns them."""
         return evaluate_runs(self.loop.head.head(), results, self.data.test, pad=pad, **self.evaluation)
 
+    def place(self, at: int) -> dict[str, Any]:
+        """Fields of records that tell a setting from others, and its rounds, which an axis may set by another name."""
+        return self.settings[at].axes | {"rounds": self.loop.rounds}
+
     def runs(self, seeds: int) -> list[tuple[int, int]]:
         """Every (seed, index of a setting)."""
         return [(seed, at) for seed in range(seeds) for at in range(len(self.settings))]
@@ -97,6 +101,14 @@ class Call(NamedTuple):
     job: Job
     rule: str
     runs: Sequence[tuple[int, int]]
+
+
+class Made(NamedTuple):
+    """A call that was made: the records of each of its runs, and the provenance of another process that made them."""
+
+    call: Call
+    runs: list[list[dict[str, Any]]]
+    by: dict[str, Any] | None = None
 
 
 def read_jobs(settings: Sequence[Setting]) -> list[Job]:

@@ -7,6 +7,7 @@ untouched: runs share nothing but their program.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from jarm.runs.grid import Setting, SweepConfig, expand
 from jarm.runs.jobs import read_jobs
 
 
-def sweep(config: SweepConfig) -> dict[str, Any]:
+def sweep(config: SweepConfig, *, executor: concurrent.futures.Executor | None = None) -> dict[str, Any]:
     """Run a sweep, or the rest of it, and write its folder.
 
     Under `jax.distributed` every process calls this with the same configuration and makes a share of the runs; the
@@ -39,6 +40,7 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 
     Args:
       config: the grid.
+      executor: its workers make the runs, and may come, go and die (docs/sweeps.md); by default this process does.
 
     Returns:
       The summary, as in `summary.json`; of processes other than the first, an empty one.
@@ -50,7 +52,8 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
         require_matplotlib()  # before the runs, not after them
         settings = expand(config)
         jobs = read_jobs(settings)
-    return run_jobs(jobs, config.base, config.out, functools.partial(_finish, config, settings), config.grid)
+    finish = functools.partial(_finish, config, settings)
+    return run_jobs(jobs, config.base, config.out, finish, config.grid, executor=executor)
 
 
 def _finish(config: SweepConfig, settings: Sequence[Setting], records: list[Record]) -> dict[str, Any]:
