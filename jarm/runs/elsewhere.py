@@ -91,7 +91,8 @@ def make_elsewhere(
         task = describe(call, sweep, size=size, vmap_runs=vmap_runs)
         try:
             pending[executor.submit(make_task, task, *tables)] = call
-        except RuntimeError as error:  # also where it is broken
+        except Exception as error:  # each engine has its own
+            pending.clear()
             raise JarmError(
                 f"The executor takes no more calls ({brief(error)}): start its workers again, and the same sweep; the "
                 "runs that came back are kept."
