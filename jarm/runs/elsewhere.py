@@ -1,8 +1,7 @@
 """Calls made elsewhere: by the workers of any executor, processes of this or other machines that come, go and die.
 
 A call travels as a small description. A worker reads its tables where they lie, once, and keeps them and its compiled
-programs; where it cannot read them, or reads others, they are sent to it. What it made comes back as records, which the
-caller alone writes.
+programs; where it cannot, Dask brings them. What it made comes back as records, which the caller alone writes.
 """
 
 from __future__ import annotations
@@ -81,16 +80,17 @@ def make_elsewhere(
       vmap_runs: as in `Task`.
 
     Raises:
-      JarmError: the executor takes no calls any more, or a worker says what is at fault.
+      JarmError: the executor takes no calls any more, its workers do not reach the data, or one says what is at fault.
       KeyboardInterrupt: there was a signal to stop.
     """
     waiting, lost = iter(calls), collections.Counter[int]()
-    pending = dict[concurrent.futures.Future[Any], Call]()
+    pending, scattered = dict[concurrent.futures.Future[Any], tuple[Call, Any]](), dict[int, Any]()
 
-    def send(call: Call, *tables: TrainTest) -> None:
+    def send(call: Call) -> None:
         task = describe(call, sweep, size=size, vmap_runs=vmap_runs)
         try:
-            pending[executor.submit(make_task, task, *tables)] = call
+            tables = scattered.get(id(call.job.data))
+            pending[executor.submit(make_task, task, tables)] = call, tables
         except Exception as error:  # each engine has its own
             pending.clear()
             raise JarmError(
@@ -103,17 +103,22 @@ def make_elsewhere(
             send(call)
         while pending:
             for future in wait_some(set(pending)):
-                call = pending.pop(future)
+                call, tables = pending.pop(future)
+                data = id(call.job.data)
                 if future.cancelled() and STOP.is_set():
                     continue
                 if died := _workers_lost(future):
                     lost[id(call)] += died
+                    if tables is not None and tables is scattered.get(data):
+                        del scattered[data]  # they may have gone with the worker
                     if lost[id(call)] < LOST:
                         send(call)
                         continue
                     yield _failed(call, lost[id(call)], future)
                 elif (made := _result(future)) is None:
-                    send(call, _portable(call.job.data))
+                    if data not in scattered:
+                        scattered[data] = _scatter(executor, call.job.data)
+                    send(call)
                     continue
                 else:
                     runs, by = made
@@ -156,7 +161,7 @@ def make_task(task: Task, tables: TrainTest | None = None) -> tuple[list[list[di
 
     Args:
       task: the description.
-      tables: the tables, where the last answer was None.
+      tables: the tables, where this process could not read them before.
 
     Returns:
       The records of each run and the provenance of this process; None where the tables cannot be read here.
@@ -208,9 +213,15 @@ def _read(task: Task) -> TrainTest | None:
     return found if tuple(dict(table.provenance) for table in found) == task.tables else None
 
 
-def _portable(tables: TrainTest) -> TrainTest:
-    """The tables without the way back to their files."""
-    return TrainTest(*(dataclasses.replace(table, origin=None) for table in tables))
+def _scatter(executor: concurrent.futures.Executor, tables: TrainTest) -> Any:
+    """The tables in the workers of Dask, which pass them on to those that join; without the way back to their files."""
+    client = getattr(executor, "_client", None)
+    if client is None:
+        raise JarmError(
+            "A worker cannot read the data, or reads others, under the path that they have here: put them on a disk "
+            "that all workers see."
+        )
+    return client.scatter(TrainTest(*(dataclasses.replace(each, origin=None) for each in tables)), broadcast=True)
 
 
 def _whole(path: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -24,8 +24,6 @@ from jarm.loop.loop import make_loop
 from jarm.runs.grid import Setting, by_program
 from jarm.runs.programs import free_bytes
 from jarm.runs.results import Result, evaluate_runs
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -199,8 +197,3 @@ def calls_of(
         for start in range(0, max(map(len, missing.values())), size):
             calls += [Call(job, rule, some) for rule in rules if (some := missing[rule][start : start + size])]
     return calls
-
-
-def share_of(calls: Sequence[T], process: int, processes: int, rules: int) -> list[T]:
-    """The calls of one process. Rules take unequal time, so all processes get about as many calls of each."""
-    return [call for at, call in enumerate(calls) if (at % rules + at // rules) % processes == process]

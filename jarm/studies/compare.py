@@ -9,7 +9,6 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.report.curves import by_rule
@@ -25,8 +24,6 @@ from jarm.runs.jobs import read_jobs
 def compare(config: CompareConfig) -> dict[str, Any]:
     """Run a comparison, or the rest of it, and write its folder.
 
-    Under `jax.distributed` every process calls this, as for `sweep`.
-
     Example:
       >>> import pathlib, tempfile
       >>> from jarm import CompareConfig, compare
@@ -40,15 +37,14 @@ def compare(config: CompareConfig) -> dict[str, Any]:
       config: the settings.
 
     Returns:
-      The summary, as in `summary.json`; of processes other than the first, an empty one.
+      The summary, as in `summary.json`.
 
     Raises:
       JarmError: the settings, the data or the folder are at fault; the message says which and what to do.
     """
     out = pathlib.Path(config.out)
-    with in_step():
-        require_matplotlib()  # before the runs, not after them
-        jobs = read_jobs([Setting({}, config)])
+    require_matplotlib()  # before the runs, not after them
+    jobs = read_jobs([Setting({}, config)])
     if remark := unread(config):
         say(remark)
 

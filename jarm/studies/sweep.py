@@ -1,4 +1,4 @@
-"""`jarm sweep`: a grid of comparisons as few array programs, on all devices and processes, recorded run by run.
+"""`jarm sweep`: a grid of comparisons as few array programs, on all devices or by workers, recorded run by run.
 
 A program runs every rule, seed and traced number of its settings; it is compiled once. Runs are appended as they
 finish, and the same command makes the missing ones. A run that fails is recorded as failed and leaves its neighbours
@@ -12,7 +12,6 @@ import functools
 from collections.abc import Sequence
 from typing import Any
 
-from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
 from jarm.report.curves import by_rule
 from jarm.report.figures import axis_curves, require_matplotlib
@@ -24,9 +23,6 @@ from jarm.runs.jobs import read_jobs
 
 def sweep(config: SweepConfig, *, executor: concurrent.futures.Executor | None = None) -> dict[str, Any]:
     """Run a sweep, or the rest of it, and write its folder.
-
-    Under `jax.distributed` every process calls this with the same configuration and makes a share of the runs; the
-    first gathers them. The folder has to be one that all processes see.
 
     Example:
       >>> import pathlib, tempfile
@@ -43,15 +39,14 @@ def sweep(config: SweepConfig, *, executor: concurrent.futures.Executor | None =
       executor: its workers make the runs, and may come, go and die (docs/sweeps.md); by default this process does.
 
     Returns:
-      The summary, as in `summary.json`; of processes other than the first, an empty one.
+      The summary, as in `summary.json`.
 
     Raises:
       JarmError: the grid, the data or the folder are at fault, a run does not fit into memory, or no run worked.
     """
-    with in_step():
-        require_matplotlib()  # before the runs, not after them
-        settings = expand(config)
-        jobs = read_jobs(settings)
+    require_matplotlib()  # before the runs, not after them
+    settings = expand(config)
+    jobs = read_jobs(settings)
     finish = functools.partial(_finish, config, settings)
     return run_jobs(jobs, config.base, config.out, finish, config.grid, executor=executor)
 
