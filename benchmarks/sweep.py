@@ -3,6 +3,7 @@
     python -m benchmarks.sweep --part sweep --cores all --data alpaca_eval_200x20.parquet \\
         --embeddings alpaca_eval_200x20_minilm_mean.npy --target golden_logit --out benchmarks/results/sweep.jsonl
     python -m benchmarks.sweep --part killed --kills 3 --records records.jsonl (the same otherwise)
+    python -m benchmarks.sweep --part cluster --records records.jsonl (the same otherwise; it needs the extra `cluster`)
     python -m benchmarks.sweep --part sample --cores 1 --sample 2 (the same otherwise)
 
 `sweep`: 7 rules x 16 seeds x 9 levels of noise, 8 rounds each, by the command in a process of its own, with an empty
@@ -10,6 +11,8 @@ compilation cache: runs a minute, processor time and peak memory of the process,
 `--records` keeps its records.
 `killed`: the same sweep, ended by SIGKILL at evenly spread counts of finished runs and started again, and its records
 held against those of `--records`: the same keys, the same values.
+`cluster`: the same on three workers of Dask here, one of which is killed when a third of the runs is recorded, and one
+joins.
 `sample`: some of the same runs, in turn: by a call of jarm each, and by the PyTorch loop of `benchmarks.torch_loop`
 with the ensemble, the stopping and the rules (closed forms, its best) of jarm. On one pinned core: PyTorch's threads
 take several times the processor time where the others are busy. Ratios are of processor seconds; "a step" divides by
@@ -26,6 +29,7 @@ import os
 import pathlib
 import re
 import resource
+import signal
 import subprocess
 import sys
 import tempfile
@@ -35,7 +39,6 @@ from typing import Any
 from benchmarks import timing
 
 NOISES = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 5.0, 10.0)
-LAST = 8  # the round that ends a run
 RULES = ("random", "entropy", "max_diff", "xtx", "dopt", "pa_dopt", "greedy_dopt")
 
 
@@ -66,10 +69,13 @@ def main() -> None:
         part="sweep",
         records="",
         kills=3,
+        rounds=8,
+        candidates=5000,
     )
     given = {name: getattr(options, name) for name in ("data", "embeddings", "target") if getattr(options, name)}
     noises = NOISES[:: max(1, len(NOISES) // options.noises)][: options.noises]
     sizes = {"data": options.data.rpartition("/")[2], "seeds": options.seeds, "noises": len(noises)}
+    sizes |= {"rounds": options.rounds, "candidates": options.candidates}
     if options.part == "sample":
         timing.report(sampled(given, noises, options, sizes | {"seeds": options.sample}))
         return
@@ -77,12 +83,19 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         text = [f"{option} = {json.dumps(value)}" for option, value in given.items()]
-        text += [f"rules = {json.dumps(RULES)}", f"seeds = {options.seeds}", f"out = {json.dumps(str(folder / 'out'))}"]
+        text += [f"rules = {json.dumps(RULES)}", f"seeds = {options.seeds}", f"rounds = {options.rounds}"]
+        text += [f"candidates = {options.candidates}", f"out = {json.dumps(str(folder / 'out'))}"]
         (folder / "sweep.toml").write_text("\n".join([*text, "", "[grid]", f"noise = {list(noises)}"]) + "\n")
-        if options.part == "killed":
-            outcome = killed(folder, pathlib.Path(options.records), runs, options.kills)
+        if options.part in ("killed", "cluster"):
+            unbroken = pathlib.Path(options.records)
+            if options.part == "killed":
+                outcome = killed(folder, unbroken, runs, options.rounds, options.kills)
+            else:
+                outcome = clustered(folder, unbroken, runs, options.rounds)
             cpu, wall = outcome.pop("took")
-            timing.report([timing.row("sweep, killed", "jarm sweep", sizes=sizes, cpu=cpu, wall=wall, outcome=outcome)])
+            timing.report(
+                [timing.row(f"sweep, {options.part}", "jarm sweep", sizes=sizes, cpu=cpu, wall=wall, outcome=outcome)]
+            )
             return
         planned, plan_wall, _, _ = command(folder, "plan", str(folder / "sweep.toml"))
         print(planned)
@@ -91,7 +104,7 @@ def main() -> None:
         records = (folder / "out" / "records.jsonl").read_text()
         if options.records:
             pathlib.Path(options.records).write_text(records)
-        done = {key for key in by_key(records) if key[-1] == LAST}
+        done = {key for key in by_key(records) if key[-1] == options.rounds}
     outcome: dict[str, Any] = {
         "runs": runs,
         "failed": runs - len(done),
@@ -110,9 +123,8 @@ def by_key(records: str) -> dict[tuple[Any, ...], dict[str, Any]]:
     return {tuple(line.get(name) for name in ("kind", "rule", "seed", "noise", "round")): line for line in lines}
 
 
-def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, kills: int) -> dict[str, Any]:
+def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, last: int, kills: int) -> dict[str, Any]:
     """Run the sweep, killed `kills` times at even steps of its runs, and hold its records against the unbroken ones."""
-    theirs = by_key(unbroken.read_text())
     path, cut, start = folder / "out" / "records.jsonl", 0, time.perf_counter()
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for step in range(1, kills + 1):
@@ -123,7 +135,7 @@ def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, kills: int) 
             env=os.environ | {"JAX_COMPILATION_CACHE_DIR": str(folder / "compiled")},
         )
         while process.poll() is None and (
-            not path.exists() or path.read_bytes().count(b'"round": %d,' % LAST) < runs * step // (kills + 1)
+            not path.exists() or path.read_bytes().count(b'"round": %d,' % last) < runs * step // (kills + 1)
         ):
             time.sleep(0.05)
         if process.poll() is not None:
@@ -134,7 +146,38 @@ def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, kills: int) 
     command(folder, "sweep", str(folder / "sweep.toml"))
     wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
     cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    ours = by_key(path.read_text())
+    return {"took": (cpu, wall), "kills": kills, "cut_lines": cut} | against(path, unbroken)
+
+
+def clustered(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, last: int) -> dict[str, Any]:
+    """Run the sweep on three workers of Dask, of which one is killed at a third of the runs, and one joins."""
+    from distributed import LocalCluster
+
+    path, start = folder / "out" / "records.jsonl", time.perf_counter()
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(folder / "compiled")
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    with LocalCluster(n_workers=3, threads_per_worker=1, processes=True, dashboard_address=None) as cluster:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "jarm.cli", "sweep", str(folder / "sweep.toml"), "--dask", cluster.scheduler_address]
+        )
+        while process.poll() is None and (
+            not path.exists() or path.read_bytes().count(b'"round": %d,' % last) < runs // 3
+        ):
+            time.sleep(0.05)
+        if process.poll() is not None:
+            sys.exit("The sweep ended before a worker could be killed.")
+        os.kill(cluster.workers[0].process.pid, signal.SIGKILL)
+        cluster.scale(4)
+        if process.wait():
+            sys.exit("The sweep failed.")
+    wall, after = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return {"took": (cpu, wall), "workers": 3, "killed": 1, "joined": 1} | against(path, unbroken)
+
+
+def against(path: pathlib.Path, unbroken: pathlib.Path) -> dict[str, Any]:
+    """Records held against those of an unbroken sweep."""
+    ours, theirs = by_key(path.read_text()), by_key(unbroken.read_text())
     timed = {"cpu_s", "wall_s", "seconds", "line"}  # the last is a checksum
     differ = [
         (key, name)
@@ -143,9 +186,6 @@ def killed(folder: pathlib.Path, unbroken: pathlib.Path, runs: int, kills: int) 
         if ours[key].get(name) != theirs[key].get(name)
     ]
     return {
-        "took": (cpu, wall),
-        "kills": kills,
-        "cut_lines": cut,
         "records": len(ours),
         "same_keys": ours.keys() == theirs.keys(),
         "lines_twice": len(path.read_text().splitlines()) - len(ours),

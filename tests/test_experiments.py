@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 from jarm import CompareConfig, JarmError
 from jarm.runs.config import PAPER
 from jarm.runs.grid import expand
+from jarm.runs.progress import sweep_status
 from jarm.runs.records import provenance
-from jarm.runs.sharing import sweep_status
 
 SWEPT = [study for study in reproduce_all.STUDIES if study.letter not in "efg"]
 BATCH = [

@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import pathlib
 from collections.abc import Iterable
 from typing import Annotated, Any
 
-import jax
 import tyro
 
 from jarm.acquisition.registry import COSTS, NEEDS, RULES, get_rule
 from jarm.commands.options import built_by, misused
 from jarm.core.compiled import keep_compiled
-from jarm.core.distributed import in_step, join_if_asked
 from jarm.core.status import JarmError
 from jarm.core.streams import show
 from jarm.report.figures import run_times
 from jarm.runs.config import CompareConfig
+from jarm.runs.elsewhere import dask_executor
 from jarm.runs.grid import SweepConfig, read_sweep
-from jarm.runs.sharing import sweep_status
+from jarm.runs.progress import sweep_status
 from jarm.studies.bench import BenchConfig, bench, table
 from jarm.studies.compare import compare
 from jarm.studies.forecast import ForecastConfig, forecast
@@ -74,11 +74,7 @@ def sweep_command(
     workers: int | None = None,
     vmap_runs: int | None = None,
     dry_run: bool = False,
-    distributed: bool = False,
-    coordinator: str | None = None,
-    processes: int | None = None,
-    process_id: int | None = None,
-    local_device: int | None = None,
+    dask: str | None = None,
 ) -> None:
     """Run a grid of comparisons: CONFIG is a .toml with options of `jarm compare` and a table [grid], or a .py,
     which is run as a program.
@@ -95,20 +91,14 @@ def sweep_command(
       workers: calls at a time, instead of the file's; 0 takes one per core on a CPU, else 1.
       vmap_runs: runs per call, instead of the file's; 0 takes 1 on a CPU, else as many as fit, up to 64.
       dry_run: plan only, as `jarm plan` does.
-      distributed: join the processes that SLURM, Open MPI, Kubernetes or a TPU pod started.
-      coordinator: HOST:PORT of process 0, to join processes that were started by hand.
-      processes: their number.
-      process_id: the number of this one, from 0.
-      local_device: the only device of its host that this process takes, from 0, where each device has a process.
+      dask: HOST:PORT of a Dask scheduler, whose workers make the runs.
     """
     if config[:1] == ("status",) and len(config) == 2:
         _status(pathlib.Path(config[1]))
         return
     if len(config) != 1 or config == ("status",):
         misused(f"`{' '.join(('jarm sweep', *config))}`: give one file, or `status` and a folder.")
-    join_if_asked(distributed, coordinator, processes, process_id, local_device)
-    with in_step():
-        read = read_sweep(pathlib.Path(config[0]))
+    read = read_sweep(pathlib.Path(config[0]))
     given: dict[str, Any] = {"out": out, "workers": workers, "vmap_runs": vmap_runs}
     given = {name: value for name, value in given.items() if value is not None}
     read = dataclasses.replace(read, base=dataclasses.replace(read.base, **given))
@@ -116,15 +106,15 @@ def sweep_command(
     if dry_run:
         _print_plan(read)
         return
-    summary = sweep(read)
-    if jax.process_index() == 0:
-        _show_answer(summary["answer"], summary["left_to_learn"])
-        failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
-        if failed:
-            show(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")
-        show(f"{read.out / 'summary.md'}\n{read.out / 'curves.png'}")
-        rows = [row for each in summary["settings"] for row in each["rules"].items()]
-        _refuse_lost(sorted(rows, key=lambda row: row[0]), " in some setting, for the reasons there")
+    with dask_executor(dask) if dask is not None else contextlib.nullcontext() as executor:
+        summary = sweep(read, executor=executor)
+    _show_answer(summary["answer"], summary["left_to_learn"])
+    failed = sum(row["failed_seeds"] for each in summary["settings"] for row in each["rules"].values())
+    if failed:
+        show(f"{failed:,} run{'s' * (failed != 1)} failed; {read.out / 'summary.md'} says why.")
+    show(f"{read.out / 'summary.md'}\n{read.out / 'curves.png'}")
+    rows = [row for each in summary["settings"] for row in each["rules"].items()]
+    _refuse_lost(sorted(rows, key=lambda row: row[0]), " in some setting, for the reasons there")
 
 
 def _status(folder: pathlib.Path) -> None:

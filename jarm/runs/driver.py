@@ -1,34 +1,32 @@
-"""The driver of comparisons and sweeps: jobs on all devices and processes, recorded run by run in one folder."""
+"""The driver of comparisons and sweeps: jobs on all devices, recorded run by run in one folder."""
 
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import dataclasses
 import itertools
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
-import jax
 import numpy as np
 
 from jarm.acquisition.registry import source_of
 from jarm.core.columns import SPACES
-from jarm.core.distributed import agreed, in_step
 from jarm.core.progress import Progress
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.loop.device_table import count_pairs
 from jarm.runs.config import ADDED, FREE, SOURCE
+from jarm.runs.elsewhere import make_elsewhere
 from jarm.runs.grid import OPTIONS
-from jarm.runs.jobs import Call, Job, calls_of, share_of
-from jarm.runs.records import IMPLIED, RECORDS, RecordFolder, fingerprint, provenance
+from jarm.runs.jobs import Call, Job, Made, calls_of
+from jarm.runs.progress import write_progress
+from jarm.runs.records import GROWING, IMPLIED, RECORDS, RecordFolder, fingerprint, provenance
 from jarm.runs.runner import Runner, RunOptions, make_runner, side_by_side
-from jarm.runs.sharing import GROWING, shared_folder, write_progress
 
 Record: TypeAlias = dict[str, Any]
-Made: TypeAlias = tuple[Call, list[list[Record]]]
-"""A call and the records of each of its runs."""
 
 
 def run_jobs(
@@ -38,78 +36,72 @@ def run_jobs(
     finish: Callable[[list[Record]], dict[str, Any]],
     grid: Mapping[str, Any] | None = None,
     name: str = "",
+    executor: concurrent.futures.Executor | None = None,
 ) -> dict[str, Any]:
     """Make the runs of some jobs that a folder lacks, and its summary.
 
-    Under `jax.distributed` every process calls this with the same arguments and makes a share of the runs.
-
     Args:
-      jobs: the jobs, in the same order in all processes.
+      jobs: the jobs.
       base: options that all jobs share, among them `rules` and `seeds`.
       out: the folder.
-      finish: all records of the folder -> the summary. Called by the first process while no other command can write to
-        the folder, so that files beside the records agree with them.
+      finish: all records of the folder -> the summary. Called while no other command can write to the folder, so that
+        files beside the records agree with them.
       grid: the axes of a sweep. Without a grid it is a comparison: nothing is written until a run has worked.
       name: of the command, for its progress; by default `compare` or `sweep`.
+      executor: makes the runs of a sweep, instead of this process.
 
     Returns:
-      The summary; of processes other than the first, an empty one.
+      The summary.
 
     Raises:
       JarmError: the folder is at fault, a run does not fit into memory, or in a comparison no run worked.
     """
-    with in_step():
-        rules, axes, settings = base.rule_names(), tuple(grid or ()), settings_of(jobs, base, grid)
-        runner = make_runner(jobs, base, placed=grid is not None)
-        sources = {rule: source for rule in rules if (source := source_of(rule))}
-    # In their order, since calls are dealt out in it.
+    rules, axes, settings = base.rule_names(), tuple(grid or ()), settings_of(jobs, base, grid)
+    runner = make_runner(jobs, base, placed=grid is not None)
+    sources = {rule: source for rule in rules if (source := source_of(rule))}
     places = [setting.axes for job in jobs for setting in job.settings]
-    if not agreed(repr([settings, axes, rules, base.seeds, places, sources, runner.capacity])):
-        raise JarmError(
-            "The processes have different grids, data, rules or numbers of devices: give all of them the same."
-        )
-    summary: dict[str, Any] = {}
-
-    def summarise(folder: RecordFolder) -> None:
-        summary.update(finish(folder.read()))
-
-    with shared_folder(out, settings, base.rounds, axes, summarise) as folder:
+    with RecordFolder.open(out, settings, base.rounds, axes, GROWING) as folder:
         common = {
             "config": fingerprint({k: v for k, v in settings.items() if k not in (*GROWING, *IMPLIED)}),
             **provenance(),
         }
         wanted = {(rule, seed, *place.values()) for rule in rules for seed in range(base.seeds) for place in places}
         progress = {"runs": len(folder.done | wanted)}
-        with in_step():
-            if folder.others:
-                say(
-                    f"jarm: {out} holds runs by {'; '.join(folder.others)}, which are kept; to have them made anew, "
-                    "give another --out."
-                )
-            if folder.broken:
-                shown = ", ".join(" ".join(map(str, run)) for run in folder.broken[:3])
-                say(
-                    f"jarm: {out / RECORDS} lacks lines of {len(folder.broken):,} runs that were recorded ({shown}"
-                    f"{', ...' * (len(folder.broken) > 3)}): those are made again."
-                )
-            if jax.process_index() == 0:
-                _say_copies([job for job in jobs if job.offers_all])
-                folder.refuse_changed(sources)
-                _append_references(folder, jobs, grid, common)
-                if grid is not None:
-                    write_progress(out, progress | {"compiled": 0})
+        _say_found(folder)
+        _say_copies([job for job in jobs if job.offers_all])
+        folder.refuse_changed(sources)
+        _append_references(folder, jobs, grid, common)
+        if grid is not None:
+            write_progress(out, progress | {"compiled": 0})
         calls = calls_of(jobs, rules, base.seeds, runner.capacity, folder.done)
-        mine = share_of(calls, jax.process_index(), jax.process_count(), len(rules))
-        if jax.process_count() > 1:
-            missing = sum(len(call.runs) for call in mine)
-            say(f"jarm: process {jax.process_index()} has {missing:,} of the missing runs.")
-        made = _make(runner, mine) if grid is not None else _make_checked(runner, mine, worked=bool(folder.done))
-        for call, runs in _shown(made, mine, name or ("compare" if grid is None else "sweep")):
-            own = common | ({"source": sources[call.rule]} if call.rule in sources else {})
+        if executor is not None:
+            config = str(common["config"])
+            made = make_elsewhere(executor, calls, config, size=runner.capacity, vmap_runs=base.vmap_runs)
+        elif grid is not None:
+            made = _make(runner, calls)
+        else:
+            made = _make_checked(runner, calls, worked=bool(folder.done))
+        for call, runs, by in _shown(made, calls, name or ("compare" if grid is None else "sweep")):
+            own = common | (by or {}) | ({"source": sources[call.rule]} if call.rule in sources else {})
             folder.append([{**line, **own} for lines in runs for line in lines])
-        if grid is not None and jax.process_index() == 0:
+        if grid is not None:
             write_progress(out, progress | {"compiled": runner.compiled})
-    return summary
+        return finish(folder.read())
+
+
+def _say_found(folder: RecordFolder) -> None:
+    """Say which runs of a folder are of others, and which are not whole."""
+    if folder.others:
+        say(
+            f"jarm: {folder.path} holds runs by {'; '.join(folder.others)}, which are kept; to have them made anew, "
+            "give another --out."
+        )
+    if folder.broken:
+        shown = ", ".join(" ".join(map(str, run)) for run in folder.broken[:3])
+        say(
+            f"jarm: {folder.path / RECORDS} lacks lines of {len(folder.broken):,} runs that were recorded ({shown}"
+            f"{', ...' * (len(folder.broken) > 3)}): those are made again."
+        )
 
 
 def _say_copies(jobs: Sequence[Job]) -> None:
@@ -135,11 +127,11 @@ def _say_copies(jobs: Sequence[Job]) -> None:
 def _make(runner: Runner, calls: Sequence[Call]) -> Iterator[Made]:
     """Make calls side by side, each job's table for as long as it has calls."""
     left = collections.Counter(id(call.job) for call in calls)
-    for call, runs in side_by_side(lambda call: (call, runner(call)), [(call,) for call in calls], runner.workers):
-        left[id(call.job)] -= 1
-        if not left[id(call.job)]:
-            runner.forget(call.job)
-        yield call, runs
+    for made in side_by_side(lambda call: Made(call, runner(call)), [(call,) for call in calls], runner.workers):
+        left[id(made.call.job)] -= 1
+        if not left[id(made.call.job)]:
+            runner.forget(made.call.job)
+        yield made
 
 
 def _make_checked(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Iterator[Made]:
@@ -158,27 +150,28 @@ def _make_checked(runner: Runner, calls: Sequence[Call], *, worked: bool) -> Ite
     ahead = [call for call in calls if call is first[call.rule]]
     rest = [call for call in calls if call is not first[call.rule]]
     held_back = list[Made]()
-    worked |= jax.process_count() > 1  # other processes have other rules
-    first_ones = side_by_side(lambda call: (call, runner(call)), [(call,) for call in ahead], runner.workers)
+    first_ones = side_by_side(lambda call: Made(call, runner(call)), [(call,) for call in ahead], runner.workers)
     made = itertools.chain(first_ones, _make(runner, rest))
-    for number, (call, runs) in enumerate(made, 1):
-        worked |= any(lines[0]["kind"] == "run" for lines in runs)
-        held_back.append((call, runs))
+    for number, each in enumerate(made, 1):
+        worked |= any(lines[0]["kind"] == "run" for lines in each.runs)
+        held_back.append(each)
         if worked:
             yield from held_back
             held_back = []
         elif number == len(ahead):
-            raise JarmError(f"No rule ran to its end with its first seed. {runs[-1][0]['message']}")
+            raise JarmError(f"No rule ran to its end with its first seed. {each.runs[-1][0]['message']}")
 
 
 def _shown(made: Iterable[Made], calls: Sequence[Call], name: str) -> Iterator[Made]:
-    """The same with the progress of the first process."""
+    """The same, with its progress."""
     total = sum(len(call.runs) for call in calls)
-    with Progress(name, total, f"{total:,} runs, compiling first", show=jax.process_index() == 0) as progress:
-        for call, runs in made:
-            yield call, runs
-            done = progress.done + len(runs)
-            progress.update(len(runs), f"{done:,} of {total:,} runs, {call.rule}, seed {call.runs[-1][0]}")
+    with Progress(name, total, f"{total:,} runs, compiling first") as progress:
+        for each in made:
+            yield each
+            done = progress.done + len(each.runs)
+            progress.update(
+                len(each.runs), f"{done:,} of {total:,} runs, {each.call.rule}, seed {each.call.runs[-1][0]}"
+            )
 
 
 def settings_of(jobs: Sequence[Job], base: RunOptions, grid: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import os
 from collections.abc import Sequence
-from typing import Any, ClassVar, NamedTuple, TypeVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
@@ -29,8 +29,6 @@ from jarm.runs.config import CompareConfig
 from jarm.runs.grid import Setting, by_program
 from jarm.runs.programs import free_bytes
 from jarm.runs.results import Result, evaluate_runs
-
-T = TypeVar("T")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -91,6 +89,10 @@ class Job:
         """Metrics of all heads of some runs, as `evaluate_runs` returns them."""
         return evaluate_runs(self.loop.head.head(), results, self.data.test, pad=pad, **self.evaluation)
 
+    def place(self, at: int) -> dict[str, Any]:
+        """Fields of records that tell a setting from others, and its rounds, which an axis may set by another name."""
+        return self.settings[at].axes | {"rounds": self.loop.rounds}
+
     def runs(self, seeds: int) -> list[tuple[int, int]]:
         """Every (seed, index of a setting)."""
         return [(seed, at) for seed in range(seeds) for at in range(len(self.settings))]
@@ -102,6 +104,14 @@ class Call(NamedTuple):
     job: Job
     rule: str
     runs: Sequence[tuple[int, int]]
+
+
+class Made(NamedTuple):
+    """A call that was made: the records of each of its runs, and the provenance of another process that made them."""
+
+    call: Call
+    runs: list[list[dict[str, Any]]]
+    by: dict[str, Any] | None = None
 
 
 def read_jobs(settings: Sequence[Setting]) -> list[Job]:
@@ -205,8 +215,3 @@ def calls_of(
         for start in range(0, max(map(len, missing.values())), size):
             calls += [Call(job, rule, some) for rule in rules if (some := missing[rule][start : start + size])]
     return calls
-
-
-def share_of(calls: Sequence[T], process: int, processes: int, rules: int) -> list[T]:
-    """The calls of one process. Rules take unequal time, so all processes get about as many calls of each."""
-    return [call for at, call in enumerate(calls) if (at % rules + at // rules) % processes == process]

@@ -22,6 +22,7 @@ from jarm.core.memory import host_bytes
 from jarm.core.messages import readable
 from jarm.core.settings import make_key
 from jarm.core.status import JarmError
+from jarm.core.streams import say
 from jarm.core.types import AnyMesh, Array
 from jarm.loop.config import LoopConfig
 from jarm.loop.device_table import DeviceTable

@@ -76,6 +76,8 @@ def _commit() -> str | None:
 RECORDS, CONFIG = "records.jsonl", "config.json"
 WRITTEN = (RECORDS, "summary.json", "summary.md", "curves.png", "curves.svg", "progress.json")
 """Files that a comparison or a sweep writes into its folder, beside `config.json` and `.lock`."""
+GROWING = ("named", "tables")
+"""Settings of a folder that grow with the values of its axes."""
 IMPLIED = {"keys": KEYS}
 """Settings that folders of earlier versions leave out, and what they had."""
 BY_PROMPT = "right_by_prompt"

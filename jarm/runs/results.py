@@ -51,7 +51,7 @@ class Result:
         """
         run = {**place, "rule": self.rule, "seed": self.seed}
         if self.failure:
-            return [{"kind": "failed", **run, "message": self.failure}]
+            return [failed_line(place, self.rule, self.seed, self.failure)]
         lines, records = [], self.records
         noise_free = dict[str, Any]()
         if (status := records.noise_free_status) is not None:
@@ -73,6 +73,11 @@ class Result:
             }
             lines.append({name: plain(value) for name, value in line.items()})
         return lines
+
+
+def failed_line(place: Mapping[str, Any], rule: str, seed: int, message: str) -> dict[str, Any]:
+    """The record of a run that failed; `place` as for `Result.lines`."""
+    return {"kind": "failed", **place, "rule": rule, "seed": seed, "message": message}
 
 
 def failure_of(status: np.ndarray) -> str | None:

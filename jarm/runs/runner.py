@@ -149,8 +149,7 @@ class Runner:
                 if not out_of_memory(error):
                     raise
                 program.halve(size, "memory ran out while runs were evaluated")
-        # With its rounds, since an axis may set them under a name of its own.
-        places = [job.settings[at].axes | {"rounds": job.loop.rounds} if self.placed else {} for _, at in call.runs]
+        places = [job.place(at) if self.placed else {} for _, at in call.runs]
         return [result.lines(*rest) for result, *rest in zip(results, found, places, strict=True)]
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import pathlib
 from typing import Any
 
-from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
 from jarm.core.streams import say
 from jarm.report.curves import by_rule
@@ -26,8 +25,6 @@ from jarm.studies.backtest import backtest, backtest_of
 def compare(config: CompareConfig) -> dict[str, Any]:
     """Run a comparison, or the rest of it, and write its folder.
 
-    Under `jax.distributed` every process calls this, as for `sweep`.
-
     Example:
       >>> import pathlib, tempfile
       >>> from jarm import CompareConfig, compare
@@ -41,20 +38,17 @@ def compare(config: CompareConfig) -> dict[str, Any]:
       config: the settings.
 
     Returns:
-      The summary, as in `summary.json`; of processes other than the first, an empty one. Of a file of chosen and
-      rejected responses, that of `backtest`.
+      The summary, as in `summary.json`; of a file of chosen and rejected responses, that of `backtest`.
 
     Raises:
       JarmError: the settings, the data or the folder are at fault; the message says which and what to do.
     """
     out = pathlib.Path(config.out)
-    with in_step():
-        recorded = backtest_of(config)
+    recorded = backtest_of(config)
     if recorded is not None:
         return backtest(recorded)
-    with in_step():
-        require_matplotlib()  # before the runs, not after them
-        jobs = read_jobs([Setting({}, config)])
+    require_matplotlib()  # before the runs, not after them
+    jobs = read_jobs([Setting({}, config)])
     if remark := unread(config):
         say(remark)
 

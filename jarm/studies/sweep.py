@@ -1,4 +1,4 @@
-"""`jarm sweep`: a grid of comparisons as few array programs, on all devices and processes, recorded run by run.
+"""`jarm sweep`: a grid of comparisons as few array programs, on all devices or by workers, recorded run by run.
 
 A program runs every rule, seed and traced number of its settings; it is compiled once. Runs are appended as they
 finish, and the same command makes the missing ones. A run that fails is recorded as failed and leaves its neighbours
@@ -7,11 +7,11 @@ untouched: runs share nothing but their program.
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
 from collections.abc import Sequence
 from typing import Any
 
-from jarm.core.distributed import in_step
 from jarm.core.status import JarmError
 from jarm.report.curves import by_rule
 from jarm.report.figures import axis_curves, require_matplotlib
@@ -21,11 +21,8 @@ from jarm.runs.grid import Setting, SweepConfig, expand
 from jarm.runs.jobs import read_jobs
 
 
-def sweep(config: SweepConfig) -> dict[str, Any]:
+def sweep(config: SweepConfig, *, executor: concurrent.futures.Executor | None = None) -> dict[str, Any]:
     """Run a sweep, or the rest of it, and write its folder.
-
-    Under `jax.distributed` every process calls this with the same configuration and makes a share of the runs; the
-    first gathers them. The folder has to be one that all processes see.
 
     Example:
       >>> import pathlib, tempfile
@@ -39,18 +36,19 @@ def sweep(config: SweepConfig) -> dict[str, Any]:
 
     Args:
       config: the grid.
+      executor: its workers make the runs, and may come, go and die (docs/sweeps.md); by default this process does.
 
     Returns:
-      The summary, as in `summary.json`; of processes other than the first, an empty one.
+      The summary, as in `summary.json`.
 
     Raises:
       JarmError: the grid, the data or the folder are at fault, a run does not fit into memory, or no run worked.
     """
-    with in_step():
-        require_matplotlib()  # before the runs, not after them
-        settings = expand(config)
-        jobs = read_jobs(settings)
-    return run_jobs(jobs, config.base, config.out, functools.partial(_finish, config, settings), config.grid)
+    require_matplotlib()  # before the runs, not after them
+    settings = expand(config)
+    jobs = read_jobs(settings)
+    finish = functools.partial(_finish, config, settings)
+    return run_jobs(jobs, config.base, config.out, finish, config.grid, executor=executor)
 
 
 def _finish(config: SweepConfig, settings: Sequence[Setting], records: list[Record]) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pytest
 from jarm import JarmError
 from jarm.cli import main
 from jarm.core.files import plain, sealed
-from jarm.runs.records import RecordFolder, fingerprint, provenance
-from jarm.runs.sharing import GROWING, shared_folder, sweep_status
+from jarm.runs.progress import sweep_status
+from jarm.runs.records import GROWING, RecordFolder, fingerprint, provenance
 
 pytestmark = pytest.mark.core
 
@@ -222,21 +222,6 @@ def test_no_link_in_a_folder_of_records_is_written_through(tmp_path, name):
             opened(out)
         (out / name).unlink()
         assert theirs.read_bytes() == content
-
-
-def test_a_folder_of_the_user_that_is_named_as_one_of_a_process_stays(tmp_path):
-    opened(tmp_path).close()
-    (tmp_path / "process-1").mkdir()
-    (tmp_path / "process-1" / "mine").write_text("mine")
-    (tmp_path / ".working").mkdir()
-    (tmp_path / ".working" / "mine").write_text("mine")
-    with RecordFolder.open(tmp_path / "process-2", {"batch": 5}, ROUNDS) as folder:
-        folder.append(run("random", 0))
-    (tmp_path / "process-2" / "mine").write_text("mine")
-    with shared_folder(tmp_path, {"batch": 5}, ROUNDS, (), lambda folder: None) as folder:
-        assert folder.read() == run("random", 0)
-    left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("mine"))
-    assert left == [".working/mine", "process-1/mine", "process-2/mine"]
 
 
 @pytest.mark.parametrize(

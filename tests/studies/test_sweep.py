@@ -1,5 +1,6 @@
 """`jarm sweep` as someone meets it who wants to break it: killed, extended, out of memory, failing, misled."""
 
+import concurrent.futures
 import contextlib
 import dataclasses
 import json
@@ -11,11 +12,13 @@ import subprocess
 import sys
 import threading
 import time
+import types
 
 import jax
 import numpy as np
 import pytest
 from test_compare import SMALL, in_order, lines
+from test_sweep_elsewhere import Workers
 
 from jarm import JarmError, SweepConfig, compare, plan, sweep
 from jarm.cli import main
@@ -23,13 +26,13 @@ from jarm.core.files import claim
 from jarm.loop.device_table import make_device_table
 from jarm.report.figures import axis_curves
 from jarm.report.summary import write_sweep_summary
-from jarm.runs import jobs, programs, runner
+from jarm.runs import elsewhere, jobs, programs, runner
 from jarm.runs.driver import settings_of
 from jarm.runs.grid import expand
-from jarm.runs.jobs import read_jobs, share_of
-from jarm.runs.records import RecordFolder
+from jarm.runs.jobs import read_jobs
+from jarm.runs.progress import sweep_status
+from jarm.runs.records import GROWING, RecordFolder
 from jarm.runs.runner import make_runner
-from jarm.runs.sharing import GROWING, sweep_status
 from jarm.studies import plan as plan_module
 from jarm.studies.plan import plan_text
 from jarm.testing.tracing import count_compilations
@@ -540,14 +543,45 @@ def test_a_program_is_no_larger_than_what_shares_it(tmp_path):
     assert make_runner(read_jobs(expand(config)), config.base).capacity == 2
 
 
-@pytest.mark.parametrize(("rules", "processes"), [(1, 2), (2, 2), (4, 2), (4, 6), (3, 2), (7, 4)])
-def test_every_process_gets_about_as_many_calls_of_each_rule(rules, processes):
-    calls = [(rule, cell) for cell in range(12) for rule in range(rules)]
-    shares = [share_of(calls, process, processes, rules) for process in range(processes)]
-    assert sorted(call for share in shares for call in share) == sorted(calls)
-    for rule in range(rules):
-        counts = [sum(call[0] == rule for call in share) for share in shares]
-        assert max(counts) - min(counts) <= 1
+def test_calls_whose_worker_dies_are_made_by_another(finished, tmp_path):
+    """Some die, one twice: the records are those of this process alone."""
+
+    broken = concurrent.futures.BrokenExecutor("A process died.")
+    fates = {(("random", 1), 1): broken, (("random", 1), 3): "lost", (("greedy_dopt", 0), 1): "lost"}
+    workers = Workers(lambda run, number: fates.get((run, number)))
+    sweep(small(tmp_path, {"noise": NOISE}), executor=workers)
+    assert in_order(tmp_path) == in_order(finished[0])
+    assert workers.tries == {("random", 0): 2, ("random", 1): 4, ("greedy_dopt", 0): 3, ("greedy_dopt", 1): 2}
+
+
+def nothing_here(**_):
+    raise OSError("There is no such file.")
+
+
+def test_a_call_that_three_workers_die_of_has_failed(finished, tmp_path, monkeypatch):
+    """And tables that workers cannot read are scattered once, as Dask does it."""
+    elsewhere._kept.cache_clear()
+    monkeypatch.setattr(elsewhere, "load", nothing_here)
+    broken = concurrent.futures.BrokenExecutor("A process died.\nOr so.")
+    workers = Workers(lambda run, number: broken if run == ("greedy_dopt", 1) else None)
+    config, scattered = small(tmp_path, {"noise": [0.5]}), []
+    with pytest.raises(JarmError, match=r"A worker cannot read the data, .* on a disk that all workers see"):
+        sweep(config, executor=workers)
+    workers.tries.clear()
+    scatter = lambda tables, broadcast: scattered.append(tables) or tables  # noqa: E731
+    workers._client = types.SimpleNamespace(scatter=scatter)
+    summary = sweep(config, executor=workers)
+    assert workers.tries["greedy_dopt", 1] == 3
+    assert len(scattered) == 1
+    (failed,) = (line for line in lines(tmp_path) if line["kind"] == "failed")
+    assert failed["message"] == "3 workers died while they made this run: A process died"
+    assert (failed["rule"], failed["seed"], failed["noise"], failed["rounds"]) == ("greedy_dopt", 1, 0.5, 2)
+    assert summary["settings"][0]["rules"]["greedy_dopt"]["failed_seeds"] == 1
+    status = sweep_status(tmp_path)
+    assert (status["done"], status["failed"]) == (4, 1)
+    whole = [line for line in in_order(finished[0]) if line.get("noise") == 0.5 or line["kind"] == "reference"]
+    there = [line for line in in_order(tmp_path) if line["kind"] != "failed"]
+    assert there == [line for line in whole if (line["rule"], line.get("seed")) != ("greedy_dopt", 1)]
 
 
 def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
@@ -568,37 +602,6 @@ def test_what_cannot_run_is_refused_before_anything_is_written(tmp_path):
             sweep(small(tmp_path / "out", grid, **changes))
         assert "\n" not in str(error.value)
     assert not (tmp_path / "out").exists()
-
-
-def test_a_folder_that_is_somebody_elses_is_not_taken_for_a_process(finished, tmp_path):
-    out = copied(finished[0], tmp_path / "mine")
-    (out / "process-notes").mkdir()
-    (out / "process-notes" / "idea.txt").write_text("keep")
-    (out / "process-1").write_text("a file")
-    sweep(small(out, {"noise": NOISE}))
-    assert (out / "process-notes" / "idea.txt").read_text() == "keep"
-    assert (out / "process-1").read_text() == "a file"
-
-
-@pytest.mark.slow
-def test_what_a_killed_process_left_is_gathered(finished, tmp_path, monkeypatch):
-    """Runs of process 1, the last of them half, in its folder; some of them in the sweep's already."""
-    out = copied(finished[0], tmp_path / "left")
-    whole = lines(out)
-    moved = [line for line in whole if line.get("seed") == 1]
-    moved.sort(key=lambda line: line["rule"] != "random")  # as processes may finish them; the half one is no other's
-    kept = [line for line in whole if line.get("seed") != 1 or line["rule"] == "random"]
-    (out / "process-1").mkdir()
-    (out / "process-1" / "config.json").write_bytes((out / "config.json").read_bytes())
-    (out / "process-1" / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in moved[:-1]))
-    (out / "records.jsonl").write_text("".join(json.dumps(line) + "\n" for line in kept))
-    (out / "progress.json").write_text('{"runs": 8}')
-    assert sweep_status(out)["done"] == 7  # half a run is none
-    calls = made(monkeypatch)
-    sweep(small(out, {"noise": NOISE}))
-    assert calls == [("greedy_dopt", 1, moved[-1]["noise"])]
-    assert in_order(out) == in_order(finished[0])
-    assert not (out / "process-1").exists()
 
 
 def test_status_of_what_is_no_sweep_is_a_sentence(finished, tmp_path, capsys):
@@ -667,9 +670,6 @@ def test_a_plan_refuses_more_calls_at_a_time_than_fit(finished, tmp_path, monkey
     [
         (["nowhere.toml"], "There is no file nowhere.toml"),
         (["FILE", "--workers", "-1"], "`workers` is -1"),
-        (["FILE", "--process-id", "1"], "goes with `--coordinator HOST:PORT`"),
-        (["FILE", "--coordinator", "nobody"], "'nobody' is no address of process 0"),
-        (["FILE", "--coordinator", "127.0.0.1:1", "--processes", "2", "--process-id", "2"], "no process 2 of 2"),
     ],
 )
 def test_bad_arguments_get_a_sentence(args, words, tmp_path, capsys):
