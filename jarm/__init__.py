@@ -25,10 +25,14 @@ __all__ = sorted(_PLACES.keys() - {"__version__"})
 
 
 def __getattr__(name: str) -> _typing.Any:
-    if name not in _PLACES:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    found = globals()[name] = getattr(_importlib.import_module(_PLACES[name]), name)
-    return found
+    if name in _PLACES:
+        found = globals()[name] = getattr(_importlib.import_module(_PLACES[name]), name)
+        return found
+    if _pathlib.Path(__file__).with_name(name).joinpath("__init__.py").is_file():  # a room
+        return _importlib.import_module(f"{__name__}.{name}")
+    from jarm.core.messages import nearest
+
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}{nearest(name, __all__)}")
 
 
 def __dir__() -> list[str]:

@@ -7,6 +7,7 @@ import contextlib
 import importlib
 import os
 import pathlib
+import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -14,7 +15,6 @@ from typing import Any, NoReturn
 import tyro
 
 from jarm.commands.options import Refused, complain, deferred, misused
-from jarm.core.files import remove_drafts
 from jarm.core.interrupts import Stopped, leavable, was_left
 from jarm.core.messages import nearest
 from jarm.core.status import JarmError
@@ -135,7 +135,7 @@ def main(args: Sequence[str] | None = None) -> int:
         complain(error)
         return 130 if isinstance(error, Stopped) else 1
     except KeyboardInterrupt:
-        complain("stopped; the same command goes on from here.")
+        complain("stopped; the same command goes on from what is on disk.")
         return 130
     except BrokenPipeError:
         return 141
@@ -145,10 +145,19 @@ def main(args: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _stop_at_once(*_: object) -> NoReturn:
+    complain("stopped before it began.")
+    os._exit(130)
+
+
 def command() -> NoReturn:
     """Run the command line of this process, and end it."""
+    for number in (signal.SIGINT, signal.SIGTERM):  # while modules are imported, where an exception may be lost
+        signal.signal(number, _stop_at_once)
     code = main()
     if was_left():  # a thread may be compiling, and would be waited for
+        from jarm.core.files import remove_drafts  # with JAX, as above
+
         remove_drafts()
         os._exit(code)
     sys.exit(code)

@@ -110,6 +110,7 @@ HOSTS = {
     "embedding.job.plan_rows",
     "evaluation.metrics.evaluate",
     "llm.sharding.make_mesh",
+    "runs.elsewhere._kept",
     "runs.programs.Program.__init__",
     "runs.programs.default_vmap_runs",
     "runs.programs.default_workers",

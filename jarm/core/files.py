@@ -20,6 +20,7 @@ from typing import IO, Any
 import jax
 import numpy as np
 
+from jarm.core.interrupts import was_left
 from jarm.core.status import JarmError
 
 try:
@@ -307,6 +308,8 @@ def whole_folder(folder: PathLike) -> Iterator[Path]:
     try:
         draft.mkdir()
         yield draft
+        if was_left():  # the command has said that it was stopped
+            return
         if made:
             draft.rename(folder)
         else:

@@ -145,7 +145,9 @@ def whole_table(
     if split is not None and split not in names:
         raise JarmError(f"{name} has no column {split!r}{nearest(split, names)}: it has {', '.join(names)}.")
     if target is None and are_pairs(names):
-        raise JarmError(f"{name} holds pairs, {' and '.join(CHOSEN)}, and no responses: read it by `jarm.load_pairs`.")
+        raise JarmError(
+            f"{name} holds pairs, {' and '.join(CHOSEN)}, and no responses: read it by `jarm.data.pairs.load_pairs`."
+        )
     prompts = read_prompts(name, source.columns.table)
     split_by = f"column {split or 'split'}" if (split or "split") in names else f"hash, {TEST_SHARE:.0%} test"
     is_test = np.zeros(len(prompts.ids), bool)

@@ -106,12 +106,16 @@ def _make_blocks(scorer: Scorer, space: PairSpace, block: int) -> _Blocks:
     real = jnp.arange(count * side, dtype=jnp.int32) < size
     # Padding repeats the last response, so that the bounds of its block stay tight.
     response = jnp.pad(response, (0, count * side - size), mode="edge")
+    eligible, scored = space.eligible[response] & real, response
+    if scorer.order is not None:  # the eligible come first, and the last of them stands for others in bounds, too
+        last = jnp.maximum(eligible.sum(dtype=jnp.int32) - 1, 0)
+        scored = jnp.where(eligible, response, response[last])
     return _Blocks(
         side=side,
         number=count,
         cross=space.kind == "cross",
-        stats=gather(scorer.stats, response),
-        eligible=space.eligible[response] & real,
+        stats=gather(scorer.stats, scored),
+        eligible=eligible,
         prompt=space.prompt_of[response],
         response=jnp.where(real, response, size),
         alike=None if space.alike is None else space.alike[response],

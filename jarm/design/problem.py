@@ -160,5 +160,5 @@ def near_copies(product: Array, square: Array, other: Array, similarity: Array |
       square, other: |x|^2 and |x'|^2, broadcast against `product`.
       similarity: the minimum cosine of a near-copy.
     """
-    both = square * other
-    return (jnp.square(product) >= jnp.square(similarity) * both) & (both > 0)
+    # Lengths, whose products neither overflow nor vanish where those of squares would.
+    return (jnp.abs(product) >= similarity * (jnp.sqrt(square) * jnp.sqrt(other))) & (square > 0) & (other > 0)

@@ -100,6 +100,8 @@ def choose_lengths(lengths: Sequence[int], max_count: int, price: float = 0.0) -
       (24, 96)
       >>> choose_lengths([3, 5, 20, 22, 90], max_count=2, price=300.0)
       (96,)
+      >>> choose_lengths([], max_count=2)
+      ()
     """
     grid, counts = np.unique([round_up(length) for length in lengths], return_counts=True)
     m = len(grid)
@@ -113,7 +115,7 @@ def choose_lengths(lengths: Sequence[int], max_count: int, price: float = 0.0) -
         chosen.append(before)
         totals.append(cost[-1] + len(chosen) * price)
     out, j = [], m
-    for before in reversed(chosen[: int(np.argmin(totals)) + 1]):
+    for before in reversed(chosen[: int(np.argmin(totals)) + 1] if chosen else []):
         if j:
             out.append(int(grid[j - 1]))
             j = int(before[j])

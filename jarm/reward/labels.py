@@ -27,7 +27,7 @@ def label_pairs(embeddings: Any, pairs: Any, labels: Any, weights: Any = None) -
       arguments of the function that `make_fit` makes.
 
     Raises:
-      JarmError: lengths differ, an index is no response, or a label or weight is out of range.
+      JarmError: shapes differ, there are no labels, an index is no response, or a number is out of range or not finite.
 
     Example:
       Three labels, and then a fourth, share one program.
@@ -48,9 +48,13 @@ def label_pairs(embeddings: Any, pairs: Any, labels: Any, weights: Any = None) -
       [0.39, -0.03, -0.6, 0.54, -0.3]
     """
     embeddings, pairs = np.asarray(embeddings), np.asarray(pairs)
+    if embeddings.ndim != 2:
+        raise JarmError(f"embeddings have shape {embeddings.shape}: give [N, d].")
     labels = np.asarray(labels, np.float32)
     weights = np.ones(len(labels), np.float32) if weights is None else np.asarray(weights, np.float32)
     count = len(labels)
+    if not count:
+        raise JarmError("There are no labels: give one or more.")
     if pairs.shape != (count, 2) or pairs.dtype.kind not in "iu" or weights.shape != (count,):
         raise JarmError(
             f"pairs have shape {pairs.shape}, labels {labels.shape} and weights {weights.shape}: give [L, 2] whole "
@@ -70,8 +74,11 @@ def label_pairs(embeddings: Any, pairs: Any, labels: Any, weights: Any = None) -
             raise JarmError(f"Row {row} of {name} is {values[row]:g}: give a number of 0 to {most:g}.")
     used, place = np.unique(pairs, return_inverse=True)
     place, room = place.reshape(-1, 2).astype(np.int32), bucket(count)
-    rows = padded(embeddings[used].astype(np.float32), 2 * room)
+    rows = embeddings[used].astype(np.float32)
+    if not np.isfinite(rows).all():
+        row = int(used[~np.isfinite(rows).all(axis=1)][0])
+        raise JarmError(f"Row {row} of embeddings is NaN or infinite: repair it, or leave its pairs out.")
     first, second, label, weight, mask = (
         jnp.asarray(padded(each, room)) for each in (place[:, 0], place[:, 1], labels, weights, np.ones(count, bool))
     )
-    return jnp.asarray(rows), Labelled(first, second, label, weight, mask)
+    return jnp.asarray(padded(rows, 2 * room)), Labelled(first, second, label, weight, mask)

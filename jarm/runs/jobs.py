@@ -173,7 +173,7 @@ def _refuse_unscored(config: CompareConfig) -> None:
     raise JarmError(
         f"{config.data} has no scores to judge models by unless you name their column (`--target`); "
         f"{choice(columns.numeric)}; without scores, `jarm forecast --data {words}` says what choosing may save, "
-        "`jarm.init` and `ask` choose pairs for people, and `jarm backtest` reads pairs that are labelled."
+        "`jarm.select` chooses pairs for people to label, and `jarm backtest` reads pairs that are labelled."
     )
 
 

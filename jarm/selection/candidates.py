@@ -23,7 +23,7 @@ from jarm.design.spaces import KINDS
 PADDING = 4
 """Prompts of unequal size are padded to a grid of at most this many times their responses, and listed pair by pair
 beyond: a listed pair takes some 27 times as long as a place of a grid."""
-FINE = 1 << 17
+FINE = 1 << 14
 """Responses or pairs beyond which their number is rounded up by a quarter at most: passes skip most of the padding, but
 memory does not."""
 

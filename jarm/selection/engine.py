@@ -38,6 +38,8 @@ WRITTEN_OUT = 1 << 21
 """Numbers of a space, F + G of each pair for F features and G targets, up to which it is written out: 16 MiB."""
 WORK = 1 << 26
 """Numbers times pairs of the batch up to which it is written out: some tenths of a second on one core."""
+FEW_PICKS = 32
+"""Pairs of a batch that a program has room for, at least."""
 CERTAIN = 80.0
 """Rewards so many logits apart leave nothing to learn from an answer."""
 
@@ -178,7 +180,7 @@ def _on_device(request: Request, information: np.ndarray, space: PairSpace) -> t
     """The greedy batch of a space of any size."""
     keep_compiled()
     problem, count = _problem(request, space, information), request.reachable
-    room = bucket(max(count, 8), per_octave=2)
+    room = bucket(max(count, FEW_PICKS))
     grown: tuple[Selection, GreedyInfo] = jax.device_get(
         jit_greedy(*problem, room, count=np.int32(count), limits=request.limits)
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +15,17 @@ from jarm.core.messages import choose
 from jarm.core.rows import group_rows
 from jarm.core.status import JarmError
 from jarm.design.criteria import BALD, D_OPTIMAL, D_UNWEIGHTED, Criterion, mean_information, sum_of_variances
-from jarm.selection.arguments import as_array, finite, index_pairs, read_costs, read_limits, single, truth, whole
+from jarm.selection.arguments import (
+    as_array,
+    finite,
+    index_pairs,
+    read_costs,
+    read_limits,
+    refuse_large,
+    single,
+    truth,
+    whole,
+)
 from jarm.selection.candidates import Candidates, codes_of, find_candidates
 from jarm.selection.worths import weights_of
 
@@ -42,8 +53,6 @@ class Request:
     Attributes:
       features: `[N, F]` features as the caller gave them, float16 or wider.
       rewards: `[N]` float64.
-      device_features: `[n, F]` float32 at the places of `candidates.space`, for the passes.
-      device_rewards: `[n]` float32, likewise.
       prompts: `[N]` codes of the prompts, or None.
       prompt_names: the prompt of each code.
       candidates: the pairs on offer.
@@ -60,8 +69,6 @@ class Request:
 
     features: np.ndarray
     rewards: np.ndarray
-    device_features: np.ndarray
-    device_rewards: np.ndarray
     prompts: np.ndarray | None
     prompt_names: list[Any]
     candidates: Candidates
@@ -74,6 +81,16 @@ class Request:
     swaps: int
     bound: bool
     allow_fewer: bool
+
+    @functools.cached_property
+    def device_features(self) -> np.ndarray:
+        """`[n, F]` float32 at the places of `candidates.space`, for the passes."""
+        return self.candidates.gather(single("features", self.features))
+
+    @functools.cached_property
+    def device_rewards(self) -> np.ndarray:
+        """`[n]` float32, likewise."""
+        return self.candidates.gather(single("rewards", self.rewards))
 
     @property
     def reachable(self) -> int:
@@ -145,11 +162,11 @@ def read_request(
     swaps, bound = whole("swaps", swaps, 0), truth("bound", bound)
     if (swaps or bound) and not criterion.is_log_det:
         raise JarmError("Swaps and bounds are known for log det only: choose criterion 'd' or 'd-unweighted'.")
+    for part, values in (("features", features), ("rewards", rewards)):
+        refuse_large(part, values)
     return Request(
         features=features,
         rewards=rewards,
-        device_features=candidates.gather(single("features", features)),
-        device_rewards=candidates.gather(single("rewards", rewards)),
         prompts=codes,
         prompt_names=names,
         candidates=candidates,

@@ -119,7 +119,7 @@ class Report:
     status: str
 
 
-@dataclasses.dataclass(frozen=True, repr=False)
+@dataclasses.dataclass(frozen=True, repr=False, eq=False)
 class SelectedBatch:
     """Pairs to label, in the order of choice; `print` shows them.
 

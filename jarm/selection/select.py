@@ -54,8 +54,8 @@ def select(
         "epig" (expected information about targets), "bald" (about the head), or a `jarm.Criterion`.
       targets: for "v" and "epig": `[T, 2]` integers, pairs of responses, or `[T, F]` floats, directions (of margin 0).
         "v" without them is about rankings within `prompts`: the mean variance of a reward less that of its prompt.
-      costs: `[N]` costs of responses (a pair costs the sum of its two), or `[M]` of the listed pairs, positive, in any
-        unit. The best pair is then the one of largest gain per cost.
+      costs: `[N]` costs of responses (a pair costs the sum of its two), or `[M]` of the listed pairs, which it is where
+        M = N, positive, in any unit. The best pair is then the one of largest gain per cost.
       per_prompt: maximum number of pairs with a response of any one prompt.
       per_response: maximum number of pairs with any one response.
       similarity: leave out pairs whose feature difference has at least this cosine with one of the batch: near-copies.

@@ -55,6 +55,7 @@ def greedy_written_out(
     """
     directions = np.zeros((0, len(start))) if criterion.targets is None else np.asarray(criterion.targets, np.float64)
     both, scaled = np.concatenate([written.x, directions]), np.sqrt(written.weight)[:, None] * written.x
+    lengths = np.sqrt(squares(written.x))
     price = np.ones(len(written.x)) if written.costs is None else written.costs
     chosen, gains, left = list[int](), list[float](), written.offered.copy()
     coordinates = _Coordinates(both @ whitener(start).T, len(written.x))
@@ -64,7 +65,7 @@ def greedy_written_out(
         chosen.append(place)
         gains.append(gain[place] / price[place])
         left[place] = False
-        left &= _allowed(written, chosen, limits)
+        left &= _allowed(written, lengths, chosen, limits)
         coordinates.add(place, written.weight[place])
         if (coordinates.q[left] < LOST * coordinates.fresh[left]).any():
             coordinates = _Coordinates(solved(root_of(start, scaled[chosen]), both), len(written.x))
@@ -94,8 +95,8 @@ class _Coordinates:
             self.c -= np.outer(share * with_pairs, with_targets)
 
 
-def _allowed(written: Written, chosen: list[int], limits: Limits) -> np.ndarray:
-    """Which pairs `[M]` the limits allow beside the batch, given that they did before its last pair."""
+def _allowed(written: Written, lengths: np.ndarray, chosen: list[int], limits: Limits) -> np.ndarray:
+    """Which pairs `[M]`, of differences of these lengths, the limits allow, given that they did before the last one."""
     last, allowed = chosen[-1], np.ones(len(written.pairs), bool)
     of_ends = ((limits.per_response, written.pairs), (limits.per_prompt, written.prompts))
     for maximum, ids in of_ends:
@@ -105,8 +106,8 @@ def _allowed(written: Written, chosen: list[int], limits: Limits) -> np.ndarray:
             if (ids[chosen] == one).any(axis=1).sum() >= maximum:
                 allowed &= ~(ids == one).any(axis=1)
     if limits.similarity is not None:
-        product, both = written.x @ written.x[last], squares(written.x) * squares(written.x[[last]])
-        allowed &= (np.square(product) < np.square(limits.similarity) * both) | (both == 0)
+        both = lengths * lengths[last]
+        allowed &= (np.abs(written.x @ written.x[last]) < limits.similarity * both) | (both == 0)
     return allowed
 
 

@@ -42,6 +42,9 @@ def test_other_numbers_of_labels_and_responses_compile_nothing_and_fit_what_they
         ({"labels": [0, 1.5]}, "Row 1 of labels is 1.5"),
         ({"labels": [np.nan, 1]}, "Row 0 of labels is nan"),
         ({"weights": [1, -1]}, "Row 1 of weights is -1"),
+        ({"labels": [], "pairs": np.zeros((0, 2), int)}, "no labels"),
+        ({"embeddings": np.ones(5)}, r"shape \(5,\)"),
+        ({"embeddings": np.full((5, 2), np.nan)}, "Row 0 of embeddings"),
     ],
 )
 def test_what_is_wrong_is_named(change, message):

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from marks import nightly
 
 from jarm.cli import main
 from jarm.core.settings import make_key
@@ -102,7 +103,10 @@ def asked_by(job, rule, seed=0):
 
 @pytest.mark.parametrize(
     ("first", "rules"),
-    [("random", ("random", "entropy", "dopt", "greedy_dopt", "drts")), ("v_opt", ("random", "then_random", "v_opt"))],
+    [
+        ("random", ("random", "entropy", "dopt", "greedy_dopt", "drts")),
+        nightly("v_opt", ("random", "then_random", "v_opt")),
+    ],
 )
 def test_only_recorded_training_pairs_are_asked_about_once_and_answered_by_their_record(folder, first, rules):
     job = read_job(config(folder, **{**SMALL, "rules": ",".join(rules), "first": first, "members": 2}))
@@ -139,6 +143,7 @@ def finished(folder, tmp_path_factory):
     return out, backtest(config(folder, **SMALL, out=out))
 
 
+@pytest.mark.slow
 def test_the_curve_of_random_is_that_of_plain_refits_judged_in_numpy(folder, finished):
     out, summary = finished
     job = read_job(config(folder, **SMALL))
@@ -171,6 +176,7 @@ def test_reference_lines_are_those_of_the_file(folder, finished):
     assert reference["longer response"]["pair_accuracy"] == 0.5  # all are as long
 
 
+@pytest.mark.slow
 def test_more_seeds_are_added_to_a_folder_and_equal_those_of_a_fresh_one(folder, finished, tmp_path):
     few = config(folder, **{**SMALL, "seeds": 1}, out=tmp_path / "out")
     backtest(few)
@@ -201,6 +207,7 @@ def test_the_folder_holds_curves_a_summary_and_plain_words(folder, finished):
     assert {"curves.png", "curves.svg", "summary.json"} <= {path.name for path in out.iterdir()}
 
 
+@pytest.mark.slow
 def test_where_a_prompt_has_one_pair_it_is_said_that_only_prompts_are_chosen(folder, tmp_path, capsys):
     words = ["backtest", str(folder / "single.jsonl"), "--embeddings", str(folder / "single.npy")]
     words += [
@@ -227,6 +234,7 @@ def test_where_a_prompt_has_one_pair_it_is_said_that_only_prompts_are_chosen(fol
     assert "jarm compare" not in said
 
 
+@pytest.mark.slow
 def test_a_rule_that_leaves_near_copies_alone_is_shown_to_save_labels(tmp_path):
     """Nine of ten training pairs differ by next to nothing, so random labels hardly teach."""
     rng, rows, embeddings = np.random.default_rng(0), [], []
@@ -256,6 +264,8 @@ def test_no_index_tells_which_response_was_preferred(folder):
     assert 8 < label.sum() < 32
 
 
+@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_pool_may_be_asked_about(folder):
     total = len(read_job(config(folder, **SMALL)).pool.label)
     assert total == len(shares(folder, "train"))
@@ -291,6 +301,7 @@ def test_one_prompt_is_refused(folder, tmp_path):
         read_job(config(tmp_path, "one", **SMALL))
 
 
+@pytest.mark.slow
 def test_candidates_are_recorded_pairs(folder):
     job = read_job(config(folder, **{**SMALL, "candidates": 9, "rules": "greedy_dopt"}))
     assert job.loop.candidates == 9 < len(job.pool.pairs)

@@ -94,6 +94,7 @@ def parts(small):
     return tables, teacher_space(tables), {"random": small.loop("random")}
 
 
+@pytest.mark.slow
 def test_a_part_of_the_draws_is_part_of_the_whole_and_teachers_share_a_program(small, parts):
     tables, space, loops = parts
     teachers = family(length=True)[::23][: simulated.BLOCK + 2]
