@@ -81,7 +81,7 @@ def single(name: str, array: np.ndarray) -> np.ndarray:
 def refuse_large(name: str, array: np.ndarray) -> None:
     """Refuse values whose differences have squares that overflow float32."""
     with np.errstate(over="ignore"):
-        spread = np.ptp(array, axis=0).max()
+        spread = float(np.ptp(array, axis=0).max())
     if not spread < 1e18:
         raise JarmError(f"{name} holds values of {np.abs(array).max():.1g}, whose squares overflow: scale them down.")
 
