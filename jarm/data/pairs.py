@@ -127,7 +127,7 @@ def load_pairs(
     if len(texts.places.columns) != 2:
         raise JarmError(
             f"{name} is read as {texts.layout}, and a pair has two columns of responses: name them "
-            "(`--response-columns first second`); or, for a table with scores, a `--target` (`jarm.load_table`)."
+            "(`--response-columns first second`); a table with scores is for `jarm compare --target`."
         )
     labels = pair_labels(name, columns, texts.places.columns, label, tuple(votes))
     rows = rows_of_texts(name, texts, store, embeddings)

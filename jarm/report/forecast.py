@@ -142,16 +142,19 @@ def _expected(arms: Mapping[str, Saved], ranges: Mapping[str, Sequence[float]], 
     gain = f"{saved.gain.mean:+.3f}".replace("0.", ".", 1)
     ends = interval(saving.ratio.low, saving.ratio.high, lambda x: f"{x:.1f}")
     ratio = f"{times(saving.ratio.mean, saving.bound)} fewer labels than random pairs {ends}"
+    needs = f"needs {ratio}"
+    if math.isinf(saving.labels):
+        needs = f"does not reach within {saving.limit:.0f} labels what {saving.baseline_labels:.0f} random pairs teach"
     if not useful and any(each.verdict == "not known" for each in arms.values()):
         return (
             f"Not known from {campaigns:,} campaigns: {arm_in_words(best)} is expected to gain most, {gain} in mean "
-            f"Spearman {interval(saved.gain.low, saved.gain.high)}, and needs {ratio}; simulate more (`--campaigns`)."
+            f"Spearman {interval(saved.gain.low, saved.gain.high)}, and {needs}; simulate more (`--campaigns`)."
         )
     if not useful:
         return (
             f"Random pairs are enough on embeddings like these: of the other ways, {arm_in_words(best)} is expected "
-            f"to gain most, {gain} in mean Spearman, and needs {ratio} for what "
-            f"{saving.baseline_labels:.0f} of them teach."
+            f"to gain most, {gain} in mean Spearman, and {needs}"
+            + (f" for what {saving.baseline_labels:.0f} of them teach." if math.isfinite(saving.labels) else ".")
         )
     likely = "weighed by the labels" if weighed else "all as likely"
     text = (

@@ -73,6 +73,8 @@ def test_a_curve_that_does_not_reach_has_a_bound():
     assert saved.saving.bound == "or less"
     assert saved.saving.ratio.mean == labels_to_reach(LABELS, random.mean(0), random.mean(0)[-1]) / 200
     assert saved.verdict == "random"
+    said = forecast_in_words({"v_opt+random": saved}, {"v_opt+random": (3.0, 4.0)}, False, 30)
+    assert "does not reach within 200 labels what" in said
     assert labels_saved(LABELS, random, random).saving.bound == ""
     at_once = labels_saved(LABELS, random + 1, random)
     assert (at_once.saving.labels, at_once.saving.bound) == (50, "or more")
