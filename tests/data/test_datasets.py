@@ -355,7 +355,7 @@ def test_without_scores_nothing_is_held_out_unasked(tmp_path):
 
 def test_a_table_of_pairs_is_sent_to_its_reader(tmp_path):
     table, array = write(tmp_path, [{"prompt": "p", "chosen": "a", "rejected": "b"}] * 2)
-    assert "`jarm.load_pairs`" in complaint(load_table, table, array)
+    assert "`jarm.data.pairs.load_pairs`" in complaint(load_table, table, array)
 
 
 def test_only_the_attributes_that_the_columns_allow(tmp_path):

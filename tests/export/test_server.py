@@ -158,6 +158,7 @@ def test_an_address_that_others_reach_needs_a_token(monkeypatch, capsys, tmp_pat
     assert "holds no reward model of jarm" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_the_command_serves_a_model_until_it_is_told_to_stop(tmp_path):
     folder = write_checkpoint(tmp_path / "llama", "llama")
     trained = model_on(folder, chat=False)

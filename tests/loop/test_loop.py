@@ -159,6 +159,7 @@ def test_all_pairs_uses_both_kinds_of_pair():
     assert 0 < same.sum() < len(pairs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMED)
 def test_one_trace_for_every_seed_rule_and_number(name):
     """A sweep compiles once: seeds, rules, noise, prior, learning rate and the data are all traced."""
@@ -278,6 +279,7 @@ def test_a_batch_of_nans_reaches_the_edge_as_a_status():
     assert (records.status[:-1] >= Status.DIVERGED).all()
 
 
+@pytest.mark.slow
 def test_a_warm_start_continues_from_the_last_heads():
     """Rounds differ by a few steps of Adam, each `rate * (1 + decay * weight)` or so; fresh heads by far more."""
     name = "cross prompts drawn"
@@ -346,6 +348,7 @@ def test_a_score_that_is_not_a_number_is_blamed_on_whose_it_is():
         assert ask(hparams, told, spoilt, jnp.int32(0))[1].status == status
 
 
+@pytest.mark.slow
 def test_a_rule_that_is_not_there_is_a_status():
     for name, count in (("within", 3), ("all prompts drawn", 1)):
         loop, _ = loop_of(name)

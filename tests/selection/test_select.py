@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-from marks import nightly, sampled
+from marks import nightly, sampled, slow
 
 import jarm
 from jarm.core.status import JarmError
@@ -463,7 +463,7 @@ def test_rounds_of_a_campaign_share_their_programs(on_device):
         past = np.concatenate([past, batch.pairs])
 
 
-@pytest.mark.parametrize("space", sampled(["within", "cross", "all", "listed"], "cross", "listed"))
+@pytest.mark.parametrize("space", sampled(["within", "cross", "all", "listed"], "listed"))
 @pytest.mark.parametrize("criterion", sampled(["d", "v"], "d"))
 def test_the_host_and_a_device_choose_the_same(space, criterion, monkeypatch):
     """Also where limits, costs, equal features and labelled pairs bear on the batch, for sizes that share a program."""
@@ -506,7 +506,7 @@ def test_near_copies_are_told_at_any_scale(device, monkeypatch):
     assert np.abs(x @ x.T - np.eye(5)).max() < 0.8
 
 
-@pytest.mark.parametrize("scales", [(1e-8, 1, 1e8), (1e8, 1e-8, 1), (1e8, 1e8, 1e8)])
+@pytest.mark.parametrize("scales", [(1e-8, 1, 1e8), nightly((1e8, 1e-8, 1)), nightly((1e8, 1e8, 1e8))])
 def test_choices_of_the_host_keep_their_digits_where_features_span_many(scales):
     features = problem(14)[0] * scales
     batch = jarm.select(features, space="all", k=K, prior_precision=1.0)
@@ -522,7 +522,7 @@ def test_choices_of_the_host_keep_their_digits_where_features_span_many(scales):
     "own",
     [
         dataclasses.replace(D_OPTIMAL, gain=lambda worth: worth),
-        dataclasses.replace(D_OPTIMAL, weight=lambda margin: 1 + 0 * margin),
+        slow(dataclasses.replace(D_OPTIMAL, weight=lambda margin: 1 + 0 * margin)),
     ],
 )
 def test_a_criterion_with_a_part_of_ones_own_is_not_taken_for_another(own):
