@@ -17,7 +17,7 @@ import sys
 import pytest
 from jax import export
 from jax.sharding import AbstractMesh, AxisType
-from marks import slow
+from marks import nightly, slow
 
 from benchmarks import programs
 
@@ -47,7 +47,12 @@ OFTEN = (
 )
 
 
-@pytest.mark.parametrize("name", [name if name in OFTEN else slow(name) for name in TABLE if name not in LARGE])
+def when(name):
+    """Rules share their parts with the runs."""
+    return name if name in OFTEN else nightly(name) if name.startswith("rule: ") else slow(name)
+
+
+@pytest.mark.parametrize("name", [when(name) for name in TABLE if name not in LARGE])
 def test_a_program_lowers_for_gpus_and_tpus(name):
     program = TABLE[name]()
     assert export.export(program.function, platforms=PLATFORMS)(*program.args).platforms == PLATFORMS

@@ -208,6 +208,7 @@ def test_the_folder_holds_curves_a_summary_and_plain_words(folder, finished):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_where_a_prompt_has_one_pair_it_is_said_that_only_prompts_are_chosen(folder, tmp_path, capsys):
     words = ["backtest", str(folder / "single.jsonl"), "--embeddings", str(folder / "single.npy")]
     words += [
@@ -302,6 +303,7 @@ def test_one_prompt_is_refused(folder, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.nightly
 def test_candidates_are_recorded_pairs(folder):
     job = read_job(config(folder, **{**SMALL, "candidates": 9, "rules": "greedy_dopt"}))
     assert job.loop.candidates == 9 < len(job.pool.pairs)

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from marks import nightly
 from test_compare import in_order
 from test_sweep import TOML
 
@@ -73,7 +74,7 @@ def check(out, reference):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("together", ["0", "2"])
+@pytest.mark.parametrize("together", ["0", nightly("2")])
 def test_eight_devices(together, job, reference):
     """Four cells on eight devices: one each, of which four are copies; or two each."""
     out = job / f"eight-{together}"
