@@ -32,9 +32,9 @@ from jarm.testing.conformance import CHECKS, SPACES, check_rule
 def compare_command(config: Annotated[CompareConfig, tyro.conf.OmitArgPrefixes, built_by(CompareConfig)]) -> None:
     """Compare acquisition rules: how fast does each teach a reward model, and does it beat random here?
 
-    With no options it runs on built-in data, one to three minutes on two cores. Records are appended run by run:
-    interrupt it at any time, and the same command goes on. On your own data (of chosen and rejected responses it is
-    `jarm backtest`):
+    With no options it runs on built-in data, a minute on two cores, or a few where they are busy. Records are appended
+    run by run: interrupt it at any time, and the same command goes on. On your own data (of chosen and rejected
+    responses it is `jarm backtest`):
 
     jarm compare --data responses.parquet --embeddings embeddings.npy --target score --out out/mine
     """
