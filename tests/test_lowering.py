@@ -90,6 +90,7 @@ def compiled(topology, *patterns):
 
 def tpu(function):
     """A test that needs the compiler, which `pip install libtpu` brings."""
+    # 200 MB that only .ci/run and these tests need: no part of an extra.
     missing = importlib.util.find_spec("libtpu") is None
     return pytest.mark.tpu(pytest.mark.skipif(missing, reason="there is no libtpu: pip install libtpu")(function))
 

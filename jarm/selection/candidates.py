@@ -8,6 +8,7 @@ compiled anew in each; their counterparts here run on the host.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
@@ -84,6 +85,7 @@ class Candidates:
         place[self.rows[self.rows >= 0]] = np.flatnonzero(self.rows >= 0)
         return np.sort(place[pairs], axis=1)
 
+    @functools.cached_property
     def written_out(self) -> np.ndarray:
         """Every pair of the space in the indices of the caller, excluded or not, in lexicographic order: `[M, 2]`."""
         space = self.space

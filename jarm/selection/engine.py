@@ -95,7 +95,7 @@ def _mean_information(request: Request) -> np.ndarray:
     if weighted is None:
         raise JarmError("The mean information of a pair is not known for weights of your own: give prior_precision.")
     if is_written_out(request):
-        total = request.information(candidates.written_out())
+        total = request.information(candidates.written_out)
     else:
         keep_compiled()
         rewards = request.device_rewards if weighted else None
@@ -160,7 +160,7 @@ def _problem(request: Request, space: PairSpace, information: np.ndarray) -> tup
 def _on_host(request: Request, information: np.ndarray) -> tuple[Selection, GreedyInfo]:
     """The greedy batch of a space that is written out."""
     candidates, codes = request.candidates, request.prompts
-    pairs = candidates.written_out()
+    pairs = candidates.written_out
     margin = request.margins(pairs)
     written = Written(
         pairs=pairs,

@@ -80,7 +80,8 @@ class _Coordinates:
 
     def __init__(self, y: np.ndarray, count: int) -> None:
         self._y, self._z, self._inverse = y[:count], y[count:], np.eye(y.shape[1])
-        self.fresh, self.q, self.h = squares(self._y), squares(self._y), squares(self._z)
+        self.fresh = self.q = squares(self._y)
+        self.h = squares(self._z)
         self.c = self._y @ self._z.T
 
     def add(self, place: int, weight: float) -> None:
